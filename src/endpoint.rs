@@ -1,0 +1,336 @@
+//! **Word.** What a look-up gives: [`Endpoint`], [`Answer`] and the words that
+//! say where it came from. How a set is found lives in the sources, how long it
+//! holds in the cache.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
+
+use crate::found::Held;
+
+/// One place where a service can be reached: one address and one port of one
+/// registered instance.
+///
+/// What a source cannot know is `None`: Consul's DNS interface tells nothing of
+/// tags, metadata or health, its HTTP catalog tells all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Endpoint {
+    /// The address, as registered or as resolved from the SRV target.
+    pub address: IpAddr,
+    /// The port; 0 where the instance was registered without one, and for names
+    /// that have none (nodes and addresses).
+    pub port: u16,
+    /// RFC 2782 priority, lowest first. Consul always says 1.
+    pub priority: u16,
+    /// RFC 2782 weight: the instance's own for its health (passing or warning).
+    pub weight: u16,
+    /// The SRV target, absolute, with its final dot.
+    pub target: Arc<str>,
+    /// The node that the instance is registered on.
+    pub node: Option<Arc<str>>,
+    /// The instance's id, unique on its node.
+    pub id: Option<Box<str>>,
+    /// The instance's tags.
+    pub tags: Option<Box<[Box<str>]>>,
+    /// The instance's metadata.
+    pub meta: Option<Box<BTreeMap<Box<str>, Box<str>>>>,
+    /// The worst of the checks of the node and of the instance.
+    pub health: Option<Health>,
+}
+
+impl Endpoint {
+    /// Address and port together, as a socket wants them.
+    pub fn socket_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    /// `10.0.0.1:8080`, `[2001:db8::1]:8080`; the address alone where there is
+    /// no port.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            0 => self.address.fmt(f),
+            _ => self.socket_addr().fmt(f),
+        }
+    }
+}
+
+/// State of an instance by its checks (Consul docs: Health checks).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Health {
+    /// Every check passes, or there is none.
+    Passing,
+    /// At least one check warns, none is critical. Consul's DNS lists these.
+    Warning,
+    /// At least one check is critical. Such instances are never answered.
+    Critical,
+    /// A state that this version does not know; Consul's DNS gives it weight 1.
+    Unknown,
+}
+
+impl Health {
+    /// Consul's own word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passing => "passing",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Where an answer came from: a rung of the ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// Consul's DNS interface.
+    Dns,
+    /// Consul's HTTP API.
+    Http,
+    /// The static catalog file.
+    Static,
+}
+
+impl Source {
+    /// `dns`, `http`, `static`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Http => "http",
+            Self::Static => "static",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What carried an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Transport {
+    /// A datagram.
+    Udp,
+    /// DNS over a TCP connection (RFC 7766).
+    Tcp,
+    /// HTTP, plain or over TLS or a unix socket.
+    Http,
+    /// A file on this machine.
+    File,
+}
+
+impl Transport {
+    /// `udp`, `tcp`, `http`, `file`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::File => "file",
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether an answer is still what its source vouches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Freshness {
+    /// Younger than the time it was cached for.
+    Fresh,
+    /// Older; given because no source could say anything newer.
+    Stale,
+}
+
+impl Freshness {
+    /// `fresh`, `stale`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+impl fmt::Display for Freshness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The endpoints of one name, with their source, age and completeness.
+///
+/// Cheap to clone: all clones share one set.
+#[derive(Clone)]
+pub struct Answer {
+    pub(crate) held: Arc<Held>,
+    pub(crate) age: Duration,
+    pub(crate) freshness: Freshness,
+    /// The steps of the look-up that fetched it; `None` when it came from cache.
+    pub(crate) attempts: Option<Arc<[Attempt]>>,
+}
+
+impl Answer {
+    /// The full name that was looked up, with its final dot.
+    pub fn name(&self) -> &str {
+        &self.held.name
+    }
+
+    /// Every endpoint that the source told of, without duplicates, in the
+    /// source's order. To choose one of them see the balance room.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.held.endpoints
+    }
+
+    /// The rung that the set came from.
+    pub fn source(&self) -> Source {
+        self.held.source
+    }
+
+    /// What carried it from there.
+    pub fn transport(&self) -> Transport {
+        self.held.transport
+    }
+
+    /// Fresh or stale.
+    pub fn freshness(&self) -> Freshness {
+        self.freshness
+    }
+
+    /// Time since the source gave the set.
+    pub fn age(&self) -> Duration {
+        self.age
+    }
+
+    /// What is left of the time to live that the source gave; zero when that was
+    /// zero, as it is by default in Consul, or is over.
+    pub fn ttl(&self) -> Duration {
+        self.held.ttl.saturating_sub(self.age)
+    }
+
+    /// Whether this is known to be the whole set. Where it is not,
+    /// [`warnings`](Self::warnings) says why.
+    pub fn is_complete(&self) -> bool {
+        self.held.complete
+    }
+
+    /// What the caller should know about this set: one sentence each.
+    pub fn warnings(&self) -> &[Box<str>] {
+        &self.held.warnings
+    }
+
+    /// Every step of the look-up that fetched this set, in order; empty when it
+    /// came from the cache.
+    pub fn attempts(&self) -> &[Attempt] {
+        self.attempts.as_deref().unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer")
+            .field("name", &self.name())
+            .field("endpoints", &self.endpoints())
+            .field("source", &self.source())
+            .field("freshness", &self.freshness)
+            .field("age", &self.age)
+            .field("complete", &self.is_complete())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One question put to one source, and what came of it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Attempt {
+    /// The rung asked.
+    pub source: Source,
+    /// The address, URL or path asked. Never holds a token.
+    pub address: Box<str>,
+    /// What carried the question.
+    pub transport: Transport,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Time from the question to its outcome.
+    pub elapsed: Duration,
+    /// Bytes of the reply; 0 without one.
+    pub received: usize,
+    /// Instances or records that the reply held.
+    pub count: usize,
+    /// The cause, and why the look-up went on from here; empty when there is
+    /// nothing to add to the outcome.
+    pub detail: Box<str>,
+}
+
+/// How one [`Attempt`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// A whole answer.
+    Answered,
+    /// An answer that is not known to be whole.
+    Partial,
+    /// The source says that there is no such name, or nothing healthy.
+    NotFound,
+    /// The connection was refused: nothing listens there.
+    Refused,
+    /// No answer within the time allowed.
+    TimedOut,
+    /// The source says that we may not know (ACL).
+    Denied,
+    /// The source answered that it cannot answer (SERVFAIL, HTTP 5xx).
+    Failed,
+    /// The reply could not be read.
+    Malformed,
+    /// The machine, the network or the file system said no.
+    Unreachable,
+}
+
+impl Outcome {
+    /// The word used in JSON and in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Partial => "partial",
+            Self::NotFound => "not_found",
+            Self::Refused => "refused",
+            Self::TimedOut => "timeout",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+            Self::Malformed => "malformed",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for Attempt {
+    /// `dns 127.0.0.1:8600 over udp: refused after 0.2 ms (connection refused)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.source, self.address)?;
+        if self.source == Source::Dns {
+            write!(f, " over {}", self.transport)?;
+        }
+        let millis = self.elapsed.as_secs_f64() * 1e3;
+        write!(f, ": {} after {millis:.1} ms", self.outcome)?;
+        if !self.detail.is_empty() {
+            write!(f, " ({})", self.detail)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! **Word.** What a source found at a name, before anybody asks for it in a
+//! certain form: endpoints for the library, records for a DNS client. Both forms
+//! are made in [`crate::records`].
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use crate::endpoint::{Endpoint, Health, Source, Transport};
+
+/// What stands behind a name.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Found {
+    /// Instances of a service, a prepared query, a mesh or ingress name.
+    Instances(Vec<Instance>),
+    /// One host: a node, an `addr` name, a virtual address.
+    Host(Host),
+    /// Names behind a reverse question, absolute.
+    Pointers(Vec<Box<str>>),
+    /// The zone's own servers: absolute name and addresses.
+    Servers(Vec<(Arc<str>, Vec<IpAddr>)>),
+}
+
+/// One registered instance, as one SRV record tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Instance {
+    /// SRV target, absolute, in its registered case.
+    pub(crate) target: Arc<str>,
+    /// What kind of name the target is.
+    pub(crate) kind: TargetKind,
+    /// Addresses of the target; empty as long as nobody resolved it.
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) port: u16,
+    pub(crate) priority: u16,
+    pub(crate) weight: u16,
+    pub(crate) node: Option<Arc<str>>,
+    /// The node's metadata as TXT strings (RFC 1464), and the owner they have.
+    pub(crate) text: Option<Arc<NodeText>>,
+    /// What only the catalog knows.
+    pub(crate) facts: Option<Box<Facts>>,
+}
+
+/// What a catalog knows of an instance beyond its SRV record.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Facts {
+    pub(crate) id: Option<Box<str>>,
+    pub(crate) tags: Box<[Box<str>]>,
+    pub(crate) meta: BTreeMap<Box<str>, Box<str>>,
+    pub(crate) health: Option<Health>,
+}
+
+/// The three sorts of SRV target that Consul gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TargetKind {
+    /// `<hex>.addr.<dc>.<domain>`: the instance's own IP address in the name.
+    Address,
+    /// `<node>.node.<dc>.<domain>`: the instance has its node's address.
+    Node,
+    /// Any other name: registered as the address by the operator. Asked for an
+    /// address, Consul answers with a CNAME to it.
+    Host,
+}
+
+/// A node, or another name that stands for one host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Host {
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The name that stands in place of an address, absolute.
+    pub(crate) alias: Option<Arc<str>>,
+    /// The node's metadata as TXT strings.
+    pub(crate) text: Vec<Box<[u8]>>,
+}
+
+/// A node's metadata in the form that DNS carries it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct NodeText {
+    /// Owner of the TXT records: `<node>.node.<dc>.<domain>`, absolute.
+    pub(crate) owner: Box<str>,
+    /// One string a metadata pair.
+    pub(crate) strings: Vec<Box<[u8]>>,
+}
+
+/// A set as the cache holds it and as every answer shares it.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) name: Box<str>,
+    pub(crate) found: Found,
+    pub(crate) endpoints: Box<[Endpoint]>,
+    pub(crate) source: Source,
+    pub(crate) transport: Transport,
+    /// As the source said it; the cache's floor and cap are not in it.
+    pub(crate) ttl: Duration,
+    pub(crate) complete: bool,
+    pub(crate) warnings: Box<[Box<str>]>,
+}

@@ -1,0 +1,1 @@
+//! **Word.** names, being built
