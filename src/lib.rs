@@ -3,8 +3,11 @@
 
 mod endpoint;
 mod error;
+mod clock;
+mod complete;
 mod found;
 mod name;
+mod source;
 
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
 pub use error::{Error, ErrorKind};

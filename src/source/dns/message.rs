@@ -1,0 +1,164 @@
+//! **Pure.** One question to Consul's DNS interface, as bytes, and whether bytes
+//! that come back answer it (RFC 5452, section 9.1).
+//!
+//! A reply is accepted only if id, QR, and the whole question are the ones sent;
+//! the sockets see to address and port. Anything else is counted by its
+//! [`Stranger`] and ignored: a stray or forged datagram must not end a query.
+
+use hickory_proto::{
+    op::{Edns, Message, MessageType, OpCode, Query as Asked},
+    rr::{Name, RecordType},
+    serialize::binary::{BinDecodable, BinDecoder},
+};
+
+/// Length of a DNS header (RFC 1035, section 4.1.1).
+const HEADER: usize = 12;
+
+/// One encoded question. Its id is a blank that each sending fills in.
+#[derive(Clone, Debug)]
+pub(crate) struct Query {
+    bytes: Vec<u8>,
+    /// Where the question section ends.
+    question_end: usize,
+    /// The EDNS size that it advertises.
+    payload: u16,
+}
+
+/// Why bytes were ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Stranger {
+    TooShort,
+    WrongId,
+    NotAReply,
+    WrongQuestion,
+    Malformed,
+}
+
+impl Query {
+    /// A question for `name` and `kind` that advertises `payload` bytes by EDNS.
+    /// `None` if the name has no wire form.
+    pub(crate) fn new(name: &str, kind: RecordType, payload: u16) -> Option<Self> {
+        let name = Name::from_ascii(name).ok()?;
+        let mut message = Message::new(0, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.add_query(Asked::query(name.clone(), kind));
+        let mut edns = Edns::new();
+        edns.set_max_payload(payload).set_version(0);
+        message.set_edns(edns);
+        let bytes = message.to_vec().ok()?;
+        // Nothing comes before the first question, so its name is not compressed.
+        let labels: usize = name.iter().map(|label| label.len() + 1).sum();
+        let question_end = HEADER + labels + 1 + 4;
+        (question_end <= bytes.len()).then_some(Self { bytes, question_end, payload })
+    }
+
+    /// The EDNS size that it advertises, in bytes.
+    pub(crate) fn payload(&self) -> u16 {
+        self.payload
+    }
+
+    /// The bytes to send under `id`.
+    pub(crate) fn with_id(&self, id: u16) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        if let Some(field) = bytes.first_chunk_mut() {
+            *field = id.to_be_bytes();
+        }
+        bytes
+    }
+
+    /// Whether `reply` answers this question sent under `id`, by its header and
+    /// question alone.
+    pub(crate) fn is_answered_by(&self, id: u16, reply: &[u8]) -> Result<(), Stranger> {
+        let Some((header, _)) = reply.split_first_chunk::<HEADER>() else {
+            return Err(Stranger::TooShort);
+        };
+        if header[..2] != id.to_be_bytes() {
+            return Err(Stranger::WrongId);
+        }
+        if header[2] & 0x80 == 0 {
+            return Err(Stranger::NotAReply);
+        }
+        let type_at = self.question_end - 4;
+        let same_question = header[4..6] == [0, 1]
+            && reply.len() >= self.question_end
+            && reply[HEADER..type_at].eq_ignore_ascii_case(&self.bytes[HEADER..type_at])
+            && reply[type_at..self.question_end] == self.bytes[type_at..self.question_end];
+        if same_question { Ok(()) } else { Err(Stranger::WrongQuestion) }
+    }
+}
+
+/// The id that a message starts with.
+pub(crate) fn id(message: &[u8]) -> Option<u16> {
+    message.first_chunk().copied().map(u16::from_be_bytes)
+}
+
+/// The whole message, read to its last byte.
+pub(crate) fn decode(reply: &[u8]) -> Result<Message, Stranger> {
+    let mut decoder = BinDecoder::new(reply);
+    let message = Message::read(&mut decoder).map_err(|_| Stranger::Malformed)?;
+    if decoder.is_empty() { Ok(message) } else { Err(Stranger::Malformed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::op::Message;
+
+    fn query() -> Query {
+        Query::new("web.service.consul.", RecordType::SRV, 4093).unwrap()
+    }
+
+    fn reply(id: u16) -> Vec<u8> {
+        let mut message = Message::from_vec(&query().with_id(id)).unwrap();
+        message.metadata.message_type = MessageType::Response;
+        message.to_vec().unwrap()
+    }
+
+    #[test]
+    fn its_own_reply_is_accepted_in_any_case() {
+        assert_eq!(query().is_answered_by(7, &reply(7)), Ok(()));
+        let mut shouted = reply(7);
+        shouted[13..16].make_ascii_uppercase();
+        assert_eq!(query().is_answered_by(7, &shouted), Ok(()));
+    }
+
+    #[test]
+    fn every_single_wrong_field_makes_a_stranger() {
+        let query = query();
+        assert_eq!(query.is_answered_by(8, &reply(7)), Err(Stranger::WrongId));
+        assert_eq!(query.is_answered_by(7, &query.with_id(7)), Err(Stranger::NotAReply));
+        for at in HEADER..query.question_end {
+            let mut forged = reply(7);
+            forged[at] ^= 0x01;
+            assert_eq!(query.is_answered_by(7, &forged), Err(Stranger::WrongQuestion), "byte {at}");
+        }
+        for count in [0, 2, 255] {
+            let mut forged = reply(7);
+            forged[5] = count;
+            assert_eq!(query.is_answered_by(7, &forged), Err(Stranger::WrongQuestion));
+        }
+        for length in 0..HEADER {
+            assert_eq!(query.is_answered_by(7, &reply(7)[..length]), Err(Stranger::TooShort));
+        }
+        assert_eq!(query.is_answered_by(7, &reply(7)[..20]), Err(Stranger::WrongQuestion));
+    }
+
+    #[test]
+    fn the_type_is_compared_with_its_case() {
+        // Types 65 and 97 are `A` and `a` as letters.
+        let query = Query::new("web.service.consul.", RecordType::from(65), 4093).unwrap();
+        let mut forged = query.with_id(7);
+        forged[2] |= 0x80;
+        assert_eq!(query.is_answered_by(7, &forged), Ok(()));
+        forged[query.question_end - 3] = 97;
+        assert_eq!(query.is_answered_by(7, &forged), Err(Stranger::WrongQuestion));
+    }
+
+    #[test]
+    fn bytes_left_over_make_a_message_malformed() {
+        let mut long = reply(7);
+        assert!(decode(&long).is_ok());
+        long.push(0);
+        assert_eq!(decode(&long).unwrap_err(), Stranger::Malformed);
+    }
+}

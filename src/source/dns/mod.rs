@@ -1,0 +1,379 @@
+//! **Shell.** The rung that asks Consul's DNS interface: which server, which
+//! transport, and what each attempt came to.
+//!
+//! | heard | then |
+//! | --- | --- |
+//! | a reply proven whole | done |
+//! | a reply over UDP that may be cut | the same question over TCP |
+//! | a reply over TCP that may be cut, server on loopback | once more over UDP with room for 60 kB: two roomy replies prove each other |
+//! | no such name | done |
+//! | refused, silent, SERVFAIL, unreadable | the next server; after the last the rung has failed |
+//!
+//! What may be cut and what proves the opposite is decided in
+//! [`crate::complete`]; what a reply means in [`crate::records`]. The transport
+//! that a name needed last time is asked first next time.
+
+mod message;
+mod tcp;
+mod udp;
+
+use std::{
+    collections::HashSet,
+    io,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use hickory_proto::{
+    op::{Message, ResponseCode},
+    rr::{RData, RecordType},
+};
+use tokio::time::timeout_at;
+
+use self::{message::Query, tcp::Connection};
+use crate::{
+    clock,
+    complete::{self, Reason, Seen, Verdict},
+    endpoint::{Attempt, Outcome, Source, Transport},
+};
+
+/// EDNS sizes, in bytes. Odd on purpose: Consul echoes a client's own number,
+/// any name server between us and Consul says one of its own.
+const LOOPBACK_PAYLOAD: u16 = 4_093;
+const REMOTE_PAYLOAD: u16 = 1_229;
+const ROOMY_PAYLOAD: u16 = 59_989;
+
+/// The first datagram gets this long, the second twice as long. A reply on
+/// loopback takes less than a millisecond.
+const FIRST_TRY: Duration = Duration::from_millis(100);
+
+/// Names whose transport is remembered. A forgotten name costs one datagram.
+const MOST_LEARNED: usize = 4_096;
+
+/// One message from a name server.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) message: Message,
+    /// Its length in bytes.
+    pub(crate) size: usize,
+    /// The length that it was cut to.
+    pub(crate) limit: usize,
+    /// The EDNS size that the question advertised.
+    pub(crate) advertised: u16,
+    pub(crate) transport: Transport,
+}
+
+/// Why there is no reply.
+#[derive(Clone, Debug)]
+pub(crate) enum Trouble {
+    Refused,
+    TimedOut,
+    /// The connection ended before the reply came.
+    Closed,
+    Malformed,
+    /// More stray datagrams than we look at for one question.
+    Flooded,
+    /// The name has no wire form.
+    NoQuestion,
+    Io(io::ErrorKind),
+}
+
+impl Trouble {
+    fn from_io(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Closed,
+            other => Self::Io(other),
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused => Outcome::Refused,
+            Self::TimedOut => Outcome::TimedOut,
+            Self::Closed | Self::NoQuestion | Self::Io(_) => Outcome::Unreachable,
+            Self::Malformed | Self::Flooded => Outcome::Malformed,
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::Refused => "nothing listens there".to_owned(),
+            Self::TimedOut => "no reply".to_owned(),
+            Self::Closed => "the connection was closed before the reply".to_owned(),
+            Self::Malformed => "the reply is not a DNS message".to_owned(),
+            Self::Flooded => "too many datagrams that answer another question".to_owned(),
+            Self::NoQuestion => "the name has no wire form".to_owned(),
+            Self::Io(kind) => kind.to_string(),
+        }
+    }
+}
+
+/// What the rung heard.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// Records. `doubt` says why they may not be all.
+    Records { reply: Reply, doubt: Option<Reason> },
+    /// NXDOMAIN, or NOERROR with no records: the reply carries the SOA, if any.
+    Nothing { reply: Reply },
+    /// No server answered.
+    Failed,
+}
+
+/// The name servers of one resolver, in the order they are asked.
+#[derive(Debug)]
+pub(crate) struct DnsSource {
+    servers: Vec<Server>,
+    /// Names that did not fit a datagram. A std mutex: held for one look-up,
+    /// never across an await.
+    large: Mutex<HashSet<Box<str>>>,
+}
+
+#[derive(Debug)]
+struct Server {
+    address: SocketAddr,
+    connection: Connection,
+}
+
+impl DnsSource {
+    pub(crate) fn new(servers: &[SocketAddr]) -> Self {
+        let server = |&address| Server { address, connection: Connection::new(address) };
+        Self {
+            servers: servers.iter().map(server).collect(),
+            large: Mutex::default(),
+        }
+    }
+
+    /// Asks one server after the other until one answers, at most until `limit`.
+    /// Each step is written to `attempts`.
+    pub(crate) async fn ask(
+        &self,
+        name: &str,
+        kind: RecordType,
+        limit: Instant,
+        attempts: &mut Vec<Attempt>,
+    ) -> Heard {
+        let mut best = Heard::Failed;
+        for (asked, server) in self.servers.iter().enumerate() {
+            let now = clock::now();
+            if now >= limit {
+                break;
+            }
+            // The servers still to be asked get their share of the time.
+            let left = u32::try_from(self.servers.len() - asked).unwrap_or(u32::MAX);
+            let limit = now + (limit - now) / left;
+            let mut round = Round { source: self, server, name, kind, limit, attempts };
+            match round.run().await {
+                Heard::Failed => {}
+                heard @ (Heard::Records { doubt: None, .. } | Heard::Nothing { .. }) => return heard,
+                heard @ Heard::Records { .. } => best = heard,
+            }
+        }
+        best
+    }
+
+    fn is_large(&self, name: &str) -> bool {
+        self.large.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
+    fn learn(&self, name: &str, large: bool) {
+        let mut names = self.large.lock().unwrap_or_else(PoisonError::into_inner);
+        if !large {
+            names.remove(name);
+        } else if names.len() < MOST_LEARNED {
+            names.insert(name.into());
+        }
+    }
+}
+
+/// One question to one server.
+struct Round<'a> {
+    source: &'a DnsSource,
+    server: &'a Server,
+    name: &'a str,
+    kind: RecordType,
+    limit: Instant,
+    attempts: &'a mut Vec<Attempt>,
+}
+
+impl Round<'_> {
+    async fn run(&mut self) -> Heard {
+        let on_loopback = self.server.address.ip().is_loopback();
+        let payload = if on_loopback { LOOPBACK_PAYLOAD } else { REMOTE_PAYLOAD };
+
+        let mut earlier = None;
+        if !self.source.is_large(self.name) {
+            match self.over_udp(payload).await {
+                Ok(Heard::Records { reply, doubt: Some(doubt) }) => {
+                    if doubt != Reason::NoText {
+                        self.source.learn(self.name, true);
+                    }
+                    earlier = Some(seen(&reply));
+                }
+                Ok(heard) => return heard,
+                // TCP is no way round a server that is not there or does not answer.
+                Err(Trouble::Flooded | Trouble::Malformed) => {}
+                Err(_) => return Heard::Failed,
+            }
+        }
+        let Ok(heard) = self.over_tcp(earlier.as_ref()).await else { return Heard::Failed };
+        let Heard::Records { reply, doubt } = heard else { return heard };
+        if reply.size < usize::from(payload) / 2 {
+            self.source.learn(self.name, false);
+        }
+        let Some(doubt) = doubt else { return Heard::Records { reply, doubt: None } };
+        if doubt != Reason::NoText || !on_loopback || self.kind != RecordType::SRV {
+            return Heard::Records { reply, doubt: Some(doubt) };
+        }
+        self.third_opinion(reply).await
+    }
+
+    /// A reply over TCP that looks roomy and holds no proof, asked once more with
+    /// a limit that is far from TCP's.
+    async fn third_opinion(&mut self, reply: Reply) -> Heard {
+        let before = seen(&reply);
+        let Ok(Heard::Records { reply: roomy, .. }) = self.over_udp(ROOMY_PAYLOAD).await else {
+            return Heard::Records { reply, doubt: Some(Reason::NoText) };
+        };
+        let after = seen(&roomy);
+        if complete::judge(&after) == Verdict::Whole || complete::second_opinion(&before, &after) {
+            Heard::Records { reply: roomy, doubt: None }
+        } else if complete::second_opinion(&after, &before) {
+            Heard::Records { reply, doubt: None }
+        } else {
+            Heard::Records { reply, doubt: Some(Reason::NoText) }
+        }
+    }
+
+    async fn over_udp(&mut self, payload: u16) -> Result<Heard, Trouble> {
+        let query = self.query(payload)?;
+        let first = self.timed(Transport::Udp, FIRST_TRY, udp::exchange(self.server.address, &query));
+        let mut outcome = first.await;
+        if let (Err(Trouble::TimedOut), _) = &outcome {
+            let again = udp::exchange(self.server.address, &query);
+            let (second, elapsed) = self.timed(Transport::Udp, FIRST_TRY * 2, again).await;
+            outcome = (second, elapsed);
+        }
+        let (reply, elapsed) = outcome;
+        self.judge(reply?, elapsed, None)
+    }
+
+    async fn over_tcp(&mut self, earlier: Option<&Seen>) -> Result<Heard, Trouble> {
+        let query = self.query(LOOPBACK_PAYLOAD)?;
+        let exchange = self.server.connection.exchange(&query);
+        let rest = self.limit.saturating_duration_since(clock::now());
+        let (reply, elapsed) = self.timed(Transport::Tcp, rest, exchange).await;
+        if let Err(Trouble::TimedOut) = reply {
+            self.server.connection.give_up().await;
+        }
+        self.judge(reply?, elapsed, earlier)
+    }
+
+    fn query(&mut self, payload: u16) -> Result<Query, Trouble> {
+        Query::new(self.name, self.kind, payload).ok_or(Trouble::NoQuestion)
+    }
+
+    /// Runs one exchange within `most` and the limit; a failure is written down.
+    async fn timed(
+        &mut self,
+        transport: Transport,
+        most: Duration,
+        exchange: impl Future<Output = Result<Reply, Trouble>>,
+    ) -> (Result<Reply, Trouble>, Duration) {
+        let start = clock::now();
+        let until = self.limit.min(start + most);
+        let reply = match timeout_at(until.into(), exchange).await {
+            Ok(reply) => reply,
+            Err(_) => Err(Trouble::TimedOut),
+        };
+        let elapsed = clock::now().saturating_duration_since(start);
+        if let Err(trouble) = &reply {
+            self.note(transport, trouble.outcome(), elapsed, 0, 0, trouble.detail());
+        }
+        (reply, elapsed)
+    }
+
+    /// What a reply is worth, written down.
+    fn judge(
+        &mut self,
+        reply: Reply,
+        elapsed: Duration,
+        earlier: Option<&Seen>,
+    ) -> Result<Heard, Trouble> {
+        let code = reply.message.metadata.response_code;
+        let seen = seen(&reply);
+        let (outcome, detail) = match code {
+            ResponseCode::NoError if reply.message.answers.is_empty() && !seen.truncated => {
+                (Outcome::NotFound, "no such record".to_owned())
+            }
+            ResponseCode::NXDomain => (Outcome::NotFound, "no such name".to_owned()),
+            ResponseCode::NoError => match self.doubt(&seen, earlier) {
+                None => (Outcome::Answered, String::new()),
+                Some(doubt) => {
+                    self.note_reply(&reply, Outcome::Partial, elapsed, doubt.to_string());
+                    return Ok(Heard::Records { reply, doubt: Some(doubt) });
+                }
+            },
+            code => (Outcome::Failed, format!("{code}")),
+        };
+        self.note_reply(&reply, outcome, elapsed, detail);
+        Ok(match outcome {
+            Outcome::Answered => Heard::Records { reply, doubt: None },
+            Outcome::NotFound => Heard::Nothing { reply },
+            _ => Heard::Failed,
+        })
+    }
+
+    fn doubt(&self, seen: &Seen, earlier: Option<&Seen>) -> Option<Reason> {
+        if self.kind != RecordType::SRV {
+            let whole = complete::holds_all(seen.truncated, seen.size, seen.limit);
+            return (!whole).then_some(Reason::SizeLimit);
+        }
+        match complete::judge(seen) {
+            Verdict::Whole => None,
+            Verdict::Unproven(_) if earlier.is_some_and(|e| complete::second_opinion(e, seen)) => None,
+            Verdict::Cut(reason) | Verdict::Unproven(reason) => Some(reason),
+        }
+    }
+
+    fn note_reply(&mut self, reply: &Reply, outcome: Outcome, elapsed: Duration, detail: String) {
+        let count = reply.message.answers.len();
+        self.note(reply.transport, outcome, elapsed, reply.size, count, detail);
+    }
+
+    fn note(
+        &mut self,
+        transport: Transport,
+        outcome: Outcome,
+        elapsed: Duration,
+        received: usize,
+        count: usize,
+        detail: String,
+    ) {
+        self.attempts.push(Attempt {
+            source: Source::Dns,
+            address: self.server.address.to_string().into(),
+            transport,
+            outcome,
+            elapsed,
+            received,
+            count,
+            detail: detail.into(),
+        });
+    }
+}
+
+fn seen(reply: &Reply) -> Seen {
+    let message = &reply.message;
+    let is = |kind| move |record: &&hickory_proto::rr::Record| record.record_type() == kind;
+    Seen {
+        transport: reply.transport,
+        limit: reply.limit,
+        size: reply.size,
+        instances: message.answers.iter().filter(is(RecordType::SRV)).count(),
+        text: message.additionals.iter().any(|record| matches!(record.data, RData::TXT(_))),
+        truncated: message.metadata.truncation,
+        echoed: message.edns.as_ref().is_some_and(|edns| edns.max_payload() == reply.advertised),
+    }
+}

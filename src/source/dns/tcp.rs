@@ -1,0 +1,204 @@
+//! **Shell.** One persistent connection to a name server, shared by all who ask:
+//! questions are pipelined and replies matched in whatever order they come
+//! (RFC 7766, sections 6.2.1 and 7).
+
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream, tcp::OwnedWriteHalf},
+    sync::{Mutex, mpsc, oneshot},
+    time::timeout,
+};
+use tracing::debug;
+
+use super::message::{self, Query, Stranger};
+use super::{Reply, Trouble};
+use crate::{clock, complete::TCP_LIMIT, endpoint::Transport};
+
+/// Questions that wait for the connection to take them up.
+const QUEUE: usize = 256;
+
+/// Questions unanswered at once on one connection.
+const MOST_PENDING: usize = 4_096;
+
+/// Replies nobody asked for before the connection is dropped.
+const MOST_STRANGERS: usize = 16;
+
+/// Longest time that one question may take to be written.
+const WRITE_LIMIT: Duration = Duration::from_secs(2);
+
+/// A connection nobody used for this long is closed. Consul closes its side
+/// after 8 seconds.
+const IDLE: Duration = Duration::from_secs(7);
+
+/// The connection to one server: opened by the first question, opened again when
+/// it was closed.
+#[derive(Debug)]
+pub(super) struct Connection {
+    server: SocketAddr,
+    /// Held across the opening, so that one opens and the others wait for it.
+    questions: Mutex<Option<mpsc::Sender<Asked>>>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    query: Query,
+    reply: oneshot::Sender<Result<Vec<u8>, Trouble>>,
+}
+
+impl Connection {
+    pub(super) fn new(server: SocketAddr) -> Self {
+        Self { server, questions: Mutex::new(None) }
+    }
+
+    /// Asks over the connection and waits for the reply. The caller bounds the
+    /// time; dropping the future leaves the connection to the others.
+    pub(super) async fn exchange(&self, query: &Query) -> Result<Reply, Trouble> {
+        let bytes = match self.ask(query).await {
+            // The server may close an idle connection at the moment we write:
+            // that says nothing of the server, so once more on a fresh one.
+            Err(Trouble::Closed) => self.ask(query).await?,
+            other => other?,
+        };
+        let message = message::decode(&bytes).map_err(|_| Trouble::Malformed)?;
+        Ok(Reply {
+            message,
+            size: bytes.len(),
+            limit: TCP_LIMIT,
+            advertised: query.payload(),
+            transport: Transport::Tcp,
+        })
+    }
+
+    /// Lets the next question open a fresh connection: this one stopped answering.
+    /// Questions that wait on it still get their replies, if any come.
+    pub(super) async fn give_up(&self) {
+        *self.questions.lock().await = None;
+    }
+
+    async fn ask(&self, query: &Query) -> Result<Vec<u8>, Trouble> {
+        let questions = self.open().await?;
+        let (reply, heard) = oneshot::channel();
+        let asked = Asked { query: query.clone(), reply };
+        questions.send(asked).await.map_err(|_| Trouble::Closed)?;
+        heard.await.map_err(|_| Trouble::Closed)?
+    }
+
+    async fn open(&self) -> Result<mpsc::Sender<Asked>, Trouble> {
+        let mut open = self.questions.lock().await;
+        if let Some(questions) = open.as_ref().filter(|questions| !questions.is_closed()) {
+            return Ok(questions.clone());
+        }
+        let stream = connect(self.server).await.map_err(Trouble::from_io)?;
+        let (questions, asked) = mpsc::channel(QUEUE);
+        // Ends by itself when the last sender is gone or the stream is.
+        tokio::spawn(converse(self.server, stream, asked));
+        *open = Some(questions.clone());
+        Ok(questions)
+    }
+}
+
+async fn connect(server: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(server), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    let stream = TcpSocket::from_std_stream(socket.into()).connect(server).await?;
+    SockRef::from(&stream).set_tcp_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Writes questions and hands out replies until the connection ends. Whoever
+/// still waits then hears that it was closed.
+async fn converse(server: SocketAddr, stream: TcpStream, mut asked: mpsc::Receiver<Asked>) {
+    let (mut reader, mut writer) = stream.into_split();
+    let mut pending: HashMap<u16, Asked> = HashMap::new();
+    let mut incoming = Vec::new();
+    let mut strangers = 0;
+    let mut open = true;
+    while open || !pending.is_empty() {
+        if pending.len() >= MOST_PENDING {
+            pending.retain(|_, asked| !asked.reply.is_closed());
+        }
+        tokio::select! {
+            next = asked.recv(), if open && pending.len() < MOST_PENDING => match next {
+                Some(next) => if write(&mut writer, next, &mut pending).await.is_err() { break },
+                None => open = false,
+            },
+            read = reader.read_buf(&mut incoming) => {
+                if !matches!(read, Ok(1..)) { break }
+                while let Some(message) = take_message(&mut incoming) {
+                    if let Err(stranger) = hand_out(message, &mut pending) {
+                        strangers += 1;
+                        debug!(%server, ?stranger, "reply on a connection ignored");
+                    }
+                }
+                if strangers > MOST_STRANGERS { break }
+            }
+            () = tokio::time::sleep(IDLE) => break,
+        }
+    }
+    debug!(%server, unanswered = pending.len(), "connection closed");
+}
+
+async fn write(
+    writer: &mut OwnedWriteHalf,
+    asked: Asked,
+    pending: &mut HashMap<u16, Asked>,
+) -> Result<(), Trouble> {
+    let mut id = clock::query_id();
+    while pending.contains_key(&id) {
+        id = clock::query_id();
+    }
+    let message = asked.query.with_id(id);
+    let Ok(length) = u16::try_from(message.len()) else { return Ok(()) };
+    let mut framed = Vec::with_capacity(message.len() + 2);
+    framed.extend_from_slice(&length.to_be_bytes());
+    framed.extend_from_slice(&message);
+    pending.insert(id, asked);
+    match timeout(WRITE_LIMIT, writer.write_all(&framed)).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(Trouble::Closed),
+    }
+}
+
+/// Takes the first whole message out of what was read (RFC 1035, section 4.2.2).
+fn take_message(incoming: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let length = usize::from(u16::from_be_bytes(*incoming.first_chunk()?));
+    let end = 2 + length;
+    if incoming.len() < end {
+        return None;
+    }
+    let rest = incoming.split_off(end);
+    let mut message = std::mem::replace(incoming, rest);
+    message.drain(..2);
+    Some(message)
+}
+
+fn hand_out(message: Vec<u8>, pending: &mut HashMap<u16, Asked>) -> Result<(), Stranger> {
+    let id = message::id(&message).ok_or(Stranger::TooShort)?;
+    let asked = pending.get(&id).ok_or(Stranger::WrongId)?;
+    asked.query.is_answered_by(id, &message)?;
+    if let Some(asked) = pending.remove(&id) {
+        // Whoever asked may have left; the reply is then of no use.
+        let _ = asked.reply.send(Ok(message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_taken_whole_however_they_were_split() {
+        let mut incoming = vec![0];
+        assert_eq!(take_message(&mut incoming), None);
+        incoming.extend([3, 1, 2]);
+        assert_eq!(take_message(&mut incoming), None);
+        incoming.extend([3, 0, 1, 9, 0]);
+        assert_eq!(take_message(&mut incoming), Some(vec![1, 2, 3]));
+        assert_eq!(take_message(&mut incoming), Some(vec![9]));
+        assert_eq!(incoming, [0]);
+    }
+}

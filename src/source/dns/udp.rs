@@ -1,0 +1,69 @@
+//! **Shell.** One question over one UDP socket.
+//!
+//! Each question gets a socket of its own, connected, on a port that the kernel
+//! draws at random: only datagrams of that very server reach it, an ICMP refusal
+//! arrives at once instead of a time-out, and a late reply finds nobody
+//! (RFC 5452, sections 4.5 and 9.2).
+
+use std::{io, net::SocketAddr};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+use tracing::debug;
+
+use super::message::{self, Query, Stranger};
+use super::{Reply, Trouble};
+use crate::{clock, endpoint::Transport};
+
+/// Datagrams looked at for one question before the port is given up: a flood
+/// must not keep us busy.
+const MOST_STRANGERS: usize = 64;
+
+/// Wrong ids before a question goes over to TCP, where guesses are useless.
+const MOST_WRONG_IDS: usize = 16;
+
+/// Consul 1.8 sends a few bytes more than was advertised (issue 9945).
+const SLACK: usize = 512;
+
+/// Asks `server` and waits for its reply. The caller bounds the time; dropping
+/// the future closes the socket.
+pub(super) async fn exchange(server: SocketAddr, query: &Query) -> Result<Reply, Trouble> {
+    let socket = connected(server).map_err(Trouble::from_io)?;
+    let id = clock::query_id();
+    socket.send(&query.with_id(id)).await.map_err(Trouble::from_io)?;
+
+    let mut buffer = Vec::with_capacity(usize::from(query.payload()) + SLACK);
+    let mut wrong_ids = 0;
+    for _ in 0..MOST_STRANGERS {
+        buffer.clear();
+        socket.recv_buf(&mut buffer).await.map_err(Trouble::from_io)?;
+        let stranger = match query.is_answered_by(id, &buffer) {
+            Ok(()) => match message::decode(&buffer) {
+                Ok(message) => {
+                    return Ok(Reply {
+                        message,
+                        size: buffer.len(),
+                        limit: usize::from(query.payload()),
+                        advertised: query.payload(),
+                        transport: Transport::Udp,
+                    });
+                }
+                Err(stranger) => stranger,
+            },
+            Err(stranger) => stranger,
+        };
+        debug!(%server, ?stranger, bytes = buffer.len(), "datagram ignored");
+        wrong_ids += usize::from(stranger == Stranger::WrongId);
+        if wrong_ids >= MOST_WRONG_IDS {
+            break;
+        }
+    }
+    Err(Trouble::Flooded)
+}
+
+fn connected(server: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&server.into())?;
+    UdpSocket::from_std(socket.into())
+}

@@ -1,0 +1,2 @@
+//! **Shell.** The rungs that cost I/O.
+pub(crate) mod dns;
