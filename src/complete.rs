@@ -147,12 +147,18 @@ mod tests {
     }
 
     fn tcp(size: usize, instances: usize) -> Seen {
-        Seen { transport: Transport::Tcp, ..udp(TCP_LIMIT, size, instances) }
+        Seen {
+            transport: Transport::Tcp,
+            ..udp(TCP_LIMIT, size, instances)
+        }
     }
 
     #[test]
     fn node_text_proves_that_nothing_was_cut() {
-        let seen = Seen { text: true, ..udp(4093, 4090, 40) };
+        let seen = Seen {
+            text: true,
+            ..udp(4093, 4090, 40)
+        };
         assert_eq!(judge(&seen), Verdict::Whole);
     }
 
@@ -164,13 +170,20 @@ mod tests {
 
     #[test]
     fn the_largest_count_that_tcp_carries_is_cut_even_where_it_is_short() {
-        let seen = Seen { text: true, ..tcp(46_000, 1_024) };
+        let seen = Seen {
+            text: true,
+            ..tcp(46_000, 1_024)
+        };
         assert_eq!(judge(&seen), Verdict::Cut(Reason::RecordLimit));
     }
 
     #[test]
     fn tc_is_believed_whatever_else_is_seen() {
-        let seen = Seen { text: true, truncated: true, ..udp(4093, 300, 3) };
+        let seen = Seen {
+            text: true,
+            truncated: true,
+            ..udp(4093, 300, 3)
+        };
         assert_eq!(judge(&seen), Verdict::Cut(Reason::Truncated));
     }
 
@@ -178,12 +191,19 @@ mod tests {
     fn a_roomy_reply_without_node_text_is_not_believed_alone() {
         // 42 instances with TXT come to 4,100 bytes: one is dropped with all TXT,
         // and 41 are sent in 2,400.
-        assert_eq!(judge(&udp(4093, 2_400, 41)), Verdict::Unproven(Reason::NoText));
+        assert_eq!(
+            judge(&udp(4093, 2_400, 41)),
+            Verdict::Unproven(Reason::NoText)
+        );
     }
 
     #[test]
     fn a_reply_through_a_forwarder_proves_nothing() {
-        let seen = Seen { echoed: false, text: true, ..tcp(300, 3) };
+        let seen = Seen {
+            echoed: false,
+            text: true,
+            ..tcp(300, 3)
+        };
         assert_eq!(judge(&seen), Verdict::Unproven(Reason::Forwarded));
         assert!(!second_opinion(&udp(4093, 300, 3), &seen));
     }

@@ -1,11 +1,14 @@
 //! Find every instance of a service registered in HashiCorp Consul.
 #![allow(dead_code, reason = "the rooms are being built")]
 
-mod endpoint;
-mod error;
+mod cache;
 mod clock;
 mod complete;
+mod endpoint;
+mod error;
+mod flight;
 mod found;
+mod ladder;
 mod name;
 mod source;
 

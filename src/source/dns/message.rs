@@ -49,7 +49,11 @@ impl Query {
         // Nothing comes before the first question, so its name is not compressed.
         let labels: usize = name.iter().map(|label| label.len() + 1).sum();
         let question_end = HEADER + labels + 1 + 4;
-        (question_end <= bytes.len()).then_some(Self { bytes, question_end, payload })
+        (question_end <= bytes.len()).then_some(Self {
+            bytes,
+            question_end,
+            payload,
+        })
     }
 
     /// The EDNS size that it advertises, in bytes.
@@ -83,7 +87,11 @@ impl Query {
             && reply.len() >= self.question_end
             && reply[HEADER..type_at].eq_ignore_ascii_case(&self.bytes[HEADER..type_at])
             && reply[type_at..self.question_end] == self.bytes[type_at..self.question_end];
-        if same_question { Ok(()) } else { Err(Stranger::WrongQuestion) }
+        if same_question {
+            Ok(())
+        } else {
+            Err(Stranger::WrongQuestion)
+        }
     }
 }
 
@@ -96,7 +104,11 @@ pub(crate) fn id(message: &[u8]) -> Option<u16> {
 pub(crate) fn decode(reply: &[u8]) -> Result<Message, Stranger> {
     let mut decoder = BinDecoder::new(reply);
     let message = Message::read(&mut decoder).map_err(|_| Stranger::Malformed)?;
-    if decoder.is_empty() { Ok(message) } else { Err(Stranger::Malformed) }
+    if decoder.is_empty() {
+        Ok(message)
+    } else {
+        Err(Stranger::Malformed)
+    }
 }
 
 #[cfg(test)]
@@ -126,21 +138,37 @@ mod tests {
     fn every_single_wrong_field_makes_a_stranger() {
         let query = query();
         assert_eq!(query.is_answered_by(8, &reply(7)), Err(Stranger::WrongId));
-        assert_eq!(query.is_answered_by(7, &query.with_id(7)), Err(Stranger::NotAReply));
+        assert_eq!(
+            query.is_answered_by(7, &query.with_id(7)),
+            Err(Stranger::NotAReply)
+        );
         for at in HEADER..query.question_end {
             let mut forged = reply(7);
             forged[at] ^= 0x01;
-            assert_eq!(query.is_answered_by(7, &forged), Err(Stranger::WrongQuestion), "byte {at}");
+            assert_eq!(
+                query.is_answered_by(7, &forged),
+                Err(Stranger::WrongQuestion),
+                "byte {at}"
+            );
         }
         for count in [0, 2, 255] {
             let mut forged = reply(7);
             forged[5] = count;
-            assert_eq!(query.is_answered_by(7, &forged), Err(Stranger::WrongQuestion));
+            assert_eq!(
+                query.is_answered_by(7, &forged),
+                Err(Stranger::WrongQuestion)
+            );
         }
         for length in 0..HEADER {
-            assert_eq!(query.is_answered_by(7, &reply(7)[..length]), Err(Stranger::TooShort));
+            assert_eq!(
+                query.is_answered_by(7, &reply(7)[..length]),
+                Err(Stranger::TooShort)
+            );
         }
-        assert_eq!(query.is_answered_by(7, &reply(7)[..20]), Err(Stranger::WrongQuestion));
+        assert_eq!(
+            query.is_answered_by(7, &reply(7)[..20]),
+            Err(Stranger::WrongQuestion)
+        );
     }
 
     #[test]
@@ -151,7 +179,10 @@ mod tests {
         forged[2] |= 0x80;
         assert_eq!(query.is_answered_by(7, &forged), Ok(()));
         forged[query.question_end - 3] = 97;
-        assert_eq!(query.is_answered_by(7, &forged), Err(Stranger::WrongQuestion));
+        assert_eq!(
+            query.is_answered_by(7, &forged),
+            Err(Stranger::WrongQuestion)
+        );
     }
 
     #[test]

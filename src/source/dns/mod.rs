@@ -138,7 +138,10 @@ struct Server {
 
 impl DnsSource {
     pub(crate) fn new(servers: &[SocketAddr]) -> Self {
-        let server = |&address| Server { address, connection: Connection::new(address) };
+        let server = |&address| Server {
+            address,
+            connection: Connection::new(address),
+        };
         Self {
             servers: servers.iter().map(server).collect(),
             large: Mutex::default(),
@@ -163,10 +166,19 @@ impl DnsSource {
             // The servers still to be asked get their share of the time.
             let left = u32::try_from(self.servers.len() - asked).unwrap_or(u32::MAX);
             let limit = now + (limit - now) / left;
-            let mut round = Round { source: self, server, name, kind, limit, attempts };
+            let mut round = Round {
+                source: self,
+                server,
+                name,
+                kind,
+                limit,
+                attempts,
+            };
             match round.run().await {
                 Heard::Failed => {}
-                heard @ (Heard::Records { doubt: None, .. } | Heard::Nothing { .. }) => return heard,
+                heard @ (Heard::Records { doubt: None, .. } | Heard::Nothing { .. }) => {
+                    return heard;
+                }
                 heard @ Heard::Records { .. } => best = heard,
             }
         }
@@ -174,7 +186,10 @@ impl DnsSource {
     }
 
     fn is_large(&self, name: &str) -> bool {
-        self.large.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+        self.large
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(name)
     }
 
     fn learn(&self, name: &str, large: bool) {
@@ -200,12 +215,19 @@ struct Round<'a> {
 impl Round<'_> {
     async fn run(&mut self) -> Heard {
         let on_loopback = self.server.address.ip().is_loopback();
-        let payload = if on_loopback { LOOPBACK_PAYLOAD } else { REMOTE_PAYLOAD };
+        let payload = if on_loopback {
+            LOOPBACK_PAYLOAD
+        } else {
+            REMOTE_PAYLOAD
+        };
 
         let mut earlier = None;
         if !self.source.is_large(self.name) {
             match self.over_udp(payload).await {
-                Ok(Heard::Records { reply, doubt: Some(doubt) }) => {
+                Ok(Heard::Records {
+                    reply,
+                    doubt: Some(doubt),
+                }) => {
                     if doubt != Reason::NoText {
                         self.source.learn(self.name, true);
                     }
@@ -217,14 +239,23 @@ impl Round<'_> {
                 Err(_) => return Heard::Failed,
             }
         }
-        let Ok(heard) = self.over_tcp(earlier.as_ref()).await else { return Heard::Failed };
-        let Heard::Records { reply, doubt } = heard else { return heard };
+        let Ok(heard) = self.over_tcp(earlier.as_ref()).await else {
+            return Heard::Failed;
+        };
+        let Heard::Records { reply, doubt } = heard else {
+            return heard;
+        };
         if reply.size < usize::from(payload) / 2 {
             self.source.learn(self.name, false);
         }
-        let Some(doubt) = doubt else { return Heard::Records { reply, doubt: None } };
+        let Some(doubt) = doubt else {
+            return Heard::Records { reply, doubt: None };
+        };
         if doubt != Reason::NoText || !on_loopback || self.kind != RecordType::SRV {
-            return Heard::Records { reply, doubt: Some(doubt) };
+            return Heard::Records {
+                reply,
+                doubt: Some(doubt),
+            };
         }
         self.third_opinion(reply).await
     }
@@ -234,21 +265,34 @@ impl Round<'_> {
     async fn third_opinion(&mut self, reply: Reply) -> Heard {
         let before = seen(&reply);
         let Ok(Heard::Records { reply: roomy, .. }) = self.over_udp(ROOMY_PAYLOAD).await else {
-            return Heard::Records { reply, doubt: Some(Reason::NoText) };
+            return Heard::Records {
+                reply,
+                doubt: Some(Reason::NoText),
+            };
         };
         let after = seen(&roomy);
         if complete::judge(&after) == Verdict::Whole || complete::second_opinion(&before, &after) {
-            Heard::Records { reply: roomy, doubt: None }
+            Heard::Records {
+                reply: roomy,
+                doubt: None,
+            }
         } else if complete::second_opinion(&after, &before) {
             Heard::Records { reply, doubt: None }
         } else {
-            Heard::Records { reply, doubt: Some(Reason::NoText) }
+            Heard::Records {
+                reply,
+                doubt: Some(Reason::NoText),
+            }
         }
     }
 
     async fn over_udp(&mut self, payload: u16) -> Result<Heard, Trouble> {
         let query = self.query(payload)?;
-        let first = self.timed(Transport::Udp, FIRST_TRY, udp::exchange(self.server.address, &query));
+        let first = self.timed(
+            Transport::Udp,
+            FIRST_TRY,
+            udp::exchange(self.server.address, &query),
+        );
         let mut outcome = first.await;
         if let (Err(Trouble::TimedOut), _) = &outcome {
             let again = udp::exchange(self.server.address, &query);
@@ -289,7 +333,14 @@ impl Round<'_> {
         };
         let elapsed = clock::now().saturating_duration_since(start);
         if let Err(trouble) = &reply {
-            self.note(transport, trouble.outcome(), elapsed, 0, 0, trouble.detail());
+            self.note(
+                transport,
+                trouble.outcome(),
+                elapsed,
+                0,
+                0,
+                trouble.detail(),
+            );
         }
         (reply, elapsed)
     }
@@ -312,7 +363,10 @@ impl Round<'_> {
                 None => (Outcome::Answered, String::new()),
                 Some(doubt) => {
                     self.note_reply(&reply, Outcome::Partial, elapsed, doubt.to_string());
-                    return Ok(Heard::Records { reply, doubt: Some(doubt) });
+                    return Ok(Heard::Records {
+                        reply,
+                        doubt: Some(doubt),
+                    });
                 }
             },
             code => (Outcome::Failed, format!("{code}")),
@@ -332,7 +386,9 @@ impl Round<'_> {
         }
         match complete::judge(seen) {
             Verdict::Whole => None,
-            Verdict::Unproven(_) if earlier.is_some_and(|e| complete::second_opinion(e, seen)) => None,
+            Verdict::Unproven(_) if earlier.is_some_and(|e| complete::second_opinion(e, seen)) => {
+                None
+            }
             Verdict::Cut(reason) | Verdict::Unproven(reason) => Some(reason),
         }
     }
@@ -372,8 +428,14 @@ fn seen(reply: &Reply) -> Seen {
         limit: reply.limit,
         size: reply.size,
         instances: message.answers.iter().filter(is(RecordType::SRV)).count(),
-        text: message.additionals.iter().any(|record| matches!(record.data, RData::TXT(_))),
+        text: message
+            .additionals
+            .iter()
+            .any(|record| matches!(record.data, RData::TXT(_))),
         truncated: message.metadata.truncation,
-        echoed: message.edns.as_ref().is_some_and(|edns| edns.max_payload() == reply.advertised),
+        echoed: message
+            .edns
+            .as_ref()
+            .is_some_and(|edns| edns.max_payload() == reply.advertised),
     }
 }

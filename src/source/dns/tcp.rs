@@ -50,7 +50,10 @@ struct Asked {
 
 impl Connection {
     pub(super) fn new(server: SocketAddr) -> Self {
-        Self { server, questions: Mutex::new(None) }
+        Self {
+            server,
+            questions: Mutex::new(None),
+        }
     }
 
     /// Asks over the connection and waits for the reply. The caller bounds the
@@ -81,7 +84,10 @@ impl Connection {
     async fn ask(&self, query: &Query) -> Result<Vec<u8>, Trouble> {
         let questions = self.open().await?;
         let (reply, heard) = oneshot::channel();
-        let asked = Asked { query: query.clone(), reply };
+        let asked = Asked {
+            query: query.clone(),
+            reply,
+        };
         questions.send(asked).await.map_err(|_| Trouble::Closed)?;
         heard.await.map_err(|_| Trouble::Closed)?
     }
@@ -101,9 +107,15 @@ impl Connection {
 }
 
 async fn connect(server: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(server), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(server),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_nonblocking(true)?;
-    let stream = TcpSocket::from_std_stream(socket.into()).connect(server).await?;
+    let stream = TcpSocket::from_std_stream(socket.into())
+        .connect(server)
+        .await?;
     SockRef::from(&stream).set_tcp_nodelay(true)?;
     Ok(stream)
 }
@@ -151,7 +163,9 @@ async fn write(
         id = clock::query_id();
     }
     let message = asked.query.with_id(id);
-    let Ok(length) = u16::try_from(message.len()) else { return Ok(()) };
+    let Ok(length) = u16::try_from(message.len()) else {
+        return Ok(());
+    };
     let mut framed = Vec::with_capacity(message.len() + 2);
     framed.extend_from_slice(&length.to_be_bytes());
     framed.extend_from_slice(&message);

@@ -30,13 +30,19 @@ const SLACK: usize = 512;
 pub(super) async fn exchange(server: SocketAddr, query: &Query) -> Result<Reply, Trouble> {
     let socket = connected(server).map_err(Trouble::from_io)?;
     let id = clock::query_id();
-    socket.send(&query.with_id(id)).await.map_err(Trouble::from_io)?;
+    socket
+        .send(&query.with_id(id))
+        .await
+        .map_err(Trouble::from_io)?;
 
     let mut buffer = Vec::with_capacity(usize::from(query.payload()) + SLACK);
     let mut wrong_ids = 0;
     for _ in 0..MOST_STRANGERS {
         buffer.clear();
-        socket.recv_buf(&mut buffer).await.map_err(Trouble::from_io)?;
+        socket
+            .recv_buf(&mut buffer)
+            .await
+            .map_err(Trouble::from_io)?;
         let stranger = match query.is_answered_by(id, &buffer) {
             Ok(()) => match message::decode(&buffer) {
                 Ok(message) => {
@@ -62,7 +68,11 @@ pub(super) async fn exchange(server: SocketAddr, query: &Query) -> Result<Reply,
 }
 
 fn connected(server: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(
+        Domain::for_address(server),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
     socket.set_nonblocking(true)?;
     socket.connect(&server.into())?;
     UdpSocket::from_std(socket.into())

@@ -1,0 +1,175 @@
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    endpoint::{Source, Transport},
+    found::Host,
+};
+
+fn limits() -> Limits {
+    Limits {
+        entries: NonZeroUsize::new(4).unwrap(),
+        bytes: 1 << 20,
+        floor: Duration::from_secs(1),
+        cap: Duration::from_secs(60),
+        negative: Duration::from_millis(500)..=Duration::from_secs(10),
+    }
+}
+
+fn held(ttl: u64) -> Arc<Held> {
+    sized(ttl, 1, true)
+}
+
+fn sized(ttl: u64, addresses: usize, complete: bool) -> Arc<Held> {
+    Arc::new(Held {
+        name: "web.service.consul.".into(),
+        found: Found::Host(Host {
+            addresses: vec![IpAddr::from([10, 0, 0, 1]); addresses],
+            ..Host::default()
+        }),
+        endpoints: Box::default(),
+        source: Source::Dns,
+        transport: Transport::Udp,
+        ttl: Duration::from_secs(ttl),
+        complete,
+        warnings: Box::default(),
+    })
+}
+
+fn is_fresh(look: &Look) -> bool {
+    matches!(look, Look::Fresh(..))
+}
+
+/// Whether an entry put at 0 s holds just before and no longer at `holds` ms.
+fn holds_for(put: impl Fn(&mut Cache<u32>, Instant), holds: u64) {
+    let start = Instant::now();
+    let mut cache = Cache::new(limits());
+    put(&mut cache, start);
+    let at = |ms| start + Duration::from_millis(ms);
+    assert!(
+        !matches!(cache.look(&1, at(holds - 1)), Look::Unknown),
+        "gone before {holds} ms"
+    );
+    assert!(
+        matches!(cache.look(&1, at(holds)), Look::Unknown),
+        "still there at {holds} ms"
+    );
+}
+
+#[test]
+fn a_set_holds_for_its_ttl_within_floor_and_cap() {
+    holds_for(|cache, now| cache.put(1, held(5), now), 5_000);
+    holds_for(|cache, now| cache.put(1, held(0), now), 1_000);
+    holds_for(|cache, now| cache.put(1, held(86_400), now), 60_000);
+}
+
+#[test]
+fn a_partial_set_holds_for_the_floor_only() {
+    holds_for(|cache, now| cache.put(1, sized(30, 1, false), now), 1_000);
+}
+
+#[test]
+fn no_such_name_holds_for_its_own_ttl_within_its_own_bounds() {
+    let seconds = |s| Some(Duration::from_secs(s));
+    holds_for(|cache, now| cache.put_nothing(1, seconds(3), now), 3_000);
+    holds_for(|cache, now| cache.put_nothing(1, seconds(0), now), 500);
+    holds_for(
+        |cache, now| cache.put_nothing(1, seconds(86_400), now),
+        10_000,
+    );
+    holds_for(|cache, now| cache.put_nothing(1, None, now), 500);
+}
+
+#[test]
+fn a_floor_of_zero_keeps_nothing_that_has_no_ttl() {
+    let now = Instant::now();
+    let mut cache = Cache::new(Limits {
+        floor: Duration::ZERO,
+        ..limits()
+    });
+    cache.put(1, held(0), now);
+    assert!(matches!(cache.look(&1, now), Look::Unknown));
+    assert_eq!((cache.len(), cache.bytes()), (0, 0));
+}
+
+#[test]
+fn age_counts_from_the_answer_and_serving_does_not_renew_it() {
+    let start = Instant::now();
+    let mut cache = Cache::new(limits());
+    cache.put(1, held(4), start);
+    for second in 0..4 {
+        let age = Duration::from_secs(second);
+        let Look::Fresh(_, seen) = cache.look(&1, start + age) else {
+            panic!("gone at {age:?}")
+        };
+        assert_eq!(seen, age);
+    }
+    assert!(!is_fresh(&cache.look(&1, start + Duration::from_secs(4))));
+}
+
+#[test]
+fn what_was_not_used_for_longest_goes_first() {
+    let now = Instant::now();
+    let mut cache = Cache::new(limits());
+    for name in 0..4 {
+        cache.put(name, held(5), now);
+    }
+    assert!(is_fresh(&cache.look(&0, now)));
+    cache.put(4, held(5), now);
+    assert!(is_fresh(&cache.look(&0, now)));
+    assert!(!is_fresh(&cache.look(&1, now)));
+}
+
+#[test]
+fn a_set_too_large_for_the_cache_is_not_kept_and_pushes_nothing_out() {
+    let now = Instant::now();
+    let mut cache = Cache::new(limits());
+    cache.put(1, held(5), now);
+    cache.put(2, sized(5, 100_000, true), now);
+    assert!(is_fresh(&cache.look(&1, now)));
+    assert!(!is_fresh(&cache.look(&2, now)));
+}
+
+#[test]
+fn a_newer_set_takes_the_place_of_the_older() {
+    let now = Instant::now();
+    let mut cache = Cache::new(limits());
+    cache.put_nothing(1, None, now);
+    cache.put(1, held(5), now);
+    assert!(is_fresh(&cache.look(&1, now)));
+    cache.put_nothing(1, None, now);
+    assert!(matches!(cache.look(&1, now), Look::Nothing));
+    assert_eq!(cache.len(), 1);
+}
+
+proptest! {
+    #[test]
+    fn bounds_are_kept_and_bytes_add_up_whatever_is_put(
+        steps in prop::collection::vec((0u32..8, 0u64..90, 0usize..6_000, any::<bool>(), 0u64..40), 0..200),
+    ) {
+        let start = Instant::now();
+        let mut now = start;
+        let bounds = Limits { bytes: 200_000, ..limits() };
+        let mut cache = Cache::new(bounds.clone());
+        for (name, ttl, size, positive, pause) in steps {
+            now += Duration::from_secs(pause);
+            if positive {
+                cache.put(name, sized(ttl, size, true), now);
+            } else {
+                cache.put_nothing(name, Some(Duration::from_secs(ttl)), now);
+            }
+            prop_assert!(cache.len() <= bounds.entries.get());
+            prop_assert!(cache.bytes() <= bounds.bytes);
+            let sum: usize = cache.entries.iter().map(|(_, entry)| entry.bytes).sum();
+            prop_assert_eq!(cache.bytes(), sum);
+            for name in 0..8 {
+                if let Look::Fresh(held, age) = cache.look(&name, now) {
+                    let most = held.ttl.max(bounds.floor).min(bounds.cap);
+                    prop_assert!(age < most, "{age:?} old, promised {most:?}");
+                }
+            }
+        }
+    }
+}
