@@ -28,6 +28,8 @@ pub(crate) struct Instance {
     pub(crate) kind: TargetKind,
     /// Addresses of the target; empty as long as nobody resolved it.
     pub(crate) addresses: Vec<IpAddr>,
+    /// The addresses are Consul's own word, not the system resolver's.
+    pub(crate) glued: bool,
     pub(crate) port: u16,
     pub(crate) priority: u16,
     pub(crate) weight: u16,
@@ -70,7 +72,7 @@ pub(crate) struct Host {
 }
 
 /// A node's metadata in the form that DNS carries it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct NodeText {
     /// Owner of the TXT records: `<node>.node.<dc>.<domain>`, absolute.
     pub(crate) owner: Box<str>,

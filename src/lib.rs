@@ -10,7 +10,9 @@ mod flight;
 mod found;
 mod ladder;
 mod name;
+mod records;
 mod source;
 
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
 pub use error::{Error, ErrorKind};
+pub use name::{ConsulName, Domain, Locality, NameError, Subject};

@@ -1,0 +1,461 @@
+//! **Word.** Every knob once: what it does, its default, its range and why.
+//! [`ResolverBuilder`] takes them in, its `build` is the one place that refuses;
+//! nobody checks them again.
+//!
+//! A value comes from the caller, else from the environment, else it is the
+//! default. The environment's names are Consul's own where Consul's own tools
+//! have one (Consul docs: Consul CLI, environment variables).
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
+
+use crate::{
+    cache::Limits,
+    consul::{address::HttpAddress, token::Token},
+    error::{Error, ErrorKind},
+    name::Domain,
+    resolver::Resolver,
+};
+
+/// Where Consul's DNS interface listens unless told otherwise.
+const DNS: &str = "127.0.0.1:8600";
+
+/// Port of Consul's DNS interface where an address has none.
+const DNS_PORT: u16 = 8600;
+
+/// Where Consul's HTTP API listens unless told otherwise.
+const HTTP: &str = "http://127.0.0.1:8500";
+
+/// Whole look-up. Clients of a name server give up after 1 s at the earliest, a
+/// service's own caller waits longer.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Less is no time to ask anybody; more is a program that hangs.
+const TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));
+
+/// How a resolver is set up.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) dns: Vec<SocketAddr>,
+    pub(crate) http: Vec<HttpAddress>,
+    pub(crate) access: Access,
+    pub(crate) catalog: Option<PathBuf>,
+    pub(crate) domain: Domain,
+    pub(crate) datacenter: Option<Box<str>>,
+    pub(crate) namespace: Option<Box<str>>,
+    pub(crate) partition: Option<Box<str>>,
+    pub(crate) timeout: Duration,
+    pub(crate) cache: Limits,
+}
+
+/// What an agent's HTTP API wants to see of us, and we of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    pub(crate) token: Option<Token>,
+    /// Wins over the token where it holds anything.
+    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) ca_path: Option<PathBuf>,
+    pub(crate) cert_file: Option<PathBuf>,
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) server_name: Option<Box<str>>,
+    pub(crate) verify: bool,
+}
+
+/// Sets up a [`Resolver`]. The first setting that is not valid is kept and told
+/// by [`build`](Self::build).
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct ResolverBuilder {
+    config: Config,
+    /// `http` as given; read at the end, because TLS may be asked for later.
+    http: String,
+    ssl: bool,
+    problem: Option<Error>,
+}
+
+impl Default for ResolverBuilder {
+    fn default() -> Self {
+        let config = Config {
+            dns: Vec::new(),
+            http: Vec::new(),
+            access: Access {
+                token: None,
+                token_file: None,
+                ca_file: None,
+                ca_path: None,
+                cert_file: None,
+                key_file: None,
+                server_name: None,
+                verify: true,
+            },
+            catalog: None,
+            domain: Domain::default(),
+            datacenter: None,
+            namespace: None,
+            partition: None,
+            timeout: TIMEOUT,
+            cache: Limits {
+                entries: NonZeroUsize::MAX,
+                bytes: 16 << 20,
+                floor: Duration::from_secs(1),
+                cap: Duration::from_secs(86_400),
+                negative: Duration::from_millis(500)..=Duration::from_secs(10),
+            },
+        };
+        Self { config, http: HTTP.to_owned(), ssl: false, problem: None }.dns(DNS)
+    }
+}
+
+impl ResolverBuilder {
+    /// Reads the environment: `PROCONSUL_DNS`, `PROCONSUL_CATALOG`,
+    /// `PROCONSUL_DOMAIN`, and of Consul's own `CONSUL_HTTP_ADDR`,
+    /// `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_SSL`,
+    /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`, `CONSUL_CAPATH`,
+    /// `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`, `CONSUL_TLS_SERVER_NAME`,
+    /// `CONSUL_DATACENTER`, `CONSUL_NAMESPACE`, `CONSUL_PARTITION`. An empty
+    /// variable counts as unset. What is set by other methods afterwards wins.
+    pub fn environment(self) -> Self {
+        self.read(|variable| std::env::var(variable).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn read(mut self, value: impl Fn(&str) -> Option<String>) -> Self {
+        type Setter = fn(ResolverBuilder, &str) -> ResolverBuilder;
+        let settings: [(&str, Setter); 16] = [
+            ("PROCONSUL_DNS", |this, v| this.dns(v)),
+            ("PROCONSUL_CATALOG", |this, v| this.catalog(v)),
+            ("PROCONSUL_DOMAIN", |this, v| this.domain(v)),
+            ("CONSUL_HTTP_ADDR", |this, v| this.http(v)),
+            ("CONSUL_HTTP_TOKEN", |this, v| this.token(v)),
+            ("CONSUL_HTTP_TOKEN_FILE", |this, v| this.token_file(v)),
+            ("CONSUL_HTTP_SSL", Self::ssl_from),
+            ("CONSUL_HTTP_SSL_VERIFY", Self::verify_from),
+            ("CONSUL_CACERT", |this, v| this.ca_file(v)),
+            ("CONSUL_CAPATH", |this, v| this.ca_path(v)),
+            ("CONSUL_CLIENT_CERT", |this, v| this.cert_file(v)),
+            ("CONSUL_CLIENT_KEY", |this, v| this.key_file(v)),
+            ("CONSUL_TLS_SERVER_NAME", |this, v| this.tls_server_name(v)),
+            ("CONSUL_DATACENTER", |this, v| this.datacenter(v)),
+            ("CONSUL_NAMESPACE", |this, v| this.namespace(v)),
+            ("CONSUL_PARTITION", |this, v| this.partition(v)),
+        ];
+        for (variable, set) in settings {
+            if let Some(value) = value(variable) {
+                let sound = self.problem.is_none();
+                self = set(self, &value);
+                if let Some(problem) = self.problem.take_if(|_| sound) {
+                    let message = format!("{variable}: {problem}");
+                    self.problem = Some(Error::new(ErrorKind::Invalid, message));
+                }
+            }
+        }
+        self
+    }
+
+    /// Consul's DNS interface: one or more `address:port`, separated by commas
+    /// and asked in that order, or `none`. A port may be left out. Default:
+    /// `127.0.0.1:8600`.
+    pub fn dns(mut self, servers: &str) -> Self {
+        match dns_servers(servers) {
+            Ok(servers) => self.config.dns = servers,
+            Err(message) => self.refuse(message),
+        }
+        self
+    }
+
+    /// Consul's HTTP API: one or more of `host:port`, `http://…`, `https://…`,
+    /// `unix://path`, separated by commas and asked in that order, or `none`.
+    /// Default: `http://127.0.0.1:8500`.
+    pub fn http(mut self, addresses: &str) -> Self {
+        addresses.clone_into(&mut self.http);
+        self
+    }
+
+    /// The ACL token sent to the HTTP API. It never appears in a log, an error or
+    /// a `Debug`. Default: none.
+    pub fn token(mut self, token: &str) -> Self {
+        match Token::parse(token) {
+            Ok(token) => self.config.access.token = token,
+            Err(error) => self.refuse_for("the ACL token is not valid", error),
+        }
+        self
+    }
+
+    /// A file that holds the ACL token; read again when it changes. It wins over
+    /// [`token`](Self::token) where it holds anything. Default: none.
+    pub fn token_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.config.access.token_file = Some(file.into());
+        self
+    }
+
+    /// PEM file of the authorities that may vouch for the agent. Default: the
+    /// system's.
+    pub fn ca_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.config.access.ca_file = Some(file.into());
+        self
+    }
+
+    /// Directory of such files.
+    pub fn ca_path(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.config.access.ca_path = Some(directory.into());
+        self
+    }
+
+    /// PEM file of our own certificate, for an agent that asks for one. Goes with
+    /// [`key_file`](Self::key_file).
+    pub fn cert_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.config.access.cert_file = Some(file.into());
+        self
+    }
+
+    /// PEM file of our own private key.
+    pub fn key_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.config.access.key_file = Some(file.into());
+        self
+    }
+
+    /// The name that the agent's certificate must bear, where that is not the
+    /// host it is reached by.
+    pub fn tls_server_name(mut self, name: &str) -> Self {
+        // Consul's own tools cut off a port.
+        let name = name.rsplit_once(':').map_or(name, |(name, _)| name);
+        self.config.access.server_name = Some(name.into());
+        self
+    }
+
+    /// Static catalog in the form of Consul's own service definitions (JSON), the
+    /// last source asked. Default: none.
+    pub fn catalog(mut self, file: impl Into<PathBuf>) -> Self {
+        self.config.catalog = Some(file.into());
+        self
+    }
+
+    /// The domain that Consul answers for (its setting `domain`). Default:
+    /// `consul`.
+    pub fn domain(mut self, domain: &str) -> Self {
+        match domain.parse() {
+            Ok(domain) => self.config.domain = domain,
+            Err(error) => self.refuse_for("the domain is not valid", error),
+        }
+        self
+    }
+
+    /// Datacenter of names that do not say one. Default: the agent's own.
+    pub fn datacenter(mut self, datacenter: &str) -> Self {
+        self.config.datacenter = Some(datacenter.into());
+        self
+    }
+
+    /// Namespace (Consul Enterprise) of names that do not say one. Default: the
+    /// agent's own.
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        self.config.namespace = Some(namespace.into());
+        self
+    }
+
+    /// Admin partition (Consul Enterprise) of names that do not say one. Default:
+    /// the agent's own.
+    pub fn partition(mut self, partition: &str) -> Self {
+        self.config.partition = Some(partition.into());
+        self
+    }
+
+    /// Limit of a whole look-up, over all sources. Default 1 s, range 10 ms to
+    /// 60 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        let (least, most) = TIMEOUT_RANGE;
+        if timeout < least || timeout > most {
+            self.refuse(format!("a time limit of {timeout:?} is not within {least:?} and {most:?}"));
+        }
+        self.config.timeout = timeout;
+        self
+    }
+
+    /// Least time that an answer is kept, whatever its TTL. Consul's TTL is 0
+    /// unless configured, and then each look-up would go to Consul; within the
+    /// floor a service that vanished may still be given out. Default 1 s; 0 keeps
+    /// nothing that has no TTL; at most 1 h.
+    pub fn ttl_floor(mut self, floor: Duration) -> Self {
+        if floor > Duration::from_secs(3600) {
+            self.refuse(format!("a TTL floor of {floor:?} is above one hour"));
+        }
+        self.config.cache.floor = floor;
+        self
+    }
+
+    /// Most time that an answer is kept, whatever its TTL. Default and maximum:
+    /// one day.
+    pub fn ttl_cap(mut self, cap: Duration) -> Self {
+        if cap.is_zero() || cap > Duration::from_secs(86_400) {
+            self.refuse(format!("a TTL cap of {cap:?} is not within 1 s and one day"));
+        }
+        self.config.cache.cap = cap;
+        self
+    }
+
+    /// Bytes that the cache may use, reckoned. Default 16 MiB, at least 64 KiB.
+    /// What was not used for longest goes first; a set larger than a quarter of
+    /// it is not kept.
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        if bytes < 64 << 10 {
+            self.refuse(format!("a cache of {bytes} bytes is below 64 KiB"));
+        }
+        self.config.cache.bytes = bytes;
+        self
+    }
+
+    /// Names that the cache may hold. Default: as many as fit its bytes.
+    pub fn cache_entries(mut self, entries: NonZeroUsize) -> Self {
+        self.config.cache.entries = entries;
+        self
+    }
+
+    /// Makes the resolver. It asks nobody and opens no file yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for the first setting that is not valid.
+    pub fn build(mut self) -> Result<Resolver, Error> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        self.config.http = http_addresses(&self.http, self.ssl)?;
+        let Config { access, cache, .. } = &self.config;
+        if access.cert_file.is_some() != access.key_file.is_some() {
+            let message = "a client certificate and its key go together: one of the two is missing";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        if cache.floor > cache.cap {
+            let message = format!("the TTL floor of {:?} is above the cap of {:?}", cache.floor, cache.cap);
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        Ok(Resolver::new(self.config))
+    }
+
+    fn ssl_from(mut self, value: &str) -> Self {
+        match go_bool(value) {
+            Some(ssl) => self.ssl = ssl,
+            None => self.refuse(format!("{value:?} is neither true nor false")),
+        }
+        self
+    }
+
+    fn verify_from(mut self, value: &str) -> Self {
+        match go_bool(value) {
+            Some(verify) => self.config.access.verify = verify,
+            None => self.refuse(format!("{value:?} is neither true nor false")),
+        }
+        self
+    }
+
+    fn refuse(&mut self, message: String) {
+        self.problem.get_or_insert_with(|| Error::new(ErrorKind::Invalid, message));
+    }
+
+    fn refuse_for(&mut self, what: &str, error: impl std::error::Error + Send + Sync + 'static) {
+        let message = format!("{what}: {error}");
+        self.problem.get_or_insert_with(|| Error::invalid(message, error));
+    }
+}
+
+fn dns_servers(text: &str) -> Result<Vec<SocketAddr>, String> {
+    if text.trim().eq_ignore_ascii_case("none") {
+        return Ok(Vec::new());
+    }
+    let one = |text: &str| {
+        let text = text.trim();
+        let bare = || text.trim_matches(['[', ']']).parse::<IpAddr>();
+        let address: Option<SocketAddr> = text.parse().ok();
+        let address = address.or_else(|| bare().ok().map(|ip| SocketAddr::new(ip, DNS_PORT)));
+        address.filter(|address| address.port() != 0).ok_or_else(|| {
+            format!(
+                "{text:?} is not the address of a DNS interface: write it as 127.0.0.1:8600 or \
+                 [::1]:8600, several separated by commas, or none"
+            )
+        })
+    };
+    text.split(',').map(one).collect()
+}
+
+fn http_addresses(text: &str, ssl: bool) -> Result<Vec<HttpAddress>, Error> {
+    if text.trim().eq_ignore_ascii_case("none") {
+        return Ok(Vec::new());
+    }
+    let one = |text| {
+        HttpAddress::parse(text, ssl).map_err(|error| {
+            Error::invalid(format!("the address of Consul's HTTP API is not valid: {error}"), error)
+        })
+    };
+    text.split(',').map(one).collect()
+}
+
+/// A boolean as Go's `strconv.ParseBool` reads it.
+fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+impl fmt::Display for ResolverBuilder {
+    /// Where this resolver would look.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dns: Vec<_> = self.config.dns.iter().map(ToString::to_string).collect();
+        write!(f, "dns {}, http {}", dns.join(","), self.http)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(builder: ResolverBuilder) -> String {
+        builder.build().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_address_without_a_port_gets_consuls_own() {
+        let read = |text| dns_servers(text).unwrap();
+        assert_eq!(read("10.0.0.1"), ["10.0.0.1:8600".parse().unwrap()]);
+        assert_eq!(read("::1"), ["[::1]:8600".parse().unwrap()]);
+        assert_eq!(read("[::1]:53, 10.0.0.1:54").len(), 2);
+        assert_eq!(read("none"), []);
+        for bad in ["", "consul", "10.0.0.1:0", "10.0.0.1:8600,", "10.0.0.1:99999"] {
+            assert!(dns_servers(bad).unwrap_err().contains("127.0.0.1:8600"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_variable_is_named_in_the_error() {
+        let with = |name: &'static str, value: &'static str| {
+            problem(ResolverBuilder::default().read(|asked| (asked == name).then(|| value.into())))
+        };
+        assert!(with("PROCONSUL_DNS", "nowhere").starts_with("PROCONSUL_DNS: "));
+        assert!(with("CONSUL_HTTP_SSL_VERIFY", "maybe").starts_with("CONSUL_HTTP_SSL_VERIFY: "));
+        assert!(with("CONSUL_CLIENT_CERT", "cert.pem").contains("go together"));
+        assert!(!with("CONSUL_HTTP_TOKEN", "secret\u{7f}token").contains("secret"));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused_not_clamped() {
+        let new = ResolverBuilder::default;
+        assert!(problem(new().timeout(Duration::ZERO)).contains("time limit"));
+        assert!(problem(new().ttl_floor(Duration::from_secs(7200))).contains("floor"));
+        assert!(problem(new().ttl_cap(Duration::ZERO)).contains("cap"));
+        assert!(problem(new().cache_bytes(10)).contains("64 KiB"));
+        let crossed = new().ttl_floor(Duration::from_secs(60)).ttl_cap(Duration::from_secs(5));
+        assert!(problem(crossed).contains("above the cap"));
+    }
+
+    #[test]
+    fn debug_does_not_tell_the_token() {
+        let builder = ResolverBuilder::default().token("canary-token");
+        assert!(!format!("{builder:?}").contains("canary"));
+    }
+}

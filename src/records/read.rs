@@ -1,0 +1,285 @@
+//! **Pure.** A reply of Consul's DNS interface, read.
+//!
+//! Addresses come from the additional section, paired with SRV targets by owner,
+//! or are decoded from the target itself (`0a000001.addr.dc1.consul.`); none is
+//! ever guessed. Records of the additional section count only where their owner
+//! lies in Consul's zone, and only for this reply: an address that Consul's
+//! server tells of somebody else's host is left to the system's resolver.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use hickory_proto::{
+    op::Message,
+    rr::{Name, RData, Record, RecordType},
+};
+
+use crate::{
+    found::{Found, Host, Instance, NodeText, TargetKind},
+    name::{Domain, Target, classify_target},
+};
+
+/// Longest chain of CNAME records that is followed.
+const MOST_ALIASES: usize = 8;
+
+/// What a reply tells.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Read {
+    /// `None`: nothing of the kind that was asked for.
+    pub(crate) found: Option<Found>,
+    pub(crate) ttl: Duration,
+}
+
+/// Instances of a service: SRV records with their additional section.
+pub(crate) fn instances(message: &Message, zones: &[Domain]) -> Read {
+    let mut addresses: HashMap<&Name, Vec<IpAddr>> = HashMap::new();
+    let mut aliases: HashMap<&Name, &Name> = HashMap::new();
+    for record in &message.additionals {
+        match &record.data {
+            RData::A(address) => addresses
+                .entry(&record.name)
+                .or_default()
+                .push(address.0.into()),
+            RData::AAAA(address) => {
+                addresses
+                    .entry(&record.name)
+                    .or_default()
+                    .push(address.0.into());
+            }
+            RData::CNAME(alias) => {
+                aliases.entry(&record.name).or_insert(&alias.0);
+            }
+            _ => {}
+        }
+    }
+    let mut texts = Texts::new(&message.additionals);
+    let mut instances = Vec::with_capacity(message.answers.len());
+    for record in &message.answers {
+        let RData::SRV(srv) = &record.data else {
+            continue;
+        };
+        let text = texts.next_for(&srv.target);
+        // RFC 2782: a target of "." says that the service is decidedly not there.
+        if srv.target.is_root() {
+            continue;
+        }
+        let target = srv.target.to_ascii();
+        let classified = classify_target(&target, zones);
+        let (kind, found) = match classified {
+            Target::Address(address) => (TargetKind::Address, vec![address]),
+            Target::Node { .. } => (TargetKind::Node, follow(&srv.target, &addresses, &aliases)),
+            Target::Host { in_zone: true } => {
+                (TargetKind::Host, follow(&srv.target, &addresses, &aliases))
+            }
+            Target::Host { in_zone: false } => (TargetKind::Host, Vec::new()),
+        };
+        let node = match classified {
+            Target::Node { node } => Some(Arc::from(node)),
+            _ => None,
+        };
+        instances.push(Instance {
+            target: target.into(),
+            kind,
+            glued: !found.is_empty(),
+            addresses: found,
+            port: srv.port,
+            priority: srv.priority,
+            weight: srv.weight,
+            node,
+            text,
+            facts: None,
+        });
+    }
+    let found = (!instances.is_empty()).then_some(Found::Instances(instances));
+    Read {
+        found,
+        ttl: lowest_ttl(&message.answers, |kind| kind == RecordType::SRV),
+    }
+}
+
+/// A node or a virtual address: address records, an alias, node metadata.
+pub(crate) fn host(message: &Message, zones: &[Domain]) -> Read {
+    let mut host = Host::default();
+    let mut any = false;
+    for record in &message.answers {
+        any = true;
+        match &record.data {
+            // Behind an alias into somebody else's zone only the alias counts.
+            RData::A(_) | RData::AAAA(_) if !is_in_zone(&record.name, zones) => {}
+            RData::A(address) => host.addresses.push(address.0.into()),
+            RData::AAAA(address) => host.addresses.push(address.0.into()),
+            RData::CNAME(alias) if host.alias.is_none() => {
+                host.alias = Some(alias.0.to_ascii().into());
+            }
+            RData::TXT(text) => host.text.push(text.txt_data.concat().into()),
+            _ => {}
+        }
+    }
+    Read {
+        found: any.then_some(Found::Host(host)),
+        ttl: lowest_ttl(&message.answers, |_| true),
+    }
+}
+
+/// The names behind a reverse question.
+pub(crate) fn pointers(message: &Message) -> Read {
+    let names: Vec<Box<str>> = (message.answers.iter())
+        .filter_map(|record| match &record.data {
+            RData::PTR(name) => Some(name.0.to_ascii().into()),
+            _ => None,
+        })
+        .collect();
+    let found = (!names.is_empty()).then_some(Found::Pointers(names));
+    Read {
+        found,
+        ttl: lowest_ttl(&message.answers, |kind| kind == RecordType::PTR),
+    }
+}
+
+/// The zone's own servers: NS records with their addresses.
+pub(crate) fn servers(message: &Message) -> Read {
+    let addresses_of = |server: &Name| {
+        let own = message
+            .additionals
+            .iter()
+            .filter(move |record| record.name == *server);
+        own.filter_map(|record| record.data.ip_addr()).collect()
+    };
+    let servers: Vec<_> = (message.answers.iter())
+        .filter_map(|record| match &record.data {
+            RData::NS(name) => Some((name.0.to_ascii().into(), addresses_of(&name.0))),
+            _ => None,
+        })
+        .collect();
+    let found = (!servers.is_empty()).then_some(Found::Servers(servers));
+    Read {
+        found,
+        ttl: lowest_ttl(&message.answers, |kind| kind == RecordType::NS),
+    }
+}
+
+/// How long a negative reply holds: the lower of its SOA's TTL and minimum
+/// (RFC 2308, section 5). `None` without an SOA.
+pub(crate) fn negative_ttl(message: &Message) -> Option<Duration> {
+    message
+        .authorities
+        .iter()
+        .find_map(|record| match &record.data {
+            RData::SOA(soa) => Some(seconds(record.ttl.min(soa.minimum))),
+            _ => None,
+        })
+}
+
+/// Addresses of `target`, along its aliases.
+fn follow(
+    target: &Name,
+    addresses: &HashMap<&Name, Vec<IpAddr>>,
+    aliases: &HashMap<&Name, &Name>,
+) -> Vec<IpAddr> {
+    let mut name = target;
+    for _ in 0..MOST_ALIASES {
+        if let Some(found) = addresses.get(name) {
+            let mut found = found.clone();
+            found.sort_unstable();
+            found.dedup();
+            return found;
+        }
+        match aliases.get(name) {
+            Some(next) => name = next,
+            None => break,
+        }
+    }
+    Vec::new()
+}
+
+fn is_in_zone(name: &Name, zones: &[Domain]) -> bool {
+    !matches!(
+        classify_target(&name.to_ascii(), zones),
+        Target::Host { in_zone: false }
+    )
+}
+
+/// The lowest TTL of the records that were asked for (RFC 2181, section 5.2:
+/// they ought to be equal).
+fn lowest_ttl(records: &[Record], wanted: impl Fn(RecordType) -> bool) -> Duration {
+    let wanted = records.iter().filter(|record| wanted(record.record_type()));
+    wanted
+        .map(|record| seconds(record.ttl))
+        .min()
+        .unwrap_or_default()
+}
+
+/// A TTL in seconds. One with its high bit set is taken as very long, not as
+/// zero (RFC 8767, section 4); the cache's cap bounds it.
+fn seconds(ttl: u32) -> Duration {
+    Duration::from_secs(ttl.into())
+}
+
+/// Node metadata, dealt out to SRV records. Consul writes the additional section
+/// in the order of the answers: for each SRV record its address, then the TXT
+/// records of its node, whose owner is the node's name whatever the target is.
+struct Texts<'a> {
+    left: std::iter::Peekable<std::slice::Iter<'a, Record>>,
+    /// Equal texts are kept once.
+    known: HashSet<Arc<NodeText>>,
+}
+
+impl<'a> Texts<'a> {
+    fn new(additionals: &'a [Record]) -> Self {
+        Self {
+            left: additionals.iter().peekable(),
+            known: HashSet::new(),
+        }
+    }
+
+    /// The text that belongs to the next SRV record.
+    fn next_for(&mut self, target: &'a Name) -> Option<Arc<NodeText>> {
+        let mut owners = vec![target];
+        while let Some(record) = self
+            .left
+            .next_if(|record| is_address(record) && owners.contains(&&record.name))
+        {
+            if let RData::CNAME(alias) = &record.data {
+                owners.push(&alias.0);
+            }
+        }
+        let owner = self
+            .left
+            .peek()
+            .filter(|record| is_text(record))
+            .map(|record| &record.name)?;
+        let mut strings: Vec<Box<[u8]>> = Vec::new();
+        while let Some(record) = self.left.next_if(|r| is_text(r) && r.name == *owner) {
+            if let RData::TXT(text) = &record.data {
+                strings.push(text.txt_data.concat().into());
+            }
+        }
+        strings.sort_unstable();
+        strings.dedup();
+        let text = NodeText {
+            owner: owner.to_ascii().into(),
+            strings,
+        };
+        if let Some(known) = self.known.get(&text) {
+            return Some(Arc::clone(known));
+        }
+        let text = Arc::new(text);
+        self.known.insert(Arc::clone(&text));
+        Some(text)
+    }
+}
+
+fn is_text(record: &Record) -> bool {
+    record.record_type() == RecordType::TXT
+}
+
+fn is_address(record: &Record) -> bool {
+    matches!(
+        record.record_type(),
+        RecordType::A | RecordType::AAAA | RecordType::CNAME
+    )
+}

@@ -1,0 +1,333 @@
+//! **Pure.** What stands behind a name, written as DNS records in the shapes of
+//! Consul's own answers (sections A.5 to B.6 of the project's Consul reference).
+//!
+//! | behind the name | SRV | A, AAAA, ANY, TXT | other types |
+//! | --- | --- | --- | --- |
+//! | instances | one a target and port; address and TXT of each in additional | addresses of that family, ANY and TXT both; only host names: one CNAME | NODATA, or that CNAME |
+//! | a node | NOERROR, empty, no SOA | its address (TXT in additional), ANY both, TXT its metadata | NOERROR, empty, no SOA |
+//! | an `addr` name | the address in additional | the address if of that family | the address in additional |
+//! | pointers | PTR, whatever the type | PTR | PTR |
+//!
+//! NODATA is NOERROR with the zone's SOA in authority, as NXDOMAIN has it.
+
+use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
+
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT},
+    },
+};
+
+use rand::{Rng, seq::SliceRandom as _};
+
+use crate::{
+    found::{Found, Host, Instance, NodeText, TargetKind},
+    name::Domain,
+};
+
+/// The sections of one answer, before it is made to fit a message.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sections {
+    pub(crate) code: ResponseCode,
+    pub(crate) answers: Vec<Record>,
+    pub(crate) authorities: Vec<Record>,
+    pub(crate) additionals: Vec<Record>,
+}
+
+impl Sections {
+    fn new(code: ResponseCode) -> Self {
+        Self {
+            code,
+            answers: Vec::new(),
+            authorities: Vec::new(),
+            additionals: Vec::new(),
+        }
+    }
+
+    /// A bare code: REFUSED, SERVFAIL, NOTIMP, or NOERROR with nothing.
+    pub(crate) fn bare(code: ResponseCode) -> Self {
+        Self::new(code)
+    }
+
+    /// NXDOMAIN, or NOERROR for NODATA, with the zone's SOA.
+    pub(crate) fn nothing(code: ResponseCode, zone: &Zone<'_>) -> Self {
+        let mut sections = Self::new(code);
+        sections.authorities.extend(zone.soa());
+        sections
+    }
+}
+
+/// The zone, as its SOA tells it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Zone<'a> {
+    pub(crate) domain: &'a Domain,
+    pub(crate) serial: u32,
+    /// TTL of the SOA and of what does not exist, in seconds.
+    pub(crate) minimum: u32,
+}
+
+impl Zone<'_> {
+    /// The numbers are Consul's own.
+    fn soa(&self) -> Option<Record> {
+        let apex = name(self.domain.as_str())?;
+        let within = |label: &str| name(&format!("{label}.{}", self.domain));
+        let (ns, hostmaster) = (within("ns")?, within("hostmaster")?);
+        let soa = SOA::new(ns, hostmaster, self.serial, 3600, 600, 86400, self.minimum);
+        Some(Record::from_rdata(apex, self.minimum, RData::SOA(soa)))
+    }
+}
+
+/// The answer to a question of type `kind` for `owner`, which is in the asker's
+/// case. Instances are shuffled anew for every answer, as Consul does, so that
+/// clients that take the first spread over all.
+pub(crate) fn answer(
+    found: &Found,
+    owner: &Name,
+    kind: RecordType,
+    ttl: Duration,
+    zone: &Zone<'_>,
+    dice: &mut impl Rng,
+) -> Sections {
+    let mut writer = Writer {
+        owner,
+        kind,
+        ttl: whole_seconds(ttl),
+        sections: Sections::new(ResponseCode::NoError),
+    };
+    match found {
+        Found::Instances(instances) => {
+            let mut shuffled: Vec<&Instance> = instances.iter().collect();
+            shuffled.shuffle(dice);
+            if kind == RecordType::SRV {
+                writer.services(&shuffled);
+            } else {
+                writer.addresses(&shuffled);
+            }
+        }
+        Found::Host(host) => {
+            writer.host(host);
+            return writer.sections;
+        }
+        Found::Pointers(names) => {
+            let pointers = names.iter().filter_map(|target| name(target));
+            let pointers = pointers.map(|target| writer.record(owner, RData::PTR(PTR(target))));
+            writer.sections.answers = pointers.collect();
+        }
+        Found::Servers(_) => return apex(Some(found), kind, ttl, zone),
+    }
+    if writer.sections.answers.is_empty() {
+        return Sections::nothing(ResponseCode::NoError, zone);
+    }
+    writer.sections
+}
+
+/// The answer for an `addr` name: a record of another family than the asked one
+/// goes to the additional section.
+pub(crate) fn decoded(address: IpAddr, owner: &Name, kind: RecordType, ttl: Duration) -> Sections {
+    let mut sections = Sections::new(ResponseCode::NoError);
+    let record = Record::from_rdata(
+        owner.to_lowercase(),
+        whole_seconds(ttl),
+        address_data(address),
+    );
+    if kind == record.record_type() || kind == RecordType::ANY {
+        sections.answers.push(record);
+    } else {
+        sections.additionals.push(record);
+    }
+    sections
+}
+
+/// The answer to SOA or NS for any name of the zone. Without `servers` the SOA
+/// stands alone and NS has nothing to say.
+pub(crate) fn apex(
+    servers: Option<&Found>,
+    kind: RecordType,
+    ttl: Duration,
+    zone: &Zone<'_>,
+) -> Sections {
+    let mut sections = Sections::new(ResponseCode::NoError);
+    let ttl = whole_seconds(ttl);
+    let mut records = Vec::new();
+    if let (Some(Found::Servers(servers)), Some(apex)) = (servers, name(zone.domain.as_str())) {
+        for (server, addresses) in servers {
+            let Some(server) = name(server) else { continue };
+            for &address in addresses {
+                let record = Record::from_rdata(server.clone(), ttl, address_data(address));
+                sections.additionals.push(record);
+            }
+            records.push(Record::from_rdata(apex.clone(), ttl, RData::NS(NS(server))));
+        }
+    }
+    if kind == RecordType::SOA {
+        sections.answers.extend(zone.soa());
+        sections.authorities = records;
+    } else {
+        sections.answers = records;
+    }
+    sections
+}
+
+struct Writer<'a> {
+    owner: &'a Name,
+    kind: RecordType,
+    ttl: u32,
+    sections: Sections,
+}
+
+impl Writer<'_> {
+    fn services(&mut self, instances: &[&Instance]) {
+        let mut known = HashSet::new();
+        for instance in instances {
+            let Some(target) = name(&instance.target) else {
+                continue;
+            };
+            if !known.insert((&instance.target, instance.port, &instance.node)) {
+                continue;
+            }
+            let srv = SRV::new(
+                instance.priority,
+                instance.weight,
+                instance.port,
+                target.clone(),
+            );
+            self.sections
+                .answers
+                .push(self.record(self.owner, RData::SRV(srv)));
+            for &address in &instance.addresses {
+                // Where a registered host name leads is for the asker to find out.
+                if instance.kind != TargetKind::Host || instance.glued {
+                    let glue = self.record(&target, address_data(address));
+                    self.sections.additionals.push(glue);
+                }
+            }
+            if let Some(text) = &instance.text {
+                self.node_text(text);
+            }
+        }
+    }
+
+    fn node_text(&mut self, text: &NodeText) {
+        let Some(owner) = name(&text.owner) else {
+            return;
+        };
+        for string in &text.strings {
+            let record = self.record(&owner, text_data(string));
+            self.sections.additionals.push(record);
+        }
+    }
+
+    /// Addresses win over host names; of host names only one is told, because a
+    /// name has one CNAME at most.
+    fn addresses(&mut self, instances: &[&Instance]) {
+        let mut known = HashSet::new();
+        for instance in instances
+            .iter()
+            .filter(|instance| instance.kind != TargetKind::Host)
+        {
+            for &address in &instance.addresses {
+                if self.wants(address) && known.insert(address) {
+                    let record = self.record(self.owner, address_data(address));
+                    self.sections.answers.push(record);
+                }
+            }
+        }
+        if !self.sections.answers.is_empty() {
+            return;
+        }
+        let Some(host) = instances
+            .iter()
+            .find(|instance| instance.kind == TargetKind::Host)
+        else {
+            return;
+        };
+        let glue = if host.glued { &host.addresses[..] } else { &[] };
+        self.alias(&host.target, glue);
+    }
+
+    fn alias(&mut self, target: &Arc<str>, addresses: &[IpAddr]) {
+        let Some(target) = name(target) else { return };
+        let alias = self.record(self.owner, RData::CNAME(CNAME(target.clone())));
+        self.sections.answers.push(alias);
+        let wanted: Vec<Record> = (addresses.iter())
+            .filter(|address| self.wants(**address))
+            .map(|address| self.record(&target, address_data(*address)))
+            .collect();
+        self.sections.answers.extend(wanted);
+    }
+
+    fn host(&mut self, host: &Host) {
+        let texts: Vec<_> = host
+            .text
+            .iter()
+            .map(|string| self.record(self.owner, text_data(string)))
+            .collect();
+        match self.kind {
+            RecordType::TXT => self.sections.answers = texts,
+            RecordType::A | RecordType::AAAA | RecordType::ANY => {
+                match &host.alias {
+                    Some(alias) => self.alias(alias, &[]),
+                    None => {
+                        for &address in &host.addresses {
+                            if self.kind == RecordType::ANY || self.wants(address) {
+                                let record = self.record(self.owner, address_data(address));
+                                self.sections.answers.push(record);
+                            }
+                        }
+                    }
+                }
+                if self.kind == RecordType::ANY {
+                    self.sections.answers.extend(texts);
+                } else {
+                    self.sections.additionals = texts;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a question of this type is answered with this address. Consul
+    /// answers TXT for a service with its addresses.
+    fn wants(&self, address: IpAddr) -> bool {
+        match self.kind {
+            RecordType::A => address.is_ipv4(),
+            RecordType::AAAA => address.is_ipv6(),
+            kind => kind == RecordType::ANY || kind == RecordType::TXT,
+        }
+    }
+
+    fn record(&self, owner: &Name, data: RData) -> Record {
+        Record::from_rdata(owner.clone(), self.ttl, data)
+    }
+}
+
+fn name(text: &str) -> Option<Name> {
+    let mut name = Name::from_ascii(text).ok()?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
+fn address_data(address: IpAddr) -> RData {
+    match address {
+        IpAddr::V4(address) => RData::A(A(address)),
+        IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+    }
+}
+
+fn text_data(string: &[u8]) -> RData {
+    // One string holds 255 bytes (RFC 1035, section 3.3.14); a longer value goes
+    // on in the next.
+    let chunks: Vec<&[u8]> = if string.is_empty() {
+        vec![string]
+    } else {
+        string.chunks(255).collect()
+    };
+    RData::TXT(TXT::from_bytes(chunks))
+}
+
+/// TTL on the wire. Rounded up: what holds for half a second more is not over.
+fn whole_seconds(ttl: Duration) -> u32 {
+    u32::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
