@@ -1,6 +1,7 @@
 //! Find every instance of a service registered in HashiCorp Consul.
 #![allow(dead_code, reason = "the rooms are being built")]
 
+mod consul;
 mod endpoint;
 mod error;
 mod found;
