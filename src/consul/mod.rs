@@ -1,7 +1,7 @@
 //! The agent's HTTP API: one file per duty.
 
 pub(crate) mod address;
-//health
+pub(crate) mod health;
 //http
 //tls
 pub(crate) mod token;
