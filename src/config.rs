@@ -108,7 +108,13 @@ impl Default for ResolverBuilder {
                 negative: Duration::from_millis(500)..=Duration::from_secs(10),
             },
         };
-        Self { config, http: HTTP.to_owned(), ssl: false, problem: None }.dns(DNS)
+        Self {
+            config,
+            http: HTTP.to_owned(),
+            ssl: false,
+            problem: None,
+        }
+        .dns(DNS)
     }
 }
 
@@ -121,7 +127,11 @@ impl ResolverBuilder {
     /// `CONSUL_DATACENTER`, `CONSUL_NAMESPACE`, `CONSUL_PARTITION`. An empty
     /// variable counts as unset. What is set by other methods afterwards wins.
     pub fn environment(self) -> Self {
-        self.read(|variable| std::env::var(variable).ok().filter(|value| !value.is_empty()))
+        self.read(|variable| {
+            std::env::var(variable)
+                .ok()
+                .filter(|value| !value.is_empty())
+        })
     }
 
     fn read(mut self, value: impl Fn(&str) -> Option<String>) -> Self {
@@ -270,7 +280,9 @@ impl ResolverBuilder {
     pub fn timeout(mut self, timeout: Duration) -> Self {
         let (least, most) = TIMEOUT_RANGE;
         if timeout < least || timeout > most {
-            self.refuse(format!("a time limit of {timeout:?} is not within {least:?} and {most:?}"));
+            self.refuse(format!(
+                "a time limit of {timeout:?} is not within {least:?} and {most:?}"
+            ));
         }
         self.config.timeout = timeout;
         self
@@ -292,7 +304,9 @@ impl ResolverBuilder {
     /// one day.
     pub fn ttl_cap(mut self, cap: Duration) -> Self {
         if cap.is_zero() || cap > Duration::from_secs(86_400) {
-            self.refuse(format!("a TTL cap of {cap:?} is not within 1 s and one day"));
+            self.refuse(format!(
+                "a TTL cap of {cap:?} is not within 1 s and one day"
+            ));
         }
         self.config.cache.cap = cap;
         self
@@ -331,7 +345,10 @@ impl ResolverBuilder {
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         if cache.floor > cache.cap {
-            let message = format!("the TTL floor of {:?} is above the cap of {:?}", cache.floor, cache.cap);
+            let message = format!(
+                "the TTL floor of {:?} is above the cap of {:?}",
+                cache.floor, cache.cap
+            );
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         Ok(Resolver::new(self.config))
@@ -354,12 +371,14 @@ impl ResolverBuilder {
     }
 
     fn refuse(&mut self, message: String) {
-        self.problem.get_or_insert_with(|| Error::new(ErrorKind::Invalid, message));
+        self.problem
+            .get_or_insert_with(|| Error::new(ErrorKind::Invalid, message));
     }
 
     fn refuse_for(&mut self, what: &str, error: impl std::error::Error + Send + Sync + 'static) {
         let message = format!("{what}: {error}");
-        self.problem.get_or_insert_with(|| Error::invalid(message, error));
+        self.problem
+            .get_or_insert_with(|| Error::invalid(message, error));
     }
 }
 
@@ -367,18 +386,19 @@ fn dns_servers(text: &str) -> Result<Vec<SocketAddr>, String> {
     if text.trim().eq_ignore_ascii_case("none") {
         return Ok(Vec::new());
     }
-    let one = |text: &str| {
-        let text = text.trim();
-        let bare = || text.trim_matches(['[', ']']).parse::<IpAddr>();
-        let address: Option<SocketAddr> = text.parse().ok();
-        let address = address.or_else(|| bare().ok().map(|ip| SocketAddr::new(ip, DNS_PORT)));
-        address.filter(|address| address.port() != 0).ok_or_else(|| {
+    let one =
+        |text: &str| {
+            let text = text.trim();
+            let bare = || text.trim_matches(['[', ']']).parse::<IpAddr>();
+            let address: Option<SocketAddr> = text.parse().ok();
+            let address = address.or_else(|| bare().ok().map(|ip| SocketAddr::new(ip, DNS_PORT)));
+            address.filter(|address| address.port() != 0).ok_or_else(|| {
             format!(
                 "{text:?} is not the address of a DNS interface: write it as 127.0.0.1:8600 or \
                  [::1]:8600, several separated by commas, or none"
             )
         })
-    };
+        };
     text.split(',').map(one).collect()
 }
 
@@ -388,7 +408,10 @@ fn http_addresses(text: &str, ssl: bool) -> Result<Vec<HttpAddress>, Error> {
     }
     let one = |text| {
         HttpAddress::parse(text, ssl).map_err(|error| {
-            Error::invalid(format!("the address of Consul's HTTP API is not valid: {error}"), error)
+            Error::invalid(
+                format!("the address of Consul's HTTP API is not valid: {error}"),
+                error,
+            )
         })
     };
     text.split(',').map(one).collect()
@@ -426,8 +449,17 @@ mod tests {
         assert_eq!(read("::1"), ["[::1]:8600".parse().unwrap()]);
         assert_eq!(read("[::1]:53, 10.0.0.1:54").len(), 2);
         assert_eq!(read("none"), []);
-        for bad in ["", "consul", "10.0.0.1:0", "10.0.0.1:8600,", "10.0.0.1:99999"] {
-            assert!(dns_servers(bad).unwrap_err().contains("127.0.0.1:8600"), "{bad:?}");
+        for bad in [
+            "",
+            "consul",
+            "10.0.0.1:0",
+            "10.0.0.1:8600,",
+            "10.0.0.1:99999",
+        ] {
+            assert!(
+                dns_servers(bad).unwrap_err().contains("127.0.0.1:8600"),
+                "{bad:?}"
+            );
         }
     }
 
@@ -449,7 +481,9 @@ mod tests {
         assert!(problem(new().ttl_floor(Duration::from_secs(7200))).contains("floor"));
         assert!(problem(new().ttl_cap(Duration::ZERO)).contains("cap"));
         assert!(problem(new().cache_bytes(10)).contains("64 KiB"));
-        let crossed = new().ttl_floor(Duration::from_secs(60)).ttl_cap(Duration::from_secs(5));
+        let crossed = new()
+            .ttl_floor(Duration::from_secs(60))
+            .ttl_cap(Duration::from_secs(5));
         assert!(problem(crossed).contains("above the cap"));
     }
 

@@ -17,7 +17,7 @@
 //! A rung that is not configured is passed over. DNS may use up at most
 //! [`DNS_SHARE`] of the time while HTTP is still to be asked.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::ErrorKind;
 
@@ -39,8 +39,8 @@ pub(crate) enum Heard<S> {
     Whole(S),
     /// May lack instances.
     Partial(S),
-    /// There is no such name.
-    Nothing,
+    /// There is no such name; for how long that may be believed, if it was said.
+    Nothing(Option<Duration>),
     /// Not permitted.
     Denied,
     Failed,
@@ -52,6 +52,8 @@ pub(crate) enum Heard<S> {
 pub(crate) enum Step<S> {
     Ask(Rung, Instant),
     Give(S),
+    /// There is no such name.
+    Nothing(Option<Duration>),
     GiveUp(ErrorKind),
 }
 
@@ -121,11 +123,12 @@ impl<S> Ladder<S> {
                 self.end = Some(Step::Give(set));
             }
             // A name that DNS has just listed exists.
-            Heard::Nothing if self.partial.is_some() => {}
-            Heard::Nothing if rung == Some(Rung::Static) => {
-                self.worst.get_or_insert(ErrorKind::NotFound);
+            Heard::Nothing(_) if self.partial.is_some() => {}
+            // The last rung says so for all only where it is the only one.
+            Heard::Nothing(ttl) if rung != Some(Rung::Static) || self.worst.is_none() => {
+                self.end = Some(Step::Nothing(ttl));
             }
-            Heard::Nothing => self.end = Some(Step::GiveUp(ErrorKind::NotFound)),
+            Heard::Nothing(_) => {}
             Heard::Denied => self.worst = Some(ErrorKind::Denied),
             Heard::Failed => self.failed(ErrorKind::Unavailable),
             Heard::TimedOut => self.failed(ErrorKind::Timeout),
@@ -152,8 +155,7 @@ impl<S> Ladder<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
+    const TTL: Option<Duration> = Some(Duration::from_secs(3));
     const ALL: &[Rung] = &[Rung::Dns, Rung::Http, Rung::Static];
 
     /// Climbs `rungs`, each saying what is listed; gives the rungs asked and the end.
@@ -179,30 +181,34 @@ mod tests {
         use Rung::*;
         let table: &[(&[Heard<u8>], &[Rung], Step<u8>)] = &[
             (&[Whole(1)], &[Dns], Step::Give(1)),
-            (&[Nothing], &[Dns], Step::GiveUp(E::NotFound)),
+            (&[Nothing(TTL)], &[Dns], Step::Nothing(TTL)),
             (&[Partial(1), Whole(2)], &[Dns, Http], Step::Give(2)),
             (&[Partial(1), Partial(2)], &[Dns, Http], Step::Give(2)),
-            (&[Partial(1), Nothing], &[Dns, Http], Step::Give(1)),
+            (&[Partial(1), Nothing(TTL)], &[Dns, Http], Step::Give(1)),
             (&[Partial(1), Failed], &[Dns, Http], Step::Give(1)),
             (&[Partial(1), Denied], &[Dns, Http], Step::Give(1)),
             (&[Failed, Whole(2)], &[Dns, Http], Step::Give(2)),
             (&[TimedOut, Whole(2)], &[Dns, Http], Step::Give(2)),
-            (&[Failed, Nothing], &[Dns, Http], Step::GiveUp(E::NotFound)),
+            (&[Failed, Nothing(TTL)], &[Dns, Http], Step::Nothing(TTL)),
             (&[Failed, Failed, Whole(3)], ALL, Step::Give(3)),
             (&[Failed, Denied, Whole(3)], ALL, Step::Give(3)),
-            (&[Failed, Denied, Nothing], ALL, Step::GiveUp(E::Denied)),
             (
-                &[Failed, Failed, Nothing],
+                &[Failed, Denied, Nothing(TTL)],
+                ALL,
+                Step::GiveUp(E::Denied),
+            ),
+            (
+                &[Failed, Failed, Nothing(TTL)],
                 ALL,
                 Step::GiveUp(E::Unavailable),
             ),
             (
-                &[TimedOut, TimedOut, Nothing],
+                &[TimedOut, TimedOut, Nothing(TTL)],
                 ALL,
                 Step::GiveUp(E::Timeout),
             ),
             (
-                &[Failed, TimedOut, Nothing],
+                &[Failed, TimedOut, Nothing(TTL)],
                 ALL,
                 Step::GiveUp(E::Unavailable),
             ),
@@ -231,8 +237,8 @@ mod tests {
 
     #[test]
     fn a_name_that_only_the_static_catalog_could_have_is_not_found() {
-        let (_, end) = climb(&[Rung::Static], &[Heard::Nothing]);
-        assert_eq!(end, Step::GiveUp(ErrorKind::NotFound));
+        let (_, end) = climb(&[Rung::Static], &[Heard::Nothing(TTL)]);
+        assert_eq!(end, Step::Nothing(TTL));
     }
 
     #[test]
@@ -255,7 +261,7 @@ mod tests {
         let now = Instant::now();
         let mut ladder = Ladder::<u8>::start(ALL, now);
         assert_eq!(ladder.step(now), Step::Ask(Rung::Static, now));
-        ladder.hear(Heard::Nothing);
+        ladder.hear(Heard::Nothing(None));
         assert_eq!(ladder.step(now), Step::GiveUp(ErrorKind::Timeout));
     }
 }

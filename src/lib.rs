@@ -4,6 +4,8 @@
 mod cache;
 mod clock;
 mod complete;
+mod config;
+mod consul;
 mod endpoint;
 mod error;
 mod flight;
@@ -11,8 +13,11 @@ mod found;
 mod ladder;
 mod name;
 mod records;
+mod resolver;
 mod source;
 
+pub use config::ResolverBuilder;
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
 pub use error::{Error, ErrorKind};
 pub use name::{ConsulName, Domain, Locality, NameError, Subject};
+pub use resolver::{Name, Resolver};

@@ -6,11 +6,12 @@
 pub(crate) mod read;
 pub(crate) mod write;
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use crate::{
     endpoint::Endpoint,
     found::{Found, TargetKind},
+    name::{Domain, Target, classify_target},
 };
 
 /// Every address and port behind a name, once each, in the source's order.
@@ -78,4 +79,25 @@ pub(crate) fn unresolved(found: &Found) -> impl Iterator<Item = &Arc<str>> {
         .filter(waits)
         .map(|instance| &instance.target)
         .chain(host)
+}
+
+/// Writes the addresses of one such name where they belong.
+pub(crate) fn resolve(found: &mut Found, name: &str, addresses: &[IpAddr]) {
+    match found {
+        Found::Instances(instances) => {
+            for instance in instances
+                .iter_mut()
+                .filter(|instance| *instance.target == *name)
+            {
+                instance.addresses = addresses.to_vec();
+            }
+        }
+        Found::Host(host) => host.addresses = addresses.to_vec(),
+        Found::Pointers(_) | Found::Servers(_) => {}
+    }
+}
+
+/// Whether an absolute name lies in a zone.
+pub(crate) fn is_within(fqdn: &str, zone: &Domain) -> bool {
+    classify_target(fqdn, std::slice::from_ref(zone)) != Target::Host { in_zone: false }
 }

@@ -20,22 +20,66 @@ use hickory_proto::{
 
 use crate::{
     found::{Found, Host, Instance, NodeText, TargetKind},
-    name::{Domain, Target, classify_target},
+    name::{ConsulName, Domain, Subject, Target, classify_target},
 };
 
 /// Longest chain of CNAME records that is followed.
 const MOST_ALIASES: usize = 8;
 
+/// The question that brings all there is to know of a name, and how its reply is
+/// read.
+///
+/// | name | question |
+/// | --- | --- |
+/// | service, mesh, ingress, prepared query | SRV: address questions can never be proven whole |
+/// | node | ANY: address and metadata |
+/// | virtual | A |
+/// | reverse | PTR |
+/// | the zone itself | NS |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asks(RecordType);
+
+impl Asks {
+    pub(crate) fn of(name: &ConsulName) -> Self {
+        Self(match name.subject() {
+            Subject::Service { .. }
+            | Subject::Connect { .. }
+            | Subject::Ingress { .. }
+            | Subject::Query(_) => RecordType::SRV,
+            Subject::Node(_) => RecordType::ANY,
+            Subject::Virtual { .. } | Subject::Address(_) => RecordType::A,
+            Subject::Reverse(_) => RecordType::PTR,
+            Subject::Apex => RecordType::NS,
+        })
+    }
+
+    pub(crate) fn kind(self) -> RecordType {
+        self.0
+    }
+
+    /// What the reply tells, and its TTL; `None` where it holds nothing of the
+    /// kind that was asked for.
+    pub(crate) fn read(self, message: &Message, zones: &[Domain]) -> Option<(Found, Duration)> {
+        let read = match self.0 {
+            RecordType::SRV => instances(message, zones),
+            RecordType::PTR => pointers(message),
+            RecordType::NS => servers(message),
+            _ => host(message, zones),
+        };
+        read.found.map(|found| (found, read.ttl))
+    }
+}
+
 /// What a reply tells.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Read {
+struct Read {
     /// `None`: nothing of the kind that was asked for.
-    pub(crate) found: Option<Found>,
-    pub(crate) ttl: Duration,
+    found: Option<Found>,
+    ttl: Duration,
 }
 
 /// Instances of a service: SRV records with their additional section.
-pub(crate) fn instances(message: &Message, zones: &[Domain]) -> Read {
+fn instances(message: &Message, zones: &[Domain]) -> Read {
     let mut addresses: HashMap<&Name, Vec<IpAddr>> = HashMap::new();
     let mut aliases: HashMap<&Name, &Name> = HashMap::new();
     for record in &message.additionals {
@@ -102,7 +146,7 @@ pub(crate) fn instances(message: &Message, zones: &[Domain]) -> Read {
 }
 
 /// A node or a virtual address: address records, an alias, node metadata.
-pub(crate) fn host(message: &Message, zones: &[Domain]) -> Read {
+fn host(message: &Message, zones: &[Domain]) -> Read {
     let mut host = Host::default();
     let mut any = false;
     for record in &message.answers {
@@ -126,7 +170,7 @@ pub(crate) fn host(message: &Message, zones: &[Domain]) -> Read {
 }
 
 /// The names behind a reverse question.
-pub(crate) fn pointers(message: &Message) -> Read {
+fn pointers(message: &Message) -> Read {
     let names: Vec<Box<str>> = (message.answers.iter())
         .filter_map(|record| match &record.data {
             RData::PTR(name) => Some(name.0.to_ascii().into()),
@@ -141,7 +185,7 @@ pub(crate) fn pointers(message: &Message) -> Read {
 }
 
 /// The zone's own servers: NS records with their addresses.
-pub(crate) fn servers(message: &Message) -> Read {
+fn servers(message: &Message) -> Read {
     let addresses_of = |server: &Name| {
         let own = message
             .additionals

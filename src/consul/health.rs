@@ -1,0 +1,519 @@
+//! **Pure.** The catalog's answer to a name: which request asks for it, and what
+//! the reply's JSON says of it. The request is carried by
+//! [`http`](crate::consul::http), the shape of one entry lives in `entry`, the
+//! names of targets in `target`.
+//!
+//! | asked for | request | read |
+//! | --- | --- | --- |
+//! | service | `/v1/health/service/X` | instances |
+//! | mesh endpoints | `/v1/health/connect/X` | instances |
+//! | ingress gateways | `/v1/health/ingress/X` | instances |
+//! | prepared query | `/v1/query/X/execute` | instances, TTL, datacenter |
+//! | node | `/v1/catalog/node/X` | one host |
+//! | the zone's servers | `/v1/health/service/consul` | servers |
+//!
+//! Never `passing`: Consul's DNS lists instances whose checks warn, and this has
+//! to find the same ones. Always `stale`: any server may answer, as for DNS.
+//! Names go in lower case, since some agents compare them with case.
+//!
+//! An entry that cannot be read, or that belongs to something else than was
+//! asked, is skipped and counted; more than one such in ten, and the whole reply
+//! is not believed. An entry that is whole but has an address where nobody can
+//! connect is skipped and counted, and costs the others nothing.
+
+mod entry;
+pub(crate) mod target;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use self::{
+    entry::{Entry, Node},
+    target::{Registered, addr_target, node_target, registered},
+};
+use crate::{
+    endpoint::Health,
+    found::{Found, Host, Instance, TargetKind},
+};
+
+/// What stands behind the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask<'a> {
+    Service { name: &'a str, tag: Option<&'a str> },
+    Connect { name: &'a str },
+    Ingress { name: &'a str },
+    Node { name: &'a str },
+    Query { name: &'a str },
+    Servers,
+}
+
+/// Where it is asked for; `None` is the agent's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place<'a> {
+    pub(crate) datacenter: Option<&'a str>,
+    pub(crate) namespace: Option<&'a str>,
+    pub(crate) partition: Option<&'a str>,
+    pub(crate) peer: Option<&'a str>,
+    pub(crate) sameness_group: Option<&'a str>,
+}
+
+/// One question to the catalog, and the DNS names that its answer is told in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Question<'a> {
+    pub(crate) ask: Ask<'a>,
+    pub(crate) place: Place<'a>,
+    /// The domain of Consul's zone, as `consul`.
+    pub(crate) domain: &'a str,
+    /// The full name that was looked up, with its final dot.
+    pub(crate) name: &'a str,
+}
+
+/// What a reply told.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Read {
+    pub(crate) found: Found,
+    /// Entries left out, though healthy, because they could not be used.
+    pub(crate) skipped: usize,
+    /// Why the first of them was.
+    pub(crate) first_reason: Option<Box<str>>,
+    /// The time to live that a prepared query sets.
+    pub(crate) ttl: Option<Duration>,
+    /// The datacenter that answered, where the reply says it.
+    pub(crate) datacenter: Option<Box<str>>,
+}
+
+/// Why a reply gives nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// There is no such name, or nothing healthy behind it: so many instances
+    /// have a critical check.
+    NotFound { unhealthy: usize },
+    /// The reply is not what was asked for.
+    Malformed(Box<str>),
+}
+
+/// What a path segment and a query value carry as they are (RFC 3986, 2.3).
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The request, as path and query, percent-encoded.
+pub(crate) fn path(ask: &Ask<'_>, place: &Place<'_>) -> String {
+    let segment = |name: &str| escaped(&name.to_lowercase());
+    let mut path = match ask {
+        Ask::Service { name, .. } => format!("/v1/health/service/{}?stale", segment(name)),
+        Ask::Connect { name } => format!("/v1/health/connect/{}?stale", segment(name)),
+        Ask::Ingress { name } => format!("/v1/health/ingress/{}?stale", segment(name)),
+        Ask::Node { name } => format!("/v1/catalog/node/{}?stale", segment(name)),
+        Ask::Query { name } => format!("/v1/query/{}/execute?stale", segment(name)),
+        Ask::Servers => "/v1/health/service/consul?stale".to_owned(),
+    };
+    let tag = match ask {
+        Ask::Service { tag, .. } => *tag,
+        _ => None,
+    };
+    for (key, value) in [
+        ("dc", place.datacenter),
+        ("ns", place.namespace),
+        ("partition", place.partition),
+        ("peer", place.peer),
+        ("sg", place.sameness_group),
+        ("tag", tag),
+    ] {
+        if let Some(value) = value {
+            path.push('&');
+            path.push_str(key);
+            path.push('=');
+            path.push_str(&escaped(value));
+        }
+    }
+    path
+}
+
+fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, ESCAPED).to_string()
+}
+
+/// Reads the body of a reply with status 200. `translated` is what the agent's
+/// `X-Consul-Translate-Addresses` said.
+pub(crate) fn read(question: &Question<'_>, body: &[u8], translated: bool) -> Result<Read, Unread> {
+    match question.ask {
+        Ask::Service { .. } | Ask::Connect { .. } | Ask::Ingress { .. } => {
+            let entries: Option<Vec<&RawValue>> = json(body)?;
+            instances(question, &entries.unwrap_or_default(), None, translated)
+        }
+        Ask::Query { .. } => {
+            let reply: Option<Executed<'_>> = object(body)?;
+            let reply = reply.ok_or(Unread::NotFound { unhealthy: 0 })?;
+            let datacenter = reply.datacenter.filter(|name| !name.is_empty());
+            let entries = reply.nodes.unwrap_or_default();
+            let mut read = instances(question, &entries, datacenter.as_deref(), translated)?;
+            read.ttl = reply.dns.and_then(|dns| go_duration(dns.ttl.as_deref()?));
+            Ok(read)
+        }
+        Ask::Node { name } => node(name, body),
+        Ask::Servers => servers(question, body),
+    }
+}
+
+/// The reply to a prepared query.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Executed<'a> {
+    #[serde(borrow, default)]
+    nodes: Option<Vec<&'a RawValue>>,
+    #[serde(rename = "DNS", default)]
+    dns: Option<ExecutedDns>,
+    #[serde(default)]
+    datacenter: Option<Box<str>>,
+}
+
+#[derive(Deserialize)]
+struct ExecutedDns {
+    #[serde(rename = "TTL", default)]
+    ttl: Option<Box<str>>,
+}
+
+fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Unread> {
+    serde_json::from_slice(body).map_err(|error| {
+        let start = body.trim_ascii_start();
+        let why = match start.first() {
+            None => "the reply is empty".into(),
+            Some(b'<') => "the reply is a web page, not JSON".into(),
+            Some(_) => format!("the reply is not the JSON asked for: {error}"),
+        };
+        Unread::Malformed(why.into())
+    })
+}
+
+/// An object or `null`. Serde would take a list for a struct too, and an empty
+/// one for an empty answer.
+fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<Option<T>, Unread> {
+    match body.trim_ascii_start().first() {
+        Some(b'[') => Err(Unread::Malformed(
+            "the reply is a list, not an object".into(),
+        )),
+        _ => json(body),
+    }
+}
+
+/// Entries that are left out, and whether the rest may be believed.
+#[derive(Default)]
+struct Skipped {
+    total: usize,
+    /// Those that should not be in the reply at all.
+    bad: usize,
+    first: Option<Box<str>>,
+}
+
+impl Skipped {
+    fn unusable(&mut self, at: usize, why: &str) {
+        self.total += 1;
+        self.first
+            .get_or_insert_with(|| format!("entry {}: {why}", at + 1).into());
+    }
+
+    fn bad(&mut self, at: usize, why: &str) {
+        self.bad += 1;
+        self.unusable(at, why);
+    }
+
+    /// Nothing left, or more than a tenth bad: the reply is refused.
+    fn judge(&self, entries: usize, left: usize, unhealthy: usize) -> Result<(), Unread> {
+        let first = self.first.as_deref().unwrap_or_default();
+        if self.bad > entries / 10 {
+            let bad = self.bad;
+            let why = format!("{bad} of {entries} entries cannot be believed; {first}");
+            return Err(Unread::Malformed(why.into()));
+        }
+        match (left, self.total) {
+            (0, 0) => Err(Unread::NotFound { unhealthy }),
+            (0, _) => {
+                let why = format!("none of {entries} entries can be used; {first}");
+                Err(Unread::Malformed(why.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads entry by entry, hands `take` what is healthy and asked for, and lets it
+/// say why it cannot use one.
+fn each(
+    question: &Question<'_>,
+    entries: &[&RawValue],
+    mut take: impl FnMut(Entry, Health) -> Result<usize, Box<str>>,
+) -> Result<Skipped, Unread> {
+    let mut skipped = Skipped::default();
+    let (mut left, mut unhealthy) = (0, 0);
+    for (at, raw) in entries.iter().enumerate() {
+        if !raw.get().starts_with('{') {
+            skipped.bad(at, "not an object");
+            continue;
+        }
+        let entry: Entry = match serde_json::from_str(raw.get()) {
+            Ok(entry) => entry,
+            Err(error) => {
+                skipped.bad(at, &error.to_string());
+                continue;
+            }
+        };
+        if let Err(why) = belongs(question, &entry).and(entry.service.port().map(drop)) {
+            skipped.bad(at, &why);
+            continue;
+        }
+        match entry.health() {
+            Health::Critical => unhealthy += 1,
+            health => match take(entry, health) {
+                Ok(taken) => left += taken,
+                Err(why) => skipped.unusable(at, &why),
+            },
+        }
+    }
+    skipped.judge(entries.len(), left, unhealthy)?;
+    Ok(skipped)
+}
+
+/// Whether the entry is what was asked for. Agents that do not know a parameter
+/// ignore it in silence, and what stands between may mix replies up.
+fn belongs(question: &Question<'_>, entry: &Entry) -> Result<(), Box<str>> {
+    let check = |what: &str, asked: Option<&str>, told: Option<&str>| match (asked, told) {
+        (Some(asked), Some(told)) if !asked.eq_ignore_ascii_case(told) => {
+            let (asked, told) = (asked.escape_debug(), told.escape_debug());
+            Err(format!("{what} {told} where {asked} was asked for").into())
+        }
+        _ => Ok(()),
+    };
+    let place = &question.place;
+    match question.ask {
+        Ask::Service { name, .. } => {
+            check("service", Some(name), entry.service.service.as_deref())?
+        }
+        Ask::Servers => check("service", Some("consul"), entry.service.service.as_deref())?,
+        Ask::Connect { .. } | Ask::Ingress { .. } | Ask::Node { .. } | Ask::Query { .. } => {}
+    }
+    check(
+        "namespace",
+        place.namespace,
+        entry.service.namespace.as_deref(),
+    )?;
+    check(
+        "partition",
+        place.partition,
+        entry.service.partition.as_deref(),
+    )?;
+    match (place.peer, place.sameness_group, question.ask) {
+        // Where a query fails over to, or which member of a group answers, is
+        // Consul's business.
+        (_, Some(_), _) | (_, _, Ask::Query { .. }) => Ok(()),
+        (Some(peer), ..) => check(
+            "instance of peer",
+            Some(peer),
+            Some(entry.peer().unwrap_or("none")),
+        ),
+        (None, ..) => check("datacenter", place.datacenter, entry.node.datacenter()),
+    }
+}
+
+fn instances(
+    question: &Question<'_>,
+    entries: &[&RawValue],
+    answered: Option<&str>,
+    translated: bool,
+) -> Result<Read, Unread> {
+    let mut seen = HashSet::new();
+    let mut instances = Vec::with_capacity(entries.len());
+    let mut datacenter: Option<Box<str>> = answered.map(Into::into);
+    let skipped = each(question, entries, |entry, health| {
+        let told = entry.node.datacenter();
+        if datacenter.is_none() {
+            datacenter = told.map(Into::into);
+        }
+        let (node, address, port) = (
+            &*entry.node.node,
+            entry.service.address().unwrap_or_default(),
+            entry.service.port()?,
+        );
+        let key: (Box<str>, Box<str>, u16) = (node.into(), address.into(), port);
+        let instance = instance(question, entry, health, answered, translated)?;
+        // As Consul: one SRV for a node, an address and a port.
+        if !seen.insert(key) {
+            return Ok(0);
+        }
+        instances.push(instance);
+        Ok(1)
+    })?;
+    Ok(Read {
+        found: Found::Instances(instances),
+        skipped: skipped.total,
+        first_reason: skipped.first,
+        ttl: None,
+        datacenter,
+    })
+}
+
+fn instance(
+    question: &Question<'_>,
+    entry: Entry,
+    health: Health,
+    answered: Option<&str>,
+    translated: bool,
+) -> Result<Instance, Box<str>> {
+    let domain = question.domain;
+    let node = &entry.node;
+    let told = node.datacenter();
+    let peer = entry.peer().map(|peer| format!("{peer}.peer"));
+    let node_locality = peer.as_deref().or(told).or(question.place.datacenter);
+    // The datacenter looked up; one that imports from a peer has no place in it.
+    let addr_locality = match peer {
+        Some(_) => None,
+        None => answered.or(told).or(question.place.datacenter),
+    };
+    let node_name = node_target(&node.node, node_locality, domain);
+
+    let own = match entry.service.address().map(registered).transpose()? {
+        // A service whose address is its own name has its node's address. Consul
+        // compares with case; a cache that is shared by askers cannot.
+        Some(Registered::Host(host)) if host.eq_ignore_ascii_case(question.name) => None,
+        own => own,
+    };
+    let is_own = own.is_some();
+    let place = match own {
+        Some(place) => place,
+        None => registered(
+            node.address()
+                .ok_or("neither service nor node has an address")?,
+        )?,
+    };
+    let (target, kind, addresses) = match (place, &node_name) {
+        (Registered::Host(host), _) => (Arc::from(host), TargetKind::Host, Vec::new()),
+        (Registered::Ip(ip), Some(name)) if !is_own && !(translated && node.is_translated()) => {
+            (Arc::from(&**name), TargetKind::Node, vec![ip])
+        }
+        // Also where DNS does not carry the node's name: better than to lose it.
+        (Registered::Ip(ip), _) => {
+            let target = addr_target(ip, addr_locality, domain);
+            (Arc::from(target), TargetKind::Address, vec![ip])
+        }
+    };
+    Ok(Instance {
+        target,
+        kind,
+        glued: kind != TargetKind::Host,
+        addresses,
+        port: entry.service.port()?,
+        priority: 1,
+        weight: entry.weight(health),
+        node: Some(Arc::from(&*node.node)),
+        text: node.text(node_name.as_deref()).map(Arc::new),
+        facts: Some(Box::new(entry.into_facts(health))),
+    })
+}
+
+fn node(name: &str, body: &[u8]) -> Result<Read, Unread> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Catalogued {
+        #[serde(default)]
+        node: Option<Node>,
+    }
+    let reply: Option<Catalogued> = object(body)?;
+    let node = reply.and_then(|reply| reply.node);
+    let node = node.ok_or(Unread::NotFound { unhealthy: 0 })?;
+    let malformed = |why: &str| Unread::Malformed(why.into());
+    if !node.node.eq_ignore_ascii_case(name) {
+        let told = node.node.escape_debug();
+        return Err(malformed(&format!(
+            "node {told} where another was asked for"
+        )));
+    }
+    let address = node
+        .address()
+        .ok_or_else(|| malformed("the node has no address"))?;
+    let mut host = Host {
+        text: node.strings(),
+        ..Host::default()
+    };
+    match registered(address).map_err(|why| malformed(&why))? {
+        Registered::Ip(ip) => host.addresses.push(ip),
+        Registered::Host(alias) => host.alias = Some(alias.into()),
+    }
+    Ok(Read {
+        found: Found::Host(host),
+        skipped: 0,
+        first_reason: None,
+        ttl: None,
+        datacenter: node.datacenter().map(Into::into),
+    })
+}
+
+/// The servers are named by their nodes, in lower case; those that DNS does not
+/// carry are left out, as Consul leaves them.
+fn servers(question: &Question<'_>, body: &[u8]) -> Result<Read, Unread> {
+    let entries: Option<Vec<&RawValue>> = json(body)?;
+    let mut servers: Vec<(Arc<str>, Vec<IpAddr>)> = Vec::new();
+    let mut datacenter = None;
+    let skipped = each(question, &entries.unwrap_or_default(), |entry, _| {
+        let told = entry.node.datacenter();
+        datacenter = datacenter.take().or_else(|| told.map(Into::into));
+        let locality = told.or(question.place.datacenter);
+        let target = node_target(&entry.node.node, locality, question.domain)
+            .ok_or("no host has such a name")?
+            .to_lowercase();
+        let address = entry.node.address().ok_or("the node has no address")?;
+        let Registered::Ip(ip) = registered(address)? else {
+            return Err("the node has no IP address".into());
+        };
+        match servers.iter_mut().find(|(name, _)| **name == *target) {
+            Some((_, addresses)) if addresses.contains(&ip) => {}
+            Some((_, addresses)) => addresses.push(ip),
+            None => servers.push((target.into(), vec![ip])),
+        }
+        Ok(1)
+    })?;
+    Ok(Read {
+        found: Found::Servers(servers),
+        skipped: skipped.total,
+        first_reason: skipped.first,
+        ttl: None,
+        datacenter,
+    })
+}
+
+/// A duration as Go writes it: `25s`, `1m30s`, `1.5h`, `0`. Nothing that is
+/// negative, and nothing longer than DNS carries.
+fn go_duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, f64); 8] = [
+        ("ns", 1e-9),
+        ("us", 1e-6),
+        ("µs", 1e-6),
+        ("μs", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+    ];
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut seconds = 0.0;
+    let mut rest = text;
+    loop {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(digits);
+        let (unit, scale) = UNITS.iter().find(|(unit, _)| after.starts_with(unit))?;
+        seconds += number.parse::<f64>().ok()? * scale;
+        rest = after.strip_prefix(unit)?;
+        if rest.is_empty() {
+            let longest = f64::from(i32::MAX);
+            return (seconds <= longest).then(|| Duration::from_secs_f64(seconds));
+        }
+    }
+}

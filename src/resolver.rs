@@ -1,0 +1,454 @@
+//! **Door.** [`Resolver`]: the flow of a look-up. Its rules are elsewhere: what
+//! holds in [`cache`](crate::cache), which source is next in
+//! [`ladder`](crate::ladder), what a source says in [`source`](crate::source).
+
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, warn};
+
+use crate::{
+    cache::{Cache, Look},
+    clock,
+    config::{Config, ResolverBuilder},
+    endpoint::{Answer, Attempt, Freshness, Source, Transport},
+    error::{Error, ErrorKind},
+    flight::Flights,
+    found::{Found, Held, Host},
+    ladder::{Ladder, Step},
+    name::{ConsulName, Domain, Subject},
+    records,
+    source::{Finding, Question, Sources, hosts::Hosts},
+};
+
+/// Names in Consul's zone that stand for others in it are followed this far, as
+/// Consul does.
+const DEEPEST: u8 = 3;
+
+/// Finds services registered in Consul.
+///
+/// Cheap to clone: all clones share one cache, one set of connections and the
+/// questions in the air. To be used within a tokio runtime. Dropping the last
+/// clone closes the connections; questions still in the air end by themselves
+/// within their time limit.
+#[derive(Clone, Debug)]
+pub struct Resolver(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    sources: Sources,
+    hosts: Hosts,
+    /// A std mutex: held for one look-up, never across an await.
+    cache: Mutex<Cache<ConsulName>>,
+    flights: Flights<ConsulName, Result<Answer, Error>>,
+}
+
+impl Resolver {
+    /// A builder with the defaults; the environment is not read.
+    pub fn builder() -> ResolverBuilder {
+        ResolverBuilder::default()
+    }
+
+    /// A resolver set up by the environment alone; see
+    /// [`ResolverBuilder::environment`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for the first variable that is not valid.
+    pub fn from_env() -> Result<Self, Error> {
+        Self::builder().environment().build()
+    }
+
+    pub(crate) fn new(config: Config) -> Self {
+        let cache = Mutex::new(Cache::new(config.cache.clone()));
+        let sources = Sources::new(&config);
+        let flights = Flights::new();
+        Self(Arc::new(Inner {
+            config,
+            sources,
+            hosts: Hosts::new(),
+            cache,
+            flights,
+        }))
+    }
+
+    /// The domain whose names this resolver answers.
+    pub fn domain(&self) -> &Domain {
+        &self.0.config.domain
+    }
+
+    /// Every endpoint of `name`: a text as a user types it (`web`, `v2.web`,
+    /// `web@dc2`, `web.service.consul`), or a [`ConsulName`], which saves the
+    /// parsing.
+    ///
+    /// From the cache without waiting where that holds; else from the first
+    /// source that knows. Questions about one name are asked once, however many
+    /// callers wait.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] when Consul says that there is nothing,
+    /// [`ErrorKind::Denied`], [`ErrorKind::Unavailable`] and
+    /// [`ErrorKind::Timeout`] when no source answered,
+    /// [`ErrorKind::Invalid`] for a name that DNS cannot carry. Where a source
+    /// failed, [`Error::attempts`] tells each step.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a caller that leaves does not stop the question, whose result still
+    /// reaches the others and the cache.
+    ///
+    /// # Panics
+    ///
+    /// When called outside a tokio runtime and the cache does not know the name.
+    pub async fn lookup(&self, name: impl Name) -> Result<Answer, Error> {
+        let name = self.complete(name.as_name(self.domain())?)?;
+        let inner = &self.0;
+        if let Some(result) = inner.cached(&name) {
+            return result;
+        }
+        let started = inner.flights.join(
+            &name,
+            || inner.cached(&name),
+            || {
+                let (inner, name) = (Arc::clone(inner), name.clone().into_owned());
+                async move {
+                    {
+                        let deadline = clock::now() + inner.config.timeout;
+                        inner.find(&name, deadline, 0).await
+                    }
+                }
+            },
+        );
+        started.await.unwrap_or_else(|| {
+            let message = format!(
+                "the look-up of {} was ended from outside",
+                name.fqdn(self.domain())
+            );
+            Err(Error::new(ErrorKind::Unavailable, message))
+        })
+    }
+
+    /// Fills in the configured datacenter, namespace and partition.
+    fn complete<'a>(&self, name: Cow<'a, ConsulName>) -> Result<Cow<'a, ConsulName>, Error> {
+        let Config {
+            datacenter,
+            namespace,
+            partition,
+            domain,
+            ..
+        } = &self.0.config;
+        if let (None, None, None) = (datacenter, namespace, partition) {
+            return Ok(name);
+        }
+        let (datacenter, namespace, partition) = (
+            datacenter.as_deref(),
+            namespace.as_deref(),
+            partition.as_deref(),
+        );
+        let full = name
+            .with_defaults(datacenter, namespace, partition)
+            .map_err(|error| Error::invalid(error.to_string(), error))?;
+        if !full.fits(domain) {
+            let message = format!(
+                "{} is longer than the 255 bytes that DNS can carry",
+                full.fqdn(domain)
+            );
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        Ok(Cow::Owned(full))
+    }
+}
+
+impl Inner {
+    /// What the cache knows of a name.
+    fn cached(&self, name: &ConsulName) -> Option<Result<Answer, Error>> {
+        let look = self.cache().look(name, clock::now());
+        match look {
+            Look::Fresh(held, age) => Some(Ok(Answer {
+                held,
+                age,
+                freshness: Freshness::Fresh,
+                attempts: None,
+            })),
+            Look::Nothing => Some(Err(self.not_found(name, Vec::new()))),
+            Look::Unknown => None,
+        }
+    }
+
+    /// Climbs the ladder and caches what was found.
+    async fn find(
+        self: &Arc<Self>,
+        name: &ConsulName,
+        deadline: Instant,
+        depth: u8,
+    ) -> Result<Answer, Error> {
+        let fqdn = name.fqdn(&self.config.domain);
+        if let Subject::Address(address) = name.subject() {
+            return Ok(decoded(&fqdn, *address));
+        }
+        let start = clock::now();
+        let question = Question { name, fqdn: &fqdn };
+        let mut attempts = Vec::new();
+        let mut ladder = Ladder::start(self.sources.rungs(), deadline);
+        let result = loop {
+            match ladder.step(clock::now()) {
+                Step::Ask(rung, limit) => {
+                    let heard = self.sources.ask(rung, question, limit, &mut attempts).await;
+                    ladder.hear(heard);
+                }
+                Step::Give(finding) => {
+                    let held = Arc::new(self.settle(&fqdn, finding, deadline, depth).await);
+                    self.cache()
+                        .put(name.clone(), Arc::clone(&held), clock::now());
+                    let attempts = Some(attempts.into());
+                    let (age, freshness) = (Duration::ZERO, Freshness::Fresh);
+                    break Ok(Answer {
+                        held,
+                        age,
+                        freshness,
+                        attempts,
+                    });
+                }
+                Step::Nothing(ttl) => {
+                    self.cache().put_nothing(name.clone(), ttl, clock::now());
+                    break Err(self.not_found(name, attempts));
+                }
+                Step::GiveUp(kind) => break Err(failed(kind, &fqdn, attempts)),
+            }
+        };
+        debug!(name = %fqdn, elapsed = ?clock::now().saturating_duration_since(start), ok = result.is_ok(), "looked up");
+        result
+    }
+
+    /// Resolves the host names in a set and makes endpoints of it.
+    async fn settle(
+        self: &Arc<Self>,
+        fqdn: &str,
+        finding: Finding,
+        deadline: Instant,
+        depth: u8,
+    ) -> Held {
+        let Finding {
+            mut found,
+            source,
+            transport,
+            ttl,
+            doubt,
+        } = finding;
+        let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
+        let mut names: Vec<Arc<str>> = records::unresolved(&found).cloned().collect();
+        names.sort_unstable();
+        names.dedup();
+        for (host, addresses) in self.addresses(names, deadline, depth).await {
+            match addresses {
+                Ok(addresses) => records::resolve(&mut found, &host, &addresses),
+                Err(why) => warnings.push(format!("{host} has no address: {why}").into()),
+            }
+        }
+        for warning in &warnings {
+            warn!(name = fqdn, %warning, "answer is not complete");
+        }
+        let endpoints = records::endpoints(&found, fqdn);
+        let complete = warnings.is_empty();
+        let warnings = warnings.into();
+        Held {
+            name: fqdn.into(),
+            found,
+            endpoints,
+            source,
+            transport,
+            ttl,
+            complete,
+            warnings,
+        }
+    }
+
+    /// The addresses of host names, all asked at once.
+    async fn addresses(
+        self: &Arc<Self>,
+        names: Vec<Arc<str>>,
+        deadline: Instant,
+        depth: u8,
+    ) -> Vec<(Arc<str>, Result<Vec<IpAddr>, String>)> {
+        let mut asked = tokio::task::JoinSet::new();
+        for name in names {
+            let inner = Arc::clone(self);
+            asked.spawn(async move {
+                let found = inner.address(&name, deadline, depth).await;
+                (name, found)
+            });
+        }
+        let mut all = Vec::new();
+        while let Some(one) = asked.join_next().await {
+            all.extend(one);
+        }
+        all
+    }
+
+    /// The addresses of one host name: Consul's own if it is in Consul's zone,
+    /// which nobody else is ever asked about.
+    async fn address(
+        self: &Arc<Self>,
+        host: &Arc<str>,
+        deadline: Instant,
+        depth: u8,
+    ) -> Result<Vec<IpAddr>, String> {
+        let in_zone = |zone: &&Domain| records::is_within(host, zone);
+        let Some(zone) = self.sources.zones().iter().find(in_zone) else {
+            return self.hosts.resolve(host, deadline).await;
+        };
+        if depth >= DEEPEST {
+            return Err("names in Consul's zone stand for each other in a circle".to_owned());
+        }
+        let name = ConsulName::parse(host, zone).map_err(|error| error.to_string())?;
+        let deeper = Arc::clone(self).find_deeper(name, deadline, depth + 1);
+        let found = deeper.await.map_err(|error| error.to_string())?;
+        Ok(found
+            .endpoints()
+            .iter()
+            .map(|endpoint| endpoint.address)
+            .collect())
+    }
+
+    /// [`find`](Self::find) for a name that another one stands for.
+    fn find_deeper(
+        self: Arc<Self>,
+        name: ConsulName,
+        deadline: Instant,
+        depth: u8,
+    ) -> Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>> {
+        Box::pin(async move { self.find(&name, deadline, depth).await })
+    }
+
+    fn not_found(&self, name: &ConsulName, attempts: Vec<Attempt>) -> Error {
+        let fqdn = name.fqdn(&self.config.domain);
+        let (what, next) = match name.subject() {
+            Subject::Service {
+                service,
+                tag: Some(tag),
+            } => (
+                format!("no healthy instance of {service} has the tag {tag}"),
+                "check the tag, and with ACLs in force that the agent's token may read service and node",
+            ),
+            Subject::Service { service, .. } => (
+                format!("there is no service {service}, or none of its instances is healthy"),
+                "check the name, and with ACLs in force that the agent's token may read service and node",
+            ),
+            Subject::Reverse(address) => (
+                format!("no node and no service has the address {address}"),
+                "Consul looks only in its own datacenter",
+            ),
+            _ => ("there is no such name".to_owned(), "check the name"),
+        };
+        let whose = attempts
+            .last()
+            .map_or("the cache", |last| last.source.as_str());
+        Error::with_attempts(
+            ErrorKind::NotFound,
+            format!("{fqdn}: {what} (says {whose}); {next}"),
+            attempts,
+        )
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache<ConsulName>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An address that is written in the name: nobody has to be asked.
+fn decoded(fqdn: &str, address: IpAddr) -> Answer {
+    let found = Found::Host(Host {
+        addresses: vec![address],
+        ..Host::default()
+    });
+    let held = Held {
+        name: fqdn.into(),
+        endpoints: records::endpoints(&found, fqdn),
+        found,
+        source: Source::Static,
+        transport: Transport::File,
+        ttl: Duration::ZERO,
+        complete: true,
+        warnings: Box::default(),
+    };
+    Answer {
+        held: Arc::new(held),
+        age: Duration::ZERO,
+        freshness: Freshness::Fresh,
+        attempts: None,
+    }
+}
+
+/// What is told when the last rung has given nothing.
+fn failed(kind: ErrorKind, fqdn: &str, attempts: Vec<Attempt>) -> Error {
+    let tried = match attempts.as_slice() {
+        [] => "no source is configured".to_owned(),
+        all => all
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("; "),
+    };
+    let next = match kind {
+        ErrorKind::Denied => {
+            "give a token that may read service and node (CONSUL_HTTP_TOKEN_FILE, --token-file)"
+        }
+        _ => {
+            "start a Consul agent here, say where one is (--dns, --http), or give a static catalog \
+             (--catalog)"
+        }
+    };
+    let message = match kind {
+        ErrorKind::Denied => format!("{fqdn}: not permitted: {tried}; {next}"),
+        _ => format!("{fqdn}: no source answered: {tried}; {next}"),
+    };
+    Error::with_attempts(kind, message, attempts)
+}
+
+/// Texts and names that can be looked up. Implemented here alone.
+pub trait Name: sealed::AsName {}
+
+impl<N: sealed::AsName> Name for N {}
+
+mod sealed {
+    use super::{ConsulName, Cow, Domain, Error};
+
+    pub trait AsName {
+        #[doc(hidden)]
+        fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error>;
+    }
+
+    impl AsName for ConsulName {
+        fn as_name(&self, _: &Domain) -> Result<Cow<'_, ConsulName>, Error> {
+            Ok(Cow::Borrowed(self))
+        }
+    }
+
+    impl AsName for str {
+        fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error> {
+            match ConsulName::parse(self, domain) {
+                Ok(name) => Ok(Cow::Owned(name)),
+                Err(error) => Err(Error::invalid(error.to_string(), error)),
+            }
+        }
+    }
+
+    impl AsName for String {
+        fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error> {
+            self.as_str().as_name(domain)
+        }
+    }
+
+    impl<N: AsName + ?Sized> AsName for &N {
+        fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error> {
+            (**self).as_name(domain)
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! **Shell.** Host names that operators registered in place of an address, asked
+//! of the system's resolver. Never a name in Consul's zone: those are Consul's to
+//! answer.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Instant};
+
+use tokio::{net::lookup_host, sync::Semaphore, time::timeout_at};
+
+/// Names asked at once: each holds a thread of the runtime's blocking pool for as
+/// long as the system's resolver takes.
+const AT_ONCE: usize = 16;
+
+/// The system's resolver.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    seats: Semaphore,
+}
+
+impl Hosts {
+    pub(crate) fn new() -> Self {
+        Self {
+            seats: Semaphore::new(AT_ONCE),
+        }
+    }
+
+    /// Addresses of `name`, once each, at most until `limit`. The error says why
+    /// there are none.
+    pub(crate) async fn resolve(
+        &self,
+        name: &Arc<str>,
+        limit: Instant,
+    ) -> Result<Vec<IpAddr>, String> {
+        let ask = async {
+            let _seat = self
+                .seats
+                .acquire()
+                .await
+                .map_err(|error| error.to_string())?;
+            // Absolute: without its final dot the name would be tried with the
+            // machine's search list too.
+            let found = lookup_host((&**name, 0))
+                .await
+                .map_err(|error| error.to_string())?;
+            let addresses: BTreeSet<IpAddr> = found.map(|address| address.ip()).collect();
+            Ok(addresses.into_iter().collect())
+        };
+        match timeout_at(limit.into(), ask).await {
+            Ok(found) => found,
+            Err(_) => Err("the system's resolver did not answer in time".to_owned()),
+        }
+    }
+}
