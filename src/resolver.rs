@@ -22,8 +22,10 @@ use crate::{
     found::{Found, Held, Host},
     ladder::{Ladder, Step},
     name::{ConsulName, Domain, Subject},
-    records,
+    record::Records,
+    records::{self, Asked},
     source::{Finding, Question, Sources, hosts::Hosts},
+    zone,
 };
 
 /// Names in Consul's zone that stand for others in it are followed this far, as
@@ -133,6 +135,44 @@ impl Resolver {
             );
             Err(Error::new(ErrorKind::Unavailable, message))
         })
+    }
+
+    /// The records of type `kind` (`SRV`, `A`, `AAAA`, `TXT`, `PTR`, `ANY`, `SOA`,
+    /// `NS`, …) that Consul would answer for `name`, made of the same set that
+    /// [`lookup`](Self::lookup) finds. A name that does not exist is an answer
+    /// here: `NXDOMAIN`.
+    ///
+    /// # Errors
+    ///
+    /// As `lookup`, but for [`ErrorKind::NotFound`]; [`ErrorKind::Invalid`] also
+    /// for a type that there is not.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe, as `lookup`.
+    pub async fn records(&self, name: impl Name, kind: &str) -> Result<Records, Error> {
+        let name = self.complete(name.as_name(self.domain())?)?;
+        let asked = Asked::about(&name, kind, self.domain()).ok_or_else(|| {
+            let kind = kind.escape_debug();
+            let message =
+                format!("there is no record type {kind}: try SRV, A, AAAA, TXT, PTR, ANY, SOA, NS");
+            Error::new(ErrorKind::Invalid, message)
+        })?;
+        let (sections, answer) = zone::answer(self, &asked).await;
+        let (code, records) = records::printed(&sections);
+        match answer {
+            Err(error) if !error.is_not_found() => Err(error),
+            answer => Ok(Records {
+                code,
+                records,
+                answer: answer.ok().flatten(),
+            }),
+        }
+    }
+
+    /// The minimum of the zone's SOA, in seconds.
+    pub(crate) fn soa_minimum(&self) -> u32 {
+        self.0.sources.minimum()
     }
 
     /// Fills in the configured datacenter, namespace and partition.

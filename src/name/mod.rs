@@ -211,6 +211,11 @@ impl ConsulName {
         ))
     }
 
+    /// The zone itself.
+    pub(crate) fn apex() -> Self {
+        Self::new(Subject::Apex, Locality::default())
+    }
+
     /// The same service, only instances with `tag`; it may hold dots.
     ///
     /// # Errors

@@ -6,12 +6,18 @@
 pub(crate) mod read;
 pub(crate) mod write;
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, str::FromStr as _, sync::Arc};
+
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{Name, Record, RecordType},
+};
 
 use crate::{
     endpoint::Endpoint,
     found::{Found, TargetKind},
-    name::{Domain, Target, classify_target},
+    name::{ConsulName, Domain, NotAName, Subject, Target, classify_target},
+    record::Section,
 };
 
 /// Every address and port behind a name, once each, in the source's order.
@@ -100,4 +106,90 @@ pub(crate) fn resolve(found: &mut Found, name: &str, addresses: &[IpAddr]) {
 /// Whether an absolute name lies in a zone.
 pub(crate) fn is_within(fqdn: &str, zone: &Domain) -> bool {
     classify_target(fqdn, std::slice::from_ref(zone)) != Target::Host { in_zone: false }
+}
+
+/// One question for records, as it came and as it is meant.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    /// In the asker's case.
+    pub(crate) owner: Name,
+    pub(crate) kind: RecordType,
+    pub(crate) meaning: Result<ConsulName, NotAName>,
+}
+
+impl Asked {
+    /// A question off the wire.
+    pub(crate) fn new(owner: Name, kind: RecordType, domain: &Domain) -> Self {
+        let labels: Vec<&[u8]> = owner.iter().collect();
+        let meaning = ConsulName::from_labels(&labels, kind == RecordType::SRV, domain);
+        Self {
+            owner,
+            kind,
+            meaning,
+        }
+    }
+
+    /// A name that is known to be one, with a type as it is written. `None`: no
+    /// such type.
+    pub(crate) fn about(name: &ConsulName, kind: &str, domain: &Domain) -> Option<Self> {
+        let upper = kind.to_ascii_uppercase();
+        let kind = RecordType::from_str(&upper).ok().or_else(|| {
+            upper
+                .strip_prefix("TYPE")
+                .and_then(|digits| digits.parse::<u16>().ok())
+                .map(RecordType::from)
+        })?;
+        let owner = Name::from_ascii(name.fqdn(domain)).ok()?;
+        Some(Self {
+            owner,
+            kind,
+            meaning: Ok(name.clone()),
+        })
+    }
+
+    /// Asks for the zone itself, whatever name of the zone it asks about.
+    pub(crate) fn is_about_the_zone(&self) -> bool {
+        let reverse =
+            matches!(&self.meaning, Ok(name) if matches!(name.subject(), Subject::Reverse(_)));
+        matches!(self.kind, RecordType::SOA | RecordType::NS)
+            && self.meaning != Err(NotAName::Elsewhere)
+            && !reverse
+    }
+
+    /// A type that a node has no records of. Consul says so without looking
+    /// whether there is such a node.
+    pub(crate) fn is_nothing_of_a_node(&self) -> bool {
+        let known = [
+            RecordType::A,
+            RecordType::AAAA,
+            RecordType::ANY,
+            RecordType::TXT,
+        ];
+        matches!(&self.meaning, Ok(name) if matches!(name.subject(), Subject::Node(_)))
+            && !known.contains(&self.kind)
+    }
+}
+
+/// The sections of an answer, for a person.
+pub(crate) fn printed(sections: &write::Sections) -> (Box<str>, Box<[crate::record::Record]>) {
+    let code = match sections.code {
+        ResponseCode::NoError => "NOERROR".to_owned(),
+        ResponseCode::NXDomain => "NXDOMAIN".to_owned(),
+        ResponseCode::ServFail => "SERVFAIL".to_owned(),
+        other => format!("{other:?}").to_ascii_uppercase(),
+    };
+    let section = |section, records: &[Record]| -> Vec<crate::record::Record> {
+        let print = |record: &Record| crate::record::Record {
+            section,
+            name: record.name.to_ascii().into(),
+            kind: record.record_type().to_string().into(),
+            ttl: record.ttl,
+            data: record.data.to_string().into(),
+        };
+        records.iter().map(print).collect()
+    };
+    let mut all = section(Section::Answer, &sections.answers);
+    all.extend(section(Section::Authority, &sections.authorities));
+    all.extend(section(Section::Additional, &sections.additionals));
+    (code.into(), all.into())
 }

@@ -23,8 +23,10 @@ use hickory_proto::{
 use rand::{Rng, seq::SliceRandom as _};
 
 use crate::{
+    endpoint::Answer,
     found::{Found, Host, Instance, NodeText, TargetKind},
     name::Domain,
+    records::Asked,
 };
 
 /// The sections of one answer, before it is made to fit a message.
@@ -46,13 +48,27 @@ impl Sections {
         }
     }
 
-    /// A bare code: REFUSED, SERVFAIL, NOTIMP, or NOERROR with nothing.
-    pub(crate) fn bare(code: ResponseCode) -> Self {
-        Self::new(code)
+    /// Not ours to answer.
+    pub(crate) fn refused() -> Self {
+        Self::new(ResponseCode::Refused)
     }
 
-    /// NXDOMAIN, or NOERROR for NODATA, with the zone's SOA.
-    pub(crate) fn nothing(code: ResponseCode, zone: &Zone<'_>) -> Self {
+    /// No source answered.
+    pub(crate) fn failed() -> Self {
+        Self::new(ResponseCode::ServFail)
+    }
+
+    /// NOERROR and nothing, not even an SOA.
+    pub(crate) fn empty() -> Self {
+        Self::new(ResponseCode::NoError)
+    }
+
+    pub(crate) fn no_such_name(zone: &Zone<'_>) -> Self {
+        Self::nothing(ResponseCode::NXDomain, zone)
+    }
+
+    /// NXDOMAIN or NODATA, with the zone's SOA.
+    fn nothing(code: ResponseCode, zone: &Zone<'_>) -> Self {
         let mut sections = Self::new(code);
         sections.authorities.extend(zone.soa());
         sections
@@ -83,20 +99,19 @@ impl Zone<'_> {
 /// case. Instances are shuffled anew for every answer, as Consul does, so that
 /// clients that take the first spread over all.
 pub(crate) fn answer(
-    found: &Found,
-    owner: &Name,
-    kind: RecordType,
-    ttl: Duration,
+    answer: &Answer,
+    asked: &Asked,
     zone: &Zone<'_>,
     dice: &mut impl Rng,
 ) -> Sections {
+    let (owner, kind) = (&asked.owner, asked.kind);
     let mut writer = Writer {
         owner,
         kind,
-        ttl: whole_seconds(ttl),
+        ttl: whole_seconds(answer.ttl()),
         sections: Sections::new(ResponseCode::NoError),
     };
-    match found {
+    match &answer.held.found {
         Found::Instances(instances) => {
             let mut shuffled: Vec<&Instance> = instances.iter().collect();
             shuffled.shuffle(dice);
@@ -115,7 +130,7 @@ pub(crate) fn answer(
             let pointers = pointers.map(|target| writer.record(owner, RData::PTR(PTR(target))));
             writer.sections.answers = pointers.collect();
         }
-        Found::Servers(_) => return apex(Some(found), kind, ttl, zone),
+        Found::Servers(_) => return apex(Some(answer), kind, zone),
     }
     if writer.sections.answers.is_empty() {
         return Sections::nothing(ResponseCode::NoError, zone);
@@ -125,13 +140,10 @@ pub(crate) fn answer(
 
 /// The answer for an `addr` name: a record of another family than the asked one
 /// goes to the additional section.
-pub(crate) fn decoded(address: IpAddr, owner: &Name, kind: RecordType, ttl: Duration) -> Sections {
-    let mut sections = Sections::new(ResponseCode::NoError);
-    let record = Record::from_rdata(
-        owner.to_lowercase(),
-        whole_seconds(ttl),
-        address_data(address),
-    );
+pub(crate) fn decoded(address: IpAddr, asked: &Asked) -> Sections {
+    let mut sections = Sections::empty();
+    let (owner, kind) = (&asked.owner, asked.kind);
+    let record = Record::from_rdata(owner.to_lowercase(), 0, address_data(address));
     if kind == record.record_type() || kind == RecordType::ANY {
         sections.answers.push(record);
     } else {
@@ -142,14 +154,10 @@ pub(crate) fn decoded(address: IpAddr, owner: &Name, kind: RecordType, ttl: Dura
 
 /// The answer to SOA or NS for any name of the zone. Without `servers` the SOA
 /// stands alone and NS has nothing to say.
-pub(crate) fn apex(
-    servers: Option<&Found>,
-    kind: RecordType,
-    ttl: Duration,
-    zone: &Zone<'_>,
-) -> Sections {
-    let mut sections = Sections::new(ResponseCode::NoError);
-    let ttl = whole_seconds(ttl);
+pub(crate) fn apex(servers: Option<&Answer>, kind: RecordType, zone: &Zone<'_>) -> Sections {
+    let mut sections = Sections::empty();
+    let ttl = whole_seconds(servers.map_or(Duration::ZERO, Answer::ttl));
+    let servers = servers.map(|answer| &answer.held.found);
     let mut records = Vec::new();
     if let (Some(Found::Servers(servers)), Some(apex)) = (servers, name(zone.domain.as_str())) {
         for (server, addresses) in servers {

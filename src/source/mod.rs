@@ -4,7 +4,10 @@
 pub(crate) mod dns;
 pub(crate) mod hosts;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
 
 use self::dns::DnsSource;
 use crate::{
@@ -43,6 +46,8 @@ pub(crate) struct Sources {
     /// with an alternative domain goes on using in its answers.
     zones: Vec<Domain>,
     rungs: Vec<Rung>,
+    /// Minimum of the zone's SOA in seconds, as Consul last told it.
+    minimum: AtomicU32,
 }
 
 impl Sources {
@@ -53,6 +58,7 @@ impl Sources {
         Self {
             dns: DnsSource::new(&config.dns),
             zones,
+            minimum: AtomicU32::new(0),
             rungs: rungs
                 .into_iter()
                 .filter(|(_, there)| *there)
@@ -69,6 +75,12 @@ impl Sources {
     /// The domains whose names are Consul's.
     pub(crate) fn zones(&self) -> &[Domain] {
         &self.zones
+    }
+
+    /// For how long the zone says that what does not exist may be believed gone:
+    /// the minimum of its SOA, in seconds.
+    pub(crate) fn minimum(&self) -> u32 {
+        self.minimum.load(Ordering::Relaxed)
     }
 
     /// Asks one rung, at most until `limit`; each step is written to `attempts`.
@@ -101,7 +113,11 @@ impl Sources {
         let (reply, doubt) = match heard {
             dns::Heard::Records { reply, doubt } => (reply, doubt),
             dns::Heard::Nothing { reply } => {
-                return Some(Heard::Nothing(read::negative_ttl(&reply.message)));
+                let ttl = read::negative_ttl(&reply.message);
+                if let Some(Ok(seconds)) = ttl.map(|ttl| u32::try_from(ttl.as_secs())) {
+                    self.minimum.store(seconds, Ordering::Relaxed);
+                }
+                return Some(Heard::Nothing(ttl));
             }
             dns::Heard::Failed => return None,
         };

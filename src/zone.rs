@@ -1,0 +1,71 @@
+//! **Door.** What Consul's zone answers to one question for records. The stub and
+//! [`Resolver::records`] both ask here; the shapes are
+//! [`records::write`](crate::records::write)'s.
+
+use crate::{
+    clock,
+    endpoint::Answer,
+    error::Error,
+    name::{ConsulName, NotAName, Subject},
+    records::{
+        Asked,
+        write::{self, Sections, Zone},
+    },
+    resolver::Resolver,
+};
+
+/// The sections of the answer, and the set that they were made of, if one was
+/// needed.
+pub(crate) async fn answer(
+    resolver: &Resolver,
+    asked: &Asked,
+) -> (Sections, Result<Option<Answer>, Error>) {
+    let zone = Zone {
+        domain: resolver.domain(),
+        serial: clock::serial(),
+        minimum: resolver.soa_minimum(),
+    };
+    if asked.is_about_the_zone() {
+        return apex(resolver, asked, &zone).await;
+    }
+    let name = match &asked.meaning {
+        Err(NotAName::Elsewhere) => return (Sections::refused(), Ok(None)),
+        Err(NotAName::NoSuchName) => return (Sections::no_such_name(&zone), Ok(None)),
+        Ok(name) => name,
+    };
+    match name.subject() {
+        Subject::Apex => return (Sections::no_such_name(&zone), Ok(None)),
+        Subject::Address(address) => return (write::decoded(*address, asked), Ok(None)),
+        Subject::Node(_) if asked.is_nothing_of_a_node() => {
+            return (Sections::empty(), Ok(None));
+        }
+        _ => {}
+    }
+    match resolver.lookup(name).await {
+        Ok(answer) => (
+            write::answer(&answer, asked, &zone, &mut clock::dice()),
+            Ok(Some(answer)),
+        ),
+        Err(error) if error.is_not_found() => {
+            // The minimum may have been learned by this very question.
+            let zone = Zone {
+                minimum: resolver.soa_minimum(),
+                ..zone
+            };
+            (Sections::no_such_name(&zone), Err(error))
+        }
+        Err(error) => (Sections::failed(), Err(error)),
+    }
+}
+
+/// SOA and NS of any name of the zone are the zone's own. Where its servers
+/// cannot be had, the SOA is told all the same, as Consul does.
+async fn apex(
+    resolver: &Resolver,
+    asked: &Asked,
+    zone: &Zone<'_>,
+) -> (Sections, Result<Option<Answer>, Error>) {
+    let found = resolver.lookup(ConsulName::apex()).await;
+    let servers = found.as_ref().ok();
+    (write::apex(servers, asked.kind, zone), Ok(found.ok()))
+}
