@@ -245,6 +245,12 @@ impl ResolverBuilder {
         self
     }
 
+    /// Takes a static catalog back, such as one from the environment.
+    pub fn no_catalog(mut self) -> Self {
+        self.config.catalog = None;
+        self
+    }
+
     /// The domain that Consul answers for (its setting `domain`). Default:
     /// `consul`.
     pub fn domain(mut self, domain: &str) -> Self {

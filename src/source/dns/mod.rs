@@ -265,25 +265,23 @@ impl Round<'_> {
     async fn third_opinion(&mut self, reply: Reply) -> Heard {
         let before = seen(&reply);
         let Ok(Heard::Records { reply: roomy, .. }) = self.over_udp(ROOMY_PAYLOAD).await else {
-            return Heard::Records {
-                reply,
-                doubt: Some(Reason::NoText),
-            };
+            return Heard::Records { reply, doubt: Some(Reason::NoText) };
         };
         let after = seen(&roomy);
-        if complete::judge(&after) == Verdict::Whole || complete::second_opinion(&before, &after) {
-            Heard::Records {
-                reply: roomy,
-                doubt: None,
-            }
+        let proven = complete::judge(&after) == Verdict::Whole
+            || complete::second_opinion(&before, &after);
+        let (reply, doubt) = if proven {
+            (roomy, None)
         } else if complete::second_opinion(&after, &before) {
-            Heard::Records { reply, doubt: None }
+            (reply, None)
         } else {
-            Heard::Records {
-                reply,
-                doubt: Some(Reason::NoText),
-            }
+            (reply, Some(Reason::NoText))
+        };
+        if let (None, Some(last)) = (doubt, self.attempts.last_mut()) {
+            last.outcome = Outcome::Answered;
+            last.detail = "the two roomy replies prove each other whole".into();
         }
+        Heard::Records { reply, doubt }
     }
 
     async fn over_udp(&mut self, payload: u16) -> Result<Heard, Trouble> {

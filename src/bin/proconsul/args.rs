@@ -1,0 +1,270 @@
+//! The command line: every flag once, with what it means to a user.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use proconsul::{Error, Resolver, Strategy};
+
+/// Find every healthy instance of a service registered in HashiCorp Consul.
+#[derive(Debug, Parser)]
+#[command(
+    name = "proconsul",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "Examples:
+  proconsul lookup web                       every instance of the service web
+  proconsul lookup v2.web@dc2 --json         those tagged v2 in datacenter dc2
+  proconsul pick web                         one of them, as host:port
+  proconsul serve                            answer DNS clients on 127.0.0.1:8653
+  proconsul lookup web --catalog FILE        the same from a file, where no Consul is
+
+Exit status: 0 found, 2 usage or configuration, 3 no such name or nothing healthy,
+4 not permitted (ACL), 5 no source answered, 1 anything else.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Look a name up once: its endpoints, or with TYPE its DNS records.
+    #[command(after_help = LOOKUP_HELP)]
+    Lookup(Lookup),
+    /// Print one endpoint as host:port, as a client would be given it.
+    #[command(after_help = PICK_HELP)]
+    Pick(Pick),
+    /// Tell every step of a look-up: who was asked, how, what came, and why it went on.
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain(Explain),
+    /// Answer DNS clients for Consul's domain, on UDP and TCP.
+    #[command(after_help = SERVE_HELP)]
+    Serve(Serve),
+}
+
+const LOOKUP_HELP: &str = "Names:
+  web                   the service web
+  v2.web                its instances tagged v2
+  web@dc2               in the datacenter dc2
+  _web._tcp             the same after RFC 2782
+  near.query.consul     a prepared query
+  host1.node.consul     a node
+  10.0.0.1              the names of an address
+
+Examples:
+  proconsul lookup web
+  proconsul lookup web --tag v2 -o short
+  proconsul lookup web SRV
+  proconsul lookup web --source http --json";
+
+const PICK_HELP: &str = "Examples:
+  curl http://$(proconsul pick web)/
+  proconsul pick web -n 3 --strategy round-robin";
+
+const EXPLAIN_HELP: &str = "Examples:
+  proconsul explain web
+  proconsul explain web --http none --json";
+
+const SERVE_HELP: &str = "Examples:
+  proconsul serve
+  proconsul serve --listen 127.0.0.1:5353 --listen '[::1]:5353'
+  dig @127.0.0.1 -p 8653 web.service.consul SRV
+
+It answers for Consul's domain and refuses other names. SIGTERM and SIGINT end it
+with status 0.";
+
+#[derive(Debug, Args)]
+pub(crate) struct Lookup {
+    /// What to look up; see below.
+    pub(crate) name: String,
+    /// A DNS record type: SRV, A, AAAA, TXT, PTR, ANY, SOA, NS, ...
+    #[arg(value_name = "TYPE")]
+    pub(crate) kind: Option<String>,
+    /// Only instances with this tag.
+    #[arg(long, value_name = "TAG")]
+    pub(crate) tag: Option<String>,
+    /// Ask only this source.
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) source: Option<OnlySource>,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pick {
+    /// A service, as for lookup.
+    pub(crate) name: String,
+    /// So many picks, a line each.
+    #[arg(short = 'n', value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: u32,
+    /// How to choose: weighted (RFC 2782), random, round-robin, first.
+    #[arg(long, value_name = "STRATEGY", default_value_t)]
+    pub(crate) strategy: Strategy,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// What to look up, as for lookup.
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Where to answer, on UDP and TCP; may be given several times.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8653")]
+    pub(crate) listen: Vec<std::net::SocketAddr>,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnlySource {
+    Dns,
+    Http,
+    Static,
+}
+
+/// Where answers come from. A flag wins over the environment.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Where answers come from")]
+pub(crate) struct Sources {
+    /// Consul's DNS interface, or none [env: PROCONSUL_DNS] [default: 127.0.0.1:8600]
+    #[arg(long, value_name = "ADDR[,ADDR]")]
+    dns: Option<String>,
+    /// Consul's HTTP API, or none [env: CONSUL_HTTP_ADDR] [default: http://127.0.0.1:8500]
+    #[arg(long, value_name = "URL[,URL]")]
+    http: Option<String>,
+    /// File with the ACL token [env: CONSUL_HTTP_TOKEN_FILE, or CONSUL_HTTP_TOKEN for the token itself]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Authorities that may vouch for the agent, PEM [env: CONSUL_CACERT] [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// Our own certificate, PEM [env: CONSUL_CLIENT_CERT]
+    #[arg(long, value_name = "FILE")]
+    cert_file: Option<PathBuf>,
+    /// Our own private key, PEM [env: CONSUL_CLIENT_KEY]
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Name that the agent's certificate must bear [env: CONSUL_TLS_SERVER_NAME]
+    #[arg(long, value_name = "NAME")]
+    tls_server_name: Option<String>,
+    /// Static catalog, Consul's service definitions in JSON: the last source asked [env: PROCONSUL_CATALOG]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) catalog: Option<PathBuf>,
+    /// The domain that Consul answers for [env: PROCONSUL_DOMAIN] [default: consul]
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Datacenter of names that say none [env: CONSUL_DATACENTER] [default: the agent's]
+    #[arg(long, value_name = "DC")]
+    datacenter: Option<String>,
+    /// Namespace of names that say none (Enterprise) [env: CONSUL_NAMESPACE]
+    #[arg(long, value_name = "NS")]
+    namespace: Option<String>,
+    /// Admin partition of names that say none (Enterprise) [env: CONSUL_PARTITION]
+    #[arg(long, value_name = "AP")]
+    partition: Option<String>,
+    /// Limit of a whole look-up: 500ms, 1s [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+}
+
+/// What is printed and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct Output {
+    /// Form of what is printed on stdout.
+    #[arg(
+        short,
+        long,
+        value_name = "FORM",
+        global = true,
+        default_value = "table"
+    )]
+    output: Form,
+    /// The same as -o json.
+    #[arg(long, global = true, conflicts_with = "short")]
+    json: bool,
+    /// The same as -o short.
+    #[arg(long, global = true)]
+    short: bool,
+    /// Colour: auto is on a terminal only, and never where NO_COLOR is set.
+    #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
+    pub(crate) color: Color,
+    /// Tell more on stderr; twice, yet more.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Tell less on stderr.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// For people.
+    Table,
+    /// One address:port a line.
+    Short,
+    /// One object.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Output {
+    pub(crate) fn form(&self) -> Form {
+        match (self.json, self.short) {
+            (true, _) => Form::Json,
+            (_, true) => Form::Short,
+            _ => self.output,
+        }
+    }
+}
+
+impl Sources {
+    /// A resolver over these sources, or over one of them alone.
+    pub(crate) fn resolver(&self, only: Option<OnlySource>) -> Result<Resolver, Error> {
+        let mut builder = Resolver::builder().environment();
+        macro_rules! set {
+            ($($flag:ident),*) => {
+                $(if let Some(value) = &self.$flag { builder = builder.$flag(value); })*
+            };
+        }
+        set!(dns, http, token_file, ca_file, cert_file, key_file);
+        set!(
+            tls_server_name,
+            catalog,
+            domain,
+            datacenter,
+            namespace,
+            partition
+        );
+        if let Some(timeout) = self.timeout {
+            builder = builder.timeout(timeout);
+        }
+        if let Some(only) = only {
+            if only != OnlySource::Dns {
+                builder = builder.dns("none");
+            }
+            if only != OnlySource::Http {
+                builder = builder.http("none");
+            }
+            if only != OnlySource::Static {
+                builder = builder.no_catalog();
+            }
+        }
+        builder.build()
+    }
+}

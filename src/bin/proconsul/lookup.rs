@@ -1,0 +1,179 @@
+//! `proconsul lookup NAME [TYPE]`.
+
+use std::process::ExitCode;
+
+use proconsul::{Answer, ConsulName, Endpoint, Error, Records, Resolver, Subject};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{Form, Lookup, Output},
+    output,
+};
+
+/// The name has records, and the question has one of that type at least.
+enum Looked {
+    Endpoints(Answer),
+    Records(Box<Records>),
+}
+
+pub(crate) async fn run(command: Lookup, form: &Output) -> ExitCode {
+    match look_up(&command).await {
+        Ok(Looked::Endpoints(answer)) => endpoints(&answer, form),
+        Ok(Looked::Records(found)) => records(&command, &found, form),
+        Err(error) => output::failure(&error, form),
+    }
+}
+
+async fn look_up(command: &Lookup) -> Result<Looked, Error> {
+    let resolver = command.sources.resolver(command.source)?;
+    resolver.check().await?;
+    let name = read_name(&resolver, &command.name, command.tag.as_deref())?;
+    let reverse = matches!(name.subject(), Subject::Reverse(_)).then_some("PTR");
+    match command.kind.as_deref().or(reverse) {
+        Some(kind) => Ok(Looked::Records(Box::new(
+            resolver.records(&name, kind).await?,
+        ))),
+        None => Ok(Looked::Endpoints(resolver.lookup(&name).await?)),
+    }
+}
+
+/// Reads a name in the resolver's domain, with a tag given apart.
+pub(crate) fn read_name(
+    resolver: &Resolver,
+    text: &str,
+    tag: Option<&str>,
+) -> Result<ConsulName, Error> {
+    let name = ConsulName::parse(text, resolver.domain())?;
+    match tag {
+        Some(tag) => Ok(name.with_tag(tag)?),
+        None => Ok(name),
+    }
+}
+
+fn endpoints(answer: &Answer, form: &Output) -> ExitCode {
+    match form.form() {
+        Form::Json => {
+            let mut told = output::head(answer);
+            told["endpoints"] = answer.endpoints().iter().map(output::endpoint).collect();
+            told["warnings"] = warnings(answer);
+            told["attempts"] = output::attempts(answer.attempts());
+            output::object(&told)
+        }
+        Form::Short => {
+            let lines: String = answer
+                .endpoints()
+                .iter()
+                .map(|endpoint| format!("{endpoint}\n"))
+                .collect();
+            for warning in answer.warnings() {
+                output::remark(form, &format!("warning: {warning}"));
+            }
+            output::data(&lines)
+        }
+        Form::Table => {
+            let code = output::data(&table(answer.endpoints(), form));
+            output::summary(answer, "endpoints", form);
+            code
+        }
+    }
+}
+
+fn warnings(answer: &Answer) -> Value {
+    answer
+        .warnings()
+        .iter()
+        .map(|warning| Value::from(&**warning))
+        .collect()
+}
+
+fn table(endpoints: &[Endpoint], form: &Output) -> String {
+    // What only the catalog knows has a column where it is known.
+    let known = endpoints
+        .iter()
+        .any(|endpoint| endpoint.health.is_some() || endpoint.id.is_some());
+    let mut head = vec!["ADDRESS", "PORT", "PRIO", "WEIGHT", "TARGET"];
+    if known {
+        head.extend(["NODE", "ID", "HEALTH", "TAGS"]);
+    }
+    let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
+    for endpoint in endpoints {
+        let mut row = vec![
+            endpoint.address.to_string(),
+            endpoint.port.to_string(),
+            endpoint.priority.to_string(),
+            endpoint.weight.to_string(),
+            endpoint.target.to_string(),
+        ];
+        if known {
+            let health = endpoint.health.map_or("", proconsul::Health::as_str);
+            row.push(endpoint.node.as_deref().unwrap_or_default().to_owned());
+            row.push(endpoint.id.as_deref().unwrap_or_default().to_owned());
+            row.push(health.to_owned());
+            row.push(endpoint.tags.as_deref().unwrap_or_default().join(","));
+        }
+        rows.push(row);
+    }
+    let text = output::columns(&rows);
+    match text.split_once('\n') {
+        Some((head, rest)) => format!("{}\n{rest}", output::heading(form, head)),
+        None => text,
+    }
+}
+
+fn records(command: &Lookup, found: &Records, form: &Output) -> ExitCode {
+    let any = found.answers().next().is_some();
+    let code = match form.form() {
+        Form::Json => {
+            let one = |record: &proconsul::Record| {
+                json!({
+                    "section": record.section.as_str(),
+                    "name": &*record.name,
+                    "type": &*record.kind,
+                    "ttl_s": record.ttl,
+                    "data": &*record.data,
+                })
+            };
+            let mut told = match &found.answer {
+                Some(answer) => output::head(answer),
+                None => json!({"name": command.name}),
+            };
+            told["code"] = (*found.code).into();
+            told["records"] = found.records.iter().map(one).collect();
+            told["attempts"] = output::attempts(found.attempts());
+            output::object(&told)
+        }
+        Form::Short => output::data(
+            &found
+                .answers()
+                .map(|record| format!("{}\n", record.data))
+                .collect::<String>(),
+        ),
+        Form::Table => {
+            let row = |record: &proconsul::Record| {
+                vec![
+                    record.name.to_string(),
+                    record.ttl.to_string(),
+                    record.kind.to_string(),
+                    record.data.to_string(),
+                ]
+            };
+            output::data(&output::columns(
+                &found.records.iter().map(row).collect::<Vec<_>>(),
+            ))
+        }
+    };
+    if any {
+        if let (Form::Table, Some(answer)) = (form.form(), &found.answer) {
+            output::summary(answer, "endpoints behind it", form);
+        }
+        return code;
+    }
+    output::remark(
+        form,
+        &format!(
+            "proconsul: {} has no such record ({})",
+            command.name, found.code
+        ),
+    );
+    ExitCode::from(3)
+}

@@ -1,0 +1,202 @@
+//! Data on stdout, everything else on stderr; exit status by kind of error.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use proconsul::{Answer, Attempt, Endpoint, Error, ErrorKind};
+use serde_json::{Value, json};
+
+use crate::args::{Color, Form, Output};
+
+/// Nothing answered to the name, or nothing healthy.
+const NOT_FOUND: u8 = 3;
+
+/// Events of the library go to stderr: warnings by default, `-v` tells more, `-q`
+/// nothing, `RUST_LOG` what it says.
+pub(crate) fn start_log(output: &Output) {
+    let level = match (output.quiet, output.verbose) {
+        (true, _) => "off",
+        (_, 0) => "error",
+        (_, 1) => "proconsul=info,warn",
+        (_, 2) => "proconsul=debug,warn",
+        (_, _) => "proconsul=trace,debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let color = colored(output, io::stderr().is_terminal());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| level.into()))
+        .with_writer(io::stderr)
+        .with_ansi(color)
+        .init();
+}
+
+fn colored(output: &Output, terminal: bool) -> bool {
+    let wished = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    match output.color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => terminal && wished,
+    }
+}
+
+/// A heading, bold where colour is wanted.
+pub(crate) fn heading(output: &Output, text: &str) -> String {
+    if colored(output, io::stdout().is_terminal()) {
+        format!("\x1b[1m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// Writes data. A reader that has seen enough is no error.
+pub(crate) fn data(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => trouble(&format!("stdout cannot be written: {error}")),
+    }
+}
+
+/// Writes one JSON object.
+pub(crate) fn object(value: &Value) -> ExitCode {
+    data(&format!("{value:#}\n"))
+}
+
+/// Tells a person something that is not data, unless they want quiet.
+pub(crate) fn remark(output: &Output, text: &str) {
+    if !output.quiet {
+        say(text);
+    }
+}
+
+/// Anything else that went wrong.
+pub(crate) fn trouble(text: &str) -> ExitCode {
+    say(&format!("proconsul: {text}"));
+    ExitCode::FAILURE
+}
+
+fn say(text: &str) {
+    // Nobody is left to tell that stderr is gone.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// An error of the library: told on stderr, as JSON also on stdout.
+pub(crate) fn failure(error: &Error, output: &Output) -> ExitCode {
+    if output.form() == Form::Json {
+        let told = json!({
+            "error": {"kind": error.kind().as_str(), "message": error.to_string()},
+            "attempts": attempts(error.attempts()),
+        });
+        object(&told);
+    }
+    say(&format!("proconsul: {error}"));
+    status(error)
+}
+
+/// The exit status of the contract.
+pub(crate) fn status(error: &Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::Invalid => ExitCode::from(2),
+        ErrorKind::NotFound => ExitCode::from(NOT_FOUND),
+        ErrorKind::Denied => ExitCode::from(4),
+        ErrorKind::Unavailable | ErrorKind::Timeout => ExitCode::from(5),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// What an answer says of itself, without its endpoints.
+pub(crate) fn head(answer: &Answer) -> Value {
+    json!({
+        "name": answer.name(),
+        "source": answer.source().as_str(),
+        "transport": answer.transport().as_str(),
+        "freshness": answer.freshness().as_str(),
+        "age_ms": millis(answer.age()),
+        "ttl_s": answer.ttl().as_secs(),
+        "complete": answer.is_complete(),
+    })
+}
+
+pub(crate) fn endpoint(endpoint: &Endpoint) -> Value {
+    json!({
+        "address": endpoint.address,
+        "port": endpoint.port,
+        "priority": endpoint.priority,
+        "weight": endpoint.weight,
+        "target": &*endpoint.target,
+        "node": endpoint.node.as_deref(),
+        "id": endpoint.id.as_deref(),
+        "tags": endpoint.tags.as_ref(),
+        "meta": endpoint.meta.as_deref(),
+        "health": endpoint.health.map(proconsul::Health::as_str),
+    })
+}
+
+pub(crate) fn attempts(attempts: &[Attempt]) -> Value {
+    let one = |attempt: &Attempt| {
+        json!({
+            "source": attempt.source.as_str(),
+            "address": &*attempt.address,
+            "transport": attempt.transport.as_str(),
+            "outcome": attempt.outcome.as_str(),
+            "elapsed_ms": (attempt.elapsed.as_secs_f64() * 1e4).round() / 10.0,
+            "bytes": attempt.received,
+            "count": attempt.count,
+            "detail": if attempt.detail.is_empty() { Value::Null } else { (*attempt.detail).into() },
+        })
+    };
+    attempts.iter().map(one).collect()
+}
+
+fn millis(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Rows in columns, the last one ragged.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let width = |at: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(at))
+            .map(|cell| cell.chars().count())
+            .max()
+    };
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (at, cell) in row.iter().enumerate() {
+            let pad = width(at)
+                .unwrap_or_default()
+                .saturating_sub(cell.chars().count());
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', pad + 2));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// One line on what an answer is worth, and its warnings.
+pub(crate) fn summary(answer: &Answer, what: &str, output: &Output) {
+    let count = answer.endpoints().len();
+    let whole = if answer.is_complete() {
+        "complete"
+    } else {
+        "NOT COMPLETE"
+    };
+    let ttl = answer.ttl().as_secs();
+    let (source, transport) = (answer.source(), answer.transport());
+    remark(
+        output,
+        &format!(
+            "{count} {what} from {source} ({transport}), {}, {whole}, ttl {ttl} s",
+            answer.freshness()
+        ),
+    );
+    for warning in answer.warnings() {
+        remark(output, &format!("warning: {warning}"));
+    }
+}

@@ -1,0 +1,55 @@
+//! `proconsul pick NAME`.
+
+use std::process::ExitCode;
+
+use proconsul::{Answer, Endpoint, Error, Picker};
+
+use crate::{
+    args::{Form, Output, Pick},
+    lookup, output,
+};
+
+pub(crate) async fn run(command: Pick, form: &Output) -> ExitCode {
+    let answer = match look_up(&command).await {
+        Ok(answer) => answer,
+        Err(error) => return output::failure(&error, form),
+    };
+    let mut picker = Picker::new(answer.endpoints(), command.strategy);
+    let picked: Vec<Endpoint> = (0..command.count)
+        .map_while(|_| picker.pick().cloned())
+        .collect();
+    if picked.is_empty() {
+        output::remark(
+            form,
+            &format!(
+                "proconsul: no instance of {} has a port: nothing can connect to them",
+                answer.name()
+            ),
+        );
+        return ExitCode::from(3);
+    }
+    for warning in answer.warnings() {
+        output::remark(form, &format!("warning: {warning}"));
+    }
+    match form.form() {
+        Form::Json => {
+            let mut told = output::head(&answer);
+            told["endpoints"] = picked.iter().map(output::endpoint).collect();
+            told["attempts"] = output::attempts(answer.attempts());
+            output::object(&told)
+        }
+        Form::Short | Form::Table => output::data(
+            &picked
+                .iter()
+                .map(|endpoint| format!("{endpoint}\n"))
+                .collect::<String>(),
+        ),
+    }
+}
+
+async fn look_up(command: &Pick) -> Result<Answer, Error> {
+    let resolver = command.sources.resolver(None)?;
+    resolver.check().await?;
+    let name = lookup::read_name(&resolver, &command.name, None)?;
+    resolver.lookup(&name).await
+}
