@@ -31,6 +31,8 @@ pub enum ErrorKind {
     Unavailable,
     /// No source answered within the time allowed.
     Timeout,
+    /// The machine said no: an address that cannot be bound.
+    Io,
     /// The caller's mistake: a name that DNS can't carry, a bad setting or file.
     Invalid,
 }
@@ -43,6 +45,7 @@ impl ErrorKind {
             Self::Denied => "denied",
             Self::Unavailable => "unavailable",
             Self::Timeout => "timeout",
+            Self::Io => "io",
             Self::Invalid => "invalid",
         }
     }
@@ -71,8 +74,16 @@ impl Error {
         message: impl Into<Box<str>>,
         cause: impl error::Error + Send + Sync + 'static,
     ) -> Self {
+        Self::caused(ErrorKind::Invalid, message, cause)
+    }
+
+    pub(crate) fn caused(
+        kind: ErrorKind,
+        message: impl Into<Box<str>>,
+        cause: impl error::Error + Send + Sync + 'static,
+    ) -> Self {
         Self(Arc::new(Inner {
-            kind: ErrorKind::Invalid,
+            kind,
             message: message.into(),
             attempts: Box::default(),
             source: Some(Box::new(cause)),

@@ -17,6 +17,7 @@ mod record;
 mod records;
 mod resolver;
 mod source;
+pub mod stub;
 mod zone;
 
 pub use balance::{Picker, Strategy, UnknownStrategy};

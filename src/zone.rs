@@ -54,7 +54,7 @@ pub(crate) async fn answer(
             };
             (Sections::no_such_name(&zone), Err(error))
         }
-        Err(error) => (Sections::failed(), Err(error)),
+        Err(error) => (Sections::failed(error.kind()), Err(error)),
     }
 }
 

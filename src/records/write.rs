@@ -24,15 +24,22 @@ use rand::{Rng, seq::SliceRandom as _};
 
 use crate::{
     endpoint::Answer,
+    error::ErrorKind,
     found::{Found, Host, Instance, NodeText, TargetKind},
     name::Domain,
     records::Asked,
 };
 
+/// Extended errors (RFC 8914, section 5.2).
+const PROHIBITED: u16 = 18;
+const NO_REACHABLE_AUTHORITY: u16 = 22;
+
 /// The sections of one answer, before it is made to fit a message.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sections {
     pub(crate) code: ResponseCode,
+    /// Why, as an extended error (RFC 8914).
+    pub(crate) extended: Option<u16>,
     pub(crate) answers: Vec<Record>,
     pub(crate) authorities: Vec<Record>,
     pub(crate) additionals: Vec<Record>,
@@ -42,6 +49,7 @@ impl Sections {
     fn new(code: ResponseCode) -> Self {
         Self {
             code,
+            extended: None,
             answers: Vec::new(),
             authorities: Vec::new(),
             additionals: Vec::new(),
@@ -53,9 +61,21 @@ impl Sections {
         Self::new(ResponseCode::Refused)
     }
 
-    /// No source answered.
-    pub(crate) fn failed() -> Self {
-        Self::new(ResponseCode::ServFail)
+    /// No source answered, or none that may.
+    pub(crate) fn failed(kind: ErrorKind) -> Self {
+        let extended = match kind {
+            ErrorKind::Denied => PROHIBITED,
+            _ => NO_REACHABLE_AUTHORITY,
+        };
+        Self {
+            extended: Some(extended),
+            ..Self::new(ResponseCode::ServFail)
+        }
+    }
+
+    /// Nothing but a code.
+    pub(crate) fn code(code: ResponseCode) -> Self {
+        Self::new(code)
     }
 
     /// NOERROR and nothing, not even an SOA.

@@ -2,12 +2,43 @@
 
 use std::process::ExitCode;
 
+use proconsul::{Error, stub::Stub};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
 use crate::{
     args::{Output, Serve},
     output,
 };
 
 pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
-    let _ = (command, form);
-    output::trouble("not yet")
+    // Before the line that says that we answer: whoever reads it may send one.
+    let signals = signal(SignalKind::terminate())
+        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+    let (terminate, interrupt) = match signals {
+        Ok(signals) => signals,
+        Err(error) => return output::trouble(&format!("signals cannot be received: {error}")),
+    };
+    let (stub, domain) = match bind(&command).await {
+        Ok(bound) => bound,
+        Err(error) => return output::failure(&error, form),
+    };
+    let addresses: Vec<_> = stub.addresses().iter().map(ToString::to_string).collect();
+    let line = format!("serving {domain}. on {} (udp, tcp)", addresses.join(", "));
+    output::remark(form, &line);
+    stub.run(stop(terminate, interrupt)).await;
+    ExitCode::SUCCESS
+}
+
+async fn bind(command: &Serve) -> Result<(Stub, String), Error> {
+    let resolver = command.sources.resolver(None)?;
+    resolver.check().await?;
+    let domain = resolver.domain().to_string();
+    Ok((Stub::bind(resolver, &command.listen).await?, domain))
+}
+
+async fn stop(mut terminate: Signal, mut interrupt: Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
 }

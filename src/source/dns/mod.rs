@@ -265,11 +265,14 @@ impl Round<'_> {
     async fn third_opinion(&mut self, reply: Reply) -> Heard {
         let before = seen(&reply);
         let Ok(Heard::Records { reply: roomy, .. }) = self.over_udp(ROOMY_PAYLOAD).await else {
-            return Heard::Records { reply, doubt: Some(Reason::NoText) };
+            return Heard::Records {
+                reply,
+                doubt: Some(Reason::NoText),
+            };
         };
         let after = seen(&roomy);
-        let proven = complete::judge(&after) == Verdict::Whole
-            || complete::second_opinion(&before, &after);
+        let proven =
+            complete::judge(&after) == Verdict::Whole || complete::second_opinion(&before, &after);
         let (reply, doubt) = if proven {
             (roomy, None)
         } else if complete::second_opinion(&after, &before) {

@@ -1,0 +1,255 @@
+//! **Pure.** One packet to a question or a refusal, and an answer to a packet
+//! that fits.
+//!
+//! | packet | answer |
+//! | --- | --- |
+//! | below 12 bytes; QR set | none: two servers must not answer each other for ever |
+//! | opcode other than QUERY | NOTIMP, header only |
+//! | not exactly one question; unreadable; bytes left over; two OPT records | FORMERR, header only |
+//! | EDNS version above 0 | BADVERS (RFC 6891, section 6.1.3) |
+//! | AXFR, IXFR | NOTIMP |
+//! | class other than IN; a name outside Consul's zone | REFUSED |
+//!
+//! A reply that is too long first loses its TXT records, which nobody asked for.
+//! Over UDP it then loses answers, keeps the addresses of those that are left, and
+//! has TC set (RFC 2181, section 9), so that the client comes back over TCP. There
+//! it loses its additional section before any answer.
+
+use std::collections::HashSet;
+
+use hickory_proto::{
+    op::{
+        Edns, EmitAndCount, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode,
+        emit_message_parts,
+    },
+    rr::{DNSClass, Name, RData, Record, RecordType, rdata::opt::EdnsOption},
+    serialize::binary::{BinDecodable as _, BinDecoder, BinEncodable as _, BinEncoder},
+};
+
+use crate::{
+    endpoint::Transport,
+    name::Domain,
+    records::{Asked, write::Sections},
+};
+
+/// Longest reply over UDP, in bytes: what Consul itself may send on loopback.
+const UDP_MOST: u16 = 4_096;
+
+/// Reply to a client that does not speak EDNS (RFC 1035, section 2.3.4).
+const UDP_PLAIN: u16 = 512;
+
+/// Length of a header.
+const HEADER: usize = 12;
+
+/// Extended errors (RFC 8914): the option's number and the codes that we use.
+const EXTENDED_ERROR: u16 = 15;
+
+/// What is to be done with a packet.
+#[derive(Debug)]
+pub(crate) enum Judged {
+    /// Nothing: it is no question.
+    Drop,
+    /// Send this.
+    Reply(Vec<u8>),
+    Ask(Box<Question>),
+}
+
+/// One readable question.
+#[derive(Debug)]
+pub(crate) struct Question {
+    metadata: Metadata,
+    query: Query,
+    /// EDNS size of the client, if it speaks EDNS.
+    payload: Option<u16>,
+    pub(crate) asked: Asked,
+}
+
+/// Reads a packet.
+pub(crate) fn judge(packet: &[u8], domain: &Domain) -> Judged {
+    let Some(head) = packet.first_chunk::<HEADER>() else {
+        return Judged::Drop;
+    };
+    let Ok(header) = Header::read(&mut BinDecoder::new(head)) else {
+        return Judged::Drop;
+    };
+    let metadata = header.metadata;
+    if metadata.message_type == MessageType::Response {
+        return Judged::Drop;
+    }
+    if metadata.op_code != OpCode::Query {
+        return Judged::Reply(bare(&metadata, ResponseCode::NotImp));
+    }
+    if header.counts.queries != 1 {
+        return Judged::Reply(bare(&metadata, ResponseCode::FormErr));
+    }
+    let mut decoder = BinDecoder::new(packet);
+    let message = match Message::read(&mut decoder) {
+        Ok(message) if decoder.is_empty() => message,
+        _ => return Judged::Reply(bare(&metadata, ResponseCode::FormErr)),
+    };
+    let Some(query) = message.queries.into_iter().next() else {
+        return Judged::Reply(bare(&metadata, ResponseCode::FormErr));
+    };
+    let asked = Asked::new(query.name().clone(), query.query_type(), domain);
+    let payload = message.edns.as_ref().map(Edns::max_payload);
+    let class = query.query_class();
+    let question = Question {
+        metadata,
+        query,
+        payload,
+        asked,
+    };
+    let refusal = if message.edns.is_some_and(|edns| edns.version() > 0) {
+        Some(ResponseCode::BADVERS)
+    } else if matches!(question.asked.kind, RecordType::AXFR | RecordType::IXFR) {
+        Some(ResponseCode::NotImp)
+    } else if class != DNSClass::IN {
+        Some(ResponseCode::Refused)
+    } else {
+        None
+    };
+    match refusal {
+        Some(code) => Judged::Reply(question.reply(&Sections::code(code), Transport::Tcp)),
+        None => Judged::Ask(Box::new(question)),
+    }
+}
+
+/// A header that says no.
+fn bare(to: &Metadata, code: ResponseCode) -> Vec<u8> {
+    let mut metadata = Metadata::response_from_request(to);
+    metadata.response_code = code;
+    metadata.recursion_available = false;
+    metadata.authentic_data = false;
+    metadata.truncation = false;
+    let header = Header {
+        metadata,
+        counts: Default::default(),
+    };
+    header.to_bytes().unwrap_or_default()
+}
+
+impl Question {
+    /// The reply, as long as `transport` and the client allow.
+    pub(crate) fn reply(&self, sections: &Sections, transport: Transport) -> Vec<u8> {
+        let limit = match (transport, self.payload) {
+            (Transport::Udp, None) => UDP_PLAIN,
+            (Transport::Udp, Some(payload)) => payload.clamp(UDP_PLAIN, UDP_MOST),
+            _ => u16::MAX,
+        };
+        let fits =
+            |reply: &Option<Vec<u8>>| reply.as_ref().is_some_and(|it| it.len() <= limit.into());
+        let Sections {
+            answers,
+            authorities,
+            additionals,
+            ..
+        } = sections;
+        let whole = self.encode(sections, answers, authorities, additionals, false);
+        if fits(&whole) {
+            return whole.unwrap_or_default();
+        }
+        let addresses: Vec<Record> = additionals.iter().filter(is_address).cloned().collect();
+        let lean = self.encode(sections, answers, authorities, &addresses, false);
+        if fits(&lean) {
+            return lean.unwrap_or_default();
+        }
+        if transport != Transport::Udp {
+            let answers_alone = self.encode(sections, answers, authorities, &[], false);
+            if fits(&answers_alone) {
+                return answers_alone.unwrap_or_default();
+            }
+        }
+        let cut = |count: usize| {
+            let left = &answers[..count];
+            self.encode(sections, left, &[], &glue(left, &addresses), true)
+        };
+        // The largest count that fits. None fits none: a header alone always does.
+        let (mut good, mut bad) = (0, answers.len());
+        while good + 1 < bad {
+            let middle = good + (bad - good) / 2;
+            if fits(&cut(middle)) {
+                good = middle
+            } else {
+                bad = middle
+            }
+        }
+        cut(good).unwrap_or_default()
+    }
+
+    fn encode(
+        &self,
+        sections: &Sections,
+        answers: &[Record],
+        authorities: &[Record],
+        additionals: &[Record],
+        truncated: bool,
+    ) -> Option<Vec<u8>> {
+        let mut metadata = Metadata::response_from_request(&self.metadata);
+        metadata.response_code = sections.code;
+        // A server that refuses speaks for nobody.
+        metadata.authoritative =
+            !matches!(sections.code, ResponseCode::Refused | ResponseCode::BADVERS);
+        metadata.recursion_available = false;
+        metadata.authentic_data = false;
+        metadata.checking_disabled = self.metadata.checking_disabled;
+        metadata.truncation = truncated;
+        // As Consul: a refusal carries no OPT, everything else the client's size.
+        let edns = self
+            .payload
+            .filter(|_| sections.code != ResponseCode::Refused)
+            .map(|payload| {
+                let mut edns = Edns::new();
+                edns.set_max_payload(payload).set_version(0);
+                if let Some(code) = sections.extended {
+                    let option = EdnsOption::Unknown(EXTENDED_ERROR, code.to_be_bytes().to_vec());
+                    edns.options_mut().insert(option);
+                }
+                edns
+            });
+        let mut bytes = Vec::with_capacity(512);
+        let mut encoder = BinEncoder::new(&mut bytes);
+        emit_message_parts(
+            &metadata,
+            &mut [&self.query].into_iter(),
+            &mut answers.iter(),
+            &mut authorities.iter(),
+            &mut additionals.iter(),
+            edns.as_ref(),
+            None,
+            &mut encoder,
+        )
+        // A message over 65,535 bytes cannot be encoded; it is then made shorter.
+        .ok()
+        .filter(|header| !header.metadata.truncation || truncated)?;
+        Some(bytes)
+    }
+}
+
+fn is_address(record: &&Record) -> bool {
+    matches!(
+        record.record_type(),
+        RecordType::A | RecordType::AAAA | RecordType::CNAME
+    )
+}
+
+/// The addresses that belong to these SRV records, once each.
+fn glue(answers: &[Record], addresses: &[Record]) -> Vec<Record> {
+    let targets: HashSet<&Name> = (answers.iter())
+        .filter_map(|record| match &record.data {
+            RData::SRV(srv) => Some(&srv.target),
+            _ => None,
+        })
+        .collect();
+    let mut known = HashSet::new();
+    let mut wanted = |record: &&Record| {
+        targets.contains(&record.name) && known.insert((record.name.clone(), record.data.clone()))
+    };
+    addresses
+        .iter()
+        .filter(|record| wanted(record))
+        .cloned()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+//! **Shell.** The stub's sockets: datagrams and connections in, answers out, all
+//! of it bounded.
+
+use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UdpSocket, tcp::OwnedReadHalf},
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use super::Server;
+use crate::endpoint::Transport;
+
+/// Questions over UDP that are worked on at once, per socket. Above it new ones
+/// wait in the socket's queue, where they cost nothing.
+const MOST_DATAGRAMS: usize = 1_024;
+
+/// Connections at once, per address.
+const MOST_CONNECTIONS: usize = 256;
+
+/// Questions unanswered at once on one connection; then it is not read from.
+const MOST_PENDING: usize = 64;
+
+/// Time between two questions of one connection (RFC 7766, section 6.2.3).
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Time for one message to arrive whole once it has begun, and to be sent.
+const MESSAGE: Duration = Duration::from_secs(2);
+
+/// Time for answers that are due when the stub is stopped.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A free port that is free for UDP may be taken for TCP: so many are tried.
+const PORT_TRIES: usize = 16;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1_024;
+
+/// One address, bound for UDP and for TCP.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    udp: UdpSocket,
+    tcp: TcpListener,
+    address: SocketAddr,
+}
+
+impl Sockets {
+    pub(super) async fn bind(address: SocketAddr) -> io::Result<Self> {
+        let mut tries = if address.port() == 0 { PORT_TRIES } else { 1 };
+        loop {
+            tries -= 1;
+            match Self::try_bind(address) {
+                Err(error) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+                bound => return bound,
+            }
+        }
+    }
+
+    fn try_bind(address: SocketAddr) -> io::Result<Self> {
+        let tcp = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        if address.is_ipv6() {
+            tcp.set_only_v6(true)?;
+        }
+        // A restart must not wait for the connections of the last run.
+        tcp.set_reuse_address(true)?;
+        tcp.set_nonblocking(true)?;
+        tcp.bind(&address.into())?;
+        tcp.listen(BACKLOG)?;
+        let tcp = TcpListener::from_std(tcp.into())?;
+        let address = tcp.local_addr()?;
+
+        let udp = Socket::new(
+            Domain::for_address(address),
+            Type::DGRAM,
+            Some(Protocol::UDP),
+        )?;
+        if address.is_ipv6() {
+            udp.set_only_v6(true)?;
+        }
+        udp.set_nonblocking(true)?;
+        udp.bind(&address.into())?;
+        Ok(Self {
+            udp: UdpSocket::from_std(udp.into())?,
+            tcp,
+            address,
+        })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Serves all sockets until `stop`, then drains.
+pub(super) async fn run(
+    sockets: Vec<Sockets>,
+    server: &Arc<Server>,
+    stop: impl Future<Output = ()>,
+) {
+    let (stopping, stopped) = watch::channel(());
+    let mut loops = JoinSet::new();
+    for Sockets { udp, tcp, .. } in sockets {
+        loops.spawn(datagrams(
+            Arc::new(udp),
+            Arc::clone(server),
+            stopped.clone(),
+        ));
+        loops.spawn(connections(tcp, Arc::clone(server), stopped.clone()));
+    }
+    stop.await;
+    drop(stopping);
+    let drained = timeout(DRAIN, async { while loops.join_next().await.is_some() {} });
+    if drained.await.is_err() {
+        warn!("answers were still due when the time for them was over");
+    }
+}
+
+/// Completes when the stub is stopped.
+async fn told(stopped: &mut watch::Receiver<()>) {
+    // The sender says nothing; it is dropped.
+    while stopped.changed().await.is_ok() {}
+}
+
+async fn datagrams(socket: Arc<UdpSocket>, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    let mut asked = JoinSet::new();
+    loop {
+        let full = asked.len() >= MOST_DATAGRAMS;
+        tokio::select! {
+            () = told(&mut stopped) => break,
+            _ = asked.join_next(), if !asked.is_empty() => {}
+            received = socket.recv_from(&mut buffer), if !full => match received {
+                Ok((length, client)) => {
+                    let packet: Box<[u8]> = buffer[..length].into();
+                    let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
+                    asked.spawn(async move {
+                        if let Some(reply) = server.answer(&packet, Transport::Udp).await
+                            && let Err(error) = socket.send_to(&reply, client).await
+                        {
+                            debug!(%client, %error, "reply not sent");
+                        }
+                    });
+                }
+                // An earlier reply met a closed port; nothing is wrong with ours.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(error) => {
+                    warn!(%error, "socket cannot be read");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+    while asked.join_next().await.is_some() {}
+}
+
+async fn connections(listener: TcpListener, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
+    let mut open = JoinSet::new();
+    loop {
+        let full = open.len() >= MOST_CONNECTIONS;
+        tokio::select! {
+            () = told(&mut stopped) => break,
+            _ = open.join_next(), if !open.is_empty() => {}
+            accepted = listener.accept(), if !full => match accepted {
+                Ok((stream, client)) => {
+                    let (server, stopped) = (Arc::clone(&server), stopped.clone());
+                    open.spawn(async move {
+                        let ended = converse(stream, server, stopped).await;
+                        debug!(%client, ?ended, "connection closed");
+                    });
+                }
+                Err(error) => {
+                    // Descriptors are short: those who are connected go on.
+                    warn!(%error, "no connection can be accepted");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+    while open.join_next().await.is_some() {}
+}
+
+/// One connection: questions are answered as they are done, in whatever order
+/// (RFC 7766, section 6.2.1.1). When the client ends its side, answers that are
+/// due are still sent.
+async fn converse(
+    stream: TcpStream,
+    server: Arc<Server>,
+    mut stopped: watch::Receiver<()>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (mut reader, mut writer) = stream.into_split();
+    let (replies, mut due) = mpsc::channel::<Vec<u8>>(MOST_PENDING);
+    let seats = Arc::new(Semaphore::new(MOST_PENDING));
+    let write = async {
+        while let Some(reply) = due.recv().await {
+            timeout(MESSAGE, writer.write_all(&reply)).await??;
+        }
+        Ok(())
+    };
+    let read = async {
+        let mut asked = JoinSet::new();
+        loop {
+            let Ok(seat) = Arc::clone(&seats).acquire_owned().await else {
+                break;
+            };
+            let packet = tokio::select! {
+                () = told(&mut stopped) => break,
+                packet = message(&mut reader) => packet?,
+            };
+            let Some(packet) = packet else { break };
+            while asked.try_join_next().is_some() {}
+            let (server, replies) = (Arc::clone(&server), replies.clone());
+            asked.spawn(async move {
+                if let Some(reply) = server.answer(&packet, Transport::Tcp).await
+                    && let Ok(length) = u16::try_from(reply.len())
+                {
+                    let mut framed = Vec::with_capacity(reply.len() + 2);
+                    framed.extend_from_slice(&length.to_be_bytes());
+                    framed.extend_from_slice(&reply);
+                    // The writer may have given up on this client.
+                    let _ = replies.send(framed).await;
+                }
+                drop(seat);
+            });
+        }
+        while asked.join_next().await.is_some() {}
+        drop(replies);
+        // The writer ends when it has sent what is due.
+        pending::<io::Result<()>>().await
+    };
+    tokio::select! {
+        ended = write => ended,
+        ended = read => ended,
+    }
+}
+
+/// The next message; `None` when the client has no more or is idle for too long.
+async fn message(reader: &mut OwnedReadHalf) -> io::Result<Option<Vec<u8>>> {
+    let Ok(first) = timeout(IDLE, reader.read_u8()).await else {
+        return Ok(None);
+    };
+    let first = match first {
+        Ok(first) => first,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let rest = async {
+        let length = u16::from_be_bytes([first, reader.read_u8().await?]);
+        // Grows with what arrives, not with what is announced.
+        let mut packet = Vec::new();
+        reader.take(length.into()).read_to_end(&mut packet).await?;
+        if packet.len() < usize::from(length) || packet.len() < 12 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(packet)
+    };
+    timeout(MESSAGE, rest).await?.map(Some)
+}
