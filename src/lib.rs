@@ -6,6 +6,7 @@ mod endpoint;
 mod error;
 mod found;
 mod name;
+mod stamp;
 
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
 pub use error::{Error, ErrorKind};

@@ -3,5 +3,5 @@
 pub(crate) mod address;
 pub(crate) mod health;
 //http
-//tls
+pub(crate) mod tls;
 pub(crate) mod token;
