@@ -265,7 +265,8 @@ fn each(
                 continue;
             }
         };
-        if let Err(why) = belongs(question, &entry).and(entry.service.port().map(drop)) {
+        let port = || entry.service.port();
+        if let Err(why) = belongs(question, &entry).and_then(|()| port()) {
             skipped.bad(at, &why);
             continue;
         }
@@ -394,7 +395,7 @@ fn instance(
     };
     let (target, kind, addresses) = match (place, &node_name) {
         (Registered::Host(host), _) => (Arc::from(host), TargetKind::Host, Vec::new()),
-        (Registered::Ip(ip), Some(name)) if !is_own && !(translated && node.is_translated()) => {
+        (Registered::Ip(ip), Some(name)) if !(is_own || translated && node.is_translated()) => {
             (Arc::from(&**name), TargetKind::Node, vec![ip])
         }
         // Also where DNS does not carry the node's name: better than to lose it.
