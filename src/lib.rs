@@ -6,6 +6,7 @@ mod endpoint;
 mod error;
 mod found;
 mod name;
+mod source;
 mod stamp;
 
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
