@@ -18,7 +18,10 @@ use std::time::{Duration, Instant};
 
 use crate::{
     consul::{
-        health::{self, Ask, Question, Read, Unread},
+        health::{
+            self, Read, Unread,
+            ask::{self, Ask, Question},
+        },
         http::{Agent, Reply, Trouble},
     },
     endpoint::{Attempt, Outcome, Source, Transport},
@@ -64,7 +67,7 @@ pub(crate) async fn ask(
     deadline: Instant,
     now: impl Fn() -> Instant,
 ) -> (Result<Told, Miss>, Vec<Attempt>) {
-    let path = health::path(&question.ask, &question.place);
+    let path = ask::path(&question.ask, &question.place);
     let mut attempts: Vec<Attempt> = Vec::new();
     let mut left = agent.addresses().len();
     for address in agent.addresses() {

@@ -61,23 +61,18 @@ impl StaticCatalog {
         let Value::Object(document) = document else {
             return Err(StaticError::Shape("the file is not a JSON object"));
         };
+        let (services, service) = (member(&document, "services"), member(&document, "service"));
         let mut entries = Vec::new();
-        match member(&document, "services") {
+        match services {
+            None if service.is_none() => {
+                let why = "the file has neither \"services\" nor \"service\"";
+                return Err(StaticError::Shape(why));
+            }
             None | Some(Value::Null) => {}
             Some(Value::Array(services)) => entries.extend(services),
             Some(_) => return Err(StaticError::Shape("\"services\" is not a list")),
         }
-        match member(&document, "service") {
-            None | Some(Value::Null) => {}
-            Some(service) => entries.push(service),
-        }
-        if member(&document, "services")
-            .or(member(&document, "service"))
-            .is_none()
-        {
-            let why = "the file has neither \"services\" nor \"service\"";
-            return Err(StaticError::Shape(why));
-        }
+        entries.extend(service.filter(|service| !service.is_null()));
         let mut catalog = Self::default();
         let mut ids = HashSet::new();
         for (at, entry) in entries.into_iter().enumerate() {
@@ -139,9 +134,9 @@ fn instance<'a>(entry: &'a Value, domain: &str) -> Result<(&'a str, &'a str, Ins
     let Value::Object(entry) = entry else {
         return Err(("", wrong("an object", entry)));
     };
-    let name = text(entry, "name")?.ok_or(("name", "is missing".into()))?;
+    let name = text(entry, "name")?.ok_or_else(|| missing("name"))?;
     let id = text(entry, "id")?.unwrap_or(name);
-    let address = text(entry, "address")?.ok_or(("address", "is missing".into()))?;
+    let address = text(entry, "address")?.ok_or_else(|| missing("address"))?;
     let (target, kind, addresses) = match registered(address).map_err(|why| ("address", why))? {
         Registered::Ip(ip) => {
             let target = addr_target(ip, None, domain);
@@ -166,6 +161,10 @@ fn instance<'a>(entry: &'a Value, domain: &str) -> Result<(&'a str, &'a str, Ins
         })),
     };
     Ok((name, id, instance))
+}
+
+fn missing(field: &'static str) -> Refusal {
+    (field, "is missing".into())
 }
 
 fn tag_list(entry: &Map<String, Value>) -> Result<Box<[Box<str>]>, Refusal> {
@@ -282,9 +281,11 @@ impl fmt::Display for StaticError {
         match self {
             Self::Syntax { line, column, why } => write!(f, "line {line}, column {column}: {why}"),
             Self::Shape(why) => f.write_str(why),
-            Self::Entry { number, field, why } if field.is_empty() => {
-                write!(f, "entry {number} {why}")
-            }
+            Self::Entry {
+                number,
+                field: "",
+                why,
+            } => write!(f, "entry {number} {why}"),
             Self::Entry { number, field, why } => write!(f, "entry {number}, {field}: {why}"),
         }
     }

@@ -34,13 +34,13 @@ enum Then {
 }
 
 fn peer(answer: impl Into<Vec<u8>>, then: Then) -> Peer {
-    peer_of(answer, then, |stream| Some(stream))
+    peer_of(answer, then, |stream| stream)
 }
 
 fn peer_of<S: Read + Write>(
     answer: impl Into<Vec<u8>>,
     then: Then,
-    accept: impl Fn(std::net::TcpStream) -> Option<S> + Send + Sync + 'static,
+    accept: impl Fn(std::net::TcpStream) -> S + Send + Sync + 'static,
 ) -> Peer {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -54,9 +54,7 @@ fn peer_of<S: Read + Write>(
             let (answer, tell) = (Arc::clone(&answer), tell.clone());
             let accept = Arc::clone(&accept);
             thread::spawn(move || {
-                if let Some(stream) = accept(stream) {
-                    converse(stream, &answer, then, &tell);
-                }
+                converse(accept(stream), &answer, then, &tell);
             });
         }
     });
@@ -274,9 +272,11 @@ async fn a_redirect_is_named_and_nobody_gets_the_token() {
 
 #[tokio::test]
 async fn refusal_is_told_from_other_troubles() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    // Bound, so that nobody else takes the port, and not listening.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
     let agent = agent_at(&format!("http://{address}"), |_| {});
     assert_eq!(ask(&agent).await, Err(Trouble::Refused));
 }
@@ -491,7 +491,7 @@ fn tls_peer(name: &str) -> (Peer, String) {
     let config = Arc::new(config);
     let peer = peer_of(reply("200 OK", "[]"), Then::Stay, move |stream| {
         let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
-        Some(rustls::StreamOwned::new(connection, stream))
+        rustls::StreamOwned::new(connection, stream)
     });
     (peer, made.cert.pem())
 }

@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::*;
-use crate::consul::{address::HttpAddress, health::Place, http::AgentSettings};
+use crate::consul::{address::HttpAddress, health::ask::Place, http::AgentSettings};
 
 const ENTRY: &str = r#"{"Node":{"Node":"n","Address":"10.0.0.1","Datacenter":"dc1"},"Service":{"Service":"web","Port":80}}"#;
 
@@ -37,8 +37,14 @@ fn answering(head: &str, body: &str) -> String {
 }
 
 fn refusing() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    // Bound for as long as the test runs, so that nobody else takes the port, and
+    // not listening.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    address.to_string()
 }
 
 async fn asked_for(
