@@ -16,7 +16,12 @@ use std::{
 
 use crate::{
     cache::Limits,
-    consul::{address::HttpAddress, token::Token},
+    consul::{
+        address::HttpAddress,
+        http::AgentSettings,
+        tls::{Verify, go_bool},
+        token::Token,
+    },
     error::{Error, ErrorKind},
     name::Domain,
     resolver::Resolver,
@@ -42,8 +47,7 @@ const TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_millis(10), Duration
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) dns: Vec<SocketAddr>,
-    pub(crate) http: Vec<HttpAddress>,
-    pub(crate) access: Access,
+    pub(crate) http: AgentSettings,
     pub(crate) catalog: Option<PathBuf>,
     pub(crate) domain: Domain,
     pub(crate) datacenter: Option<Box<str>>,
@@ -51,20 +55,6 @@ pub(crate) struct Config {
     pub(crate) partition: Option<Box<str>>,
     pub(crate) timeout: Duration,
     pub(crate) cache: Limits,
-}
-
-/// What an agent's HTTP API wants to see of us, and we of it.
-#[derive(Clone, Debug)]
-pub(crate) struct Access {
-    pub(crate) token: Option<Token>,
-    /// Wins over the token where it holds anything.
-    pub(crate) token_file: Option<PathBuf>,
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) ca_path: Option<PathBuf>,
-    pub(crate) cert_file: Option<PathBuf>,
-    pub(crate) key_file: Option<PathBuf>,
-    pub(crate) server_name: Option<Box<str>>,
-    pub(crate) verify: bool,
 }
 
 /// Sets up a [`Resolver`]. The first setting that is not valid is kept and told
@@ -83,17 +73,7 @@ impl Default for ResolverBuilder {
     fn default() -> Self {
         let config = Config {
             dns: Vec::new(),
-            http: Vec::new(),
-            access: Access {
-                token: None,
-                token_file: None,
-                ca_file: None,
-                ca_path: None,
-                cert_file: None,
-                key_file: None,
-                server_name: None,
-                verify: true,
-            },
+            http: AgentSettings::default(),
             catalog: None,
             domain: Domain::default(),
             datacenter: None,
@@ -190,7 +170,7 @@ impl ResolverBuilder {
     /// a `Debug`. Default: none.
     pub fn token(mut self, token: &str) -> Self {
         match Token::parse(token) {
-            Ok(token) => self.config.access.token = token,
+            Ok(token) => self.config.http.token = token,
             Err(error) => self.refuse_for("the ACL token is not valid", error),
         }
         self
@@ -199,33 +179,33 @@ impl ResolverBuilder {
     /// A file that holds the ACL token; read again when it changes. It wins over
     /// [`token`](Self::token) where it holds anything. Default: none.
     pub fn token_file(mut self, file: impl Into<PathBuf>) -> Self {
-        self.config.access.token_file = Some(file.into());
+        self.config.http.token_file = Some(file.into());
         self
     }
 
     /// PEM file of the authorities that may vouch for the agent. Default: the
     /// system's.
     pub fn ca_file(mut self, file: impl Into<PathBuf>) -> Self {
-        self.config.access.ca_file = Some(file.into());
+        self.config.http.tls.ca_file = Some(file.into());
         self
     }
 
     /// Directory of such files.
     pub fn ca_path(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.config.access.ca_path = Some(directory.into());
+        self.config.http.tls.ca_dir = Some(directory.into());
         self
     }
 
     /// PEM file of our own certificate, for an agent that asks for one. Goes with
     /// [`key_file`](Self::key_file).
     pub fn cert_file(mut self, file: impl Into<PathBuf>) -> Self {
-        self.config.access.cert_file = Some(file.into());
+        self.config.http.tls.cert_file = Some(file.into());
         self
     }
 
     /// PEM file of our own private key.
     pub fn key_file(mut self, file: impl Into<PathBuf>) -> Self {
-        self.config.access.key_file = Some(file.into());
+        self.config.http.tls.key_file = Some(file.into());
         self
     }
 
@@ -234,7 +214,7 @@ impl ResolverBuilder {
     pub fn tls_server_name(mut self, name: &str) -> Self {
         // Consul's own tools cut off a port.
         let name = name.rsplit_once(':').map_or(name, |(name, _)| name);
-        self.config.access.server_name = Some(name.into());
+        self.config.http.tls.server_name = Some(name.into());
         self
     }
 
@@ -344,12 +324,13 @@ impl ResolverBuilder {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        self.config.http = http_addresses(&self.http, self.ssl)?;
-        let Config { access, cache, .. } = &self.config;
-        if access.cert_file.is_some() != access.key_file.is_some() {
-            let message = "a client certificate and its key go together: one of the two is missing";
-            return Err(Error::new(ErrorKind::Invalid, message));
-        }
+        self.config.http.addresses = http_addresses(&self.http, self.ssl)?;
+        self.config
+            .http
+            .tls
+            .check()
+            .map_err(|error| Error::invalid(error.to_string(), error))?;
+        let cache = &self.config.cache;
         if cache.floor > cache.cap {
             let message = format!(
                 "the TTL floor of {:?} is above the cap of {:?}",
@@ -357,7 +338,7 @@ impl ResolverBuilder {
             );
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        Ok(Resolver::new(self.config))
+        Resolver::new(self.config)
     }
 
     fn ssl_from(mut self, value: &str) -> Self {
@@ -369,9 +350,9 @@ impl ResolverBuilder {
     }
 
     fn verify_from(mut self, value: &str) -> Self {
-        match go_bool(value) {
-            Some(verify) => self.config.access.verify = verify,
-            None => self.refuse(format!("{value:?} is neither true nor false")),
+        match Verify::parse(value) {
+            Ok(verify) => self.config.http.tls.verify = verify,
+            Err(error) => self.refuse_for("CONSUL_HTTP_SSL_VERIFY", error),
         }
         self
     }
@@ -421,15 +402,6 @@ fn http_addresses(text: &str, ssl: bool) -> Result<Vec<HttpAddress>, Error> {
         })
     };
     text.split(',').map(one).collect()
-}
-
-/// A boolean as Go's `strconv.ParseBool` reads it.
-fn go_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
 }
 
 impl fmt::Display for ResolverBuilder {

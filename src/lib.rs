@@ -17,6 +17,7 @@ mod record;
 mod records;
 mod resolver;
 mod source;
+mod stamp;
 pub mod stub;
 mod zone;
 

@@ -67,17 +67,17 @@ impl Resolver {
         Self::builder().environment().build()
     }
 
-    pub(crate) fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config) -> Result<Self, Error> {
         let cache = Mutex::new(Cache::new(config.cache.clone()));
-        let sources = Sources::new(&config);
+        let sources = Sources::new(&config)?;
         let flights = Flights::new();
-        Self(Arc::new(Inner {
+        Ok(Self(Arc::new(Inner {
             config,
             sources,
             hosts: Hosts::new(),
             cache,
             flights,
-        }))
+        })))
     }
 
     /// The domain whose names this resolver answers.
@@ -144,7 +144,7 @@ impl Resolver {
     ///
     /// [`ErrorKind::Invalid`] for a file that cannot be read.
     pub async fn check(&self) -> Result<(), Error> {
-        Ok(())
+        self.0.sources.check().await
     }
 
     /// The records of type `kind` (`SRV`, `A`, `AAAA`, `TXT`, `PTR`, `ANY`, `SOA`,

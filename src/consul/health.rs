@@ -3,24 +3,12 @@
 //! [`http`](crate::consul::http), the shape of one entry lives in `entry`, the
 //! names of targets in `target`.
 //!
-//! | asked for | request | read |
-//! | --- | --- | --- |
-//! | service | `/v1/health/service/X` | instances |
-//! | mesh endpoints | `/v1/health/connect/X` | instances |
-//! | ingress gateways | `/v1/health/ingress/X` | instances |
-//! | prepared query | `/v1/query/X/execute` | instances, TTL, datacenter |
-//! | node | `/v1/catalog/node/X` | one host |
-//! | the zone's servers | `/v1/health/service/consul` | servers |
-//!
-//! Never `passing`: Consul's DNS lists instances whose checks warn, and this has
-//! to find the same ones. Always `stale`: any server may answer, as for DNS.
-//! Names go in lower case, since some agents compare them with case.
-//!
 //! An entry that cannot be read, or that belongs to something else than was
 //! asked, is skipped and counted; more than one such in ten, and the whole reply
 //! is not believed. An entry that is whole but has an address where nobody can
 //! connect is skipped and counted, and costs the others nothing.
 
+pub(crate) mod ask;
 mod entry;
 pub(crate) mod target;
 #[cfg(test)]
@@ -28,11 +16,11 @@ mod tests;
 
 use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use self::{
+    ask::{Ask, Question},
     entry::{Entry, Node},
     target::{Registered, addr_target, node_target, registered},
 };
@@ -40,38 +28,6 @@ use crate::{
     endpoint::Health,
     found::{Found, Host, Instance, TargetKind},
 };
-
-/// What stands behind the name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask<'a> {
-    Service { name: &'a str, tag: Option<&'a str> },
-    Connect { name: &'a str },
-    Ingress { name: &'a str },
-    Node { name: &'a str },
-    Query { name: &'a str },
-    Servers,
-}
-
-/// Where it is asked for; `None` is the agent's own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Place<'a> {
-    pub(crate) datacenter: Option<&'a str>,
-    pub(crate) namespace: Option<&'a str>,
-    pub(crate) partition: Option<&'a str>,
-    pub(crate) peer: Option<&'a str>,
-    pub(crate) sameness_group: Option<&'a str>,
-}
-
-/// One question to the catalog, and the DNS names that its answer is told in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Question<'a> {
-    pub(crate) ask: Ask<'a>,
-    pub(crate) place: Place<'a>,
-    /// The domain of Consul's zone, as `consul`.
-    pub(crate) domain: &'a str,
-    /// The full name that was looked up, with its final dot.
-    pub(crate) name: &'a str,
-}
 
 /// What a reply told.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,50 +51,6 @@ pub(crate) enum Unread {
     NotFound { unhealthy: usize },
     /// The reply is not what was asked for.
     Malformed(Box<str>),
-}
-
-/// What a path segment and a query value carry as they are (RFC 3986, 2.3).
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
-
-/// The request, as path and query, percent-encoded.
-pub(crate) fn path(ask: &Ask<'_>, place: &Place<'_>) -> String {
-    let segment = |name: &str| escaped(&name.to_lowercase());
-    let mut path = match ask {
-        Ask::Service { name, .. } => format!("/v1/health/service/{}?stale", segment(name)),
-        Ask::Connect { name } => format!("/v1/health/connect/{}?stale", segment(name)),
-        Ask::Ingress { name } => format!("/v1/health/ingress/{}?stale", segment(name)),
-        Ask::Node { name } => format!("/v1/catalog/node/{}?stale", segment(name)),
-        Ask::Query { name } => format!("/v1/query/{}/execute?stale", segment(name)),
-        Ask::Servers => "/v1/health/service/consul?stale".to_owned(),
-    };
-    let tag = match ask {
-        Ask::Service { tag, .. } => *tag,
-        _ => None,
-    };
-    for (key, value) in [
-        ("dc", place.datacenter),
-        ("ns", place.namespace),
-        ("partition", place.partition),
-        ("peer", place.peer),
-        ("sg", place.sameness_group),
-        ("tag", tag),
-    ] {
-        if let Some(value) = value {
-            path.push('&');
-            path.push_str(key);
-            path.push('=');
-            path.push_str(&escaped(value));
-        }
-    }
-    path
-}
-
-fn escaped(text: &str) -> String {
-    utf8_percent_encode(text, ESCAPED).to_string()
 }
 
 /// Reads the body of a reply with status 200. `translated` is what the agent's
@@ -265,7 +177,8 @@ fn each(
                 continue;
             }
         };
-        if let Err(why) = belongs(question, &entry).and(entry.service.port().map(drop)) {
+        let port = || entry.service.port();
+        if let Err(why) = belongs(question, &entry).and_then(|()| port()) {
             skipped.bad(at, &why);
             continue;
         }
@@ -394,7 +307,7 @@ fn instance(
     };
     let (target, kind, addresses) = match (place, &node_name) {
         (Registered::Host(host), _) => (Arc::from(host), TargetKind::Host, Vec::new()),
-        (Registered::Ip(ip), Some(name)) if !is_own && !(translated && node.is_translated()) => {
+        (Registered::Ip(ip), Some(name)) if !(is_own || translated && node.is_translated()) => {
             (Arc::from(&**name), TargetKind::Node, vec![ip])
         }
         // Also where DNS does not carry the node's name: better than to lose it.

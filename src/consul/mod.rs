@@ -2,6 +2,6 @@
 
 pub(crate) mod address;
 pub(crate) mod health;
-//http
-//tls
+pub(crate) mod http;
+pub(crate) mod tls;
 pub(crate) mod token;

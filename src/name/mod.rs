@@ -44,7 +44,7 @@ pub use self::error::NameError;
 use self::{error::Fault, parse::check_label};
 pub(crate) use self::{
     parse::NotAName,
-    target::{Target, addr_target, classify_target, node_target},
+    target::{Target, classify_target, hex},
 };
 
 /// Longest name on the wire, in bytes (RFC 1035, section 2.3.4).

@@ -55,23 +55,8 @@ fn strip_zone<'a>(name: &'a str, zone: &Domain) -> Option<&'a str> {
     end.eq_ignore_ascii_case(zone.as_str()).then_some(rest)
 }
 
-/// The target of an instance with an address of its own:
-/// `0a000001.addr.dc1.consul.`; without datacenter for one from a peer.
-pub(crate) fn addr_target(address: IpAddr, datacenter: Option<&str>, domain: &Domain) -> String {
-    match datacenter {
-        Some(datacenter) => format!("{}.addr.{datacenter}.{domain}.", hex(address)),
-        None => format!("{}.addr.{domain}.", hex(address)),
-    }
-}
-
-/// The target of an instance that has its node's address:
-/// `host1.node.dc1.consul.`
-pub(crate) fn node_target(node: &str, datacenter: &str, domain: &Domain) -> String {
-    format!("{node}.node.{datacenter}.{domain}.")
-}
-
 /// 8 hex digits for IPv4, 32 for IPv6; an IPv4-mapped address stays IPv6.
-pub(super) fn hex(address: IpAddr) -> String {
+pub(crate) fn hex(address: IpAddr) -> String {
     match address {
         IpAddr::V4(address) => format!("{:08x}", address.to_bits()),
         IpAddr::V6(address) => format!("{:032x}", address.to_bits()),

@@ -367,7 +367,7 @@ proptest! {
             std::net::Ipv6Addr::from_bits(bits).into()
         };
         let zones = [Domain::default()];
-        let target = addr_target(address, Some("dc1"), &zones[0]);
+        let target = format!("{}.addr.dc1.consul.", hex(address));
         prop_assert_eq!(classify_target(&target, &zones), Target::Address(address));
         let direct = name(&target);
         prop_assert_eq!(direct.subject(), &Subject::Address(address));

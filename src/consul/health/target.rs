@@ -7,7 +7,9 @@
 //! | none: the node's | `<node>.node.<locality>.<domain>.` |
 //! | a host name | that name |
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::net::IpAddr;
+
+use crate::name::hex;
 
 /// An address as people register it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,20 +62,9 @@ fn is_name(name: &str) -> bool {
             .all(|label| matches!(label.len(), 1..=63) && label.bytes().all(legal))
 }
 
-// To be swapped for crate::name::{addr_target, node_target}.
-
 /// `0a000001.addr.dc1.consul.`; with no locality `0a000001.addr.consul.`.
 pub(crate) fn addr_target(ip: IpAddr, locality: Option<&str>, domain: &str) -> String {
-    let mut name = String::with_capacity(64);
-    let octets: &[u8] = match &ip {
-        IpAddr::V4(ip) => &ip.octets(),
-        IpAddr::V6(ip) => &ip.octets(),
-    };
-    for octet in octets {
-        // Writing to a String cannot fail.
-        let _ = write!(name, "{octet:02x}");
-    }
-    name.push_str(".addr.");
+    let mut name = format!("{}.addr.", hex(ip));
     end(&mut name, locality, domain);
     name
 }

@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    ask::{Place, path},
+    *,
+};
 
 const WEB: &str = include_str!("captures/web.json");
 const HEALTH: &str = include_str!("captures/health.json");

@@ -1,0 +1,92 @@
+//! **Pure.** The question to the catalog, and the request that puts it.
+//!
+//! | asked for | request | read |
+//! | --- | --- | --- |
+//! | service | `/v1/health/service/X` | instances |
+//! | mesh endpoints | `/v1/health/connect/X` | instances |
+//! | ingress gateways | `/v1/health/ingress/X` | instances |
+//! | prepared query | `/v1/query/X/execute` | instances, TTL, datacenter |
+//! | node | `/v1/catalog/node/X` | one host |
+//! | the zone's servers | `/v1/health/service/consul` | servers |
+//!
+//! Never `passing`: Consul's DNS lists instances whose checks warn, and this has
+//! to find the same ones. Always `stale`: any server may answer, as for DNS.
+//! Names go in lower case, since some agents compare them with case.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// What stands behind the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask<'a> {
+    Service { name: &'a str, tag: Option<&'a str> },
+    Connect { name: &'a str },
+    Ingress { name: &'a str },
+    Node { name: &'a str },
+    Query { name: &'a str },
+    Servers,
+}
+
+/// Where it is asked for; `None` is the agent's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place<'a> {
+    pub(crate) datacenter: Option<&'a str>,
+    pub(crate) namespace: Option<&'a str>,
+    pub(crate) partition: Option<&'a str>,
+    pub(crate) peer: Option<&'a str>,
+    pub(crate) sameness_group: Option<&'a str>,
+}
+
+/// One question to the catalog, and the DNS names that its answer is told in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Question<'a> {
+    pub(crate) ask: Ask<'a>,
+    pub(crate) place: Place<'a>,
+    /// The domain of Consul's zone, as `consul`.
+    pub(crate) domain: &'a str,
+    /// The full name that was looked up, with its final dot.
+    pub(crate) name: &'a str,
+}
+
+/// What a path segment and a query value carry as they are (RFC 3986, 2.3).
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The request, as path and query, percent-encoded.
+pub(crate) fn path(ask: &Ask<'_>, place: &Place<'_>) -> String {
+    let segment = |name: &str| escaped(&name.to_lowercase());
+    let mut path = match ask {
+        Ask::Service { name, .. } => format!("/v1/health/service/{}?stale", segment(name)),
+        Ask::Connect { name } => format!("/v1/health/connect/{}?stale", segment(name)),
+        Ask::Ingress { name } => format!("/v1/health/ingress/{}?stale", segment(name)),
+        Ask::Node { name } => format!("/v1/catalog/node/{}?stale", segment(name)),
+        Ask::Query { name } => format!("/v1/query/{}/execute?stale", segment(name)),
+        Ask::Servers => "/v1/health/service/consul?stale".to_owned(),
+    };
+    let tag = match ask {
+        Ask::Service { tag, .. } => *tag,
+        _ => None,
+    };
+    for (key, value) in [
+        ("dc", place.datacenter),
+        ("ns", place.namespace),
+        ("partition", place.partition),
+        ("peer", place.peer),
+        ("sg", place.sameness_group),
+        ("tag", tag),
+    ] {
+        if let Some(value) = value {
+            path.push('&');
+            path.push_str(key);
+            path.push('=');
+            path.push_str(&escaped(value));
+        }
+    }
+    path
+}
+
+fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, ESCAPED).to_string()
+}

@@ -1,0 +1,438 @@
+//! **Shell.** One request to one address of an agent: connection, TLS, token,
+//! deadline, size. Which address is asked next is the caller's decision, what
+//! the reply means is [`health`](crate::consul::health)'s.
+//!
+//! The only file that names reqwest. It is held short: no proxy of the
+//! environment, no redirect (the token would go along), no body above
+//! [`BODY_LIMIT`] after it is unpacked, no global TLS provider.
+//!
+//! Nothing is read or connected before the first request. Token and certificates
+//! are read again when their files change; while they cannot be read, what was
+//! good before stays in use.
+
+#[cfg(test)]
+mod tests;
+mod token_file;
+mod trouble;
+
+use std::{
+    fmt,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use reqwest::{
+    StatusCode, Url,
+    header::{HOST, HeaderMap, HeaderValue, LOCATION},
+};
+
+use self::{token_file::TokenFile, trouble::line};
+use crate::{
+    consul::{
+        address::HttpAddress,
+        tls::{self, TlsSettings},
+        token::Token,
+    },
+    stamp::Stamp,
+};
+
+pub(crate) use self::trouble::Trouble;
+
+/// The largest body taken, unpacked: far above the 5 MB of 5,000 instances.
+pub(crate) const BODY_LIMIT: usize = 64 << 20;
+
+/// A body of which nothing comes for so long has stopped.
+const STALL: Duration = Duration::from_secs(2);
+
+/// As much of an error's text as is looked at.
+const TEXT_LIMIT: usize = 4 << 10;
+
+/// Where an agent is, and how it is spoken to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AgentSettings {
+    pub(crate) addresses: Vec<HttpAddress>,
+    pub(crate) token: Option<Token>,
+    /// Wins over the token when it holds anything.
+    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) tls: TlsSettings,
+}
+
+/// The HTTP API of one agent, or of several that stand for each other.
+pub(crate) struct Agent {
+    lines: Box<[Arc<Line>]>,
+    token: Option<Token>,
+    token_file: Option<Arc<TokenFile>>,
+    tls: Arc<TlsSettings>,
+}
+
+/// What an agent answered: a status of 2xx, or 404.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+    /// `X-Consul-Index`.
+    pub(crate) index: Option<u64>,
+    /// `X-Consul-Knownleader`.
+    pub(crate) known_leader: Option<bool>,
+    /// `X-Consul-Lastcontact`: how long the server has not heard of the leader.
+    pub(crate) last_contact: Option<Duration>,
+    /// `X-Consul-Results-Filtered-By-ACLs`: something was left out.
+    pub(crate) filtered_by_acls: bool,
+    /// `X-Consul-Translate-Addresses`: addresses may be those for other datacenters.
+    pub(crate) translate_addresses: bool,
+}
+
+impl Agent {
+    /// Looks at the settings, and at nothing else.
+    pub(crate) fn new(settings: AgentSettings) -> Result<Self, Trouble> {
+        let config = |error: tls::TlsError| Trouble::Config(error.to_string().into());
+        settings.tls.check().map_err(config)?;
+        let server_name = settings.tls.server_name.as_deref();
+        let lines = settings.addresses.into_iter();
+        let lines = lines.map(|address| Line::new(address, server_name).map(Arc::new));
+        Ok(Self {
+            lines: lines.collect::<Result<_, _>>()?,
+            token: settings.token,
+            token_file: settings
+                .token_file
+                .map(|path| Arc::new(TokenFile::new(path))),
+            tls: Arc::new(settings.tls),
+        })
+    }
+
+    /// The addresses, in the order in which they were given.
+    pub(crate) fn addresses(&self) -> impl ExactSizeIterator<Item = &HttpAddress> {
+        self.lines.iter().map(|line| &line.address)
+    }
+
+    /// Asks one of the [`addresses`](Self::addresses). `path_and_query` is
+    /// percent-encoded and begins with `/`; the whole exchange, connecting
+    /// included, takes no longer than `limit`.
+    ///
+    /// Cancel-safe: a dropped request closes its connection.
+    pub(crate) async fn get(
+        &self,
+        address: &HttpAddress,
+        path_and_query: &str,
+        limit: Duration,
+    ) -> Result<Reply, Trouble> {
+        let exchange = self.exchange(address, path_and_query);
+        match tokio::time::timeout(limit, exchange).await {
+            Ok(told) => told,
+            Err(_) => Err(Trouble::TimedOut),
+        }
+    }
+
+    async fn exchange(&self, address: &HttpAddress, path: &str) -> Result<Reply, Trouble> {
+        let line = self.lines.iter().find(|line| line.address == *address);
+        let line = line.ok_or_else(|| Trouble::Config("not an address of this agent".into()))?;
+        let url = line.url(path)?;
+        let token = self.token().await?;
+        let mut request = self.client(line).await?.get(url);
+        if let Some(host) = &line.host_header {
+            request = request.header(HOST, &**host);
+        }
+        if let Some(token) = &token {
+            request = request.header("X-Consul-Token", sensitive(token)?);
+        }
+        let response = request
+            .send()
+            .await
+            .map_err(|error| Trouble::caused_by(&error))?;
+        heard(response, token.as_ref()).await
+    }
+
+    async fn token(&self) -> Result<Option<Token>, Trouble> {
+        let Some(file) = self.token_file.clone() else {
+            return Ok(self.token.clone());
+        };
+        let token = blocking(move || file.current().map_err(Trouble::Config)).await?;
+        Ok(token.or_else(|| self.token.clone()))
+    }
+
+    async fn client(&self, line: &Arc<Line>) -> Result<reqwest::Client, Trouble> {
+        let files = line.address.is_tls() && self.tls.files().next().is_some();
+        if !files && let Some(made) = line.made() {
+            return Ok(made.client);
+        }
+        let (line, tls) = (Arc::clone(line), Arc::clone(&self.tls));
+        blocking(move || line.client(&tls)).await
+    }
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agent")
+            .field("addresses", &self.addresses().collect::<Vec<_>>())
+            .field("token", &self.token)
+            .field("token_file", &self.token_file)
+            .field("tls", &self.tls)
+            .finish()
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
+) -> Result<T, Trouble> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(_) => Err(Trouble::Config("the runtime is shutting down".into())),
+    }
+}
+
+fn sensitive(token: &Token) -> Result<HeaderValue, Trouble> {
+    let mut value = HeaderValue::from_str(token.secret())
+        .map_err(|_| Trouble::Config("the token is no header value".into()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// One address and the connections to it.
+struct Line {
+    address: HttpAddress,
+    /// Scheme, host, port and prefix of each URL. The host is the TLS server
+    /// name where there is one; [`Pinned`] leads it to the address.
+    base: Box<str>,
+    host: Box<str>,
+    /// The address's own host, where the URL has another.
+    host_header: Option<Box<str>>,
+    /// Made at first use. A std mutex: nobody awaits while holding it.
+    made: Mutex<Option<Made>>,
+}
+
+#[derive(Clone)]
+struct Made {
+    client: reqwest::Client,
+    /// The certificates it was made from.
+    stamps: Vec<Option<Stamp>>,
+}
+
+impl Line {
+    fn new(address: HttpAddress, server_name: Option<&str>) -> Result<Self, Trouble> {
+        let (base, host, host_header) = match (&address, server_name) {
+            (HttpAddress::Unix(_), _) => ("http://localhost".into(), "localhost".into(), None),
+            (
+                HttpAddress::Tcp {
+                    tls: true,
+                    host,
+                    port,
+                    prefix,
+                },
+                Some(name),
+            ) => {
+                let name = cut_server_name(name)?;
+                if name != *host && name.parse::<IpAddr>().is_ok() {
+                    let why = "an IP address as the TLS server name has to be the address's own";
+                    return Err(Trouble::Config(why.into()));
+                }
+                let base = format!("https://{}:{port}{prefix}", bracketed(&name));
+                let header = format!("{}:{port}", bracketed(host));
+                (base.into(), name, Some(header.into()))
+            }
+            (HttpAddress::Tcp { host, .. }, _) => (address.to_string().into(), host.clone(), None),
+        };
+        Ok(Self {
+            address,
+            base,
+            host,
+            host_header,
+            made: Mutex::default(),
+        })
+    }
+
+    /// The URL of a request: just this host and path, however a browser would
+    /// read them (`0x7f.1`, `/a/%2e%2e/b`).
+    fn url(&self, path_and_query: &str) -> Result<Url, Trouble> {
+        let refused = |why: &str| Trouble::Config(why.into());
+        let whole = format!("{}{path_and_query}", self.base);
+        let url = Url::parse(&whole).map_err(|error| refused(&error.to_string()))?;
+        let is_ip = self.host.parse::<IpAddr>().is_ok();
+        if !is_ip && url.host_str() != Some(&*self.host) {
+            return Err(refused("the host is read as another one in a URL"));
+        }
+        let path = path_and_query.split('?').next().unwrap_or_default();
+        let prefix = match &self.address {
+            HttpAddress::Tcp { prefix, .. } => prefix,
+            HttpAddress::Unix(_) => "",
+        };
+        let same = url.path().strip_prefix(prefix) == Some(path) && path.starts_with('/');
+        match same {
+            true => Ok(url),
+            false => Err(refused("the name is no path of a request")),
+        }
+    }
+
+    fn made(&self) -> Option<Made> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.clone()
+    }
+
+    /// The client, made anew when a certificate's file changed. Blocks.
+    fn client(&self, tls: &TlsSettings) -> Result<reqwest::Client, Trouble> {
+        let stamp = |path| std::fs::metadata(path).ok().as_ref().map(Stamp::of);
+        let stamps: Vec<_> = match self.address.is_tls() {
+            true => tls.files().map(stamp).collect(),
+            false => Vec::new(),
+        };
+        let held = self.made();
+        if let Some(made) = &held
+            && made.stamps == stamps
+        {
+            return Ok(made.client.clone());
+        }
+        let client = match (self.build(tls), held) {
+            (Ok(client), _) => client,
+            (Err(trouble), None) => return Err(trouble),
+            (Err(trouble), Some(made)) => {
+                tracing::warn!("{trouble}; the certificates read before stay in use");
+                made.client
+            }
+        };
+        let made = Made {
+            client: client.clone(),
+            stamps,
+        };
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+        Ok(client)
+    }
+
+    fn build(&self, tls: &TlsSettings) -> Result<reqwest::Client, Trouble> {
+        let config = match self.address.is_tls() {
+            true => tls::client_config(tls),
+            false => tls::unused(),
+        };
+        let config = config.map_err(|error| Trouble::Config(error.to_string().into()))?;
+        let mut builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(config)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .gzip(true)
+            .referer(false)
+            .user_agent(concat!("proconsul/", env!("CARGO_PKG_VERSION")));
+        if let (Some(_), HttpAddress::Tcp { host, .. }) = (&self.host_header, &self.address) {
+            builder = builder.dns_resolver(Pinned(host.clone()));
+        }
+        if let Some(path) = self.address.socket() {
+            #[cfg(unix)]
+            {
+                builder = builder.unix_socket(path);
+            }
+            #[cfg(not(unix))]
+            return Err(Trouble::Config(
+                format!("{}: this system has no unix sockets", path.display()).into(),
+            ));
+        }
+        builder.build().map_err(|error| Trouble::caused_by(&error))
+    }
+}
+
+/// The name without the port that Consul's tools let stand in it.
+fn cut_server_name(name: &str) -> Result<Box<str>, Trouble> {
+    match HttpAddress::parse(name, true) {
+        Ok(HttpAddress::Tcp { host, .. }) if !name.contains('/') => Ok(host),
+        _ => Err(Trouble::Config(
+            "the TLS server name is not a host name".into(),
+        )),
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]"),
+        false => host.to_owned(),
+    }
+}
+
+/// Leads every name to one host, so that a URL can carry the TLS server name.
+struct Pinned(Box<str>);
+
+impl reqwest::dns::Resolve for Pinned {
+    fn resolve(&self, _: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let host = self.0.clone();
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((&*host, 0)).await?;
+            let found: Vec<_> = found.collect();
+            Ok(Box::new(found.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+async fn heard(mut response: reqwest::Response, token: Option<&Token>) -> Result<Reply, Trouble> {
+    let status = response.status();
+    if status.is_success() || status == StatusCode::NOT_FOUND {
+        let mut reply = from_headers(status, response.headers());
+        let length = response.content_length();
+        if length.is_some_and(|length| length > BODY_LIMIT as u64) {
+            return Err(Trouble::TooLarge);
+        }
+        while let Some(more) = chunk(&mut response).await? {
+            if reply.body.len() + more.len() > BODY_LIMIT {
+                return Err(Trouble::TooLarge);
+            }
+            reply.body.extend_from_slice(&more);
+        }
+        return Ok(reply);
+    }
+    if status.is_redirection() {
+        return Err(Trouble::Redirected(location(&response, token)));
+    }
+    let mut text = Vec::new();
+    // Of an error whose text does not come the status is enough.
+    while let Ok(Some(more)) = chunk(&mut response).await {
+        text.extend_from_slice(&more);
+        if text.len() >= TEXT_LIMIT {
+            break;
+        }
+    }
+    let text = line(&String::from_utf8_lossy(&text), token);
+    Err(match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Trouble::Denied(text),
+        _ => Trouble::Status {
+            code: status.as_u16(),
+            text,
+        },
+    })
+}
+
+async fn chunk(
+    response: &mut reqwest::Response,
+) -> Result<Option<impl std::ops::Deref<Target = [u8]> + use<>>, Trouble> {
+    match tokio::time::timeout(STALL, response.chunk()).await {
+        Ok(Ok(chunk)) => Ok(chunk),
+        Ok(Err(error)) => Err(Trouble::caused_by(&error)),
+        Err(_) => Err(Trouble::TimedOut),
+    }
+}
+
+fn from_headers(status: StatusCode, headers: &HeaderMap) -> Reply {
+    // A HeaderMap compares names without case.
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |name: &str| text(name)?.parse::<u64>().ok();
+    let boolean = |name: &str| match text(name)? {
+        value if value.eq_ignore_ascii_case("true") => Some(true),
+        value if value.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    };
+    Reply {
+        status: status.as_u16(),
+        body: Vec::new(),
+        index: number("X-Consul-Index"),
+        known_leader: boolean("X-Consul-Knownleader"),
+        last_contact: number("X-Consul-Lastcontact").map(Duration::from_millis),
+        filtered_by_acls: boolean("X-Consul-Results-Filtered-By-ACLs") == Some(true),
+        translate_addresses: boolean("X-Consul-Translate-Addresses") == Some(true),
+    }
+}
+
+fn location(response: &reqwest::Response, token: Option<&Token>) -> Box<str> {
+    let location = response.headers().get(LOCATION);
+    let target = location
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| response.url().join(text).ok());
+    match target.as_ref().and_then(Url::host_str) {
+        Some(host) => line(host, token),
+        None => "an unreadable address".into(),
+    }
+}

@@ -1,0 +1,270 @@
+//! **Shell.** The HTTP rung: puts one question to an agent's catalog, address
+//! after address as long as there is time.
+//!
+//! | told | outcome | next |
+//! | --- | --- | --- |
+//! | 200 with instances | answered; partial where some were left out | done |
+//! | 200 with none; 404 to a query; 500 `No path to datacenter` | not found | done |
+//! | 200 with none, results filtered by ACLs; 401; 403 | denied | done |
+//! | 400, 405, other 4xx | failed: asking elsewhere mends nothing | done |
+//! | 429, 5xx, a redirect | failed | next address |
+//! | refused; too late; no connection, TLS | refused; timeout; unreachable | next address |
+//! | what cannot be read | malformed | next address |
+//!
+//! Each address gets an equal part of the time that is left, so that one that is
+//! silent leaves some for the others.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    consul::{
+        health::{
+            self, Read, Unread,
+            ask::{self, Ask, Question},
+        },
+        http::{Agent, Reply, Trouble},
+    },
+    endpoint::{Attempt, Outcome, Source, Transport},
+    found::Found,
+};
+
+/// What a catalog told.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Told {
+    pub(crate) read: Read,
+    /// The token may not see all of it.
+    pub(crate) filtered_by_acls: bool,
+    /// Whether the server that answered knew its leader.
+    pub(crate) known_leader: Option<bool>,
+    /// How long it had not heard of the leader.
+    pub(crate) last_contact: Option<Duration>,
+}
+
+/// Why a catalog told nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Miss {
+    NotFound {
+        /// Instances there are, with a critical check each.
+        unhealthy: usize,
+        /// False where the server knew no leader: it may have lost sight of what
+        /// there is.
+        confirmed: bool,
+    },
+    /// The token may not see it, with the agent's words.
+    Denied(Box<str>),
+    /// No address answered. The outcome and detail of the attempt that says most.
+    Failed { outcome: Outcome, detail: Box<str> },
+}
+
+/// Asks the catalog until `deadline`. The attempts are in the order in which
+/// they were made, whatever came of them; none means that there was no address
+/// or no time.
+///
+/// Cancel-safe: nothing but the requests is lost.
+pub(crate) async fn ask(
+    agent: &Agent,
+    question: &Question<'_>,
+    deadline: Instant,
+    now: impl Fn() -> Instant,
+) -> (Result<Told, Miss>, Vec<Attempt>) {
+    let path = ask::path(&question.ask, &question.place);
+    let mut attempts: Vec<Attempt> = Vec::new();
+    let mut left = agent.addresses().len();
+    for address in agent.addresses() {
+        let start = now();
+        let share = deadline
+            .saturating_duration_since(start)
+            .checked_div(u32::try_from(left).unwrap_or(u32::MAX))
+            .unwrap_or_default();
+        left -= 1;
+        if share.is_zero() {
+            break;
+        }
+        let replied = agent.get(address, &path, share).await;
+        let received = replied.as_ref().map_or(0, |reply| reply.body.len());
+        let heard = hear(question, replied);
+        attempts.push(Attempt {
+            source: Source::Http,
+            address: format!("{address}{path}").into(),
+            transport: Transport::Http,
+            outcome: heard.outcome,
+            elapsed: now().saturating_duration_since(start),
+            received,
+            count: heard.count,
+            detail: heard.detail,
+        });
+        if let Some(told) = heard.done {
+            return (told, attempts);
+        }
+    }
+    let telling = attempts
+        .iter()
+        .max_by_key(|attempt| telling(attempt.outcome));
+    let miss = match telling {
+        Some(attempt) => Miss::Failed {
+            outcome: attempt.outcome,
+            detail: attempt.detail.clone(),
+        },
+        None => Miss::Failed {
+            outcome: Outcome::TimedOut,
+            detail: "no time was left to ask".into(),
+        },
+    };
+    (Err(miss), attempts)
+}
+
+/// One reply, judged.
+struct Heard {
+    outcome: Outcome,
+    count: usize,
+    detail: Box<str>,
+    /// `None`: the next address may know more.
+    done: Option<Result<Told, Miss>>,
+}
+
+impl Heard {
+    fn done(outcome: Outcome, detail: Box<str>, told: Result<Told, Miss>) -> Self {
+        Self {
+            outcome,
+            count: 0,
+            detail,
+            done: Some(told),
+        }
+    }
+
+    fn next(outcome: Outcome, detail: impl Into<Box<str>>) -> Self {
+        Self {
+            outcome,
+            count: 0,
+            detail: detail.into(),
+            done: None,
+        }
+    }
+}
+
+fn hear(question: &Question<'_>, replied: Result<Reply, Trouble>) -> Heard {
+    match replied {
+        Ok(reply) if reply.status == 404 => match question.ask {
+            Ask::Query { .. } => not_found(0, &reply, "no such query".into()),
+            _ => final_failure("status 404: the agent does not know this request".into()),
+        },
+        Ok(reply) => {
+            let read = health::read(question, &reply.body, reply.translate_addresses);
+            match read {
+                Ok(read) => answered(read, &reply),
+                Err(Unread::NotFound { unhealthy }) => match (unhealthy, reply.filtered_by_acls) {
+                    (0, true) => denied("the token may not see what there is".into()),
+                    (0, false) => not_found(0, &reply, Box::default()),
+                    (1, _) => not_found(1, &reply, "1 instance, which is critical".into()),
+                    (many, _) => {
+                        let detail = format!("{many} instances, all critical");
+                        not_found(many, &reply, detail.into())
+                    }
+                },
+                Err(Unread::Malformed(why)) => Heard::next(Outcome::Malformed, why),
+            }
+        }
+        Err(trouble) => {
+            let detail: Box<str> = trouble.to_string().into();
+            match trouble {
+                Trouble::Denied(_) => denied(detail),
+                Trouble::Status { code: 500, text } if text.contains("No path to datacenter") => {
+                    // The agent says that it knows no leader *there*.
+                    let miss = Miss::NotFound {
+                        unhealthy: 0,
+                        confirmed: true,
+                    };
+                    Heard::done(Outcome::NotFound, "no such datacenter".into(), Err(miss))
+                }
+                Trouble::Status { code, .. } if code < 500 && code != 429 => final_failure(detail),
+                Trouble::Status { .. } | Trouble::Redirected(_) => {
+                    Heard::next(Outcome::Failed, detail)
+                }
+                Trouble::Refused => Heard::next(Outcome::Refused, detail),
+                Trouble::TimedOut => Heard::next(Outcome::TimedOut, detail),
+                Trouble::TooLarge => Heard::next(Outcome::Malformed, detail),
+                Trouble::Tls(_) | Trouble::Transport(_) | Trouble::Config(_) => {
+                    Heard::next(Outcome::Unreachable, detail)
+                }
+            }
+        }
+    }
+}
+
+fn answered(read: Read, reply: &Reply) -> Heard {
+    let mut details = Vec::new();
+    if reply.filtered_by_acls {
+        details.push("the token may not see all of it".to_owned());
+    }
+    if let Some(reason) = &read.first_reason {
+        details.push(format!("{} left out; {reason}", read.skipped));
+    }
+    let whole = details.is_empty();
+    if reply.known_leader == Some(false) {
+        details.push("the server knows no leader".to_owned());
+    }
+    Heard {
+        outcome: if whole {
+            Outcome::Answered
+        } else {
+            Outcome::Partial
+        },
+        count: count(&read.found),
+        detail: details.join("; ").into(),
+        done: Some(Ok(Told {
+            read,
+            filtered_by_acls: reply.filtered_by_acls,
+            known_leader: reply.known_leader,
+            last_contact: reply.last_contact,
+        })),
+    }
+}
+
+fn not_found(unhealthy: usize, reply: &Reply, detail: Box<str>) -> Heard {
+    let miss = Miss::NotFound {
+        unhealthy,
+        confirmed: reply.known_leader != Some(false),
+    };
+    Heard {
+        count: unhealthy,
+        ..Heard::done(Outcome::NotFound, detail, Err(miss))
+    }
+}
+
+fn denied(detail: Box<str>) -> Heard {
+    let miss = Miss::Denied(detail.clone());
+    Heard::done(Outcome::Denied, detail, Err(miss))
+}
+
+fn final_failure(detail: Box<str>) -> Heard {
+    let outcome = Outcome::Failed;
+    let miss = Miss::Failed {
+        outcome,
+        detail: detail.clone(),
+    };
+    Heard::done(outcome, detail, Err(miss))
+}
+
+fn count(found: &Found) -> usize {
+    match found {
+        Found::Instances(instances) => instances.len(),
+        Found::Host(_) => 1,
+        Found::Pointers(names) => names.len(),
+        Found::Servers(servers) => servers.len(),
+    }
+}
+
+/// Of several that failed, who came nearest to an answer says most.
+fn telling(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Refused => 0,
+        Outcome::Unreachable => 1,
+        Outcome::TimedOut => 2,
+        Outcome::Malformed => 3,
+        Outcome::Failed => 4,
+        Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => 5,
+    }
+}
+
+#[cfg(test)]
+mod tests;

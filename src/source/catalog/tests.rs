@@ -1,0 +1,235 @@
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+};
+
+use super::*;
+use crate::consul::{address::HttpAddress, health::ask::Place, http::AgentSettings};
+
+const ENTRY: &str = r#"{"Node":{"Node":"n","Address":"10.0.0.1","Datacenter":"dc1"},"Service":{"Service":"web","Port":80}}"#;
+
+/// An address where each request gets this answer; with none, silence.
+fn listening(answer: Option<String>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let answer = answer.clone();
+            thread::spawn(move || {
+                let _ = stream.read(&mut [0; 4096]);
+                match answer {
+                    Some(answer) => drop(stream.write_all(answer.as_bytes())),
+                    None => thread::sleep(Duration::from_secs(20)),
+                }
+            });
+        }
+    });
+    address.to_string()
+}
+
+fn answering(head: &str, body: &str) -> String {
+    let length = body.len();
+    listening(Some(format!(
+        "HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )))
+}
+
+fn refusing() -> String {
+    // Bound for as long as the test runs, so that nobody else takes the port, and
+    // not listening.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    address.to_string()
+}
+
+async fn asked_for(
+    what: Ask<'_>,
+    addresses: &[String],
+    limit: Duration,
+) -> (Result<Told, Miss>, Vec<Attempt>) {
+    let parse = |text: &String| HttpAddress::parse(text, false).unwrap();
+    let agent = Agent::new(AgentSettings {
+        addresses: addresses.iter().map(parse).collect(),
+        ..AgentSettings::default()
+    });
+    let question = Question {
+        ask: what,
+        place: Place::default(),
+        domain: "consul",
+        name: "web.service.consul.",
+    };
+    let now = || tokio::time::Instant::now().into_std();
+    ask(&agent.unwrap(), &question, now() + limit, now).await
+}
+
+async fn asked(addresses: &[String]) -> (Result<Told, Miss>, Vec<Attempt>) {
+    let web = Ask::Service {
+        name: "web",
+        tag: None,
+    };
+    asked_for(web, addresses, Duration::from_secs(20)).await
+}
+
+fn outcomes(attempts: &[Attempt]) -> Vec<Outcome> {
+    attempts.iter().map(|attempt| attempt.outcome).collect()
+}
+
+#[tokio::test]
+async fn the_next_address_is_asked_when_one_fails() {
+    let list = format!("[{ENTRY}]");
+    let good = answering("200 OK\r\nX-Consul-Knownleader: true", &list);
+    let failing = [
+        (refusing(), Outcome::Refused),
+        (answering("500 X", "No cluster leader"), Outcome::Failed),
+        (answering("503 X", ""), Outcome::Failed),
+        (answering("429 X", ""), Outcome::Failed),
+        (
+            answering("302 X\r\nLocation: http://elsewhere.test/", ""),
+            Outcome::Failed,
+        ),
+        (answering("200 OK", "<html>"), Outcome::Malformed),
+        (listening(Some(String::new())), Outcome::Unreachable),
+    ];
+    for (bad, outcome) in failing {
+        let (told, attempts) = asked(&[bad, good.clone()]).await;
+        let told = told.unwrap();
+        assert_eq!(outcomes(&attempts), [outcome, Outcome::Answered]);
+        assert_eq!(told.known_leader, Some(true));
+        assert!(!attempts[0].detail.is_empty());
+        let last = &attempts[1];
+        assert_eq!((last.received, last.count), (list.len(), 1));
+        assert_eq!(
+            &*last.address,
+            format!("http://{good}/v1/health/service/web?stale")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_silent_address_leaves_time_for_the_next() {
+    let good = answering("200 OK", &format!("[{ENTRY}]"));
+    let web = Ask::Service {
+        name: "web",
+        tag: None,
+    };
+    let addresses = [listening(None), good];
+    let (told, attempts) = asked_for(web, &addresses, Duration::from_secs(2)).await;
+    assert!(told.is_ok());
+    assert_eq!(outcomes(&attempts), [Outcome::TimedOut, Outcome::Answered]);
+
+    let (told, attempts) = asked_for(web, &addresses, Duration::ZERO).await;
+    assert!(matches!(
+        told,
+        Err(Miss::Failed {
+            outcome: Outcome::TimedOut,
+            ..
+        })
+    ));
+    assert!(attempts.is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_that_says_no_is_final() {
+    let critical =
+        r#"[{"Node":{"Node":"n"},"Service":{"Service":"web"},"Checks":[{"Status":"critical"}]}]"#;
+    let no = |unhealthy, confirmed| Miss::NotFound {
+        unhealthy,
+        confirmed,
+    };
+    let denied = |text: &str| Miss::Denied(text.into());
+    let failed = |detail: &str| Miss::Failed {
+        outcome: Outcome::Failed,
+        detail: detail.into(),
+    };
+    let filtered = "200 OK\r\nX-Consul-Results-Filtered-By-ACLs: true";
+    let leaderless = "200 OK\r\nX-Consul-Knownleader: false";
+    let namespaces =
+        "Bad request: Invalid query parameter: \"ns\" - Namespaces are a Consul Enterprise feature";
+    let cases = [
+        ("200 OK", "[]", Outcome::NotFound, no(0, true)),
+        ("200 OK", critical, Outcome::NotFound, no(1, true)),
+        (leaderless, "[]", Outcome::NotFound, no(0, false)),
+        (
+            filtered,
+            "[]",
+            Outcome::Denied,
+            denied("the token may not see what there is"),
+        ),
+        (filtered, critical, Outcome::NotFound, no(1, true)),
+        (
+            "403 X",
+            "ACL not found",
+            Outcome::Denied,
+            denied("not permitted: ACL not found"),
+        ),
+        (
+            "500 X",
+            "No path to datacenter",
+            Outcome::NotFound,
+            no(0, true),
+        ),
+        (
+            "400 X",
+            namespaces,
+            Outcome::Failed,
+            failed(&format!("status 400: {namespaces}")),
+        ),
+        ("405 X", "", Outcome::Failed, failed("status 405")),
+        (
+            "404 X",
+            "",
+            Outcome::Failed,
+            failed("status 404: the agent does not know this request"),
+        ),
+    ];
+    let good = answering("200 OK", &format!("[{ENTRY}]"));
+    for (head, body, outcome, miss) in cases {
+        let (told, attempts) = asked(&[answering(head, body), good.clone()]).await;
+        assert_eq!(
+            (told, outcomes(&attempts)),
+            (Err(miss), vec![outcome]),
+            "{head}"
+        );
+    }
+    let query = Ask::Query { name: "x" };
+    let limit = Duration::from_secs(20);
+    let (told, _) = asked_for(query, &[answering("404 X", "Query not found")], limit).await;
+    assert_eq!(told, Err(no(0, true)));
+}
+
+#[tokio::test]
+async fn an_answer_with_something_left_out_is_partial() {
+    let bad = ENTRY.replace("10.0.0.1", "0.0.0.0");
+    let skipped = answering("200 OK", &format!("[{ENTRY},{bad}]"));
+    let filtered = answering(
+        "200 OK\r\nX-Consul-Results-Filtered-By-ACLs: true",
+        &format!("[{ENTRY}]"),
+    );
+    for address in [skipped, filtered] {
+        let (told, attempts) = asked(&[address]).await;
+        assert!(told.is_ok());
+        assert_eq!(outcomes(&attempts), [Outcome::Partial]);
+        assert!(!attempts[0].detail.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn of_many_failures_the_most_telling_is_given() {
+    let addresses = [
+        refusing(),
+        answering("500 X", "No cluster leader"),
+        refusing(),
+    ];
+    let (told, attempts) = asked(&addresses).await;
+    let miss = Miss::Failed {
+        outcome: Outcome::Failed,
+        detail: "status 500: No cluster leader".into(),
+    };
+    assert_eq!(told, Err(miss));
+    assert_eq!(attempts.len(), 3);
+}
