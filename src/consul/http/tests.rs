@@ -564,3 +564,11 @@ async fn plain_http_where_tls_is_meant_is_said_and_not_fallen_to() {
         ))
     );
 }
+
+#[test]
+fn the_header_that_carries_the_token_does_not_print_it() {
+    let token = Token::parse("hush-1").unwrap().unwrap();
+    let header = sensitive(&token).unwrap();
+    assert_eq!(header, "hush-1");
+    assert_eq!(format!("{header:?}"), "Sensitive");
+}
