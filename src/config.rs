@@ -17,9 +17,9 @@ use std::{
 use crate::{
     cache::Limits,
     consul::{
-        address::HttpAddress,
+        address::{HttpAddress, go_bool},
         http::AgentSettings,
-        tls::{Verify, go_bool},
+        tls::Verify,
         token::Token,
     },
     error::{Error, ErrorKind},

@@ -19,6 +19,18 @@ pub(crate) enum Found {
     Servers(Vec<(Arc<str>, Vec<IpAddr>)>),
 }
 
+impl Found {
+    /// How many instances, addresses or names.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Instances(instances) => instances.len(),
+            Self::Host(host) => host.addresses.len(),
+            Self::Pointers(names) => names.len(),
+            Self::Servers(servers) => servers.len(),
+        }
+    }
+}
+
 /// One registered instance, as one SRV record tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Instance {

@@ -1,21 +1,30 @@
 //! **Shell.** From a rung of the ladder to the source that it stands for. What
 //! each source says is put into the ladder's words here, nothing is decided.
 
+pub(crate) mod catalog;
 pub(crate) mod dns;
 pub(crate) mod hosts;
+pub(crate) mod static_catalog;
+pub(crate) mod static_file;
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-use self::dns::DnsSource;
+use self::{catalog::Miss, dns::DnsSource, static_file::StaticFile};
 use crate::{
+    clock,
     config::Config,
+    consul::{
+        health::ask::{self, Ask, Place},
+        http::Agent,
+    },
     endpoint::{Attempt, Outcome, Source, Transport},
+    error::{Error, ErrorKind},
     found::Found,
     ladder::{Heard, Rung},
-    name::{ConsulName, Domain},
+    name::{ConsulName, Domain, Subject},
     records::read::{self, Asks},
 };
 
@@ -42,6 +51,8 @@ pub(crate) struct Question<'a> {
 #[derive(Debug)]
 pub(crate) struct Sources {
     dns: DnsSource,
+    agent: Agent,
+    catalog: Option<StaticFile>,
     /// The domains whose names are Consul's: ours, and `consul`, which an agent
     /// with an alternative domain goes on using in its answers.
     zones: Vec<Domain>,
@@ -51,20 +62,43 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Result<Self, Error> {
         let mut zones = vec![config.domain.clone(), Domain::default()];
         zones.dedup();
-        let rungs = [(Rung::Dns, !config.dns.is_empty())];
-        Self {
+        let agent = Agent::new(config.http.clone())
+            .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
+        let catalog =
+            (config.catalog.clone()).map(|path| StaticFile::new(path, config.domain.as_str()));
+        let rungs = [
+            (Rung::Dns, !config.dns.is_empty()),
+            (Rung::Http, agent.addresses().len() > 0),
+            (Rung::Static, catalog.is_some()),
+        ];
+        Ok(Self {
             dns: DnsSource::new(&config.dns),
+            agent,
+            catalog,
             zones,
-            minimum: AtomicU32::new(0),
             rungs: rungs
                 .into_iter()
                 .filter(|(_, there)| *there)
                 .map(|(rung, _)| rung)
                 .collect(),
-        }
+            minimum: AtomicU32::new(0),
+        })
+    }
+
+    /// Reads the static catalog, if there is one, to tell at the start what is
+    /// wrong with it.
+    pub(crate) async fn check(&self) -> Result<(), Error> {
+        let Some(file) = &self.catalog else {
+            return Ok(());
+        };
+        let Err(error) = file.load().await else {
+            return Ok(());
+        };
+        let message = format!("the static catalog cannot be used: {error}");
+        Err(Error::new(ErrorKind::Invalid, message))
     }
 
     /// The rungs that are configured, in the order they are asked.
@@ -94,7 +128,8 @@ impl Sources {
         let before = attempts.len();
         let heard = match rung {
             Rung::Dns => self.ask_dns(question, limit, attempts).await,
-            Rung::Http | Rung::Static => None,
+            Rung::Http => self.ask_http(question, limit, attempts).await,
+            Rung::Static => self.ask_static(question, attempts).await,
         };
         heard.unwrap_or_else(|| failure(&attempts[before..]))
     }
@@ -137,12 +172,133 @@ impl Sources {
                 .into()
             }),
         };
-        Some(if finding.doubt.is_some() {
-            Heard::Partial(finding)
-        } else {
-            Heard::Whole(finding)
-        })
+        Some(judged(finding))
     }
+
+    async fn ask_http(
+        &self,
+        question: Question<'_>,
+        limit: Instant,
+        attempts: &mut Vec<Attempt>,
+    ) -> Option<Heard<Finding>> {
+        let locality = question.name.locality();
+        let asked = ask::Question {
+            ask: ask_of(question.name)?,
+            place: Place {
+                datacenter: locality.datacenter.as_deref(),
+                namespace: locality.namespace.as_deref(),
+                partition: locality.partition.as_deref(),
+                peer: locality.peer.as_deref(),
+                sameness_group: locality.sameness_group.as_deref(),
+            },
+            domain: self.zones.first()?.as_str(),
+            name: question.fqdn,
+        };
+        let (told, made) = catalog::ask(&self.agent, &asked, limit, clock::now).await;
+        attempts.extend(made);
+        let told = match told {
+            Ok(told) => told,
+            Err(Miss::NotFound { .. }) => return Some(Heard::Nothing(None)),
+            Err(Miss::Denied(_) | Miss::Failed { .. }) => return None,
+        };
+        let mut doubt = None;
+        if told.filtered_by_acls {
+            doubt = Some("the token may not see all instances".into());
+        } else if told.read.skipped > 0 {
+            let (skipped, first) = (
+                told.read.skipped,
+                told.read.first_reason.unwrap_or_default(),
+            );
+            doubt =
+                Some(format!("{skipped} instances of the catalog were left out: {first}").into());
+        }
+        Some(judged(Finding {
+            found: told.read.found,
+            source: Source::Http,
+            transport: Transport::Http,
+            // The catalog says no TTL but for prepared queries; Consul's default is 0.
+            ttl: told.read.ttl.unwrap_or_default(),
+            doubt,
+        }))
+    }
+
+    async fn ask_static(
+        &self,
+        question: Question<'_>,
+        attempts: &mut Vec<Attempt>,
+    ) -> Option<Heard<Finding>> {
+        let file = self.catalog.as_ref()?;
+        let start = clock::now();
+        let loaded = file.load().await;
+        let (outcome, count, detail, heard) = match (&loaded, question.name.subject()) {
+            (Err(error), _) => (Outcome::Unreachable, 0, error.to_string(), None),
+            (Ok(loaded), Subject::Service { service, tag }) => {
+                match loaded.catalog.find(service, tag.as_deref()) {
+                    Some(found) => {
+                        let count = found.len();
+                        let outdated = loaded.outdated.as_ref().map(|error| error.to_string());
+                        let finding = Finding {
+                            found,
+                            source: Source::Static,
+                            transport: Transport::File,
+                            ttl: Duration::ZERO,
+                            doubt: None,
+                        };
+                        let heard = Some(Heard::Whole(finding));
+                        (
+                            Outcome::Answered,
+                            count,
+                            outdated.unwrap_or_default(),
+                            heard,
+                        )
+                    }
+                    None => {
+                        let detail = "the catalog does not have it".to_owned();
+                        (Outcome::NotFound, 0, detail, Some(Heard::Nothing(None)))
+                    }
+                }
+            }
+            (Ok(_), _) => {
+                let detail = "the catalog holds services only".to_owned();
+                (Outcome::NotFound, 0, detail, Some(Heard::Nothing(None)))
+            }
+        };
+        attempts.push(Attempt {
+            source: Source::Static,
+            address: file.path().display().to_string().into(),
+            transport: Transport::File,
+            outcome,
+            elapsed: clock::now().saturating_duration_since(start),
+            received: 0,
+            count,
+            detail: detail.into(),
+        });
+        heard
+    }
+}
+
+fn judged(finding: Finding) -> Heard<Finding> {
+    if finding.doubt.is_some() {
+        Heard::Partial(finding)
+    } else {
+        Heard::Whole(finding)
+    }
+}
+
+/// What the catalog is asked for a name. `None`: it has no answer to that.
+fn ask_of(name: &ConsulName) -> Option<Ask<'_>> {
+    Some(match name.subject() {
+        Subject::Service { service, tag } => Ask::Service {
+            name: service,
+            tag: tag.as_deref(),
+        },
+        Subject::Connect { service } => Ask::Connect { name: service },
+        Subject::Ingress { service } => Ask::Ingress { name: service },
+        Subject::Node(node) => Ask::Node { name: node },
+        Subject::Query(query) => Ask::Query { name: query },
+        Subject::Apex => Ask::Servers,
+        Subject::Virtual { .. } | Subject::Reverse(_) | Subject::Address(_) => return None,
+    })
 }
 
 /// What a rung that gave nothing comes to, by its attempts.

@@ -147,6 +147,7 @@ fn instance<'a>(entry: &'a Value, domain: &str) -> Result<(&'a str, &'a str, Ins
     let instance = Instance {
         target,
         kind,
+        glued: kind != TargetKind::Host,
         addresses,
         port: number(entry, "port", "port", 0)?.unwrap_or(0),
         priority: 1,
