@@ -448,7 +448,7 @@ mod tests {
         };
         assert!(with("PROCONSUL_DNS", "nowhere").starts_with("PROCONSUL_DNS: "));
         assert!(with("CONSUL_HTTP_SSL_VERIFY", "maybe").starts_with("CONSUL_HTTP_SSL_VERIFY: "));
-        assert!(with("CONSUL_CLIENT_CERT", "cert.pem").contains("go together"));
+        assert!(with("CONSUL_CLIENT_CERT", "cert.pem").contains("needs its key"));
         assert!(!with("CONSUL_HTTP_TOKEN", "secret\u{7f}token").contains("secret"));
     }
 

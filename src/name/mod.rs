@@ -41,7 +41,10 @@ use std::{
 };
 
 pub use self::error::NameError;
-use self::{error::Fault, parse::check_label};
+use self::{
+    error::Fault,
+    parse::{check_label, check_place},
+};
 pub(crate) use self::{
     parse::NotAName,
     target::{Target, classify_target, hex},
@@ -242,7 +245,7 @@ impl ConsulName {
     ///
     /// When that is not a label.
     pub fn with_datacenter(&self, datacenter: &str) -> Result<Self, NameError> {
-        check_label(datacenter, datacenter)?;
+        check_place(datacenter)?;
         let datacenter = Some(datacenter.to_ascii_lowercase().into());
         let locality = Locality {
             datacenter,
@@ -274,7 +277,7 @@ impl ConsulName {
         }
         let fill = |own: &Option<Box<str>>, default: Option<&str>| match (own, default) {
             (None, Some(default)) => {
-                check_label(default, default)?;
+                check_place(default)?;
                 Ok(Some(default.to_ascii_lowercase().into()))
             }
             (own, _) => Ok(own.clone()),

@@ -190,10 +190,12 @@ fn service(parts: &[&str]) -> Result<Subject, Fault> {
     match parts {
         [service, protocol] if service.starts_with('_') && protocol.starts_with('_') => {
             let (service, tag) = (&service[1..], &protocol[1..]);
-            if service.is_empty() || tag.is_empty() {
+            if service.is_empty() {
                 return Err(Fault::EmptyLabel);
             }
-            Ok(subject(service, (tag != "tcp").then(|| tag.to_owned())))
+            // No protocol at all filters as little as `tcp` does.
+            let filters = !matches!(tag, "" | "tcp");
+            Ok(subject(service, filters.then(|| tag.to_owned())))
         }
         [service] => Ok(subject(service, None)),
         [tag @ .., service] => Ok(subject(service, Some(tag.join(".")))),
@@ -214,6 +216,10 @@ fn query(parts: &[&str]) -> Box<str> {
 }
 
 fn place(labels: &[&str], is_virtual: bool) -> Result<Locality, Fault> {
+    // An SRV question would read it as a service that left out its label.
+    if labels.iter().any(|label| label.starts_with('_')) {
+        return Err(Fault::Place);
+    }
     let mut locality = Locality::default();
     match labels {
         [] => {}
@@ -267,6 +273,16 @@ pub(super) fn check_label(text: &str, label: &str) -> Result<(), NameError> {
         return Ok(());
     };
     Err(NameError::new(text, fault))
+}
+
+/// Whether a label can name a datacenter, a namespace or a partition.
+pub(super) fn check_place(label: &str) -> Result<(), NameError> {
+    check_label(label, label)?;
+    if label.starts_with('_') {
+        Err(NameError::new(label, Fault::Place))
+    } else {
+        Ok(())
+    }
 }
 
 fn is_plain(character: char) -> bool {

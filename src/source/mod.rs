@@ -287,6 +287,12 @@ fn judged(finding: Finding) -> Heard<Finding> {
 
 /// What the catalog is asked for a name. `None`: it has no answer to that.
 fn ask_of(name: &ConsulName) -> Option<Ask<'_>> {
+    // An agent that does not know sameness groups, or named ports, answers in
+    // silence as if none had been asked for, and nothing in its reply tells.
+    let locality = name.locality();
+    if locality.sameness_group.is_some() || locality.port.is_some() {
+        return None;
+    }
     Some(match name.subject() {
         Subject::Service { service, tag } => Ask::Service {
             name: service,

@@ -15,17 +15,17 @@
 //! has TC set (RFC 2181, section 9), so that the client comes back over TCP. There
 //! it loses its additional section before any answer.
 
+mod encode;
+
 use std::collections::HashSet;
 
 use hickory_proto::{
-    op::{
-        Edns, EmitAndCount, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode,
-        emit_message_parts,
-    },
+    op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
     rr::{DNSClass, Name, RData, Record, RecordType, rdata::opt::EdnsOption},
-    serialize::binary::{BinDecodable as _, BinDecoder, BinEncodable as _, BinEncoder},
+    serialize::binary::{BinDecodable as _, BinDecoder, BinEncodable as _},
 };
 
+use self::encode::Parts;
 use crate::{
     endpoint::Transport,
     name::Domain,
@@ -52,6 +52,13 @@ pub(crate) enum Judged {
     /// Send this.
     Reply(Vec<u8>),
     Ask(Box<Question>),
+}
+
+/// Whether answers were left out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    Yes,
+    No,
 }
 
 /// One readable question.
@@ -136,44 +143,46 @@ impl Question {
             (Transport::Udp, Some(payload)) => payload.clamp(UDP_PLAIN, UDP_MOST),
             _ => u16::MAX,
         };
-        let fits =
-            |reply: &Option<Vec<u8>>| reply.as_ref().is_some_and(|it| it.len() <= limit.into());
+        let limit = usize::from(limit);
         let Sections {
             answers,
             authorities,
             additionals,
             ..
         } = sections;
-        let whole = self.encode(sections, answers, authorities, additionals, false);
-        if fits(&whole) {
-            return whole.unwrap_or_default();
-        }
+        let whole = || self.encode(sections, answers, authorities, additionals, Cut::No, limit);
         let addresses: Vec<Record> = additionals.iter().filter(is_address).cloned().collect();
-        let lean = self.encode(sections, answers, authorities, &addresses, false);
-        if fits(&lean) {
-            return lean.unwrap_or_default();
-        }
-        if transport != Transport::Udp {
-            let answers_alone = self.encode(sections, answers, authorities, &[], false);
-            if fits(&answers_alone) {
-                return answers_alone.unwrap_or_default();
-            }
-        }
-        let cut = |count: usize| {
-            let left = &answers[..count];
-            self.encode(sections, left, &[], &glue(left, &addresses), true)
+        let lean = || self.encode(sections, answers, authorities, &addresses, Cut::No, limit);
+        let alone = || match transport {
+            Transport::Udp => None,
+            _ => self.encode(sections, answers, authorities, &[], Cut::No, limit),
         };
-        // The largest count that fits. None fits none: a header alone always does.
-        let (mut good, mut bad) = (0, answers.len());
+        whole().or_else(lean).or_else(alone).unwrap_or_else(|| {
+            // Whoever came over TCP has nowhere else to go for the answers.
+            let kept = if transport == Transport::Udp {
+                &addresses[..]
+            } else {
+                &[]
+            };
+            self.cut(sections, kept, limit)
+        })
+    }
+
+    /// As many answers as fit, with their addresses.
+    fn cut(&self, sections: &Sections, addresses: &[Record], limit: usize) -> Vec<u8> {
+        let keep = |count: usize| {
+            let left = &sections.answers[..count];
+            self.encode(sections, left, &[], &glue(left, addresses), Cut::Yes, limit)
+        };
+        let (mut best, mut good, mut bad) = (keep(0), 0, sections.answers.len());
         while good + 1 < bad {
             let middle = good + (bad - good) / 2;
-            if fits(&cut(middle)) {
-                good = middle
-            } else {
-                bad = middle
+            match keep(middle) {
+                None => bad = middle,
+                fitting => (best, good) = (fitting, middle),
             }
         }
-        cut(good).unwrap_or_default()
+        best.unwrap_or_default()
     }
 
     fn encode(
@@ -182,7 +191,8 @@ impl Question {
         answers: &[Record],
         authorities: &[Record],
         additionals: &[Record],
-        truncated: bool,
+        cut: Cut,
+        limit: usize,
     ) -> Option<Vec<u8>> {
         let mut metadata = Metadata::response_from_request(&self.metadata);
         metadata.response_code = sections.code;
@@ -192,7 +202,7 @@ impl Question {
         metadata.recursion_available = false;
         metadata.authentic_data = false;
         metadata.checking_disabled = self.metadata.checking_disabled;
-        metadata.truncation = truncated;
+        metadata.truncation = cut == Cut::Yes;
         // As Consul: a refusal carries no OPT, everything else the client's size.
         let edns = self
             .payload
@@ -206,22 +216,15 @@ impl Question {
                 }
                 edns
             });
-        let mut bytes = Vec::with_capacity(512);
-        let mut encoder = BinEncoder::new(&mut bytes);
-        emit_message_parts(
-            &metadata,
-            &mut [&self.query].into_iter(),
-            &mut answers.iter(),
-            &mut authorities.iter(),
-            &mut additionals.iter(),
-            edns.as_ref(),
-            None,
-            &mut encoder,
-        )
-        // A message over 65,535 bytes cannot be encoded; it is then made shorter.
-        .ok()
-        .filter(|header| !header.metadata.truncation || truncated)?;
-        Some(bytes)
+        let parts = Parts {
+            metadata,
+            query: &self.query,
+            answers,
+            authorities,
+            additionals,
+            edns,
+        };
+        encode::message(&parts, limit)
     }
 }
 
