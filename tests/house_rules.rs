@@ -1,0 +1,374 @@
+//! The laws of the house, read off the sources: which kind each file is, and
+//! what that kind may name.
+//!
+//! | kind | may | may not |
+//! | --- | --- | --- |
+//! | **Word** | hold plain data and its grammar | do anything |
+//! | **Pure** | decide, from bytes, a time and dice that it is given | name sockets, files, clocks, a runtime |
+//! | **Shell** | do one kind of I/O and give back what it heard | decide what happens next |
+//! | **Door** | be the handle that a user holds | contain rules of its own |
+//!
+//! Only code is judged: comments, text in quotes and what follows the line
+//! `#[cfg(test)]` may name anything. The last law alone reads everything.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Longer files are what nobody wants to open.
+const LONGEST: usize = 700;
+
+const KINDS: [&str; 4] = ["Word", "Pure", "Shell", "Door"];
+
+/// What Pure and Word files may not name.
+const OUTSIDE_WORLD: [&str; 11] = [
+    "tokio",
+    "UdpSocket",
+    "TcpStream",
+    "TcpListener",
+    "UnixStream",
+    "socket2",
+    "fs",
+    "reqwest",
+    "Instant::now",
+    "SystemTime::now",
+    "rand::rng",
+];
+
+/// What reads clocks or seeds dice.
+const CLOCKS_AND_DICE: [&str; 7] = [
+    "Instant::now",
+    "SystemTime::now",
+    "rand::rng",
+    "rand::random",
+    "rand::random_range",
+    "rand::make_rng",
+    "SysRng",
+];
+
+/// What is left undone, or waved through without a reason.
+const UNFINISHED: [&str; 7] = [
+    "TODO",
+    "FIXME",
+    "todo!",
+    "unimplemented!",
+    "#[ignore",
+    "#[allow(",
+    "#![allow(",
+];
+
+struct Source {
+    /// From the root of the repository, with slashes.
+    path: String,
+    text: String,
+    /// The lines before the tests, without comments and text in quotes.
+    code: Vec<String>,
+}
+
+impl Source {
+    fn read(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let path = path.strip_prefix(root).unwrap();
+        let path = path.to_str().unwrap().replace('\\', "/");
+        Self::new(path, text)
+    }
+
+    fn new(path: String, text: String) -> Self {
+        let bare = without_comments_and_quotes(&text);
+        // A module of tests in a file of its own is tests throughout.
+        let length = if path.ends_with("/tests.rs") {
+            0
+        } else {
+            before_tests(&text)
+        };
+        let code = bare.lines().take(length).map(String::from).collect();
+        Self { path, text, code }
+    }
+
+    fn kind(&self) -> Option<&'static str> {
+        let first = self.text.lines().next()?;
+        let named = |kind: &&str| first.starts_with(&format!("//! **{kind}.**"));
+        KINDS.into_iter().find(named)
+    }
+
+    fn is_outside_the_kinds(&self) -> bool {
+        self.path == "src/lib.rs"
+            || self.path.starts_with("src/bin/")
+            || self.path.ends_with("/tests.rs")
+    }
+
+    /// The lines of code in which one of the words stands as a word of its own.
+    fn naming(&self, words: &[&str]) -> Vec<String> {
+        let lines = self.code.iter().enumerate();
+        let found = lines.flat_map(|(index, line)| {
+            let found = words.iter().filter(|word| names(line, word));
+            found.map(move |word| format!("{}:{} names {word}", self.path, index + 1))
+        });
+        found.collect()
+    }
+}
+
+/// How many lines come before the tests.
+fn before_tests(text: &str) -> usize {
+    let is_start = |line: &str| line.trim_start().starts_with("#[cfg(test)]");
+    let lines: Vec<_> = text.lines().collect();
+    let starts = lines.iter().enumerate().filter(|(_, line)| is_start(line));
+    // `mod tests;` names a sibling; other lines under the attribute are single
+    // items, after which the code goes on.
+    let mut starts = starts.filter(|(index, _)| {
+        let next = lines.get(index + 1).unwrap_or(&"");
+        next.trim_start().starts_with("mod ") && next.ends_with('{')
+    });
+    starts.next().map_or(lines.len(), |(index, _)| index)
+}
+
+/// Blanks out comments, strings and characters, and keeps the lines.
+fn without_comments_and_quotes(text: &str) -> String {
+    let mut bare = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let skipped = match next {
+            '/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
+            '/' if rest.starts_with("/*") => rest.find("*/").map_or(rest.len(), |end| end + 2),
+            '"' => quoted(rest),
+            'r' if !bare.ends_with(is_word) => raw_quoted(rest).unwrap_or(0),
+            '\'' => character(rest).unwrap_or(0),
+            _ => 0,
+        };
+        if skipped == 0 {
+            bare.push(next);
+            rest = &rest[next.len_utf8()..];
+        } else {
+            bare.extend(rest[..skipped].chars().filter(|&char| char == '\n'));
+            rest = &rest[skipped..];
+        }
+    }
+    bare
+}
+
+fn quoted(text: &str) -> usize {
+    let mut escaped = false;
+    for (index, char) in text.char_indices().skip(1) {
+        match char {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return index + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+fn raw_quoted(text: &str) -> Option<usize> {
+    let hashes = text[1..].chars().take_while(|&char| char == '#').count();
+    let body = text[1 + hashes..].strip_prefix('"')?;
+    let end = format!("\"{}", "#".repeat(hashes));
+    let length = body.find(&end)? + end.len();
+    Some(1 + hashes + 1 + length)
+}
+
+/// A character in quotes; a lifetime is none.
+fn character(text: &str) -> Option<usize> {
+    let mut chars = text.char_indices().skip(1);
+    let (_, first) = chars.next()?;
+    if first == '\\' {
+        // The escaped one may be the quote itself.
+        chars.next()?;
+        return chars.find(|(_, char)| *char == '\'').map(|(at, _)| at + 1);
+    }
+    let (at, last) = chars.next()?;
+    (last == '\'').then_some(at + 1)
+}
+
+fn is_word(char: char) -> bool {
+    char.is_alphanumeric() || char == '_'
+}
+
+fn names(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let after = line[at + word.len()..].chars().next();
+        !before.is_some_and(is_word) && !after.is_some_and(is_word)
+    })
+}
+
+fn rust_files(folder: &str) -> Vec<Source> {
+    let mut paths = Vec::new();
+    collect(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+        &mut paths,
+    );
+    paths.sort();
+    paths.iter().map(|path| Source::read(path)).collect()
+}
+
+fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
+    // A folder that is not there has no files; `src` is asserted below.
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, paths);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            paths.push(path);
+        }
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let sources = rust_files("src");
+    assert!(!sources.is_empty(), "src has no Rust files");
+    sources
+}
+
+/// Fails with the law's name and every place where it is broken.
+fn assert_kept(law: &str, broken: impl IntoIterator<Item = String>) {
+    let mut places = String::new();
+    for place in broken {
+        _ = write!(places, "\n  {place}");
+    }
+    assert!(places.is_empty(), "broken law: {law}{places}");
+}
+
+#[test]
+fn every_file_says_first_which_kind_it_is() {
+    let sources = sources();
+    let broken = sources
+        .iter()
+        .filter(|source| !source.is_outside_the_kinds() && source.kind().is_none());
+    assert_kept(
+        "a file's first line is `//! **Word.**`, `**Pure.**`, `**Shell.**` or `**Door.**`",
+        broken.map(|source| source.path.clone()),
+    );
+}
+
+#[test]
+fn words_and_pure_rooms_know_nothing_of_the_outside_world() {
+    let sources = sources();
+    let inner = sources
+        .iter()
+        .filter(|source| matches!(source.kind(), Some("Word" | "Pure")));
+    assert_kept(
+        "Word and Pure files name no runtime, socket, file, clock or global dice",
+        inner.flat_map(|source| source.naming(&OUTSIDE_WORLD)),
+    );
+}
+
+#[test]
+fn hickory_stays_behind_its_wall() {
+    let may = |path: &str| {
+        ["src/records.rs", "src/stub/answer.rs"].contains(&path)
+            || path.starts_with("src/source/dns")
+    };
+    let sources = sources();
+    let others = sources.iter().filter(|source| !may(&source.path));
+    assert_kept(
+        "only records.rs, stub/answer.rs and source/dns* name hickory_proto",
+        others.flat_map(|source| source.naming(&["hickory_proto"])),
+    );
+}
+
+#[test]
+fn only_the_clock_reads_time_and_seeds_dice() {
+    let sources = sources();
+    let others = sources
+        .iter()
+        .filter(|source| source.path != "src/clock.rs");
+    assert_kept(
+        "only clock.rs reads clocks and seeds dice",
+        others.flat_map(|source| source.naming(&CLOCKS_AND_DICE)),
+    );
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    let sources = sources();
+    let long = sources.iter().filter(|source| source.code.len() > LONGEST);
+    assert_kept(
+        "a file has at most 700 lines before its tests",
+        long.map(|source| format!("{}: {}", source.path, source.code.len())),
+    );
+}
+
+#[test]
+fn nothing_is_left_undone_or_waved_through() {
+    let here = "tests/house_rules.rs";
+    let folders = ["src", "tests", "examples"];
+    let files: Vec<_> = folders.into_iter().flat_map(rust_files).collect();
+    let others = files.iter().filter(|file| file.path != here);
+    assert_kept(
+        "no TODO, no ignored test, no `allow` without a reason",
+        others.flat_map(unfinished),
+    );
+}
+
+fn unfinished(file: &Source) -> Vec<String> {
+    let words = UNFINISHED.into_iter();
+    let found = words.flat_map(|word| {
+        let places = file.text.match_indices(word);
+        let places = places.filter(move |(at, _)| !has_reason(&file.text[*at..]));
+        places.map(move |(at, _)| {
+            let line = file.text[..at].matches('\n').count() + 1;
+            format!("{}:{line} has {word}", file.path)
+        })
+    });
+    found.collect()
+}
+
+/// Whether this is an attribute that gives its reason.
+fn has_reason(text: &str) -> bool {
+    let attribute = text.split_inclusive(")]").next().unwrap_or_default();
+    attribute.starts_with('#') && attribute.contains("reason = \"")
+}
+
+mod the_reader {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        Source::new("src/made_up.rs".into(), text.into())
+    }
+
+    #[test]
+    fn sees_code_and_not_what_is_said_about_it() {
+        let text = r##"//! **Pure.** No tokio here.
+fn f<'a>(x: &'a str) -> char { let _ = ("tokio \" tokio", r#"tokio "#, '"'); '\'' } // tokio
+/* tokio
+*/ use tokio::net;
+#[cfg(test)]
+mod tests { use tokio::time; }
+"##;
+        let text = text.replace("mod tests { use", "mod tests {\n use");
+        let found = source(&text).naming(&["tokio"]);
+        assert_eq!(found, ["src/made_up.rs:4 names tokio"]);
+    }
+
+    #[test]
+    fn knows_a_word_from_a_part_of_one() {
+        assert!(names("use tokio::net;", "tokio"));
+        assert!(!names("use tokio_rustls::x;", "tokio"));
+        assert!(names("std::time::Instant::now()", "Instant::now"));
+        assert!(!names("Instant::nowhere()", "Instant::now"));
+    }
+
+    #[test]
+    fn takes_an_attribute_for_its_reason() {
+        let with = "#![allow(\n    dead_code,\n    reason = \"x\"\n)]";
+        assert_eq!(unfinished(&source(with)), Vec::<String>::new());
+        let without = "\n#[allow(dead_code)]\n#[expect(x, reason = \"y\")]";
+        assert_eq!(
+            unfinished(&source(without)),
+            ["src/made_up.rs:2 has #[allow("]
+        );
+    }
+
+    #[test]
+    fn knows_the_kinds() {
+        assert_eq!(source("//! **Door.** x").kind(), Some("Door"));
+        assert_eq!(source("//! A door.").kind(), None);
+    }
+}

@@ -1,0 +1,84 @@
+//! The tests' own clients: as plain as can be, so that a fault in proconsul is
+//! not hidden by the same fault here.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use hickory_proto::{
+    op::{Message, OpCode, Query},
+    rr::{Name, RecordType},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
+
+/// An agent that is up answers within milliseconds, one that is starting or
+/// paused not at all.
+const REPLY: Duration = Duration::from_secs(2);
+
+/// Asks over UDP, without EDNS. `None` when no readable reply comes.
+pub(crate) async fn ask_udp(server: SocketAddr, name: &str, kind: RecordType) -> Option<Message> {
+    let question = question(name, kind);
+    timeout(REPLY, async {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.ok()?;
+        socket.connect(server).await.ok()?;
+        socket.send(&question.to_vec().ok()?).await.ok()?;
+        let mut packet = vec![0; 65_535];
+        let length = socket.recv(&mut packet).await.ok()?;
+        reply_to(&question, &packet[..length])
+    })
+    .await
+    .ok()?
+}
+
+/// Asks over TCP. `None` when no readable reply comes.
+pub(crate) async fn ask_tcp(server: SocketAddr, name: &str, kind: RecordType) -> Option<Message> {
+    let question = question(name, kind);
+    timeout(REPLY, async {
+        let packet = question.to_vec().ok()?;
+        let mut stream = TcpStream::connect(server).await.ok()?;
+        stream
+            .write_all(&u16::try_from(packet.len()).ok()?.to_be_bytes())
+            .await
+            .ok()?;
+        stream.write_all(&packet).await.ok()?;
+        let mut reply = vec![0; usize::from(stream.read_u16().await.ok()?)];
+        stream.read_exact(&mut reply).await.ok()?;
+        reply_to(&question, &reply)
+    })
+    .await
+    .ok()?
+}
+
+fn question(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::query();
+    message.metadata.op_code = OpCode::Query;
+    message.metadata.recursion_desired = true;
+    let name = Name::from_ascii(name).expect("a test asks for names that can be asked for");
+    message.add_query(Query::query(name, kind));
+    message
+}
+
+fn reply_to(question: &Message, packet: &[u8]) -> Option<Message> {
+    let reply = Message::from_vec(packet).ok()?;
+    (reply.metadata.id == question.metadata.id).then_some(reply)
+}
+
+/// An HTTP client of no settings but its own: no proxy of the environment, and
+/// no TLS provider made global, since proconsul must do without one.
+pub(crate) fn http_client() -> reqwest::Client {
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .expect("ring speaks TLS 1.2 and 1.3")
+    .with_root_certificates(rustls::RootCertStore::empty())
+    .with_no_client_auth();
+    reqwest::Client::builder()
+        .no_proxy()
+        .tls_backend_preconfigured(tls)
+        .timeout(super::PATIENCE)
+        .build()
+        .expect("a client without files or environment is always built")
+}
