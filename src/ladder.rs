@@ -155,12 +155,13 @@ impl<S> Ladder<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
     const TTL: Option<Duration> = Some(Duration::from_secs(3));
     const ALL: &[Rung] = &[Rung::Dns, Rung::Http, Rung::Static];
 
     /// Climbs `rungs`, each saying what is listed; gives the rungs asked and the end.
     fn climb(rungs: &[Rung], said: &[Heard<u8>]) -> (Vec<Rung>, Step<u8>) {
-        let now = Instant::now();
+        let now = clock::now();
         let mut ladder = Ladder::start(rungs, now + Duration::from_secs(1));
         let (mut asked, mut said) = (Vec::new(), said.iter());
         loop {
@@ -179,7 +180,8 @@ mod tests {
         use ErrorKind as E;
         use Heard::*;
         use Rung::*;
-        let table: &[(&[Heard<u8>], &[Rung], Step<u8>)] = &[
+        type Row = (&'static [Heard<u8>], &'static [Rung], Step<u8>);
+        let table: &[Row] = &[
             (&[Whole(1)], &[Dns], Step::Give(1)),
             (&[Nothing(TTL)], &[Dns], Step::Nothing(TTL)),
             (&[Partial(1), Whole(2)], &[Dns, Http], Step::Give(2)),
@@ -243,7 +245,7 @@ mod tests {
 
     #[test]
     fn dns_leaves_time_to_http_and_the_last_rung_gets_all_that_is_left() {
-        let now = Instant::now();
+        let now = clock::now();
         let deadline = now + Duration::from_secs(1);
         let mut ladder = Ladder::<u8>::start(ALL, deadline);
         assert_eq!(
@@ -258,7 +260,7 @@ mod tests {
 
     #[test]
     fn after_the_deadline_only_the_catalog_on_this_machine_is_asked() {
-        let now = Instant::now();
+        let now = clock::now();
         let mut ladder = Ladder::<u8>::start(ALL, now);
         assert_eq!(ladder.step(now), Step::Ask(Rung::Static, now));
         ladder.hear(Heard::Nothing(None));

@@ -1,5 +1,4 @@
 //! Find every instance of a service registered in HashiCorp Consul.
-#![allow(dead_code, reason = "the rooms are being built")]
 
 mod balance;
 mod cache;

@@ -13,6 +13,7 @@ use std::{
 use tracing::{debug, warn};
 
 use crate::{
+    balance::{Picker, Strategy},
     cache::{Cache, Look},
     clock,
     config::{Config, ResolverBuilder},
@@ -178,6 +179,11 @@ impl Resolver {
                 answer: answer.ok().flatten(),
             }),
         }
+    }
+
+    /// The endpoints of an answer, ready to be picked from one by one.
+    pub fn picker(&self, answer: &Answer, strategy: Strategy) -> Picker {
+        Picker::new(answer.endpoints(), strategy, clock::dice())
     }
 
     /// The minimum of the zone's SOA, in seconds.
@@ -468,6 +474,7 @@ impl<N: sealed::AsName> Name for N {}
 mod sealed {
     use super::{ConsulName, Cow, Domain, Error};
 
+    #[expect(unnameable_types, reason = "sealed: nobody outside is to name it")]
     pub trait AsName {
         #[doc(hidden)]
         fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error>;

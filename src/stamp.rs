@@ -1,4 +1,4 @@
-//! **Word.** [`Stamp`]: tells whether a file is still the one that was read.
+//! **Shell.** [`Stamp`]: tells whether a file is still the one that was read.
 //! Used where a file is read again once it changes: token, certificates, static
 //! catalog.
 

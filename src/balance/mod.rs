@@ -13,7 +13,7 @@ mod weighted;
 
 use std::{fmt, str::FromStr};
 
-use rand::{Rng, RngExt as _};
+use rand::{RngExt as _, rngs::SmallRng};
 
 use crate::endpoint::Endpoint;
 
@@ -78,18 +78,19 @@ impl FromStr for Strategy {
     }
 }
 
-/// A set, ready to be picked from.
+/// A set, ready to be picked from; see [`Resolver::picker`](crate::Resolver::picker).
 #[derive(Clone, Debug)]
 pub struct Picker {
     /// By priority, then address and port: the same order whoever asks.
     endpoints: Box<[Endpoint]>,
     strategy: Strategy,
     next: usize,
+    dice: SmallRng,
 }
 
 impl Picker {
     /// Takes the endpoints that can be connected to.
-    pub fn new(endpoints: &[Endpoint], strategy: Strategy) -> Self {
+    pub(crate) fn new(endpoints: &[Endpoint], strategy: Strategy, dice: SmallRng) -> Self {
         let usable = endpoints.iter().filter(|endpoint| endpoint.port != 0);
         let mut endpoints: Box<[Endpoint]> = usable.cloned().collect();
         endpoints.sort_by_key(|endpoint| (endpoint.priority, endpoint.address, endpoint.port));
@@ -97,21 +98,18 @@ impl Picker {
             endpoints,
             strategy,
             next: 0,
+            dice,
         }
     }
 
     /// The next endpoint; `None` when there is none that can be connected to.
     pub fn pick(&mut self) -> Option<&Endpoint> {
-        self.pick_with(&mut rand::rng())
-    }
-
-    pub(crate) fn pick_with(&mut self, dice: &mut impl Rng) -> Option<&Endpoint> {
         if self.endpoints.is_empty() {
             return None;
         }
         let at = match self.strategy {
-            Strategy::Weighted => weighted::draw(&self.endpoints, dice),
-            Strategy::Random => dice.random_range(0..self.endpoints.len()),
+            Strategy::Weighted => weighted::draw(&self.endpoints, &mut self.dice),
+            Strategy::Random => self.dice.random_range(0..self.endpoints.len()),
             Strategy::RoundRobin => {
                 let at = self.next % self.endpoints.len();
                 self.next = at + 1;

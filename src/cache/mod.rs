@@ -128,12 +128,14 @@ impl<K: Hash + Eq> Cache<K> {
     }
 
     /// Names held, whether or not they still hold.
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// Bytes held, reckoned.
-    pub(crate) fn bytes(&self) -> usize {
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
         self.bytes
     }
 

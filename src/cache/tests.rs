@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    clock,
     endpoint::{Source, Transport},
     found::Host,
 };
@@ -44,7 +45,7 @@ fn is_fresh(look: &Look) -> bool {
 
 /// Whether an entry put at 0 s holds just before and no longer at `holds` ms.
 fn holds_for(put: impl Fn(&mut Cache<u32>, Instant), holds: u64) {
-    let start = Instant::now();
+    let start = clock::now();
     let mut cache = Cache::new(limits());
     put(&mut cache, start);
     let at = |ms| start + Duration::from_millis(ms);
@@ -84,7 +85,7 @@ fn no_such_name_holds_for_its_own_ttl_within_its_own_bounds() {
 
 #[test]
 fn a_floor_of_zero_keeps_nothing_that_has_no_ttl() {
-    let now = Instant::now();
+    let now = clock::now();
     let mut cache = Cache::new(Limits {
         floor: Duration::ZERO,
         ..limits()
@@ -96,7 +97,7 @@ fn a_floor_of_zero_keeps_nothing_that_has_no_ttl() {
 
 #[test]
 fn age_counts_from_the_answer_and_serving_does_not_renew_it() {
-    let start = Instant::now();
+    let start = clock::now();
     let mut cache = Cache::new(limits());
     cache.put(1, held(4), start);
     for second in 0..4 {
@@ -111,7 +112,7 @@ fn age_counts_from_the_answer_and_serving_does_not_renew_it() {
 
 #[test]
 fn what_was_not_used_for_longest_goes_first() {
-    let now = Instant::now();
+    let now = clock::now();
     let mut cache = Cache::new(limits());
     for name in 0..4 {
         cache.put(name, held(5), now);
@@ -124,7 +125,7 @@ fn what_was_not_used_for_longest_goes_first() {
 
 #[test]
 fn a_set_too_large_for_the_cache_is_not_kept_and_pushes_nothing_out() {
-    let now = Instant::now();
+    let now = clock::now();
     let mut cache = Cache::new(limits());
     cache.put(1, held(5), now);
     cache.put(2, sized(5, 100_000, true), now);
@@ -134,7 +135,7 @@ fn a_set_too_large_for_the_cache_is_not_kept_and_pushes_nothing_out() {
 
 #[test]
 fn a_newer_set_takes_the_place_of_the_older() {
-    let now = Instant::now();
+    let now = clock::now();
     let mut cache = Cache::new(limits());
     cache.put_nothing(1, None, now);
     cache.put(1, held(5), now);
@@ -149,7 +150,7 @@ proptest! {
     fn bounds_are_kept_and_bytes_add_up_whatever_is_put(
         steps in prop::collection::vec((0u32..8, 0u64..90, 0usize..6_000, any::<bool>(), 0u64..40), 0..200),
     ) {
-        let start = Instant::now();
+        let start = clock::now();
         let mut now = start;
         let bounds = Limits { bytes: 200_000, ..limits() };
         let mut cache = Cache::new(bounds.clone());

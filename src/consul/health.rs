@@ -215,16 +215,12 @@ fn belongs(question: &Question<'_>, entry: &Entry) -> Result<(), Box<str>> {
     check(
         "namespace",
         place.namespace,
-        place
-            .namespace
-            .and(entry.service.namespace.as_deref().or(Some("none"))),
+        entry.service.namespace.as_deref().or(Some("none")),
     )?;
     check(
         "partition",
         place.partition,
-        place
-            .partition
-            .and(entry.service.partition.as_deref().or(Some("none"))),
+        entry.service.partition.as_deref().or(Some("none")),
     )?;
     match (place.peer, place.sameness_group, question.ask) {
         // Where a query fails over to, or which member of a group answers, is

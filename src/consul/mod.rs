@@ -1,4 +1,4 @@
-//! The agent's HTTP API: one file per duty.
+//! **Shell.** The agent's HTTP API: one file per duty.
 
 pub(crate) mod address;
 pub(crate) mod health;

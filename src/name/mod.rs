@@ -367,7 +367,7 @@ impl fmt::Display for Subject {
             } => write!(f, "{port}.{service}.virtual"),
             Self::Node(node) => write!(f, "{node}.node"),
             Self::Query(query) => write!(f, "{query}.query"),
-            Self::Address(address) => write!(f, "{}.addr", target::hex(*address)),
+            Self::Address(address) => write!(f, "{}.addr", hex(*address)),
             Self::Reverse(address) => f.write_str(&target::reverse(*address)),
             Self::Apex => Ok(()),
         }

@@ -28,6 +28,9 @@ use crate::{
     records::read::{self, Asks},
 };
 
+/// Services of a catalog that are told to who asked for another.
+const MOST_NAMES: usize = 10;
+
 /// A set, and what its source says of it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Finding {
@@ -253,7 +256,9 @@ impl Sources {
                         )
                     }
                     None => {
-                        let detail = "the catalog does not have it".to_owned();
+                        let names = loaded.catalog.services().map(|(name, _)| name);
+                        let names = names.take(MOST_NAMES).collect::<Vec<_>>().join(", ");
+                        let detail = format!("not in the catalog, which has {names}");
                         (Outcome::NotFound, 0, detail, Some(Heard::Nothing(None)))
                     }
                 }

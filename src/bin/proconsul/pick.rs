@@ -10,11 +10,10 @@ use crate::{
 };
 
 pub(crate) async fn run(command: Pick, form: &Output) -> ExitCode {
-    let answer = match look_up(&command).await {
-        Ok(answer) => answer,
+    let (answer, mut picker) = match look_up(&command).await {
+        Ok(found) => found,
         Err(error) => return output::failure(&error, form),
     };
-    let mut picker = Picker::new(answer.endpoints(), command.strategy);
     let picked: Vec<Endpoint> = (0..command.count)
         .map_while(|_| picker.pick().cloned())
         .collect();
@@ -47,9 +46,11 @@ pub(crate) async fn run(command: Pick, form: &Output) -> ExitCode {
     }
 }
 
-async fn look_up(command: &Pick) -> Result<Answer, Error> {
+async fn look_up(command: &Pick) -> Result<(Answer, Picker), Error> {
     let resolver = command.sources.resolver(None)?;
     resolver.check().await?;
     let name = lookup::read_name(&resolver, &command.name, None)?;
-    resolver.lookup(&name).await
+    let answer = resolver.lookup(&name).await?;
+    let picker = resolver.picker(&answer, command.strategy);
+    Ok((answer, picker))
 }
