@@ -1,6 +1,6 @@
 //! **Door.** The stub: a DNS server for Consul's domain on this machine. What a
-//! packet means and how an answer fits is [`answer`]'s, the sockets are
-//! [`listen`]'s, the zone's content comes from [`zone`](crate::zone).
+//! packet means and how an answer fits is in `stub/answer.rs`, the sockets are in
+//! `stub/listen.rs`, what the zone answers in `zone.rs`.
 
 pub(crate) mod answer;
 mod listen;
