@@ -36,9 +36,10 @@ impl Hosts {
                 .acquire()
                 .await
                 .map_err(|error| error.to_string())?;
-            // Absolute: without its final dot the name would be tried with the
-            // machine's search list too.
-            let found = lookup_host((&**name, 0))
+            // Without its final dot, as operators write it: with the dot the hosts
+            // file would not be looked at.
+            let bare = name.strip_suffix('.').unwrap_or(name);
+            let found = lookup_host((bare, 0))
                 .await
                 .map_err(|error| error.to_string())?;
             let addresses: BTreeSet<IpAddr> = found.map(|address| address.ip()).collect();

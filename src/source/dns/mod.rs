@@ -353,11 +353,17 @@ impl Round<'_> {
         elapsed: Duration,
         earlier: Option<&Seen>,
     ) -> Result<Heard, Trouble> {
-        let code = reply.message.metadata.response_code;
+        let flags = reply.message.metadata;
+        let code = flags.response_code;
         let seen = seen(&reply);
         let (outcome, detail) = match code {
             ResponseCode::NoError if reply.message.answers.is_empty() && !seen.truncated => {
                 (Outcome::NotFound, "no such record".to_owned())
+            }
+            // Consul before 1.17 says so of an address that it does not know. It
+            // is no failure of the zone's: that one has AA set.
+            ResponseCode::ServFail if self.kind == RecordType::PTR && !flags.authoritative => {
+                (Outcome::NotFound, "no such address".to_owned())
             }
             ResponseCode::NXDomain => (Outcome::NotFound, "no such name".to_owned()),
             ResponseCode::NoError => match self.doubt(&seen, earlier) {
