@@ -71,10 +71,12 @@ impl Source {
     fn read(path: &Path) -> Self {
         let text = fs::read_to_string(path).expect("sources can be read");
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let path = path.strip_prefix(root).expect("sources can be read");
+        let path = path
+            .strip_prefix(root)
+            .expect("sources are in the repository");
         let path = path
             .to_str()
-            .expect("sources can be read")
+            .expect("sources have plain names")
             .replace('\\', "/");
         Self::new(path, text)
     }
@@ -214,7 +216,7 @@ fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
         return;
     };
     for entry in entries {
-        let path = entry.expect("sources can be read").path();
+        let path = entry.expect("folders of sources can be read").path();
         if path.is_dir() {
             collect(&path, paths);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
