@@ -302,7 +302,9 @@ impl Inner {
         names.dedup();
         for (host, addresses) in self.addresses(names, deadline, depth).await {
             match addresses {
-                Ok(addresses) => records::resolve(&mut found, &host, &addresses),
+                Ok(addresses) => {
+                    records::resolve(&mut found, &host, &addresses, self.sources.zones())
+                }
                 Err(why) => warnings.push(format!("{host} has no address: {why}").into()),
             }
         }

@@ -87,8 +87,10 @@ pub(crate) fn unresolved(found: &Found) -> impl Iterator<Item = &Arc<str>> {
         .chain(host)
 }
 
-/// Writes the addresses of one such name where they belong.
-pub(crate) fn resolve(found: &mut Found, name: &str, addresses: &[IpAddr]) {
+/// Writes the addresses of one such name where they belong. Those of a name in
+/// one of Consul's zones are Consul's own word.
+pub(crate) fn resolve(found: &mut Found, name: &str, addresses: &[IpAddr], zones: &[Domain]) {
+    let glued = zones.iter().any(|zone| is_within(name, zone));
     match found {
         Found::Instances(instances) => {
             for instance in instances
@@ -96,6 +98,7 @@ pub(crate) fn resolve(found: &mut Found, name: &str, addresses: &[IpAddr]) {
                 .filter(|instance| *instance.target == *name)
             {
                 instance.addresses = addresses.to_vec();
+                instance.glued = glued;
             }
         }
         Found::Host(host) => host.addresses = addresses.to_vec(),

@@ -149,6 +149,9 @@ pub(crate) fn answer(
             let pointers = names.iter().filter_map(|target| name(target));
             let pointers = pointers.map(|target| writer.record(owner, RData::PTR(PTR(target))));
             writer.sections.answers = pointers.collect();
+            if kind == RecordType::SOA {
+                writer.sections.authorities.extend(zone.soa());
+            }
         }
         Found::Servers(_) => return apex(Some(answer), kind, zone),
     }
@@ -279,8 +282,8 @@ impl Writer<'_> {
         let Some(target) = name(target) else { return };
         let alias = self.record(self.owner, RData::CNAME(CNAME(target.clone())));
         self.sections.answers.push(alias);
+        // Consul follows an alias within its zone for every type, whatever was asked.
         let wanted: Vec<Record> = (addresses.iter())
-            .filter(|address| self.wants(**address))
             .map(|address| self.record(&target, address_data(*address)))
             .collect();
         self.sections.answers.extend(wanted);
