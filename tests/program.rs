@@ -1,0 +1,428 @@
+//! The program as its users see it: output, exit status, environment.
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::UdpSocket,
+    process::{Child, Command, Output, Stdio},
+};
+
+use serde_json::{Value, json};
+use support::{Agent, closed_port};
+
+const CATALOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/catalog.json");
+
+/// The program with nothing of this machine's environment that it reads.
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    for (name, _) in std::env::vars() {
+        if name.starts_with("CONSUL_") || name.starts_with("PROCONSUL_") || name == "RUST_LOG" {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments);
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    program(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn object(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Flags for an agent.
+fn at(agent: &Agent) -> [String; 4] {
+    [
+        "--dns".into(),
+        agent.dns().to_string(),
+        "--http".into(),
+        agent.http(),
+    ]
+}
+
+fn run_at(agent: &Agent, arguments: &[&str]) -> Output {
+    let at = at(agent);
+    let mut all = arguments.to_vec();
+    all.extend(at.iter().map(String::as_str));
+    run(&all)
+}
+
+async fn agent() -> Agent {
+    let agent = Agent::start().await;
+    let web = json!({ "Name": "web", "Address": "10.0.0.1", "Port": 8001, "Tags": ["v1"] });
+    agent.register_service(web).await;
+    let web = json!({ "Name": "web", "ID": "web-2", "Address": "2001:db8::2", "Port": 8002, "Tags": ["v2"] });
+    agent.register_service(web).await;
+    agent
+}
+
+#[tokio::test]
+async fn lookup_prints_a_table_a_short_list_or_one_json_object() {
+    let agent = agent().await;
+    let table = run_at(&agent, &["lookup", "web"]);
+    assert_eq!(table.status.code(), Some(0));
+    let printed = text(&table.stdout);
+    assert!(
+        printed.starts_with("ADDRESS") && printed.contains("10.0.0.1") && printed.contains("8001")
+    );
+    assert!(!printed.contains('\u{1b}'), "no colour but on a terminal");
+    assert!(text(&table.stderr).contains("2 endpoints from dns (udp), fresh, complete"));
+    assert!(run_at(&agent, &["lookup", "web", "-q"]).stderr.is_empty());
+
+    let short = run_at(&agent, &["lookup", "web", "-o", "short"]);
+    let printed = text(&short.stdout);
+    let mut lines: Vec<_> = printed.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["10.0.0.1:8001", "[2001:db8::2]:8002"]);
+    assert_eq!(
+        run_at(&agent, &["lookup", "web@nodc", "--short"])
+            .status
+            .code(),
+        Some(3)
+    );
+
+    let told = object(&run_at(&agent, &["lookup", "web", "--json", "--tag", "V2"]));
+    let attempt = &told["attempts"][0];
+    assert_eq!(attempt["address"], agent.dns().to_string());
+    assert!(attempt["elapsed_ms"].is_number());
+    assert_eq!(attempt["outcome"], "answered");
+    for (field, value) in [
+        ("name", json!("v2.web.service.consul.")),
+        ("source", json!("dns")),
+        ("transport", json!("udp")),
+        ("freshness", json!("fresh")),
+        ("age_ms", json!(0)),
+        ("ttl_s", json!(0)),
+        ("complete", json!(true)),
+    ] {
+        assert_eq!(told[field], value, "{field}");
+    }
+    assert_eq!(
+        told["endpoints"],
+        json!([{ "address": "2001:db8::2", "port": 8002, "priority": 1, "weight": 1,
+            "target": "20010db8000000000000000000000002.addr.dc1.consul.",
+            "node": null, "id": null, "tags": null, "meta": null, "health": null }])
+    );
+    let over_http = object(&run_at(
+        &agent,
+        &["lookup", "v2.web", "--json", "--source", "http"],
+    ));
+    let endpoint = &over_http["endpoints"][0];
+    assert_eq!(
+        (&endpoint["id"], &endpoint["health"]),
+        (&json!("web-2"), &json!("passing"))
+    );
+    assert_eq!(over_http["source"], "http");
+}
+
+#[tokio::test]
+async fn lookup_with_a_type_prints_records() {
+    let agent = agent().await;
+    let records = run_at(&agent, &["lookup", "v1.web", "srv"]);
+    let printed = text(&records.stdout);
+    assert!(
+        printed.contains("1 1 8001 0a000001.addr.dc1.consul."),
+        "{printed}"
+    );
+    let short = run_at(&agent, &["lookup", "web", "AAAA", "--short"]);
+    assert_eq!(text(&short.stdout), "2001:db8::2\n");
+    let pointers = run_at(&agent, &["lookup", "10.0.0.1", "--short"]);
+    assert_eq!(text(&pointers.stdout), "web.service.dc1.consul.\n");
+    assert_eq!(
+        run_at(&agent, &["lookup", "web", "MX"]).status.code(),
+        Some(3)
+    );
+    assert_eq!(
+        run_at(&agent, &["lookup", "web", "NONSENSE"]).status.code(),
+        Some(2)
+    );
+}
+
+#[tokio::test]
+async fn pick_prints_what_a_client_would_be_given() {
+    let agent = agent().await;
+    let one = run_at(&agent, &["pick", "v1.web"]);
+    assert_eq!(
+        (text(&one.stdout).as_str(), one.status.code()),
+        ("10.0.0.1:8001\n", Some(0))
+    );
+    let rounds = run_at(
+        &agent,
+        &["pick", "web", "-n", "4", "--strategy", "round-robin"],
+    );
+    let expected = "10.0.0.1:8001\n[2001:db8::2]:8002\n".repeat(2);
+    assert_eq!(text(&rounds.stdout), expected);
+    agent
+        .register_service(json!({ "Name": "portless", "Address": "10.0.0.3" }))
+        .await;
+    let none = run_at(&agent, &["pick", "portless"]);
+    assert_eq!((none.stdout.len(), none.status.code()), (0, Some(3)));
+    assert_eq!(
+        run(&["pick", "web", "--strategy", "best"]).status.code(),
+        Some(2)
+    );
+}
+
+#[tokio::test]
+async fn explain_tells_every_step_and_why_it_went_on() {
+    let agent = agent().await;
+    agent.register_instances("many", 100).await;
+    let told = text(&run_at(&agent, &["explain", "many"]).stdout);
+    for part in [
+        "asked for many.service.consul.",
+        "udp",
+        "partial",
+        "near the size limit",
+        "tcp",
+        "answer: 100 endpoints from dns",
+    ] {
+        assert!(told.contains(part), "{part} is not in:\n{told}");
+    }
+    let told = object(&run_at(&agent, &["explain", "many", "--json"]));
+    assert_eq!(told["attempts"].as_array().map(Vec::len), Some(2));
+    assert_eq!(told["attempts"][1]["count"], 100);
+    let closed = closed_port().to_string();
+    let failed = run(&[
+        "explain",
+        "web",
+        "--dns",
+        &closed,
+        "--http",
+        &format!("http://{closed}"),
+    ]);
+    assert_eq!(failed.status.code(), Some(5));
+    assert_eq!(
+        text(&failed.stdout).matches("refused").count(),
+        2,
+        "{failed:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_there_ends_with_3_and_one_that_cannot_be_with_2() {
+    let agent = agent().await;
+    let missing = run_at(&agent, &["lookup", "nosuch", "--json"]);
+    assert_eq!(missing.status.code(), Some(3));
+    let told = object(&missing);
+    assert_eq!(told["error"]["kind"], "not_found");
+    assert_eq!(told["attempts"][0]["outcome"], "not_found");
+    assert!(text(&missing.stderr).contains("there is no service nosuch"));
+    for bad in ["a b", "web..x", "www.example.com.", ""] {
+        let refused = run_at(&agent, &["lookup", bad]);
+        assert_eq!(refused.status.code(), Some(2), "{bad:?}");
+    }
+}
+
+#[test]
+fn without_consul_one_message_names_each_attempt_its_cause_and_what_to_do() {
+    let (dns, http) = (
+        closed_port().to_string(),
+        format!("http://{}", closed_port()),
+    );
+    let failed = run(&["lookup", "web", "--json", "--dns", &dns, "--http", &http]);
+    assert_eq!(failed.status.code(), Some(5));
+    let told = object(&failed);
+    assert_eq!(told["error"]["kind"], "unavailable");
+    let message = told["error"]["message"].as_str().unwrap();
+    for part in [&*dns, &*http, "refused", "start a Consul agent"] {
+        assert!(message.contains(part), "{part} is not in: {message}");
+    }
+    assert_eq!(text(&failed.stderr).lines().count(), 1);
+    assert_eq!(told["attempts"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn the_static_catalog_answers_where_no_consul_is() {
+    let (dns, http) = (
+        closed_port().to_string(),
+        format!("http://{}", closed_port()),
+    );
+    let found = run(&[
+        "lookup",
+        "web",
+        "--json",
+        "--catalog",
+        CATALOG,
+        "--dns",
+        &dns,
+        "--http",
+        &http,
+    ]);
+    assert_eq!(found.status.code(), Some(0), "{found:?}");
+    let told = object(&found);
+    assert_eq!(
+        (&told["source"], &told["complete"]),
+        (&json!("static"), &json!(true))
+    );
+    assert_eq!(told["endpoints"].as_array().unwrap().len(), 3);
+
+    let from_env = program(&["lookup", "primary.web", "--short"])
+        .envs([
+            ("PROCONSUL_CATALOG", CATALOG),
+            ("PROCONSUL_DNS", "none"),
+            ("CONSUL_HTTP_ADDR", "none"),
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(text(&from_env.stdout), "10.20.0.11:8080\n");
+
+    let missing = run(&[
+        "lookup",
+        "nosuch",
+        "--source",
+        "static",
+        "--catalog",
+        CATALOG,
+    ]);
+    assert_eq!(missing.status.code(), Some(3), "{missing:?}");
+    let absent = run(&["lookup", "web", "--catalog", "/no/such/file.json"]);
+    assert_eq!(absent.status.code(), Some(2));
+    assert!(text(&absent.stderr).contains("/no/such/file.json"));
+}
+
+#[tokio::test]
+async fn the_environment_says_where_consul_is_and_a_flag_wins() {
+    let agent = agent().await;
+    let closed = closed_port().to_string();
+    let with = |flags: &[&str], variables: &[(&str, &str)]| {
+        let mut arguments = vec!["lookup", "web", "--json"];
+        arguments.extend(flags);
+        object(
+            &program(&arguments)
+                .envs(variables.iter().copied())
+                .output()
+                .unwrap(),
+        )
+    };
+    let (dns, http) = (agent.dns().to_string(), agent.http_address().to_string());
+    let by_env = with(&[], &[("PROCONSUL_DNS", &dns), ("CONSUL_HTTP_ADDR", &http)]);
+    assert_eq!(by_env["source"], "dns");
+    let bare = with(
+        &["--dns", "none"],
+        &[("PROCONSUL_DNS", &dns), ("CONSUL_HTTP_ADDR", &http)],
+    );
+    assert_eq!(bare["source"], "http");
+    let flag = with(
+        &["--dns", &dns],
+        &[("PROCONSUL_DNS", &closed), ("CONSUL_HTTP_ADDR", "none")],
+    );
+    assert_eq!(flag["source"], "dns");
+    let elsewhere = program(&["lookup", "web", "--dns", &dns])
+        .env("CONSUL_DATACENTER", "nodc")
+        .output()
+        .unwrap();
+    assert_eq!(elsewhere.status.code(), Some(3));
+    let bad = program(&["lookup", "web"])
+        .env("PROCONSUL_DNS", "nowhere")
+        .output()
+        .unwrap();
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(text(&bad.stderr).contains("PROCONSUL_DNS"));
+}
+
+#[test]
+fn help_teaches_with_examples() {
+    for command in [&[][..], &["lookup"], &["pick"], &["explain"], &["serve"]] {
+        let mut arguments = command.to_vec();
+        arguments.push("--help");
+        let help = run(&arguments);
+        assert_eq!(help.status.code(), Some(0));
+        assert!(text(&help.stdout).contains("Examples:"), "{command:?}");
+    }
+    assert!(text(&run(&["--version"]).stdout).starts_with("proconsul "));
+    assert_eq!(run(&["lookup"]).status.code(), Some(2));
+    assert_eq!(
+        run(&["lookup", "web", "--timeout", "0s"]).status.code(),
+        Some(2)
+    );
+}
+
+/// A stub that is ended when its test is.
+struct Serving {
+    child: Child,
+    line: String,
+}
+
+impl Serving {
+    fn start(arguments: &[&str]) -> Self {
+        let mut all = vec!["serve"];
+        all.extend(arguments);
+        let mut child = program(&all).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        Self { child, line }
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([signal, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn serve_says_where_it_answers_and_a_signal_ends_it_with_0() {
+    for signal in ["-TERM", "-INT"] {
+        let port = closed_port().port();
+        let listen = format!("127.0.0.1:{port}");
+        let mut serving = Serving::start(&[
+            "--listen",
+            &listen,
+            "--dns",
+            "none",
+            "--http",
+            "none",
+            "--catalog",
+            CATALOG,
+        ]);
+        assert_eq!(
+            serving.line,
+            format!("serving consul. on {listen} (udp, tcp)\n")
+        );
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // web.service.consul A
+        let question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03web\x07service\x06consul\x00\x00\x01\x00\x01";
+        client.send_to(question, &listen).unwrap();
+        let mut reply = [0; 512];
+        let length = client.recv(&mut reply).unwrap();
+        assert_eq!(reply[..2], [0x12, 0x34]);
+        assert_eq!(reply[7], 2, "two of the three have IPv4 addresses");
+        assert!(length < 512);
+        serving.signal(signal);
+        assert_eq!(serving.child.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
+fn an_address_that_is_taken_is_named_with_what_to_do() {
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let refused = run(&["serve", "--listen", &address]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(
+        said.contains(&address) && said.contains("--listen"),
+        "{said}"
+    );
+}
