@@ -1,7 +1,7 @@
 //! **Pure.** Between what stands behind a name and DNS records, both ways:
-//! [`read`] makes [`Found`](crate::found::Found) of a reply of Consul's,
-//! [`write`] makes records in the shapes of Consul's own answers out of it, and
-//! [`endpoints`] makes what the library's users see.
+//! [`read`] makes [`Found`] of a reply of Consul's, [`mod@write`] makes records in
+//! the shapes of Consul's own answers out of it, and [`endpoints`] makes what the
+//! library's users see.
 
 pub(crate) mod read;
 pub(crate) mod write;

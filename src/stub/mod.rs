@@ -1,6 +1,9 @@
-//! **Door.** The stub: a DNS server for Consul's domain on this machine. What a
-//! packet means and how an answer fits is [`answer`]'s, the sockets are
-//! [`listen`]'s, the zone's content comes from [`zone`](crate::zone).
+//! **Door.** The stub: a DNS server for Consul's domain on this machine.
+//!
+//! It answers on UDP and TCP what Consul's own DNS interface would, made of what
+//! a [`Resolver`] finds, and refuses names outside the domain. What a packet means
+//! and how an answer fits is said in `stub/answer.rs`, the sockets are in
+//! `stub/listen.rs`, the zone's content comes from `zone.rs`.
 
 pub(crate) mod answer;
 mod listen;
@@ -35,6 +38,10 @@ impl Stub {
     /// # Errors
     ///
     /// [`ErrorKind::Io`] with the address that cannot be had, and why.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: dropping the future gives back what was bound so far.
     pub async fn bind(resolver: Resolver, addresses: &[SocketAddr]) -> Result<Self, Error> {
         let mut sockets = Vec::with_capacity(addresses.len());
         for address in addresses {
