@@ -190,7 +190,7 @@ impl ResolverBuilder {
         self
     }
 
-    /// Directory of such files.
+    /// Directory of such files. Default: none.
     pub fn ca_path(mut self, directory: impl Into<PathBuf>) -> Self {
         self.config.http.tls.ca_dir = Some(directory.into());
         self
@@ -203,7 +203,7 @@ impl ResolverBuilder {
         self
     }
 
-    /// PEM file of our own private key.
+    /// PEM file of our own private key. Goes with [`cert_file`](Self::cert_file).
     pub fn key_file(mut self, file: impl Into<PathBuf>) -> Self {
         self.config.http.tls.key_file = Some(file.into());
         self

@@ -187,7 +187,7 @@ impl Answer {
     }
 
     /// Every endpoint that the source told of, without duplicates, in the
-    /// source's order. To choose one of them see the balance room.
+    /// source's order. [`Picker`](crate::Picker) chooses one of them.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.held.endpoints
     }

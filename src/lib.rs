@@ -1,4 +1,94 @@
-//! Find every instance of a service registered in HashiCorp Consul.
+//! Finds every healthy instance of a service registered in HashiCorp Consul.
+//!
+//! Give it a name: it answers with the endpoints of the service, the source that
+//! told them, their age, and whether they are known to be the whole set. It asks
+//! Consul's DNS interface first. Where that does not answer, or answers with a
+//! set that may be cut, it asks Consul's HTTP API, and where no agent answers, a
+//! static catalog: a file in the form of Consul's own service definitions.
+//!
+//! It is a library for tokio, and a program with the same name: `proconsul lookup`
+//! prints the instances of a service, `pick` one of them, `explain` each step of
+//! the look-up, and `serve` answers DNS clients.
+//!
+//! # One look-up
+//!
+//! [`Resolver::lookup`] reads the name (`web`, `v2.web`, `web@dc2`,
+//! `web.service.consul`; see [`ConsulName`]) and looks into the cache. What is
+//! there and still holds is given at once. If somebody else is asking for the same
+//! name just now, the call waits for that answer and asks nobody itself.
+//!
+//! Otherwise it goes through the sources in the order of the table below, until
+//! one has the whole set or says that there is none. A port that refuses costs
+//! less than a millisecond, a silent one at most two fifths of the time limit
+//! while HTTP is still to be asked. If the only set found may be cut, it is given
+//! and says so. If no source has answered, the [`Error`] holds every attempt:
+//! whom it asked, what came of it, and after what time.
+//!
+//! Instances registered under a host name are given with its addresses. What was
+//! found is kept for its TTL, and for at least
+//! [`ttl_floor`](ResolverBuilder::ttl_floor), 1 s by default, because Consul's own
+//! TTL is 0 unless configured.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use proconsul::{Resolver, Strategy};
+//!
+//! # async fn example() -> Result<(), proconsul::Error> {
+//! let resolver = Resolver::from_env()?;
+//! let answer = resolver.lookup("web").await?;
+//! for endpoint in answer.endpoints() {
+//!     println!("{endpoint}");
+//! }
+//! if !answer.is_complete() {
+//!     eprintln!("there may be more: {:?}", answer.warnings());
+//! }
+//!
+//! let mut picker = resolver.picker(&answer, Strategy::Weighted);
+//! if let Some(endpoint) = picker.pick() {
+//!     println!("connect to {}", endpoint.socket_addr());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Sources
+//!
+//! | source | is asked | knows | configured by |
+//! | --- | --- | --- | --- |
+//! | Consul's DNS interface | first, over UDP, then TCP | address, port, weight | [`dns`](ResolverBuilder::dns), `PROCONSUL_DNS` |
+//! | Consul's HTTP API | when DNS fails or its set may be cut | also node, id, tags, metadata, health | [`http`](ResolverBuilder::http), `CONSUL_HTTP_ADDR` |
+//! | static catalog | when no agent gave an answer | also id, tags, metadata | [`catalog`](ResolverBuilder::catalog), `PROCONSUL_CATALOG` |
+//!
+//! When Consul says that a name does not exist, that is the answer: the static
+//! catalog is not asked then.
+//!
+//! # Completeness
+//!
+//! Consul cuts a DNS reply that is too long, and unless `enable_truncate` is set
+//! it does not tell. So [`Answer::is_complete`] is true only where something
+//! proves that nothing was cut: a TXT record that the first cut would have
+//! removed, two replies that hold as many instances though their limits are far
+//! apart, or the HTTP API, which does not cut. A set is not complete either where
+//! the token may not see all instances, or where an instance is registered under a
+//! host name that has no address. [`Answer::warnings`] says why.
+//!
+//! # Contents
+//!
+//! | to | there is |
+//! | --- | --- |
+//! | set up | [`Resolver`], [`ResolverBuilder`] |
+//! | name a service | [`ConsulName`], [`Subject`], [`Locality`], [`Domain`], [`Name`], [`NameError`] |
+//! | read an answer | [`Answer`], [`Endpoint`], [`Health`], [`Source`], [`Transport`], [`Freshness`] |
+//! | choose an endpoint | [`Picker`], [`Strategy`], [`UnknownStrategy`] |
+//! | see DNS records | [`Records`], [`Record`], [`Section`] |
+//! | know what went wrong | [`Error`], [`ErrorKind`], [`Attempt`], [`Outcome`] |
+//! | answer DNS clients | [`stub::Stub`] |
+//!
+//! # Features
+//!
+//! `cli`, on by default, is needed by the program only. A service that links the
+//! library turns default features off.
 
 mod balance;
 mod cache;

@@ -144,6 +144,10 @@ impl Resolver {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a file that cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it may be left at any time and called again.
     pub async fn check(&self) -> Result<(), Error> {
         self.0.sources.check().await
     }
