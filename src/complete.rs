@@ -3,7 +3,7 @@
 //! Consul cuts a reply that is too long and does not say so: TC stays clear
 //! unless the agent has `enable_truncate` (Consul docs: DNS configuration). So
 //! wholeness has to be proven from what can be seen. How the agent cuts an SRV
-//! reply (sections C.2 and C.3 of the project's Consul reference):
+//! reply:
 //!
 //! 1. over TCP it first keeps at most 1,024 SRV records;
 //! 2. while the message is over the limit (TCP: 65,523 bytes; UDP: the client's

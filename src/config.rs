@@ -1,5 +1,5 @@
 //! **Word.** Every knob once: what it does, its default, its range and why.
-//! [`ResolverBuilder`] takes them in, its `build` is the one place that refuses;
+//! [`ResolverBuilder`] takes them in, its `finish` is the one place that refuses;
 //! nobody checks them again.
 //!
 //! A value comes from the caller, else from the environment, else it is the
@@ -7,6 +7,7 @@
 //! have one (Consul docs: Consul CLI, environment variables).
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
@@ -24,7 +25,6 @@ use crate::{
     },
     error::{Error, ErrorKind},
     name::Domain,
-    resolver::Resolver,
 };
 
 /// Where Consul's DNS interface listens unless told otherwise.
@@ -57,7 +57,7 @@ pub(crate) struct Config {
     pub(crate) cache: Limits,
 }
 
-/// Sets up a [`Resolver`]. The first setting that is not valid is kept and told
+/// Sets up a [`Resolver`](crate::Resolver). The first setting that is not valid is kept and told
 /// by [`build`](Self::build).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
@@ -66,7 +66,8 @@ pub struct ResolverBuilder {
     /// `http` as given; read at the end, because TLS may be asked for later.
     http: String,
     ssl: bool,
-    problem: Option<Error>,
+    /// What is wrong with a setting, by its name; setting it anew mends it.
+    problems: BTreeMap<&'static str, Error>,
 }
 
 impl Default for ResolverBuilder {
@@ -92,7 +93,7 @@ impl Default for ResolverBuilder {
             config,
             http: HTTP.to_owned(),
             ssl: false,
-            problem: None,
+            problems: BTreeMap::new(),
         }
         .dns(DNS)
     }
@@ -108,9 +109,8 @@ impl ResolverBuilder {
     /// variable counts as unset. What is set by other methods afterwards wins.
     pub fn environment(self) -> Self {
         self.read(|variable| {
-            std::env::var(variable)
-                .ok()
-                .filter(|value| !value.is_empty())
+            let value = std::env::var_os(variable)?;
+            Some(value.to_string_lossy().into_owned()).filter(|value| !value.is_empty())
         })
     }
 
@@ -136,11 +136,12 @@ impl ResolverBuilder {
         ];
         for (variable, set) in settings {
             if let Some(value) = value(variable) {
-                let sound = self.problem.is_none();
+                let before = self.problems.clone();
                 self = set(self, &value);
-                if let Some(problem) = self.problem.take_if(|_| sound) {
-                    let message = format!("{variable}: {problem}");
-                    self.problem = Some(Error::new(ErrorKind::Invalid, message));
+                let fresh = |name: &&&str| !before.contains_key(**name);
+                if let Some(&name) = self.problems.keys().find(fresh) {
+                    let problem = self.problems.entry(name);
+                    problem.and_modify(|problem| *problem = problem.about(variable));
                 }
             }
         }
@@ -152,8 +153,11 @@ impl ResolverBuilder {
     /// `127.0.0.1:8600`.
     pub fn dns(mut self, servers: &str) -> Self {
         match dns_servers(servers) {
-            Ok(servers) => self.config.dns = servers,
-            Err(message) => self.refuse(message),
+            Ok(servers) => {
+                self.config.dns = servers;
+                self.problems.remove("dns");
+            }
+            Err(message) => self.refuse("dns", message),
         }
         self
     }
@@ -170,8 +174,11 @@ impl ResolverBuilder {
     /// a `Debug`. Default: none.
     pub fn token(mut self, token: &str) -> Self {
         match Token::parse(token) {
-            Ok(token) => self.config.http.token = token,
-            Err(error) => self.refuse_for("the ACL token is not valid", error),
+            Ok(token) => {
+                self.config.http.token = token;
+                self.problems.remove("token");
+            }
+            Err(error) => self.refuse("token", format!("the ACL token is not valid: {error}")),
         }
         self
     }
@@ -235,8 +242,11 @@ impl ResolverBuilder {
     /// `consul`.
     pub fn domain(mut self, domain: &str) -> Self {
         match domain.parse() {
-            Ok(domain) => self.config.domain = domain,
-            Err(error) => self.refuse_for("the domain is not valid", error),
+            Ok(domain) => {
+                self.config.domain = domain;
+                self.problems.remove("domain");
+            }
+            Err(error) => self.refuse("domain", format!("the domain is not valid: {error}")),
         }
         self
     }
@@ -265,10 +275,12 @@ impl ResolverBuilder {
     /// 60 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         let (least, most) = TIMEOUT_RANGE;
+        self.problems.remove("timeout");
         if timeout < least || timeout > most {
-            self.refuse(format!(
-                "a time limit of {timeout:?} is not within {least:?} and {most:?}"
-            ));
+            self.refuse(
+                "timeout",
+                format!("a time limit of {timeout:?} is not within {least:?} and {most:?}"),
+            );
         }
         self.config.timeout = timeout;
         self
@@ -279,8 +291,12 @@ impl ResolverBuilder {
     /// floor a service that vanished may still be given out. Default 1 s; 0 keeps
     /// nothing that has no TTL; at most 1 h.
     pub fn ttl_floor(mut self, floor: Duration) -> Self {
+        self.problems.remove("ttl_floor");
         if floor > Duration::from_secs(3600) {
-            self.refuse(format!("a TTL floor of {floor:?} is above one hour"));
+            self.refuse(
+                "ttl_floor",
+                format!("a TTL floor of {floor:?} is above one hour"),
+            );
         }
         self.config.cache.floor = floor;
         self
@@ -289,10 +305,12 @@ impl ResolverBuilder {
     /// Most time that an answer is kept, whatever its TTL. Default and maximum:
     /// one day.
     pub fn ttl_cap(mut self, cap: Duration) -> Self {
+        self.problems.remove("ttl_cap");
         if cap.is_zero() || cap > Duration::from_secs(86_400) {
-            self.refuse(format!(
-                "a TTL cap of {cap:?} is not within 1 s and one day"
-            ));
+            self.refuse(
+                "ttl_cap",
+                format!("a TTL cap of {cap:?} is not within 1 s and one day"),
+            );
         }
         self.config.cache.cap = cap;
         self
@@ -302,8 +320,12 @@ impl ResolverBuilder {
     /// What was not used for longest goes first; a set larger than a quarter of
     /// it is not kept.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.problems.remove("cache_bytes");
         if bytes < 64 << 10 {
-            self.refuse(format!("a cache of {bytes} bytes is below 64 KiB"));
+            self.refuse(
+                "cache_bytes",
+                format!("a cache of {bytes} bytes is below 64 KiB"),
+            );
         }
         self.config.cache.bytes = bytes;
         self
@@ -315,13 +337,9 @@ impl ResolverBuilder {
         self
     }
 
-    /// Makes the resolver. It asks nobody and opens no file yet.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Invalid`] for the first setting that is not valid.
-    pub fn build(mut self) -> Result<Resolver, Error> {
-        if let Some(problem) = self.problem {
+    /// The settings, checked.
+    pub(crate) fn finish(mut self) -> Result<Config, Error> {
+        if let Some((_, problem)) = self.problems.pop_first() {
             return Err(problem);
         }
         self.config.http.addresses = http_addresses(&self.http, self.ssl)?;
@@ -330,21 +348,18 @@ impl ResolverBuilder {
             .tls
             .check()
             .map_err(|error| Error::invalid(error.to_string(), error))?;
-        let cache = &self.config.cache;
-        if cache.floor > cache.cap {
-            let message = format!(
-                "the TTL floor of {:?} is above the cap of {:?}",
-                cache.floor, cache.cap
-            );
+        let Limits { floor, cap, .. } = self.config.cache;
+        if floor > cap {
+            let message = format!("the TTL floor of {floor:?} is above the cap of {cap:?}");
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        Resolver::new(self.config)
+        Ok(self.config)
     }
 
     fn ssl_from(mut self, value: &str) -> Self {
         match go_bool(value) {
             Some(ssl) => self.ssl = ssl,
-            None => self.refuse(format!("{value:?} is neither true nor false")),
+            None => self.refuse("ssl", format!("{value:?} is neither true nor false")),
         }
         self
     }
@@ -352,20 +367,14 @@ impl ResolverBuilder {
     fn verify_from(mut self, value: &str) -> Self {
         match Verify::parse(value) {
             Ok(verify) => self.config.http.tls.verify = verify,
-            Err(error) => self.refuse_for("CONSUL_HTTP_SSL_VERIFY", error),
+            Err(error) => self.refuse("verify", error.to_string()),
         }
         self
     }
 
-    fn refuse(&mut self, message: String) {
-        self.problem
-            .get_or_insert_with(|| Error::new(ErrorKind::Invalid, message));
-    }
-
-    fn refuse_for(&mut self, what: &str, error: impl std::error::Error + Send + Sync + 'static) {
-        let message = format!("{what}: {error}");
-        self.problem
-            .get_or_insert_with(|| Error::invalid(message, error));
+    fn refuse(&mut self, setting: &'static str, message: String) {
+        self.problems
+            .insert(setting, Error::new(ErrorKind::Invalid, message));
     }
 }
 
@@ -417,7 +426,7 @@ mod tests {
     use super::*;
 
     fn problem(builder: ResolverBuilder) -> String {
-        builder.build().unwrap_err().to_string()
+        builder.finish().unwrap_err().to_string()
     }
 
     #[test]
@@ -463,6 +472,13 @@ mod tests {
             .ttl_floor(Duration::from_secs(60))
             .ttl_cap(Duration::from_secs(5));
         assert!(problem(crossed).contains("above the cap"));
+    }
+
+    #[test]
+    fn what_is_set_afterwards_mends_a_bad_variable() {
+        let bad = |asked: &str| (asked == "PROCONSUL_DNS").then(|| "nowhere".to_owned());
+        let mended = ResolverBuilder::default().read(bad).dns("127.0.0.1");
+        assert!(mended.finish().is_ok());
     }
 
     #[test]

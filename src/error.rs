@@ -90,6 +90,11 @@ impl Error {
         }))
     }
 
+    /// The same error, with what it is about before its message.
+    pub(crate) fn about(&self, what: &str) -> Self {
+        Self::new(self.kind(), format!("{what}: {self}"))
+    }
+
     /// Whose turn it is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

@@ -3,7 +3,10 @@
 
 use std::fmt;
 
-use crate::endpoint::{Answer, Attempt};
+use crate::{
+    endpoint::{Answer, Attempt},
+    error::Error,
+};
 
 /// The records of one question, in the shape of Consul's own answer.
 #[derive(Clone, Debug)]
@@ -15,6 +18,8 @@ pub struct Records {
     pub records: Box<[Record]>,
     /// The set that they were made of, where one was needed.
     pub answer: Option<Answer>,
+    /// Why there is none, for a name that does not exist.
+    pub error: Option<Error>,
 }
 
 impl Records {
@@ -27,10 +32,11 @@ impl Records {
 
     /// Every step of the look-up behind it.
     pub fn attempts(&self) -> &[Attempt] {
-        self.answer
-            .as_ref()
-            .map(Answer::attempts)
-            .unwrap_or_default()
+        match (&self.answer, &self.error) {
+            (Some(answer), _) => answer.attempts(),
+            (None, Some(error)) => error.attempts(),
+            (None, None) => &[],
+        }
     }
 }
 

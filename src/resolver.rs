@@ -52,6 +52,17 @@ struct Inner {
     flights: Flights<ConsulName, Result<Answer, Error>>,
 }
 
+impl ResolverBuilder {
+    /// Makes the resolver. It asks nobody and opens no file yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for the first setting that is not valid.
+    pub fn build(self) -> Result<Resolver, Error> {
+        Resolver::new(self.finish()?)
+    }
+}
+
 impl Resolver {
     /// A builder with the defaults; the environment is not read.
     pub fn builder() -> ResolverBuilder {
@@ -68,7 +79,7 @@ impl Resolver {
         Self::builder().environment().build()
     }
 
-    pub(crate) fn new(config: Config) -> Result<Self, Error> {
+    fn new(config: Config) -> Result<Self, Error> {
         let cache = Mutex::new(Cache::new(config.cache.clone()));
         let sources = Sources::new(&config)?;
         let flights = Flights::new();
@@ -180,6 +191,7 @@ impl Resolver {
             answer => Ok(Records {
                 code,
                 records,
+                error: answer.as_ref().err().cloned(),
                 answer: answer.ok().flatten(),
             }),
         }
@@ -252,6 +264,11 @@ impl Inner {
             return Ok(decoded(&fqdn, *address));
         }
         let start = clock::now();
+        if self.sources.rungs().is_empty() {
+            let message = "no source is configured: give an agent's address (--dns, --http) or a \
+                           static catalog (--catalog)";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         let question = Question { name, fqdn: &fqdn };
         let mut attempts = Vec::new();
         let mut ladder = Ladder::start(self.sources.rungs(), deadline);
@@ -407,6 +424,10 @@ impl Inner {
             ),
             _ => ("there is no such name".to_owned(), "check the name"),
         };
+        let asked_consul = attempts
+            .last()
+            .is_none_or(|last| last.source != Source::Static);
+        let next = if asked_consul { next } else { "check the name" };
         let whose = attempts
             .last()
             .map_or("the cache", |last| last.source.as_str());
@@ -449,12 +470,11 @@ fn decoded(fqdn: &str, address: IpAddr) -> Answer {
 /// What is told when the last rung has given nothing.
 fn failed(kind: ErrorKind, fqdn: &str, attempts: Vec<Attempt>) -> Error {
     let tried = match attempts.as_slice() {
-        [] => "no source is configured".to_owned(),
-        all => all
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("; "),
+        [] => "there is no source that could know it".to_owned(),
+        all => {
+            let steps: Vec<_> = all.iter().map(ToString::to_string).collect();
+            steps.join("; ")
+        }
     };
     let next = match kind {
         ErrorKind::Denied => {

@@ -125,6 +125,17 @@ impl Agent {
         }
     }
 
+    /// Reads the files that there are: token, certificates, key. Asks nobody.
+    pub(crate) async fn check(&self) -> Result<(), Trouble> {
+        self.token().await?;
+        if self.tls.files().next().is_some() {
+            let tls = Arc::clone(&self.tls);
+            let config = |error: tls::TlsError| Trouble::Config(error.to_string().into());
+            blocking(move || tls::client_config(&tls).map(drop).map_err(config)).await?;
+        }
+        Ok(())
+    }
+
     async fn exchange(&self, address: &HttpAddress, path: &str) -> Result<Reply, Trouble> {
         let line = self.lines.iter().find(|line| line.address == *address);
         let line = line.ok_or_else(|| Trouble::Config("not an address of this agent".into()))?;

@@ -2,7 +2,7 @@
 //!
 //! A full name is read from the right: the domain is taken off, the first of the
 //! kind labels found tells what is left of it and what is right of it (Consul
-//! docs: Perform static DNS queries; part A of the project's Consul reference).
+//! docs: Perform static DNS queries).
 //!
 //! | name, in the domain `consul` | asks for |
 //! | --- | --- |

@@ -24,7 +24,7 @@ use crate::{
     error::{Error, ErrorKind},
     found::Found,
     ladder::{Heard, Rung},
-    name::{ConsulName, Domain, Subject},
+    name::{ConsulName, Domain, Locality, Subject},
     records::read::{self, Asks},
 };
 
@@ -56,6 +56,9 @@ pub(crate) struct Sources {
     dns: DnsSource,
     agent: Agent,
     catalog: Option<StaticFile>,
+    /// The place that the static catalog is of: the one that names are in which
+    /// say none.
+    home: Locality,
     /// The domains whose names are Consul's: ours, and `consul`, which an agent
     /// with an alternative domain goes on using in its answers.
     zones: Vec<Domain>,
@@ -81,6 +84,12 @@ impl Sources {
             dns: DnsSource::new(&config.dns),
             agent,
             catalog,
+            home: Locality {
+                datacenter: config.datacenter.clone(),
+                namespace: config.namespace.clone(),
+                partition: config.partition.clone(),
+                ..Locality::default()
+            },
             zones,
             rungs: rungs
                 .into_iter()
@@ -91,9 +100,13 @@ impl Sources {
         })
     }
 
-    /// Reads the static catalog, if there is one, to tell at the start what is
-    /// wrong with it.
+    /// Reads the files that are configured, to tell at the start what is wrong
+    /// with them.
     pub(crate) async fn check(&self) -> Result<(), Error> {
+        if self.agent.addresses().len() > 0 {
+            let checked = self.agent.check().await;
+            checked.map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
+        }
         let Some(file) = &self.catalog else {
             return Ok(());
         };
@@ -225,6 +238,21 @@ impl Sources {
         }))
     }
 
+    /// Whether a name asks for no other place than our own.
+    fn is_home(&self, asked: &Locality) -> bool {
+        let own = |asked: &Option<Box<str>>, own: &Option<Box<str>>| match (asked, own) {
+            (None, _) => true,
+            (Some(asked), Some(own)) => asked.eq_ignore_ascii_case(own),
+            (Some(_), None) => false,
+        };
+        own(&asked.datacenter, &self.home.datacenter)
+            && own(&asked.namespace, &self.home.namespace)
+            && own(&asked.partition, &self.home.partition)
+            && asked.peer.is_none()
+            && asked.sameness_group.is_none()
+            && asked.port.is_none()
+    }
+
     async fn ask_static(
         &self,
         question: Question<'_>,
@@ -235,6 +263,10 @@ impl Sources {
         let loaded = file.load().await;
         let (outcome, count, detail, heard) = match (&loaded, question.name.subject()) {
             (Err(error), _) => (Outcome::Unreachable, 0, error.to_string(), None),
+            (Ok(_), _) if !self.is_home(question.name.locality()) => {
+                let detail = "the catalog knows its own datacenter only".to_owned();
+                (Outcome::NotFound, 0, detail, Some(Heard::Nothing(None)))
+            }
             (Ok(loaded), Subject::Service { service, tag }) => {
                 match loaded.catalog.find(service, tag.as_deref()) {
                     Some(found) => {

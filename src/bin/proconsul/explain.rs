@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use proconsul::{Answer, Attempt, ConsulName, Error};
-use serde_json::json;
+use proconsul::{Answer, Attempt, ConsulName, Error, Subject};
 
 use crate::{
     args::{Explain, Form, Output},
@@ -20,17 +19,18 @@ pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
             Ok(answer) => {
                 let mut told = output::head(answer);
                 told["count"] = answer.endpoints().len().into();
-                told["warnings"] = json!(answer.warnings());
                 told["attempts"] = output::attempts(answer.attempts());
                 output::object(&told)
             }
             Err(error) => output::failure(error, form),
         };
     }
+    let read = meaning(&name);
     let mut text = format!(
-        "{} is read as {:?}\nasked for {fqdn}\n",
-        command.name,
-        name.subject()
+        "{} means {read}
+asked for {fqdn}
+",
+        command.name
     );
     let attempts = match &result {
         Ok(answer) => answer.attempts(),
@@ -47,10 +47,11 @@ pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
             } else {
                 "NOT COMPLETE"
             };
-            let (count, source) = (answer.endpoints().len(), answer.source());
+            let counted = output::counted(answer.endpoints().len(), "endpoint");
+            let (source, fresh) = (answer.source(), answer.freshness());
             text.push_str(&format!(
-                "answer: {count} endpoints from {source}, {}, {whole}\n",
-                answer.freshness()
+                "answer: {counted} from {source}, {fresh}, {whole}
+"
             ));
             for warning in answer.warnings() {
                 text.push_str(&format!("warning: {warning}\n"));
@@ -61,6 +62,31 @@ pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
             output::data(&text);
             output::failure(error, form)
         }
+    }
+}
+
+/// The name in words.
+fn meaning(name: &ConsulName) -> String {
+    let what = match name.subject() {
+        Subject::Service { service, tag: None } => format!("the service {service}"),
+        Subject::Service {
+            service,
+            tag: Some(tag),
+        } => {
+            format!("instances of the service {service} with the tag {tag}")
+        }
+        Subject::Connect { service } => format!("mesh endpoints of the service {service}"),
+        Subject::Ingress { service } => format!("ingress gateways of the service {service}"),
+        Subject::Virtual { service, .. } => format!("the virtual address of {service}"),
+        Subject::Node(node) => format!("the node {node}"),
+        Subject::Query(query) => format!("the prepared query {query}"),
+        Subject::Address(address) => format!("the address {address}, which is in the name"),
+        Subject::Reverse(address) => format!("the names of the address {address}"),
+        _ => "Consul's zone itself".to_owned(),
+    };
+    match &name.locality().datacenter {
+        Some(datacenter) => format!("{what} in the datacenter {datacenter}"),
+        None => what,
     }
 }
 
@@ -82,8 +108,8 @@ fn steps(attempts: &[Attempt]) -> String {
             attempt.transport.to_string(),
             attempt.outcome.to_string(),
             format!("{:.1} ms", attempt.elapsed.as_secs_f64() * 1e3),
-            format!("{} bytes", attempt.received),
-            format!("{} records", attempt.count),
+            output::counted(attempt.received, "byte"),
+            output::counted(attempt.count, "record"),
             attempt.detail.to_string(),
         ]
     };

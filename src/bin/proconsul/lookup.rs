@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use proconsul::{Answer, ConsulName, Endpoint, Error, Records, Resolver, Subject};
+use proconsul::{Answer, ConsulName, Endpoint, Error, Record, Records, Resolver, Subject};
 use serde_json::{Value, json};
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     output,
 };
 
-/// The name has records, and the question has one of that type at least.
+/// What was asked for.
 enum Looked {
     Endpoints(Answer),
     Records(Box<Records>),
@@ -28,8 +28,13 @@ async fn look_up(command: &Lookup) -> Result<Looked, Error> {
     let resolver = command.sources.resolver(command.source)?;
     resolver.check().await?;
     let name = read_name(&resolver, &command.name, command.tag.as_deref())?;
-    let reverse = matches!(name.subject(), Subject::Reverse(_)).then_some("PTR");
-    match command.kind.as_deref().or(reverse) {
+    // Names that have no endpoints are asked for what they have.
+    let own = match name.subject() {
+        Subject::Reverse(_) => Some("PTR"),
+        Subject::Apex => Some("NS"),
+        _ => None,
+    };
+    match command.kind.as_deref().or(own) {
         Some(kind) => Ok(Looked::Records(Box::new(
             resolver.records(&name, kind).await?,
         ))),
@@ -51,39 +56,33 @@ pub(crate) fn read_name(
 }
 
 fn endpoints(answer: &Answer, form: &Output) -> ExitCode {
+    let mut told = output::head(answer);
+    told["endpoints"] = answer.endpoints().iter().map(output::endpoint).collect();
+    told["attempts"] = output::attempts(answer.attempts());
+    if answer.endpoints().is_empty() {
+        let message = format!(
+            "{} has no address: {}",
+            answer.name(),
+            answer.warnings().join("; ")
+        );
+        return output::nothing(&message, told, form);
+    }
     match form.form() {
-        Form::Json => {
-            let mut told = output::head(answer);
-            told["endpoints"] = answer.endpoints().iter().map(output::endpoint).collect();
-            told["warnings"] = warnings(answer);
-            told["attempts"] = output::attempts(answer.attempts());
-            output::object(&told)
-        }
+        Form::Json => output::object(&told),
         Form::Short => {
-            let lines: String = answer
+            let lines = answer
                 .endpoints()
                 .iter()
-                .map(|endpoint| format!("{endpoint}\n"))
-                .collect();
-            for warning in answer.warnings() {
-                output::remark(form, &format!("warning: {warning}"));
-            }
-            output::data(&lines)
+                .map(|endpoint| format!("{endpoint}\n"));
+            output::warnings(answer, form);
+            output::data(&lines.collect::<String>())
         }
         Form::Table => {
             let code = output::data(&table(answer.endpoints(), form));
-            output::summary(answer, "endpoints", form);
+            output::summary(answer, answer.endpoints().len(), "endpoint", form);
             code
         }
     }
-}
-
-fn warnings(answer: &Answer) -> Value {
-    answer
-        .warnings()
-        .iter()
-        .map(|warning| Value::from(&**warning))
-        .collect()
 }
 
 fn table(endpoints: &[Endpoint], form: &Output) -> String {
@@ -121,59 +120,59 @@ fn table(endpoints: &[Endpoint], form: &Output) -> String {
 }
 
 fn records(command: &Lookup, found: &Records, form: &Output) -> ExitCode {
-    let any = found.answers().next().is_some();
-    let code = match form.form() {
-        Form::Json => {
-            let one = |record: &proconsul::Record| {
-                json!({
-                    "section": record.section.as_str(),
-                    "name": &*record.name,
-                    "type": &*record.kind,
-                    "ttl_s": record.ttl,
-                    "data": &*record.data,
-                })
-            };
-            let mut told = match &found.answer {
-                Some(answer) => output::head(answer),
-                None => json!({"name": command.name}),
-            };
-            told["code"] = (*found.code).into();
-            told["records"] = found.records.iter().map(one).collect();
-            told["attempts"] = output::attempts(found.attempts());
-            output::object(&told)
+    let mut told = match &found.answer {
+        Some(answer) => output::head(answer),
+        None => json!({"name": command.name}),
+    };
+    told["code"] = (*found.code).into();
+    told["records"] = found.records.iter().map(record).collect();
+    told["attempts"] = output::attempts(found.attempts());
+    let count = found.answers().count();
+    if count == 0 {
+        let message = match &found.error {
+            Some(error) => error.to_string(),
+            None => format!(
+                "{} has no record of that type ({})",
+                command.name, found.code
+            ),
+        };
+        return output::nothing(&message, told, form);
+    }
+    match form.form() {
+        Form::Json => output::object(&told),
+        Form::Short => {
+            let lines = found.answers().map(|record| format!("{}\n", record.data));
+            output::data(&lines.collect::<String>())
         }
-        Form::Short => output::data(
-            &found
-                .answers()
-                .map(|record| format!("{}\n", record.data))
-                .collect::<String>(),
-        ),
         Form::Table => {
-            let row = |record: &proconsul::Record| {
+            let row = |record: &Record| {
+                let Record {
+                    name, kind, data, ..
+                } = record;
                 vec![
-                    record.name.to_string(),
+                    name.to_string(),
                     record.ttl.to_string(),
-                    record.kind.to_string(),
-                    record.data.to_string(),
+                    kind.to_string(),
+                    data.to_string(),
                 ]
             };
-            output::data(&output::columns(
+            let code = output::data(&output::columns(
                 &found.records.iter().map(row).collect::<Vec<_>>(),
-            ))
+            ));
+            if let Some(answer) = &found.answer {
+                output::summary(answer, count, "answer", form);
+            }
+            code
         }
-    };
-    if any {
-        if let (Form::Table, Some(answer)) = (form.form(), &found.answer) {
-            output::summary(answer, "endpoints behind it", form);
-        }
-        return code;
     }
-    output::remark(
-        form,
-        &format!(
-            "proconsul: {} has no such record ({})",
-            command.name, found.code
-        ),
-    );
-    ExitCode::from(3)
+}
+
+fn record(record: &Record) -> Value {
+    json!({
+        "section": record.section.as_str(),
+        "name": &*record.name,
+        "type": &*record.kind,
+        "ttl_s": record.ttl,
+        "data": &*record.data,
+    })
 }

@@ -13,14 +13,14 @@ use crate::args::{Color, Form, Output};
 /// Nothing answered to the name, or nothing healthy.
 const NOT_FOUND: u8 = 3;
 
-/// Events of the library go to stderr: warnings by default, `-v` tells more, `-q`
-/// nothing, `RUST_LOG` what it says.
+/// Events of the library go to stderr: errors by default, since warnings are told
+/// with what they are about; `-v` tells each look-up, `-vv` all, `-q` nothing,
+/// `RUST_LOG` what it says.
 pub(crate) fn start_log(output: &Output) {
     let level = match (output.quiet, output.verbose) {
         (true, _) => "off",
         (_, 0) => "error",
-        (_, 1) => "proconsul=info,warn",
-        (_, 2) => "proconsul=debug,warn",
+        (_, 1) => "proconsul=debug,warn",
         (_, _) => "proconsul=trace,debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
@@ -96,6 +96,23 @@ pub(crate) fn failure(error: &Error, output: &Output) -> ExitCode {
     status(error)
 }
 
+/// Consul answered, and there is nothing to print: told on stderr, as JSON also
+/// on stdout, with what is known beside it.
+pub(crate) fn nothing(message: &str, mut told: Value, output: &Output) -> ExitCode {
+    if output.form() == Form::Json {
+        told["error"] = json!({"kind": ErrorKind::NotFound.as_str(), "message": message});
+        object(&told);
+    }
+    remark(output, &format!("proconsul: {message}"));
+    ExitCode::from(NOT_FOUND)
+}
+
+/// `1 endpoint`, `2 endpoints`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 /// The exit status of the contract.
 pub(crate) fn status(error: &Error) -> ExitCode {
     match error.kind() {
@@ -117,6 +134,7 @@ pub(crate) fn head(answer: &Answer) -> Value {
         "age_ms": millis(answer.age()),
         "ttl_s": answer.ttl().as_secs(),
         "complete": answer.is_complete(),
+        "warnings": answer.warnings(),
     })
 }
 
@@ -180,22 +198,20 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
 }
 
 /// One line on what an answer is worth, and its warnings.
-pub(crate) fn summary(answer: &Answer, what: &str, output: &Output) {
-    let count = answer.endpoints().len();
+pub(crate) fn summary(answer: &Answer, count: usize, what: &str, output: &Output) {
     let whole = if answer.is_complete() {
         "complete"
     } else {
         "NOT COMPLETE"
     };
-    let ttl = answer.ttl().as_secs();
-    let (source, transport) = (answer.source(), answer.transport());
-    remark(
-        output,
-        &format!(
-            "{count} {what} from {source} ({transport}), {}, {whole}, ttl {ttl} s",
-            answer.freshness()
-        ),
-    );
+    let (source, transport, fresh) = (answer.source(), answer.transport(), answer.freshness());
+    let (counted, ttl) = (counted(count, what), answer.ttl().as_secs());
+    let line = format!("{counted} from {source} ({transport}), {fresh}, {whole}, ttl {ttl} s");
+    remark(output, &line);
+    warnings(answer, output);
+}
+
+pub(crate) fn warnings(answer: &Answer, output: &Output) {
     for warning in answer.warnings() {
         remark(output, &format!("warning: {warning}"));
     }

@@ -17,32 +17,27 @@ pub(crate) async fn run(command: Pick, form: &Output) -> ExitCode {
     let picked: Vec<Endpoint> = (0..command.count)
         .map_while(|_| picker.pick().cloned())
         .collect();
+    let mut told = output::head(&answer);
+    told["endpoints"] = picked.iter().map(output::endpoint).collect();
+    told["attempts"] = output::attempts(answer.attempts());
     if picked.is_empty() {
-        output::remark(
-            form,
-            &format!(
-                "proconsul: no instance of {} has a port: nothing can connect to them",
-                answer.name()
-            ),
+        let message = format!(
+            "no instance of {} has an address and a port that can be connected to",
+            answer.name()
         );
-        return ExitCode::from(3);
-    }
-    for warning in answer.warnings() {
-        output::remark(form, &format!("warning: {warning}"));
+        return output::nothing(&message, told, form);
     }
     match form.form() {
-        Form::Json => {
-            let mut told = output::head(&answer);
-            told["endpoints"] = picked.iter().map(output::endpoint).collect();
-            told["attempts"] = output::attempts(answer.attempts());
-            output::object(&told)
+        Form::Json => output::object(&told),
+        Form::Short | Form::Table => {
+            output::warnings(&answer, form);
+            output::data(
+                &picked
+                    .iter()
+                    .map(|endpoint| format!("{endpoint}\n"))
+                    .collect::<String>(),
+            )
         }
-        Form::Short | Form::Table => output::data(
-            &picked
-                .iter()
-                .map(|endpoint| format!("{endpoint}\n"))
-                .collect::<String>(),
-        ),
     }
 }
 
