@@ -100,6 +100,9 @@ mod endpoint;
 mod error;
 mod flight;
 mod found;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ladder;
 mod name;
 mod record;

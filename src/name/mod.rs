@@ -190,7 +190,13 @@ impl ConsulName {
         srv: bool,
         domain: &Domain,
     ) -> Result<Self, NotAName> {
-        parse::wire(labels, srv, domain)
+        let name = parse::wire(labels, srv, domain)?;
+        // The full form of a short one may be longer than the wire carries.
+        if name.fits(domain) {
+            Ok(name)
+        } else {
+            Err(NotAName::NoSuchName)
+        }
     }
 
     /// All instances of the service `name`.

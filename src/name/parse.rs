@@ -5,6 +5,12 @@ use super::{ConsulName, Domain, Locality, NameError, Subject, error::Fault, targ
 /// Labels that name the kind of place before them.
 pub(super) const PLACES: [&str; 6] = ["dc", "ns", "ap", "peer", "sg", "port"];
 
+/// Labels that name the kind of thing before them: none can name a place, since a
+/// name is read from the right.
+const KINDS: [&str; 7] = [
+    "service", "connect", "virtual", "ingress", "node", "query", "addr",
+];
+
 /// Longest label, in bytes (RFC 1035, section 2.3.4).
 const LONGEST_LABEL: usize = 63;
 
@@ -278,7 +284,8 @@ pub(super) fn check_label(text: &str, label: &str) -> Result<(), NameError> {
 /// Whether a label can name a datacenter, a namespace or a partition.
 pub(super) fn check_place(label: &str) -> Result<(), NameError> {
     check_label(label, label)?;
-    if label.starts_with('_') {
+    let is_kind = KINDS.iter().any(|kind| label.eq_ignore_ascii_case(kind));
+    if is_kind || label.starts_with('_') {
         Err(NameError::new(label, Fault::Place))
     } else {
         Ok(())

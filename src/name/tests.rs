@@ -215,6 +215,8 @@ fn errors_name_the_part_and_say_what_to_do() {
         ("web.service.a.b.c.consul", "a datacenter alone"),
         ("web.service.dc1.consul@dc2", "a datacenter alone"),
         ("10.0.0.1@dc1", "a datacenter alone"),
+        ("web@query", "a datacenter alone"),
+        ("web@_dc1", "a datacenter alone"),
         ("zz000001.addr.consul", "no address"),
         ("10.in-addr.arpa", "write the address itself"),
         ("www.example.com.", "not in Consul's domain"),

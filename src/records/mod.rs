@@ -3,6 +3,8 @@
 //! [`mod@write`] makes records in the shapes of Consul's own answers out of it, and
 //! [`endpoints`] makes what the library's users see.
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 pub(crate) mod read;
 pub(crate) mod write;
 

@@ -16,6 +16,8 @@
 //! it loses its additional section before any answer.
 
 mod encode;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 
 use std::collections::HashSet;
 

@@ -13,7 +13,7 @@
 //! [`crate::complete`]; what a reply means in [`crate::records`]. The transport
 //! that a name needed last time is asked first next time.
 
-mod message;
+pub(crate) mod message;
 mod tcp;
 mod udp;
 

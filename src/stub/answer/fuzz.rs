@@ -1,0 +1,68 @@
+//! **Pure.** The rule of answering packets, for the fuzzer.
+
+use std::net::Ipv4Addr;
+
+use hickory_proto::rr::rdata::{A, SRV};
+
+use super::*;
+
+/// Every packet is dropped or answered; every reply can be read, echoes id and
+/// question, fits the client, and says so where it is cut. The number of records
+/// is the input's first byte, the packet is the rest.
+pub fn packet(bytes: &[u8]) {
+    let (&count, packet) = bytes.split_first().unwrap_or((&0, &[]));
+    let id = packet.first_chunk().copied().map(u16::from_be_bytes);
+    let question = match judge(packet, &Domain::default()) {
+        Judged::Drop => return,
+        Judged::Reply(reply) => return check(&reply, id),
+        Judged::Ask(question) => question,
+    };
+    let sections = sections(usize::from(count), question.query.name());
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let reply = question.reply(&sections, transport);
+        check(&reply, id);
+        let message = Message::from_vec(&reply).expect("checked");
+        assert_eq!(message.queries, [question.query.clone()]);
+        assert_eq!(
+            message.metadata.truncation,
+            message.answers.len() < sections.answers.len()
+        );
+        let most = match (transport, question.payload) {
+            (Transport::Udp, None) => 512,
+            (Transport::Udp, Some(payload)) => usize::from(payload).clamp(512, 4096),
+            _ => 65_535,
+        };
+        assert!(
+            reply.len() <= most,
+            "{} bytes for a client of {most}",
+            reply.len()
+        );
+        assert_eq!(message.edns.is_some(), question.payload.is_some());
+    }
+}
+
+fn check(reply: &[u8], id: Option<u16>) {
+    let mut decoder = BinDecoder::new(reply);
+    let message = Message::read(&mut decoder).expect("a reply can be read");
+    assert!(decoder.is_empty(), "bytes after the reply");
+    assert_eq!(Some(message.metadata.id), id);
+    assert_eq!(message.metadata.message_type, MessageType::Response);
+}
+
+fn sections(count: usize, owner: &Name) -> Sections {
+    let mut sections = Sections::empty();
+    for at in 0..count {
+        let bits = 0x0a00_0000 + u32::try_from(at).unwrap_or_default();
+        let target = format!("{bits:08x}.addr.dc1.consul.");
+        let target = Name::from_ascii(target).expect("a plain name");
+        let srv = RData::SRV(SRV::new(1, 1, 80, target.clone()));
+        sections
+            .answers
+            .push(Record::from_rdata(owner.clone(), 0, srv));
+        let address = RData::A(A(Ipv4Addr::from_bits(bits)));
+        sections
+            .additionals
+            .push(Record::from_rdata(target, 0, address));
+    }
+    sections
+}
