@@ -47,8 +47,10 @@ struct Inner {
     config: Config,
     sources: Sources,
     hosts: Hosts,
-    /// A std mutex: held for one look-up, never across an await.
-    cache: Mutex<Cache<ConsulName>>,
+    /// By [`ConsulName::key`]: the name itself holds more, and a look-up would go
+    /// through it to compare. A std mutex: held for one look-up, never across an
+    /// await.
+    cache: Mutex<Cache<Box<str>>>,
     flights: Flights<ConsulName, Result<Answer, Error>>,
 }
 
@@ -239,7 +241,7 @@ impl Resolver {
 impl Inner {
     /// What the cache knows of a name.
     fn cached(&self, name: &ConsulName) -> Option<Result<Answer, Error>> {
-        let look = self.cache().look(name, clock::now());
+        let look = self.cache().look(name.key(), clock::now());
         match look {
             Look::Fresh(held, age) => Some(Ok(Answer {
                 held,
@@ -281,7 +283,7 @@ impl Inner {
                 Step::Give(finding) => {
                     let held = Arc::new(self.settle(&fqdn, finding, deadline, depth).await);
                     self.cache()
-                        .put(name.clone(), Arc::clone(&held), clock::now());
+                        .put(name.key().into(), Arc::clone(&held), clock::now());
                     let attempts = Some(attempts.into());
                     let (age, freshness) = (Duration::ZERO, Freshness::Fresh);
                     break Ok(Answer {
@@ -292,7 +294,8 @@ impl Inner {
                     });
                 }
                 Step::Nothing(ttl) => {
-                    self.cache().put_nothing(name.clone(), ttl, clock::now());
+                    self.cache()
+                        .put_nothing(name.key().into(), ttl, clock::now());
                     break Err(self.not_found(name, attempts));
                 }
                 Step::GiveUp(kind) => break Err(failed(kind, &fqdn, attempts)),
@@ -438,7 +441,7 @@ impl Inner {
         )
     }
 
-    fn cache(&self) -> std::sync::MutexGuard<'_, Cache<ConsulName>> {
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache<Box<str>>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

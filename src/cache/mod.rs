@@ -15,6 +15,7 @@
 //! Bounded in entries and in bytes; what was not used for longest goes first.
 
 use std::{
+    borrow::Borrow,
     hash::Hash,
     num::NonZeroUsize,
     ops::RangeInclusive,
@@ -78,7 +79,11 @@ impl<K: Hash + Eq> Cache<K> {
     }
 
     /// What holds at `now`. Serving moves an entry to the front and renews nothing.
-    pub(crate) fn look(&mut self, name: &K, now: Instant) -> Look {
+    pub(crate) fn look<Q>(&mut self, name: &Q, now: Instant) -> Look
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
         match self.entries.get(name) {
             Some(entry) if now < entry.until => match &entry.held {
                 Some(held) => {

@@ -313,6 +313,12 @@ impl ConsulName {
         &self.0.locality
     }
 
+    /// The canonical name without the domain. Equal for equal names, and for no
+    /// others.
+    pub(crate) fn key(&self) -> &str {
+        &self.0.key
+    }
+
     /// The absolute name in `domain`, with its final dot:
     /// `v2.web.service.dc1.consul.`
     pub fn fqdn(&self, domain: &Domain) -> String {

@@ -1,0 +1,167 @@
+//! A Consul agent of the benchmark's own, on loopback and on free ports. It ends
+//! when its handle goes, also by a panic.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::Outcome;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Agent {
+    process: Child,
+    directory: PathBuf,
+    dns: SocketAddr,
+    http: SocketAddr,
+}
+
+impl Agent {
+    /// Starts the binary that `CONSUL_BIN` names, else `consul`.
+    pub(crate) fn start() -> Outcome<Self> {
+        let binary = std::env::var_os("CONSUL_BIN").unwrap_or_else(|| "consul".into());
+        let [dns, http, server, lan, wan] = free_ports()?;
+        let mut ports = json!({
+            "dns": dns, "http": http, "server": server,
+            "serf_lan": lan, "serf_wan": wan, "grpc": -1,
+        });
+        let version = Command::new(&binary).arg("version").output()?;
+        if knows_grpc_tls(&String::from_utf8_lossy(&version.stdout)) {
+            ports["grpc_tls"] = json!(-1);
+        }
+        let directory =
+            std::env::temp_dir().join(format!("proconsul-bench-{}", std::process::id()));
+        fs::create_dir(&directory)?;
+        let file = directory.join("agent.json");
+        let config = json!({"ports": ports, "disable_update_check": true});
+        fs::write(&file, config.to_string())?;
+        let process = Command::new(&binary)
+            .args(["agent", "-dev", "-node", "bench", "-log-level", "err"])
+            .args(["-bind", "127.0.0.1", "-client", "127.0.0.1", "-config-file"])
+            .arg(&file)
+            .stdout(Stdio::null())
+            .spawn()?;
+        let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut agent = Self {
+            process,
+            directory,
+            dns: address(dns),
+            http: address(http),
+        };
+        agent.wait_for_leader()?;
+        Ok(agent)
+    }
+
+    pub(crate) fn dns(&self) -> SocketAddr {
+        self.dns
+    }
+
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Registers that many instances on the agent's node, each with an address
+    /// and a port of its own, and waits until all are listed.
+    pub(crate) fn register(&self, service: &str, instances: usize) -> Outcome<()> {
+        for index in 1..=u8::try_from(instances)? {
+            let body = json!({
+                "ID": format!("{service}-{index}"),
+                "Name": service,
+                "Address": format!("127.0.1.{index}"),
+                "Port": 8_000 + u16::from(index),
+            });
+            self.call("PUT", "/v1/agent/service/register", &body.to_string())?;
+        }
+        let path = format!("/v1/health/service/{service}?passing");
+        let start = Instant::now();
+        loop {
+            let listed: Vec<Value> = serde_json::from_str(&self.call("GET", &path, "")?)?;
+            if listed.len() == instances {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(format!("{} of {instances} are listed", listed.len()).into());
+            }
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn wait_for_leader(&mut self) -> Outcome<()> {
+        let start = Instant::now();
+        loop {
+            // The node's own check is listed last, when DNS and HTTP both serve.
+            match self.call("GET", "/v1/health/node/bench", "") {
+                Ok(checks) if checks.contains("serfHealth") => return Ok(()),
+                Ok(_) | Err(_) => {}
+            }
+            if let Some(status) = self.process.try_wait()? {
+                return Err(format!("the agent ended: {status}").into());
+            }
+            if start.elapsed() > PATIENCE {
+                return Err("the agent does not come up".into());
+            }
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// One request of HTTP/1.0, which knows no chunks.
+    fn call(&self, method: &str, path: &str, body: &str) -> Outcome<String> {
+        let mut stream = TcpStream::connect(self.http)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\ncontent-length: {length}\r\n\r\n{body}"
+        )?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        let (head, body) = reply.split_once("\r\n\r\n").ok_or("no reply")?;
+        if head.split(' ').nth(1) == Some("200") {
+            Ok(body.to_owned())
+        } else {
+            Err(format!("{method} {path}: {reply}").into())
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Five ports that are free on loopback for UDP and TCP, all held until all are
+/// found.
+fn free_ports() -> Outcome<[u16; 5]> {
+    let mut held = Vec::new();
+    let mut ports = Vec::new();
+    while ports.len() < 5 {
+        let stream = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = stream.local_addr()?;
+        if let Ok(datagrams) = UdpSocket::bind(address) {
+            ports.push(address.port());
+            held.push((stream, datagrams));
+        }
+    }
+    Ok(ports.try_into().map_err(|_| "five")?)
+}
+
+/// Consul opens a port for gRPC over TLS since 1.14; before that the setting is
+/// an error.
+fn knows_grpc_tls(version: &str) -> bool {
+    let numbers = version.split_once(" v").map_or("", |(_, rest)| rest);
+    let mut numbers = numbers
+        .split(['.', '\n', '-'])
+        .map_while(|n| n.parse().ok());
+    (numbers.next(), numbers.next()) >= (Some(1), Some(14))
+}
