@@ -52,12 +52,14 @@ fn assert_whole(answer: &Answer, registered: &[SocketAddr]) {
 #[tokio::test]
 async fn every_instance_of_an_agent_s_services_is_found_whatever_their_number() {
     let agent = Agent::builder().node("vm").start().await;
-    let resolver = resolver(&agent, "none");
+    let shared = resolver(&agent, "none");
     // Around 43, EDNS is passed by less than one record; see the module complete.
     for count in [1, 3, 19, 20, 41, 42, 43, 44, 45, 100] {
         let service = format!("s{count}");
         let registered = agent.register_instances(&service, count).await;
-        let answer = resolver.lookup(&service).await.unwrap();
+        assert_whole(&shared.lookup(&service).await.unwrap(), &registered);
+        // The first question of a resolver goes over UDP.
+        let answer = resolver(&agent, "none").lookup(&service).await.unwrap();
         assert_whole(&answer, &registered);
         assert_eq!(answer.source(), Source::Dns);
         // By the length of the node's name, which stands in each TXT record.
@@ -167,6 +169,10 @@ async fn a_name_is_asked_over_the_transport_that_it_needed_last_time() {
     assert_eq!(transports(&first), [Transport::Udp, Transport::Tcp]);
     let second = resolver.lookup("many").await.unwrap();
     assert_eq!(transports(&second), [Transport::Tcp]);
+    // Any other name follows it while the connection is open and free.
+    agent.register_instances("few", 3).await;
+    let few = resolver.lookup("few").await.unwrap();
+    assert_eq!(transports(&few), [Transport::Tcp]);
 }
 
 #[tokio::test]

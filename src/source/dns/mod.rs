@@ -1,17 +1,22 @@
 //! **Shell.** The rung that asks Consul's DNS interface: which server, which
 //! transport, and what each attempt came to.
 //!
+//! The first question to a server goes over UDP, and so does every other while its
+//! connection is closed or has questions waiting: Consul answers one question of a
+//! connection after the other, so that a slow one would hold up the rest. On a free
+//! connection TCP is quicker than a new socket for each question.
+//!
 //! | heard | then |
 //! | --- | --- |
 //! | a reply proven whole | done |
 //! | a reply over UDP that may be cut | the same question over TCP |
-//! | a reply over TCP that may be cut, server on loopback | once more over UDP with room for 60 kB: two roomy replies prove each other |
+//! | a reply over TCP that is roomy, without proof | once more over UDP, on loopback with room for 60 kB: two roomy replies prove each other |
 //! | no such name | done |
 //! | refused, silent, SERVFAIL, unreadable | the next server; after the last the rung has failed |
 //!
 //! What may be cut and what proves the opposite is decided in
-//! [`crate::complete`]; what a reply means in [`crate::records`]. The transport
-//! that a name needed last time is asked first next time.
+//! [`crate::complete`]; what a reply means in [`crate::records`]. A name that did
+//! not fit a datagram is asked over TCP at once the next time.
 
 pub(crate) mod message;
 mod tcp;
@@ -21,7 +26,7 @@ use std::{
     collections::HashSet,
     io,
     net::SocketAddr,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -133,14 +138,14 @@ pub(crate) struct DnsSource {
 #[derive(Debug)]
 struct Server {
     address: SocketAddr,
-    connection: Connection,
+    connection: Arc<Connection>,
 }
 
 impl DnsSource {
     pub(crate) fn new(servers: &[SocketAddr]) -> Self {
         let server = |&address| Server {
             address,
-            connection: Connection::new(address),
+            connection: Arc::new(Connection::new(address)),
         };
         Self {
             servers: servers.iter().map(server).collect(),
@@ -214,67 +219,78 @@ struct Round<'a> {
 
 impl Round<'_> {
     async fn run(&mut self) -> Heard {
-        let on_loopback = self.server.address.ip().is_loopback();
-        let payload = if on_loopback {
-            LOOPBACK_PAYLOAD
-        } else {
-            REMOTE_PAYLOAD
-        };
-
-        let mut earlier = None;
-        if !self.source.is_large(self.name) {
-            match self.over_udp(payload).await {
+        let connection = &self.server.connection;
+        if !self.source.is_large(self.name) && !connection.is_free() {
+            connection.open_soon();
+            return match self.over_udp(self.payload()).await {
                 Ok(Heard::Records {
                     reply,
                     doubt: Some(doubt),
                 }) => {
-                    if doubt != Reason::NoText {
-                        self.source.learn(self.name, true);
-                    }
-                    earlier = Some(seen(&reply));
+                    self.source.learn(self.name, doubt != Reason::NoText);
+                    self.go_on(Some((reply, doubt))).await
                 }
-                Ok(heard) => return heard,
+                Ok(heard) => heard,
                 // TCP is no way round a server that is not there or does not answer.
-                Err(Trouble::Flooded | Trouble::Malformed) => {}
-                Err(_) => return Heard::Failed,
-            }
+                Err(Trouble::Flooded | Trouble::Malformed) => self.go_on(None).await,
+                Err(_) => Heard::Failed,
+            };
         }
-        let Ok(heard) = self.over_tcp(earlier.as_ref()).await else {
-            return Heard::Failed;
+        self.go_on(None).await
+    }
+
+    /// Over TCP, after a datagram that may be cut, or instead of one.
+    async fn go_on(&mut self, datagram: Option<(Reply, Reason)>) -> Heard {
+        let earlier = datagram.as_ref().map(|(reply, _)| seen(reply));
+        let heard = match (self.over_tcp(earlier.as_ref()).await, datagram) {
+            (Ok(heard), _) => heard,
+            (Err(_), Some((reply, doubt))) => {
+                return Heard::Records {
+                    reply,
+                    doubt: Some(doubt),
+                };
+            }
+            (Err(_), None) if !self.source.is_large(self.name) => {
+                self.over_udp(self.payload()).await.unwrap_or(Heard::Failed)
+            }
+            (Err(_), None) => Heard::Failed,
         };
         let Heard::Records { reply, doubt } = heard else {
             return heard;
         };
-        if reply.size < usize::from(payload) / 2 {
+        let small = usize::from(self.payload()) / 2;
+        if reply.transport == Transport::Tcp && reply.size < small {
             self.source.learn(self.name, false);
         }
-        let Some(doubt) = doubt else {
-            return Heard::Records { reply, doubt: None };
+        // A limit far from TCP's, and from that of a datagram heard before.
+        let other = match earlier {
+            _ if self.is_local() => Some(ROOMY_PAYLOAD),
+            None => Some(REMOTE_PAYLOAD),
+            Some(_) => None,
         };
-        if doubt != Reason::NoText || !on_loopback || self.kind != RecordType::SRV {
-            return Heard::Records {
-                reply,
-                doubt: Some(doubt),
-            };
+        match (doubt, other) {
+            (Some(Reason::NoText), Some(payload)) if self.kind == RecordType::SRV => {
+                self.second_opinion(reply, payload).await
+            }
+            (doubt, _) => Heard::Records { reply, doubt },
         }
-        self.third_opinion(reply).await
     }
 
-    /// A reply over TCP that looks roomy and holds no proof, asked once more with
-    /// a limit that is far from TCP's.
-    async fn third_opinion(&mut self, reply: Reply) -> Heard {
+    /// A reply that looks roomy and holds no proof, asked once more with a limit
+    /// that is far from its own.
+    async fn second_opinion(&mut self, reply: Reply, payload: u16) -> Heard {
         let before = seen(&reply);
-        let Ok(Heard::Records { reply: roomy, .. }) = self.over_udp(ROOMY_PAYLOAD).await else {
+        let Ok(Heard::Records { reply: other, .. }) = self.over_udp(payload).await else {
             return Heard::Records {
                 reply,
                 doubt: Some(Reason::NoText),
             };
         };
-        let after = seen(&roomy);
+        let after = seen(&other);
         let proven =
             complete::judge(&after) == Verdict::Whole || complete::second_opinion(&before, &after);
         let (reply, doubt) = if proven {
-            (roomy, None)
+            (other, None)
         } else if complete::second_opinion(&after, &before) {
             (reply, None)
         } else {
@@ -282,9 +298,21 @@ impl Round<'_> {
         };
         if let (None, Some(last)) = (doubt, self.attempts.last_mut()) {
             last.outcome = Outcome::Answered;
-            last.detail = "the two roomy replies prove each other whole".into();
+            last.detail = "two roomy replies prove each other whole".into();
         }
         Heard::Records { reply, doubt }
+    }
+
+    fn is_local(&self) -> bool {
+        self.server.address.ip().is_loopback()
+    }
+
+    fn payload(&self) -> u16 {
+        if self.is_local() {
+            LOOPBACK_PAYLOAD
+        } else {
+            REMOTE_PAYLOAD
+        }
     }
 
     async fn over_udp(&mut self, payload: u16) -> Result<Heard, Trouble> {

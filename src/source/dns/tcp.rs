@@ -2,7 +2,15 @@
 //! questions are pipelined and replies matched in whatever order they come
 //! (RFC 7766, sections 6.2.1 and 7).
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
@@ -29,6 +37,9 @@ const MOST_STRANGERS: usize = 16;
 /// Longest time that one question may take to be written.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
 
+/// Longest time that opening the connection ahead may take.
+const OPENING: Duration = Duration::from_secs(1);
+
 /// A connection nobody used for this long is closed. Consul closes its side
 /// after 8 seconds.
 const IDLE: Duration = Duration::from_secs(7);
@@ -40,7 +51,18 @@ pub(super) struct Connection {
     server: SocketAddr,
     /// Held across the opening, so that one opens and the others wait for it.
     questions: Mutex<Option<mpsc::Sender<Asked>>>,
+    /// Questions that wait for their replies.
+    waiting: AtomicUsize,
+    /// Whether the connection is worth being opened ahead of a question that
+    /// needs it: not for the first question of all, which may be the only one,
+    /// and not where it failed.
+    ahead: AtomicU8,
 }
+
+/// Nothing was asked yet.
+const UNUSED: u8 = 0;
+const WORTH_OPENING: u8 = 1;
+const NOT_WORTH_OPENING: u8 = 2;
 
 #[derive(Debug)]
 struct Asked {
@@ -53,6 +75,34 @@ impl Connection {
         Self {
             server,
             questions: Mutex::new(None),
+            waiting: AtomicUsize::new(0),
+            ahead: AtomicU8::new(UNUSED),
+        }
+    }
+
+    /// Open, and nobody waits for a reply on it.
+    pub(super) fn is_free(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
+            && (self.questions.try_lock())
+                .is_ok_and(|open| open.as_ref().is_some_and(|open| !open.is_closed()))
+    }
+
+    /// Opens it in the background, unless that was in vain before.
+    pub(super) fn open_soon(self: &Arc<Self>) {
+        let first = self.ahead.compare_exchange(
+            UNUSED,
+            WORTH_OPENING,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        if first == Err(WORTH_OPENING) {
+            let connection = Arc::clone(self);
+            // Bounded by its own limit, and of no use to anybody who would wait.
+            tokio::spawn(async move {
+                if !matches!(timeout(OPENING, connection.open()).await, Ok(Ok(_))) {
+                    connection.ahead.store(NOT_WORTH_OPENING, Ordering::Relaxed);
+                }
+            });
         }
     }
 
@@ -82,6 +132,7 @@ impl Connection {
     }
 
     async fn ask(&self, query: &Query) -> Result<Vec<u8>, Trouble> {
+        let _waiting = Waiting::on(&self.waiting);
         let questions = self.open().await?;
         let (reply, heard) = oneshot::channel();
         let asked = Asked {
@@ -103,6 +154,22 @@ impl Connection {
         tokio::spawn(converse(self.server, stream, asked));
         *open = Some(questions.clone());
         Ok(questions)
+    }
+}
+
+/// Counts one who waits for as long as they do, however that ends.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn on(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
