@@ -1,0 +1,280 @@
+//! The stub as DNS clients meet it: dig, kdig, and sockets that misbehave.
+
+mod support;
+
+use std::{net::SocketAddr, process::Command, time::Duration};
+
+use hickory_proto::rr::RecordType;
+use proconsul::{Resolver, stub::Stub};
+use support::{Agent, SilentDns, ask_tcp, ask_udp, wait_for};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UdpSocket},
+    sync::oneshot,
+    time::timeout,
+};
+
+async fn stub(dns: &str, http: &str) -> SocketAddr {
+    let builder = Resolver::builder().dns(dns).http(http);
+    let resolver = builder
+        .timeout(Duration::from_secs(5))
+        .build()
+        .expect("addresses");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let stub = Stub::bind(resolver, &[any]).await.expect("a free port");
+    let address = stub.addresses()[0];
+    tokio::spawn(stub.run(std::future::pending()));
+    address
+}
+
+async fn tool(tool: &str, server: SocketAddr, arguments: &[&str]) -> String {
+    let mut command = Command::new(tool);
+    command
+        .arg(format!("@{}", server.ip()))
+        .args(["-p", &server.port().to_string()]);
+    command.args(arguments);
+    let run = move || command.output();
+    let output = tokio::task::spawn_blocking(run).await.expect("no panic");
+    let output = output.unwrap_or_else(|error| panic!("{tool}: {error}; run scripts/test"));
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for complaint in [
+        "Warning",
+        "warning",
+        "malformed",
+        "bad packet",
+        "extra",
+        "mismatch",
+    ] {
+        assert!(
+            !text.contains(complaint),
+            "{tool} {arguments:?} complains:\n{text}"
+        );
+    }
+    text
+}
+
+#[tokio::test]
+async fn dig_and_kdig_are_content_with_every_type() {
+    let agent = Agent::builder().node("vm").start().await;
+    agent.register_instances("web", 3).await;
+    let stub = stub(&agent.dns().to_string(), "none").await;
+    for program in ["dig", "kdig"] {
+        for (name, kind, expected) in [
+            ("web.service.consul", "A", "10.1.0.1"),
+            ("WEB.Service.consul", "SRV", "addr.dc1.consul."),
+            ("web.service.consul", "ANY", "10.1.0.2"),
+            ("web.service.consul", "TXT", "10.1.0.2"),
+            ("vm.node.consul", "TXT", "consul-network-segment="),
+            ("vm.node.consul", "ANY", "127.0.0.1"),
+            ("consul", "SOA", "hostmaster.consul."),
+            ("consul", "NS", "vm.node.dc1.consul."),
+            ("1.0.1.10.in-addr.arpa", "PTR", "web.service.dc1.consul."),
+            ("web.service.consul", "AAAA", "NOERROR"),
+            ("web.service.consul", "TYPE65", "NOERROR"),
+            ("nosuch.service.consul", "A", "NXDOMAIN"),
+            ("www.example.com", "A", "REFUSED"),
+        ] {
+            for transport in [&["+notcp"][..], &["+tcp"], &["+noedns"]] {
+                let arguments = [&[name, kind, "+norecurse"], transport].concat();
+                let printed = tool(program, stub, &arguments).await;
+                assert!(
+                    printed.contains(expected),
+                    "{program} {arguments:?}:\n{printed}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_large_set_is_truncated_over_udp_and_whole_over_tcp() {
+    let agent = Agent::builder().node("vm").start().await;
+    agent.register_instances("many", 100).await;
+    let stub = stub(&agent.dns().to_string(), "none").await;
+    let ignoring = ["many.service.consul", "SRV", "+ignore", "+norecurse"];
+    let cut = tool("dig", stub, &ignoring).await;
+    assert!(cut.contains("flags: qr aa tc;"), "{cut}");
+    let whole = ["many.service.consul", "SRV", "+norecurse", "+tcp"];
+    let whole = tool("dig", stub, &whole).await;
+    assert!(
+        whole.contains("flags: qr aa;") && whole.contains("ANSWER: 100,"),
+        "{whole}"
+    );
+    let plain = ask_udp(stub, "many.service.consul.", RecordType::SRV)
+        .await
+        .expect("a reply");
+    assert!(plain.metadata.truncation && plain.answers.len() >= 2);
+
+    // Who takes the first is spread over all.
+    let mut first = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let reply = ask_tcp(stub, "many.service.consul.", RecordType::A)
+            .await
+            .expect("a reply");
+        assert_eq!(reply.answers.len(), 100);
+        first.insert(reply.answers[0].data.to_string());
+    }
+    assert!(first.len() > 10, "{first:?}");
+}
+
+#[tokio::test]
+async fn more_than_any_reply_holds_is_said_to_be_so() {
+    let agent = Agent::builder().node("vm").start().await;
+    agent.register_instances("large", 1_500).await;
+    let stub = stub(&agent.dns().to_string(), &agent.http()).await;
+    let addresses = ask_tcp(stub, "large.service.consul.", RecordType::A)
+        .await
+        .expect("a reply");
+    assert_eq!(
+        (addresses.answers.len(), addresses.metadata.truncation),
+        (1_500, false)
+    );
+    let services = ask_tcp(stub, "large.service.consul.", RecordType::SRV)
+        .await
+        .expect("a reply");
+    assert!(
+        services.metadata.truncation && services.answers.len() > 1_400,
+        "{}",
+        services.answers.len()
+    );
+}
+
+#[tokio::test]
+async fn when_no_source_answers_it_is_servfail_with_the_reason() {
+    let silent = SilentDns::start();
+    let builder = Resolver::builder()
+        .dns(&silent.address().to_string())
+        .http("none");
+    let resolver = builder
+        .timeout(Duration::from_millis(300))
+        .build()
+        .expect("an address");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let stub = Stub::bind(resolver, &[any]).await.expect("a free port");
+    let address = stub.addresses()[0];
+    tokio::spawn(stub.run(std::future::pending()));
+    let printed = tool("dig", address, &["web.service.consul", "+norecurse"]).await;
+    assert!(
+        printed.contains("SERVFAIL") && printed.contains("EDE: 22"),
+        "{printed}"
+    );
+}
+
+/// `web.service.consul A`, framed for TCP.
+fn framed(id: u8) -> Vec<u8> {
+    let mut message = vec![0, id, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    message.extend_from_slice(b"\x03web\x07service\x06consul\x00\x00\x01\x00\x01");
+    let length = u16::try_from(message.len()).expect("a short message");
+    [&length.to_be_bytes()[..], &message].concat()
+}
+
+async fn reply(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let length = timeout(Duration::from_secs(10), stream.read_u16())
+        .await
+        .ok()?
+        .ok()?;
+    let mut reply = vec![0; length.into()];
+    stream.read_exact(&mut reply).await.ok()?;
+    Some(reply)
+}
+
+#[tokio::test]
+async fn questions_on_one_connection_are_all_answered_however_they_arrive() {
+    let agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let stub = stub(&agent.dns().to_string(), "none").await;
+    let mut stream = TcpStream::connect(stub).await.expect("a connection");
+    let all: Vec<u8> = (0..100).flat_map(framed).collect();
+    // Split where it hurts: within lengths, headers and names.
+    for part in all.chunks(37) {
+        stream.write_all(part).await.expect("the stub reads");
+        tokio::task::yield_now().await;
+    }
+    // The client has no more to ask; its answers are still due.
+    stream.shutdown().await.expect("half a close");
+    let mut ids = std::collections::BTreeSet::new();
+    while let Some(reply) = reply(&mut stream).await {
+        assert_eq!(reply[7], 2, "both instances");
+        ids.insert(reply[1]);
+    }
+    assert_eq!(ids.len(), 100);
+}
+
+#[tokio::test]
+async fn a_client_that_stalls_or_talks_nonsense_is_cut_off_and_others_go_on() {
+    let agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let stub = stub(&agent.dns().to_string(), "none").await;
+    // Half a message and then nothing; a length below a header's; another protocol.
+    for start in [
+        &b"\x00\x40\x12"[..],
+        b"\x00\x00",
+        b"\x00\x05abcde",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ] {
+        let mut stream = TcpStream::connect(stub).await.expect("a connection");
+        stream.write_all(start).await.expect("the stub reads");
+        let other = ask_tcp(stub, "web.service.consul.", RecordType::A).await;
+        assert_eq!(other.expect("a reply").answers.len(), 2);
+        let mut rest = Vec::new();
+        let end = timeout(Duration::from_secs(8), stream.read_to_end(&mut rest)).await;
+        assert!(end.is_ok() && rest.is_empty(), "{start:?} is not cut off");
+    }
+}
+
+#[tokio::test]
+async fn noise_over_udp_is_dropped_or_refused_and_never_echoed() {
+    let stub = stub("none", "none").await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    client.connect(stub).await.expect("an address");
+    // A response, and packets below a header: answering them could go on for ever.
+    for packet in [
+        &b""[..],
+        b"\x00",
+        b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a",
+        b"\x00\x01\x80\x00\x00\x01\x00\x00\x00\x00\x00\x00",
+    ] {
+        client.send(packet).await.expect("sent");
+    }
+    client
+        .send(b"\x00\x63\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+        .await
+        .expect("sent");
+    let mut reply = [0; 512];
+    let length = timeout(Duration::from_secs(5), client.recv(&mut reply)).await;
+    // The first to come back is the answer to the last: FORMERR.
+    assert_eq!(
+        &reply[..length.expect("in time").expect("a reply")],
+        b"\x00\x63\x80\x01\x00\x00\x00\x00\x00\x00\x00\x00"
+    );
+}
+
+#[tokio::test]
+async fn a_stopped_stub_sends_the_answers_that_are_due_and_lets_its_port_go() {
+    let silent = SilentDns::start();
+    let builder = Resolver::builder()
+        .dns(&silent.address().to_string())
+        .http("none");
+    let resolver = builder
+        .timeout(Duration::from_millis(600))
+        .build()
+        .expect("an address");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let stub = Stub::bind(resolver, &[any]).await.expect("a free port");
+    let address = stub.addresses()[0];
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(stub.run(async { drop(stopped.await) }));
+
+    let mut asking = TcpStream::connect(address).await.expect("a connection");
+    asking.write_all(&framed(7)).await.expect("the stub reads");
+    wait_for("the question on its way to Consul", async || {
+        (!silent.questions().is_empty()).then_some(())
+    })
+    .await;
+    stop.send(()).expect("the stub runs");
+    let reply = reply(&mut asking).await.expect("the answer that was due");
+    assert_eq!((reply[1], reply[3] & 0x0f), (7, 2), "SERVFAIL");
+    running.await.expect("no panic");
+    assert!(TcpStream::connect(address).await.is_err());
+}
