@@ -62,7 +62,7 @@ async fn strangers_are_ignored_and_the_right_reply_is_still_taken() {
 async fn a_reply_from_another_address_never_arrives() {
     let server = Server::start(|question, _| {
         vec![
-            srv(question, 9).with_text().from_another_port(),
+            srv(question, 9).with_text().sent_from_elsewhere(),
             srv(question, 2).with_text(),
         ]
     })

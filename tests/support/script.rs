@@ -21,12 +21,14 @@ use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
 };
 
+type Edit = Box<dyn Fn(&mut Vec<u8>) + Send>;
+
 type Script = dyn Fn(&Message, Transport) -> Vec<Reply> + Send + Sync;
 
 /// One reply, or an end of the connection.
 pub(crate) struct Reply {
     message: Option<Message>,
-    edits: Vec<Box<dyn Fn(&mut Vec<u8>) + Send>>,
+    edits: Vec<Edit>,
     raw: Option<Vec<u8>>,
     hang_up: bool,
     other_port: bool,
@@ -128,7 +130,7 @@ impl Reply {
         self
     }
 
-    pub(crate) fn from_another_port(mut self) -> Self {
+    pub(crate) fn sent_from_elsewhere(mut self) -> Self {
         self.other_port = true;
         self
     }
