@@ -2,6 +2,9 @@
 //! holds in [`cache`](crate::cache), which source is next in
 //! [`ladder`](crate::ladder), what a source says in [`source`](crate::source).
 
+mod askable;
+mod told;
+
 use std::{
     borrow::Cow,
     net::IpAddr,
@@ -12,6 +15,7 @@ use std::{
 
 use tracing::{debug, warn};
 
+pub use self::askable::Name;
 use crate::{
     balance::{Picker, Strategy},
     cache::{Cache, Look},
@@ -249,7 +253,7 @@ impl Inner {
                 freshness: Freshness::Fresh,
                 attempts: None,
             })),
-            Look::Nothing => Some(Err(self.not_found(name, Vec::new()))),
+            Look::Nothing => Some(Err(told::not_found(name, &self.config.domain, Vec::new()))),
             Look::Unknown => None,
         }
     }
@@ -296,9 +300,9 @@ impl Inner {
                 Step::Nothing(ttl) => {
                     self.cache()
                         .put_nothing(name.key().into(), ttl, clock::now());
-                    break Err(self.not_found(name, attempts));
+                    break Err(told::not_found(name, &self.config.domain, attempts));
                 }
-                Step::GiveUp(kind) => break Err(failed(kind, &fqdn, attempts)),
+                Step::GiveUp(kind) => break Err(told::failed(kind, &fqdn, attempts)),
             }
         };
         debug!(name = %fqdn, elapsed = ?clock::now().saturating_duration_since(start), ok = result.is_ok(), "looked up");
@@ -407,40 +411,6 @@ impl Inner {
         Box::pin(async move { self.find(&name, deadline, depth).await })
     }
 
-    fn not_found(&self, name: &ConsulName, attempts: Vec<Attempt>) -> Error {
-        let fqdn = name.fqdn(&self.config.domain);
-        let (what, next) = match name.subject() {
-            Subject::Service {
-                service,
-                tag: Some(tag),
-            } => (
-                format!("no healthy instance of {service} has the tag {tag}"),
-                "check the tag, and with ACLs in force that the agent's token may read service and node",
-            ),
-            Subject::Service { service, .. } => (
-                format!("there is no service {service}, or none of its instances is healthy"),
-                "check the name, and with ACLs in force that the agent's token may read service and node",
-            ),
-            Subject::Reverse(address) => (
-                format!("no node and no service has the address {address}"),
-                "Consul looks only in its own datacenter",
-            ),
-            _ => ("there is no such name".to_owned(), "check the name"),
-        };
-        let asked_consul = attempts
-            .last()
-            .is_none_or(|last| last.source != Source::Static);
-        let next = if asked_consul { next } else { "check the name" };
-        let whose = attempts
-            .last()
-            .map_or("the cache", |last| last.source.as_str());
-        Error::with_attempts(
-            ErrorKind::NotFound,
-            format!("{fqdn}: {what} (says {whose}); {next}"),
-            attempts,
-        )
-    }
-
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache<Box<str>>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -467,72 +437,5 @@ fn decoded(fqdn: &str, address: IpAddr) -> Answer {
         age: Duration::ZERO,
         freshness: Freshness::Fresh,
         attempts: None,
-    }
-}
-
-/// What is told when the last rung has given nothing.
-fn failed(kind: ErrorKind, fqdn: &str, attempts: Vec<Attempt>) -> Error {
-    let tried = match attempts.as_slice() {
-        [] => "there is no source that could know it".to_owned(),
-        all => {
-            let steps: Vec<_> = all.iter().map(ToString::to_string).collect();
-            steps.join("; ")
-        }
-    };
-    let next = match kind {
-        ErrorKind::Denied => {
-            "give a token that may read service and node (CONSUL_HTTP_TOKEN_FILE, --token-file)"
-        }
-        _ => {
-            "start a Consul agent here, say where one is (--dns, --http), or give a static catalog \
-             (--catalog)"
-        }
-    };
-    let message = match kind {
-        ErrorKind::Denied => format!("{fqdn}: not permitted: {tried}; {next}"),
-        _ => format!("{fqdn}: no source answered: {tried}; {next}"),
-    };
-    Error::with_attempts(kind, message, attempts)
-}
-
-/// Texts and names that can be looked up. Implemented here alone.
-pub trait Name: sealed::AsName {}
-
-impl<N: sealed::AsName> Name for N {}
-
-mod sealed {
-    use super::{ConsulName, Cow, Domain, Error};
-
-    #[expect(unnameable_types, reason = "sealed: nobody outside is to name it")]
-    pub trait AsName {
-        #[doc(hidden)]
-        fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error>;
-    }
-
-    impl AsName for ConsulName {
-        fn as_name(&self, _: &Domain) -> Result<Cow<'_, ConsulName>, Error> {
-            Ok(Cow::Borrowed(self))
-        }
-    }
-
-    impl AsName for str {
-        fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error> {
-            match ConsulName::parse(self, domain) {
-                Ok(name) => Ok(Cow::Owned(name)),
-                Err(error) => Err(error.into()),
-            }
-        }
-    }
-
-    impl AsName for String {
-        fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error> {
-            self.as_str().as_name(domain)
-        }
-    }
-
-    impl<N: AsName + ?Sized> AsName for &N {
-        fn as_name(&self, domain: &Domain) -> Result<Cow<'_, ConsulName>, Error> {
-            (**self).as_name(domain)
-        }
     }
 }

@@ -1,0 +1,68 @@
+//! **Pure.** What is told of a look-up that gave nothing: one line that says what
+//! was tried and what to do next.
+
+use crate::{
+    endpoint::{Attempt, Source},
+    error::{Error, ErrorKind},
+    name::{ConsulName, Domain, Subject},
+};
+
+/// Consul says that there is nothing.
+pub(super) fn not_found(name: &ConsulName, domain: &Domain, attempts: Vec<Attempt>) -> Error {
+    let fqdn = name.fqdn(domain);
+    let (what, next) = match name.subject() {
+        Subject::Service {
+            service,
+            tag: Some(tag),
+        } => (
+            format!("no healthy instance of {service} has the tag {tag}"),
+            "check the tag, and with ACLs in force that the agent's token may read service and node",
+        ),
+        Subject::Service { service, .. } => (
+            format!("there is no service {service}, or none of its instances is healthy"),
+            "check the name, and with ACLs in force that the agent's token may read service and node",
+        ),
+        Subject::Reverse(address) => (
+            format!("no node and no service has the address {address}"),
+            "Consul looks only in its own datacenter",
+        ),
+        _ => ("there is no such name".to_owned(), "check the name"),
+    };
+    let asked_consul = attempts
+        .last()
+        .is_none_or(|last| last.source != Source::Static);
+    let next = if asked_consul { next } else { "check the name" };
+    let whose = attempts
+        .last()
+        .map_or("the cache", |last| last.source.as_str());
+    Error::with_attempts(
+        ErrorKind::NotFound,
+        format!("{fqdn}: {what} (says {whose}); {next}"),
+        attempts,
+    )
+}
+
+/// What is told when the last rung has given nothing.
+pub(super) fn failed(kind: ErrorKind, fqdn: &str, attempts: Vec<Attempt>) -> Error {
+    let tried = match attempts.as_slice() {
+        [] => "there is no source that could know it".to_owned(),
+        all => {
+            let steps: Vec<_> = all.iter().map(ToString::to_string).collect();
+            steps.join("; ")
+        }
+    };
+    let next = match kind {
+        ErrorKind::Denied => {
+            "give a token that may read service and node (CONSUL_HTTP_TOKEN_FILE, --token-file)"
+        }
+        _ => {
+            "start a Consul agent here, say where one is (--dns, --http), or give a static catalog \
+             (--catalog)"
+        }
+    };
+    let message = match kind {
+        ErrorKind::Denied => format!("{fqdn}: not permitted: {tried}; {next}"),
+        _ => format!("{fqdn}: no source answered: {tried}; {next}"),
+    };
+    Error::with_attempts(kind, message, attempts)
+}
