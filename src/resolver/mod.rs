@@ -21,7 +21,7 @@ use crate::{
     cache::{Cache, Look},
     clock,
     config::{Config, ResolverBuilder},
-    endpoint::{Answer, Attempt, Freshness, Source, Transport},
+    endpoint::{Answer, Freshness, Source, Transport},
     error::{Error, ErrorKind},
     flight::Flights,
     found::{Found, Held, Host},
