@@ -50,10 +50,9 @@ async fn strangers_are_ignored_and_the_right_reply_is_still_taken() {
         ]
     })
     .await;
-    let answer = resolver(&server)
-        .lookup("web")
-        .await
-        .expect("the right reply");
+    let resolver = resolver(&server);
+    let answer = resolver.lookup("web").await.expect("the right reply");
+    assert_eq!(resolver.ignored_replies(), 9, "each is counted");
     assert_eq!(answer.endpoints().len(), 3);
     assert_eq!(outcomes(&answer), [(Transport::Udp, Outcome::Answered)]);
 }

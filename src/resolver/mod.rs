@@ -203,6 +203,13 @@ impl Resolver {
         }
     }
 
+    /// DNS replies that answered no question of ours, since this resolver was made:
+    /// forged, late or garbled. They are ignored (RFC 5452, section 9.1); many of
+    /// them are worth a look at who sends them.
+    pub fn ignored_replies(&self) -> u64 {
+        self.0.sources.strangers()
+    }
+
     /// The endpoints of an answer, ready to be picked from one by one.
     pub fn picker(&self, answer: &Answer, strategy: Strategy) -> Picker {
         Picker::new(answer.endpoints(), strategy, clock::dice())

@@ -127,6 +127,11 @@ impl Sources {
         &self.zones
     }
 
+    /// DNS replies that answered no question of ours, so far.
+    pub(crate) fn strangers(&self) -> u64 {
+        self.dns.strangers()
+    }
+
     /// For how long the zone says that what does not exist may be believed gone:
     /// the minimum of its SOA, in seconds.
     pub(crate) fn minimum(&self) -> u32 {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use proconsul::{Answer, Attempt, ConsulName, Error, Subject};
+use proconsul::{Answer, Attempt, ConsulName, Error, Resolver, Subject};
 
 use crate::{
     args::{Explain, Form, Output},
@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
-    let (name, fqdn, result) = match look_up(&command).await {
+    let (resolver, name, result) = match look_up(&command).await {
         Ok(done) => done,
         Err(error) => return output::failure(&error, form),
     };
@@ -25,13 +25,8 @@ pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
             Err(error) => output::failure(error, form),
         };
     }
-    let read = meaning(&name);
-    let mut text = format!(
-        "{} means {read}
-asked for {fqdn}
-",
-        command.name
-    );
+    let (read, fqdn) = (meaning(&name), name.fqdn(resolver.domain()));
+    let mut text = format!("{} means {read}\nasked for {fqdn}\n", command.name);
     let attempts = match &result {
         Ok(answer) => answer.attempts(),
         Err(error) => error.attempts(),
@@ -40,6 +35,15 @@ asked for {fqdn}
         text.push_str("nobody had to be asked\n");
     }
     text.push_str(&steps(attempts));
+    if resolver.ignored_replies() > 0 {
+        let counted = output::counted(
+            usize::try_from(resolver.ignored_replies()).unwrap_or(usize::MAX),
+            "DNS message",
+        );
+        text.push_str(&format!(
+            "ignored: {counted} that answered no question of ours\n"
+        ));
+    }
     match &result {
         Ok(answer) => {
             let whole = if answer.is_complete() {
@@ -50,8 +54,7 @@ asked for {fqdn}
             let counted = output::counted(answer.endpoints().len(), "endpoint");
             let (source, fresh) = (answer.source(), answer.freshness());
             text.push_str(&format!(
-                "answer: {counted} from {source}, {fresh}, {whole}
-"
+                "answer: {counted} from {source}, {fresh}, {whole}\n"
             ));
             for warning in answer.warnings() {
                 text.push_str(&format!("warning: {warning}\n"));
@@ -90,13 +93,14 @@ fn meaning(name: &ConsulName) -> String {
     }
 }
 
-async fn look_up(command: &Explain) -> Result<(ConsulName, String, Result<Answer, Error>), Error> {
+async fn look_up(
+    command: &Explain,
+) -> Result<(Resolver, ConsulName, Result<Answer, Error>), Error> {
     let resolver = command.sources.resolver(None)?;
     resolver.check().await?;
     let name = lookup::read_name(&resolver, &command.name, None)?;
-    let fqdn = name.fqdn(resolver.domain());
     let result = resolver.lookup(&name).await;
-    Ok((name, fqdn, result))
+    Ok((resolver, name, result))
 }
 
 fn steps(attempts: &[Attempt]) -> String {

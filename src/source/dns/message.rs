@@ -5,6 +5,8 @@
 //! the sockets see to address and port. Anything else is counted by its
 //! [`Stranger`] and ignored: a stray or forged datagram must not end a query.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query as Asked},
     rr::{Name, RecordType},
@@ -22,6 +24,24 @@ pub(crate) struct Query {
     question_end: usize,
     /// The EDNS size that it advertises.
     payload: u16,
+}
+
+/// How many replies were ignored, and why.
+#[derive(Debug, Default)]
+pub(crate) struct Strangers([AtomicU64; 5]);
+
+impl Strangers {
+    pub(crate) fn count(&self, stranger: Stranger) {
+        self.0[stranger as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All of them.
+    pub(crate) fn total(&self) -> u64 {
+        self.0
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed))
+            .sum()
+    }
 }
 
 /// Why bytes were ignored.

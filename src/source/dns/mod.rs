@@ -36,7 +36,10 @@ use hickory_proto::{
 };
 use tokio::time::timeout_at;
 
-use self::{message::Query, tcp::Connection};
+use self::{
+    message::{Query, Strangers},
+    tcp::Connection,
+};
 use crate::{
     clock,
     complete::{self, Reason, Seen, Verdict},
@@ -133,6 +136,7 @@ pub(crate) struct DnsSource {
     /// Names that did not fit a datagram. A std mutex: held for one look-up,
     /// never across an await.
     large: Mutex<HashSet<Box<str>>>,
+    strangers: Arc<Strangers>,
 }
 
 #[derive(Debug)]
@@ -143,14 +147,21 @@ struct Server {
 
 impl DnsSource {
     pub(crate) fn new(servers: &[SocketAddr]) -> Self {
+        let strangers = Arc::<Strangers>::default();
         let server = |&address| Server {
             address,
-            connection: Arc::new(Connection::new(address)),
+            connection: Arc::new(Connection::new(address, Arc::clone(&strangers))),
         };
         Self {
             servers: servers.iter().map(server).collect(),
             large: Mutex::default(),
+            strangers,
         }
+    }
+
+    /// Replies that answered no question of ours, so far.
+    pub(crate) fn strangers(&self) -> u64 {
+        self.strangers.total()
     }
 
     /// Asks one server after the other until one answers, at most until `limit`.
@@ -320,11 +331,11 @@ impl Round<'_> {
         let first = self.timed(
             Transport::Udp,
             FIRST_TRY,
-            udp::exchange(self.server.address, &query),
+            udp::exchange(self.server.address, &query, &self.source.strangers),
         );
         let mut outcome = first.await;
         if let (Err(Trouble::TimedOut), _) = &outcome {
-            let again = udp::exchange(self.server.address, &query);
+            let again = udp::exchange(self.server.address, &query, &self.source.strangers);
             let (second, elapsed) = self.timed(Transport::Udp, FIRST_TRY * 2, again).await;
             outcome = (second, elapsed);
         }

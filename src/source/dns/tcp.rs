@@ -21,7 +21,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::message::{self, Query, Stranger};
+use super::message::{self, Query, Stranger, Strangers};
 use super::{Reply, Trouble};
 use crate::{clock, complete::TCP_LIMIT, endpoint::Transport};
 
@@ -49,6 +49,7 @@ const IDLE: Duration = Duration::from_secs(7);
 #[derive(Debug)]
 pub(super) struct Connection {
     server: SocketAddr,
+    strangers: Arc<Strangers>,
     /// Held across the opening, so that one opens and the others wait for it.
     questions: Mutex<Option<mpsc::Sender<Asked>>>,
     /// Questions that wait for their replies.
@@ -71,9 +72,10 @@ struct Asked {
 }
 
 impl Connection {
-    pub(super) fn new(server: SocketAddr) -> Self {
+    pub(super) fn new(server: SocketAddr, strangers: Arc<Strangers>) -> Self {
         Self {
             server,
+            strangers,
             questions: Mutex::new(None),
             waiting: AtomicUsize::new(0),
             ahead: AtomicU8::new(UNUSED),
@@ -151,7 +153,12 @@ impl Connection {
         let stream = connect(self.server).await.map_err(Trouble::from_io)?;
         let (questions, asked) = mpsc::channel(QUEUE);
         // Ends by itself when the last sender is gone or the stream is.
-        tokio::spawn(converse(self.server, stream, asked));
+        tokio::spawn(converse(
+            self.server,
+            stream,
+            asked,
+            Arc::clone(&self.strangers),
+        ));
         *open = Some(questions.clone());
         Ok(questions)
     }
@@ -189,7 +196,12 @@ async fn connect(server: SocketAddr) -> std::io::Result<TcpStream> {
 
 /// Writes questions and hands out replies until the connection ends. Whoever
 /// still waits then hears that it was closed.
-async fn converse(server: SocketAddr, stream: TcpStream, mut asked: mpsc::Receiver<Asked>) {
+async fn converse(
+    server: SocketAddr,
+    stream: TcpStream,
+    mut asked: mpsc::Receiver<Asked>,
+    ignored: Arc<Strangers>,
+) {
     let (mut reader, mut writer) = stream.into_split();
     let mut pending: HashMap<u16, Asked> = HashMap::new();
     let mut incoming = Vec::new();
@@ -209,6 +221,7 @@ async fn converse(server: SocketAddr, stream: TcpStream, mut asked: mpsc::Receiv
                 while let Some(message) = take_message(&mut incoming) {
                     if let Err(stranger) = hand_out(message, &mut pending) {
                         strangers += 1;
+                        ignored.count(stranger);
                         debug!(%server, ?stranger, "reply on a connection ignored");
                     }
                 }

@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tracing::debug;
 
-use super::message::{self, Query, Stranger};
+use super::message::{self, Query, Stranger, Strangers};
 use super::{Reply, Trouble};
 use crate::{clock, endpoint::Transport};
 
@@ -27,7 +27,11 @@ const SLACK: usize = 512;
 
 /// Asks `server` and waits for its reply. The caller bounds the time; dropping
 /// the future closes the socket.
-pub(super) async fn exchange(server: SocketAddr, query: &Query) -> Result<Reply, Trouble> {
+pub(super) async fn exchange(
+    server: SocketAddr,
+    query: &Query,
+    strangers: &Strangers,
+) -> Result<Reply, Trouble> {
     let socket = connected(server).map_err(Trouble::from_io)?;
     let id = clock::query_id();
     socket
@@ -58,6 +62,7 @@ pub(super) async fn exchange(server: SocketAddr, query: &Query) -> Result<Reply,
             },
             Err(stranger) => stranger,
         };
+        strangers.count(stranger);
         debug!(%server, ?stranger, bytes = buffer.len(), "datagram ignored");
         wrong_ids += usize::from(stranger == Stranger::WrongId);
         if wrong_ids >= MOST_WRONG_IDS {
