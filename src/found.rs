@@ -2,7 +2,12 @@
 //! certain form: endpoints for the library, records for a DNS client. Both forms
 //! are made in [`crate::records`].
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::endpoint::{Endpoint, Health, Source, Transport};
 
@@ -93,15 +98,21 @@ pub(crate) struct NodeText {
 }
 
 /// A set as the cache holds it and as every answer shares it.
+///
+/// In this order: what every hit reads stands beside the count of those who share
+/// the set, and comes from memory with it.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Held {
-    pub(crate) name: Box<str>,
-    pub(crate) found: Found,
     pub(crate) endpoints: Box<[Endpoint]>,
-    pub(crate) source: Source,
-    pub(crate) transport: Transport,
+    /// When the source gave it.
+    pub(crate) since: Instant,
     /// As the source said it; the cache's floor and cap are not in it.
     pub(crate) ttl: Duration,
+    pub(crate) source: Source,
+    pub(crate) transport: Transport,
     pub(crate) complete: bool,
+    pub(crate) name: Box<str>,
+    pub(crate) found: Found,
     pub(crate) warnings: Box<[Box<str>]>,
 }

@@ -55,7 +55,6 @@ pub(crate) enum Look {
 struct Entry {
     /// `None`: there is no such name.
     held: Option<Arc<Held>>,
-    since: Instant,
     until: Instant,
     bytes: usize,
 }
@@ -87,7 +86,8 @@ impl<K: Hash + Eq> Cache<K> {
         match self.entries.get(name) {
             Some(entry) if now < entry.until => match &entry.held {
                 Some(held) => {
-                    Look::Fresh(Arc::clone(held), now.saturating_duration_since(entry.since))
+                    let age = now.saturating_duration_since(held.since);
+                    Look::Fresh(Arc::clone(held), age)
                 }
                 None => Look::Nothing,
             },
@@ -95,8 +95,8 @@ impl<K: Hash + Eq> Cache<K> {
         }
     }
 
-    /// Keeps a set that was found at `now`.
-    pub(crate) fn put(&mut self, name: K, held: Arc<Held>, now: Instant) {
+    /// Keeps a set, from the time when it was found.
+    pub(crate) fn put(&mut self, name: K, held: Arc<Held>) {
         let Limits { floor, cap, .. } = self.limits;
         let holds = if held.complete {
             held.ttl.max(floor).min(cap)
@@ -104,14 +104,15 @@ impl<K: Hash + Eq> Cache<K> {
             floor
         };
         let bytes = size_of::<Entry>() + size_of::<K>() + weigh(&held);
+        let until = held.since + holds;
         self.insert(
             name,
             Entry {
                 held: Some(held),
-                since: now,
-                until: now + holds,
+                until,
                 bytes,
             },
+            holds,
         );
     }
 
@@ -125,10 +126,10 @@ impl<K: Hash + Eq> Cache<K> {
             name,
             Entry {
                 held: None,
-                since: now,
                 until: now + holds,
                 bytes,
             },
+            holds,
         );
     }
 
@@ -144,9 +145,9 @@ impl<K: Hash + Eq> Cache<K> {
         self.bytes
     }
 
-    fn insert(&mut self, name: K, entry: Entry) {
+    fn insert(&mut self, name: K, entry: Entry, holds: Duration) {
         // One set may not push out a cache full of others.
-        if entry.until <= entry.since || entry.bytes > self.limits.bytes / 4 {
+        if holds.is_zero() || entry.bytes > self.limits.bytes / 4 {
             self.forget(&name);
             return;
         }

@@ -19,11 +19,11 @@ fn limits() -> Limits {
     }
 }
 
-fn held(ttl: u64) -> Arc<Held> {
-    sized(ttl, 1, true)
+fn held(ttl: u64, since: Instant) -> Arc<Held> {
+    sized(ttl, 1, true, since)
 }
 
-fn sized(ttl: u64, addresses: usize, complete: bool) -> Arc<Held> {
+fn sized(ttl: u64, addresses: usize, complete: bool, since: Instant) -> Arc<Held> {
     Arc::new(Held {
         name: "web.service.consul.".into(),
         found: Found::Host(Host {
@@ -33,6 +33,7 @@ fn sized(ttl: u64, addresses: usize, complete: bool) -> Arc<Held> {
         endpoints: Box::default(),
         source: Source::Dns,
         transport: Transport::Udp,
+        since,
         ttl: Duration::from_secs(ttl),
         complete,
         warnings: Box::default(),
@@ -61,14 +62,14 @@ fn holds_for(put: impl Fn(&mut Cache<u32>, Instant), holds: u64) {
 
 #[test]
 fn a_set_holds_for_its_ttl_within_floor_and_cap() {
-    holds_for(|cache, now| cache.put(1, held(5), now), 5_000);
-    holds_for(|cache, now| cache.put(1, held(0), now), 1_000);
-    holds_for(|cache, now| cache.put(1, held(86_400), now), 60_000);
+    holds_for(|cache, now| cache.put(1, held(5, now)), 5_000);
+    holds_for(|cache, now| cache.put(1, held(0, now)), 1_000);
+    holds_for(|cache, now| cache.put(1, held(86_400, now)), 60_000);
 }
 
 #[test]
 fn a_partial_set_holds_for_the_floor_only() {
-    holds_for(|cache, now| cache.put(1, sized(30, 1, false), now), 1_000);
+    holds_for(|cache, now| cache.put(1, sized(30, 1, false, now)), 1_000);
 }
 
 #[test]
@@ -90,7 +91,7 @@ fn a_floor_of_zero_keeps_nothing_that_has_no_ttl() {
         floor: Duration::ZERO,
         ..limits()
     });
-    cache.put(1, held(0), now);
+    cache.put(1, held(0, now));
     assert!(matches!(cache.look(&1, now), Look::Unknown));
     assert_eq!((cache.len(), cache.bytes()), (0, 0));
 }
@@ -99,7 +100,7 @@ fn a_floor_of_zero_keeps_nothing_that_has_no_ttl() {
 fn age_counts_from_the_answer_and_serving_does_not_renew_it() {
     let start = clock::now();
     let mut cache = Cache::new(limits());
-    cache.put(1, held(4), start);
+    cache.put(1, held(4, start));
     for second in 0..4 {
         let age = Duration::from_secs(second);
         let Look::Fresh(_, seen) = cache.look(&1, start + age) else {
@@ -115,10 +116,10 @@ fn what_was_not_used_for_longest_goes_first() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
     for name in 0..4 {
-        cache.put(name, held(5), now);
+        cache.put(name, held(5, now));
     }
     assert!(is_fresh(&cache.look(&0, now)));
-    cache.put(4, held(5), now);
+    cache.put(4, held(5, now));
     assert!(is_fresh(&cache.look(&0, now)));
     assert!(!is_fresh(&cache.look(&1, now)));
 }
@@ -127,8 +128,8 @@ fn what_was_not_used_for_longest_goes_first() {
 fn a_set_too_large_for_the_cache_is_not_kept_and_pushes_nothing_out() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
-    cache.put(1, held(5), now);
-    cache.put(2, sized(5, 100_000, true), now);
+    cache.put(1, held(5, now));
+    cache.put(2, sized(5, 100_000, true, now));
     assert!(is_fresh(&cache.look(&1, now)));
     assert!(!is_fresh(&cache.look(&2, now)));
 }
@@ -138,7 +139,7 @@ fn a_newer_set_takes_the_place_of_the_older() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
     cache.put_nothing(1, None, now);
-    cache.put(1, held(5), now);
+    cache.put(1, held(5, now));
     assert!(is_fresh(&cache.look(&1, now)));
     cache.put_nothing(1, None, now);
     assert!(matches!(cache.look(&1, now), Look::Nothing));
@@ -157,7 +158,7 @@ proptest! {
         for (name, ttl, size, positive, pause) in steps {
             now += Duration::from_secs(pause);
             if positive {
-                cache.put(name, sized(ttl, size, true), now);
+                cache.put(name, sized(ttl, size, true, now));
             } else {
                 cache.put_nothing(name, Some(Duration::from_secs(ttl)), now);
             }

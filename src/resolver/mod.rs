@@ -293,8 +293,7 @@ impl Inner {
                 }
                 Step::Give(finding) => {
                     let held = Arc::new(self.settle(&fqdn, finding, deadline, depth).await);
-                    self.cache()
-                        .put(name.key().into(), Arc::clone(&held), clock::now());
+                    self.cache().put(name.key().into(), Arc::clone(&held));
                     let attempts = Some(attempts.into());
                     let (age, freshness) = (Duration::ZERO, Freshness::Fresh);
                     break Ok(Answer {
@@ -350,6 +349,7 @@ impl Inner {
         let complete = warnings.is_empty();
         let warnings = warnings.into();
         Held {
+            since: clock::now(),
             name: fqdn.into(),
             found,
             endpoints,
@@ -430,6 +430,7 @@ fn decoded(fqdn: &str, address: IpAddr) -> Answer {
         ..Host::default()
     });
     let held = Held {
+        since: clock::now(),
         name: fqdn.into(),
         endpoints: records::endpoints(&found, fqdn),
         found,
