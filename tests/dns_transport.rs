@@ -249,3 +249,31 @@ async fn nothing_but_noise_is_a_failure_that_is_told() {
         "{error}"
     );
 }
+
+// The slow server's thread sleeps; the asker needs one of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_answer_has_all_the_time_there_is_and_a_lost_datagram_costs_little() {
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let lost = Server::start(move |question, _| {
+        let first = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+        if first {
+            Vec::new()
+        } else {
+            vec![srv(question, 2).with_text()]
+        }
+    })
+    .await;
+    let answer = resolver(&lost)
+        .lookup("web")
+        .await
+        .expect("the second datagram's reply");
+    assert_eq!((answer.endpoints().len(), lost.asked()), (2, 2));
+
+    let slow = Server::start(|question, _| {
+        std::thread::sleep(Duration::from_millis(700));
+        vec![srv(question, 3).with_text()]
+    })
+    .await;
+    let answer = resolver(&slow).lookup("web").await.expect("the late reply");
+    assert_eq!(answer.endpoints().len(), 3);
+}

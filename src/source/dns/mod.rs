@@ -34,7 +34,7 @@ use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{RData, RecordType},
 };
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 use self::{
     message::{Query, Strangers},
@@ -52,8 +52,8 @@ const LOOPBACK_PAYLOAD: u16 = 4_093;
 const REMOTE_PAYLOAD: u16 = 1_229;
 const ROOMY_PAYLOAD: u16 = 59_989;
 
-/// The first datagram gets this long, the second twice as long. A reply on
-/// loopback takes less than a millisecond.
+/// After this long without a reply a second datagram is sent. A reply on loopback
+/// takes less than a millisecond.
 const FIRST_TRY: Duration = Duration::from_millis(100);
 
 /// Names whose transport is remembered. A forgotten name costs one datagram.
@@ -326,28 +326,38 @@ impl Round<'_> {
         }
     }
 
+    /// One datagram, and a second one where no reply to the first has come for
+    /// [`FIRST_TRY`]; whichever is answered first counts. A lost datagram costs no
+    /// more than that, and a slow answer still has all the time there is.
     async fn over_udp(&mut self, payload: u16) -> Result<Heard, Trouble> {
         let query = self.query(payload)?;
-        let first = self.timed(
-            Transport::Udp,
-            FIRST_TRY,
-            udp::exchange(self.server.address, &query, &self.source.strangers),
-        );
-        let mut outcome = first.await;
-        if let (Err(Trouble::TimedOut), _) = &outcome {
-            let again = udp::exchange(self.server.address, &query, &self.source.strangers);
-            let (second, elapsed) = self.timed(Transport::Udp, FIRST_TRY * 2, again).await;
-            outcome = (second, elapsed);
-        }
-        let (reply, elapsed) = outcome;
+        let (server, strangers) = (self.server.address, &self.source.strangers);
+        let exchange = async {
+            let mut first = std::pin::pin!(udp::exchange(server, &query, strangers));
+            if let Ok(reply) = timeout(FIRST_TRY, &mut first).await {
+                return reply;
+            }
+            tokio::select! {
+                reply = first => reply,
+                reply = udp::exchange(server, &query, strangers) => reply,
+            }
+        };
+        let (reply, elapsed) = self.timed(Transport::Udp, self.limit, exchange).await;
         self.judge(reply?, elapsed, None)
     }
 
     async fn over_tcp(&mut self, earlier: Option<&Seen>) -> Result<Heard, Trouble> {
         let query = self.query(LOOPBACK_PAYLOAD)?;
         let exchange = self.server.connection.exchange(&query);
-        let rest = self.limit.saturating_duration_since(clock::now());
-        let (reply, elapsed) = self.timed(Transport::Tcp, rest, exchange).await;
+        // In place of a datagram it has the time of one, so that a connection which
+        // only seems to be open leaves the rest to UDP.
+        let until = match earlier {
+            None if !self.source.is_large(self.name) => {
+                self.limit.min(clock::now() + 2 * FIRST_TRY)
+            }
+            _ => self.limit,
+        };
+        let (reply, elapsed) = self.timed(Transport::Tcp, until, exchange).await;
         if let Err(Trouble::TimedOut) = reply {
             self.server.connection.give_up().await;
         }
@@ -358,15 +368,14 @@ impl Round<'_> {
         Query::new(self.name, self.kind, payload).ok_or(Trouble::NoQuestion)
     }
 
-    /// Runs one exchange within `most` and the limit; a failure is written down.
+    /// Runs one exchange until `until`; a failure is written down.
     async fn timed(
         &mut self,
         transport: Transport,
-        most: Duration,
+        until: Instant,
         exchange: impl Future<Output = Result<Reply, Trouble>>,
     ) -> (Result<Reply, Trouble>, Duration) {
         let start = clock::now();
-        let until = self.limit.min(start + most);
         let reply = match timeout_at(until.into(), exchange).await {
             Ok(reply) => reply,
             Err(_) => Err(Trouble::TimedOut),
