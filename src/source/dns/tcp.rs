@@ -37,6 +37,9 @@ const MOST_STRANGERS: usize = 16;
 /// Longest time that one question may take to be written.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
 
+/// Bytes that one read may bring: most replies come in one piece.
+const READ_ROOM: usize = 16 << 10;
+
 /// Longest time that opening the connection ahead may take.
 const OPENING: Duration = Duration::from_secs(1);
 
@@ -204,13 +207,15 @@ async fn converse(
 ) {
     let (mut reader, mut writer) = stream.into_split();
     let mut pending: HashMap<u16, Asked> = HashMap::new();
-    let mut incoming = Vec::new();
+    let mut incoming = Vec::with_capacity(READ_ROOM);
     let mut strangers = 0;
     let mut open = true;
     while open || !pending.is_empty() {
         if pending.len() >= MOST_PENDING {
             pending.retain(|_, asked| !asked.reply.is_closed());
         }
+        // Without room of its own a read would be as short as the vector happens to be.
+        incoming.reserve(READ_ROOM);
         tokio::select! {
             next = asked.recv(), if open && pending.len() < MOST_PENDING => match next {
                 Some(next) => if write(&mut writer, next, &mut pending).await.is_err() { break },
@@ -263,9 +268,8 @@ fn take_message(incoming: &mut Vec<u8>) -> Option<Vec<u8>> {
     if incoming.len() < end {
         return None;
     }
-    let rest = incoming.split_off(end);
-    let mut message = std::mem::replace(incoming, rest);
-    message.drain(..2);
+    let message = incoming.get(2..end)?.to_vec();
+    incoming.drain(..end);
     Some(message)
 }
 
