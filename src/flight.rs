@@ -47,31 +47,41 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut landing = {
+        // The task is spawned when the lock is free again: a runtime that does not
+        // take it drops it here and now, and with it its seat, which wants the lock.
+        let (mut landing, seat) = {
             let mut airborne = self.airborne.lock().unwrap_or_else(PoisonError::into_inner);
             match airborne.get(key) {
-                Some(landing) => landing.clone(),
+                Some(landing) => (landing.clone(), None),
                 None => {
                     if let Some(result) = landed() {
                         return Some(result);
                     }
                     let (sender, landing) = watch::channel(None);
                     airborne.insert(key.clone(), landing.clone());
-                    let seat = Seat {
-                        key: key.clone(),
-                        airborne: Arc::clone(&self.airborne),
-                    };
-                    let question = start();
-                    tokio::spawn(async move {
-                        let result = question.await;
-                        // Whoever comes now finds the result where `landed` looks.
-                        drop(seat);
-                        let _ = sender.send(Some(result));
-                    });
-                    landing
+                    let airborne = Arc::clone(&self.airborne);
+                    (
+                        landing,
+                        Some((
+                            sender,
+                            Seat {
+                                key: key.clone(),
+                                airborne,
+                            },
+                        )),
+                    )
                 }
             }
         };
+        if let Some((sender, seat)) = seat {
+            let question = start();
+            tokio::spawn(async move {
+                let result = question.await;
+                // Whoever comes now finds the result where `landed` looks.
+                drop(seat);
+                let _ = sender.send(Some(result));
+            });
+        }
         let result = landing.wait_for(Option::is_some).await;
         result.ok().and_then(|result| result.clone())
     }
@@ -161,6 +171,22 @@ mod tests {
                 .join(&"web", || Some(9), || asked.clone().ask())
                 .await,
             Some(9)
+        );
+    }
+
+    #[test]
+    fn outside_a_runtime_it_panics_and_leaves_the_name_free() {
+        let flights: Flights<&str, usize> = Flights::new();
+        let mut joining = std::pin::pin!(flights.join(&"web", || None, || async { 7 }));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let polled =
+            std::panic::AssertUnwindSafe(|| joining.as_mut().poll(&mut context).is_ready());
+        assert!(std::panic::catch_unwind(polled).is_err());
+        assert!(
+            flights
+                .airborne
+                .try_lock()
+                .is_ok_and(|airborne| airborne.is_empty())
         );
     }
 

@@ -277,3 +277,52 @@ async fn a_slow_answer_has_all_the_time_there_is_and_a_lost_datagram_costs_littl
     let answer = resolver(&slow).lookup("web").await.expect("the late reply");
     assert_eq!(answer.endpoints().len(), 3);
 }
+
+#[tokio::test]
+async fn a_name_that_needs_tcp_is_still_found_where_tcp_stops_to_work() {
+    let server = Server::start(|question, transport| match transport {
+        Transport::Udp => vec![srv(question, 3).truncated()],
+        _ => vec![Reply::hang_up()],
+    })
+    .await;
+    let resolver = resolver(&server);
+    for _ in 0..3 {
+        let answer = resolver.lookup("web").await.expect("what there is");
+        assert_eq!((answer.endpoints().len(), answer.is_complete()), (3, false));
+    }
+}
+
+#[tokio::test]
+async fn a_text_that_stands_where_an_address_should_proves_nothing() {
+    // What Consul makes anew after a cut: the first record of each target's name.
+    let server = Server::start(|question, _| {
+        let reply = srv(question, 0).srv("0a000001.addr.dc1.consul.", 1);
+        let reply = reply.glue("0a000001.addr.dc1.consul.", [10, 0, 0, 1]);
+        vec![
+            reply
+                .srv("vm.node.dc1.consul.", 2)
+                .with_text()
+                .with_size(4093),
+        ]
+    })
+    .await;
+    let answer = resolver(&server)
+        .lookup("web")
+        .await
+        .expect("what there is");
+    assert!(!answer.is_complete());
+}
+
+#[tokio::test]
+async fn a_reply_cut_down_to_nothing_is_not_the_end_of_a_name() {
+    let server = Server::start(|question, transport| match transport {
+        Transport::Udp => vec![srv(question, 0).truncated()],
+        _ => vec![Reply::hang_up()],
+    })
+    .await;
+    let error = resolver(&server)
+        .lookup("web")
+        .await
+        .expect_err("nothing was heard");
+    assert!(error.is_unavailable(), "{error}");
+}

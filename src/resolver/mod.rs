@@ -7,6 +7,7 @@ mod told;
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -334,7 +335,10 @@ impl Inner {
         let mut names: Vec<Arc<str>> = records::unresolved(&found).cloned().collect();
         names.sort_unstable();
         names.dedup();
-        for (host, addresses) in self.addresses(names, deadline, depth).await {
+        let mut told = self.addresses(names.clone(), deadline, depth).await;
+        for host in names {
+            let lost = || Err("its look-up was ended from outside".to_owned());
+            let addresses = told.remove(&host).unwrap_or_else(lost);
             match addresses {
                 Ok(addresses) => {
                     records::resolve(&mut found, &host, &addresses, self.sources.zones())
@@ -367,7 +371,7 @@ impl Inner {
         names: Vec<Arc<str>>,
         deadline: Instant,
         depth: u8,
-    ) -> Vec<(Arc<str>, Result<Vec<IpAddr>, String>)> {
+    ) -> HashMap<Arc<str>, Result<Vec<IpAddr>, String>> {
         let mut asked = tokio::task::JoinSet::new();
         for name in names {
             let inner = Arc::clone(self);
@@ -376,7 +380,7 @@ impl Inner {
                 (name, found)
             });
         }
-        let mut all = Vec::new();
+        let mut all = HashMap::new();
         while let Some(one) = asked.join_next().await {
             all.extend(one);
         }
@@ -401,6 +405,11 @@ impl Inner {
         let name = ConsulName::parse(host, zone).map_err(|error| error.to_string())?;
         let deeper = Arc::clone(self).find_deeper(name, deadline, depth + 1);
         let found = deeper.await.map_err(|error| error.to_string())?;
+        // Half of what stands behind a name is no answer to what stands before it.
+        if !found.is_complete() || found.endpoints().is_empty() {
+            let why = found.warnings().first().map_or("it has none", |why| why);
+            return Err(why.to_owned());
+        }
         Ok(found
             .endpoints()
             .iter()

@@ -13,13 +13,13 @@ const AT_ONCE: usize = 16;
 /// The system's resolver.
 #[derive(Debug)]
 pub(crate) struct Hosts {
-    seats: Semaphore,
+    seats: Arc<Semaphore>,
 }
 
 impl Hosts {
     pub(crate) fn new() -> Self {
         Self {
-            seats: Semaphore::new(AT_ONCE),
+            seats: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }
 
@@ -31,19 +31,28 @@ impl Hosts {
         limit: Instant,
     ) -> Result<Vec<IpAddr>, String> {
         let ask = async {
-            let _seat = self
-                .seats
-                .acquire()
+            let seat = Arc::clone(&self.seats)
+                .acquire_owned()
                 .await
                 .map_err(|error| error.to_string())?;
-            // Without its final dot, as operators write it: with the dot the hosts
-            // file would not be looked at.
-            let bare = name.strip_suffix('.').unwrap_or(name);
-            let found = lookup_host((bare, 0))
-                .await
-                .map_err(|error| error.to_string())?;
-            let addresses: BTreeSet<IpAddr> = found.map(|address| address.ip()).collect();
-            Ok(addresses.into_iter().collect())
+            let name = Arc::clone(name);
+            // The seat goes with the look-up, which cannot be called back: its thread
+            // is taken for as long as the system's resolver is at it.
+            let asking = tokio::spawn(async move {
+                let _seat = seat;
+                // Without its final dot, as operators write it: with the dot the hosts
+                // file would not be looked at.
+                let bare = name.strip_suffix('.').unwrap_or(&name);
+                let found = lookup_host((bare, 0)).await?;
+                Ok(found
+                    .map(|address| address.ip())
+                    .collect::<BTreeSet<IpAddr>>())
+            });
+            let found: std::io::Result<_> = asking.await.map_err(|error| error.to_string())?;
+            Ok(found
+                .map_err(|error| error.to_string())?
+                .into_iter()
+                .collect())
         };
         match timeout_at(limit.into(), ask).await {
             Ok(found) => found,

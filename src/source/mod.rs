@@ -178,6 +178,10 @@ impl Sources {
             dns::Heard::Failed => return None,
         };
         let Some((found, ttl)) = asks.read(&reply.message, &self.zones) else {
+            // Cut down to nothing is not the same as nothing.
+            if doubt.is_some() {
+                return None;
+            }
             return Some(Heard::Nothing(read::negative_ttl(&reply.message)));
         };
         let finding = Finding {

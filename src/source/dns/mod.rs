@@ -32,7 +32,7 @@ use std::{
 
 use hickory_proto::{
     op::{Message, ResponseCode},
-    rr::{RData, RecordType},
+    rr::{Name, RData, RecordType},
 };
 use tokio::time::{timeout, timeout_at};
 
@@ -129,6 +129,15 @@ pub(crate) enum Heard {
     Failed,
 }
 
+impl Heard {
+    fn records(&self) -> usize {
+        match self {
+            Self::Records { reply, .. } => reply.message.answers.len() + 1,
+            Self::Nothing { .. } | Self::Failed => 0,
+        }
+    }
+}
+
 /// The name servers of one resolver, in the order they are asked.
 #[derive(Debug)]
 pub(crate) struct DnsSource {
@@ -195,7 +204,8 @@ impl DnsSource {
                 heard @ (Heard::Records { doubt: None, .. } | Heard::Nothing { .. }) => {
                     return heard;
                 }
-                heard @ Heard::Records { .. } => best = heard,
+                heard if heard.records() > best.records() => best = heard,
+                Heard::Records { .. } => {}
             }
         }
         best
@@ -254,17 +264,18 @@ impl Round<'_> {
     async fn go_on(&mut self, datagram: Option<(Reply, Reason)>) -> Heard {
         let earlier = datagram.as_ref().map(|(reply, _)| seen(reply));
         let heard = match (self.over_tcp(earlier.as_ref()).await, datagram) {
-            (Ok(heard), _) => heard,
-            (Err(_), Some((reply, doubt))) => {
+            (Ok(Heard::Failed) | Err(_), Some((reply, doubt))) => {
+                self.source.learn(self.name, false);
                 return Heard::Records {
                     reply,
                     doubt: Some(doubt),
                 };
             }
-            (Err(_), None) if !self.source.is_large(self.name) => {
+            (Ok(heard), _) => heard,
+            (Err(_), None) => {
+                self.source.learn(self.name, false);
                 self.over_udp(self.payload()).await.unwrap_or(Heard::Failed)
             }
-            (Err(_), None) => Heard::Failed,
         };
         let Heard::Records { reply, doubt } = heard else {
             return heard;
@@ -337,9 +348,11 @@ impl Round<'_> {
             if let Ok(reply) = timeout(FIRST_TRY, &mut first).await {
                 return reply;
             }
+            // An error of one says nothing of the other.
+            let mut second = std::pin::pin!(udp::exchange(server, &query, strangers));
             tokio::select! {
-                reply = first => reply,
-                reply = udp::exchange(server, &query, strangers) => reply,
+                reply = &mut first => if reply.is_ok() { reply } else { second.await },
+                reply = &mut second => if reply.is_ok() { reply } else { first.await },
             }
         };
         let (reply, elapsed) = self.timed(Transport::Udp, self.limit, exchange).await;
@@ -349,17 +362,19 @@ impl Round<'_> {
     async fn over_tcp(&mut self, earlier: Option<&Seen>) -> Result<Heard, Trouble> {
         let query = self.query(LOOPBACK_PAYLOAD)?;
         let exchange = self.server.connection.exchange(&query);
-        // In place of a datagram it has the time of one, so that a connection which
-        // only seems to be open leaves the rest to UDP.
+        // Where no datagram was asked before, UDP may yet have to do: a connection
+        // that only seems to be open leaves it time.
+        let now = clock::now();
         let until = match earlier {
-            None if !self.source.is_large(self.name) => {
-                self.limit.min(clock::now() + 2 * FIRST_TRY)
+            Some(_) => self.limit,
+            None if self.source.is_large(self.name) => {
+                now + self.limit.saturating_duration_since(now) / 2
             }
-            _ => self.limit,
+            None => self.limit.min(now + 2 * FIRST_TRY),
         };
         let (reply, elapsed) = self.timed(Transport::Tcp, until, exchange).await;
         if let Err(Trouble::TimedOut) = reply {
-            self.server.connection.give_up().await;
+            self.server.connection.give_up();
         }
         self.judge(reply?, elapsed, earlier)
     }
@@ -475,6 +490,30 @@ impl Round<'_> {
     }
 }
 
+/// A TXT record that cutting would have removed. What is made anew after a cut has
+/// one record at most for each target, the first of that name whatever its type: a
+/// TXT record of a target, alone, may be that one.
+fn has_proof(message: &Message) -> bool {
+    let mut texts = message
+        .additionals
+        .iter()
+        .filter(|record| record.record_type() == RecordType::TXT);
+    let is_target = |name: &Name| {
+        message
+            .answers
+            .iter()
+            .any(|record| matches!(&record.data, RData::SRV(srv) if srv.target == *name))
+    };
+    let times = |name: &Name| {
+        message
+            .additionals
+            .iter()
+            .filter(|record| record.name == *name)
+            .count()
+    };
+    texts.any(|text| times(&text.name) > 1 || !is_target(&text.name))
+}
+
 fn seen(reply: &Reply) -> Seen {
     let message = &reply.message;
     let is = |kind| move |record: &&hickory_proto::rr::Record| record.record_type() == kind;
@@ -483,10 +522,7 @@ fn seen(reply: &Reply) -> Seen {
         limit: reply.limit,
         size: reply.size,
         instances: message.answers.iter().filter(is(RecordType::SRV)).count(),
-        text: message
-            .additionals
-            .iter()
-            .any(|record| matches!(record.data, RData::TXT(_))),
+        text: has_proof(message),
         truncated: message.metadata.truncation,
         echoed: message
             .edns

@@ -132,8 +132,11 @@ impl Connection {
 
     /// Lets the next question open a fresh connection: this one stopped answering.
     /// Questions that wait on it still get their replies, if any come.
-    pub(super) async fn give_up(&self) {
-        *self.questions.lock().await = None;
+    pub(super) fn give_up(&self) {
+        // Whoever holds the lock is about to open a fresh one.
+        if let Ok(mut open) = self.questions.try_lock() {
+            *open = None;
+        }
     }
 
     async fn ask(&self, query: &Query) -> Result<Vec<u8>, Trouble> {
@@ -232,7 +235,10 @@ async fn converse(
                 }
                 if strangers > MOST_STRANGERS { break }
             }
-            () = tokio::time::sleep(IDLE) => break,
+            () = tokio::time::sleep(IDLE) => {
+                pending.retain(|_, asked| !asked.reply.is_closed());
+                if pending.is_empty() { break }
+            }
         }
     }
     debug!(%server, unanswered = pending.len(), "connection closed");
