@@ -150,7 +150,10 @@ fn host(message: &Message, zones: &[Domain]) -> Read {
     let mut host = Host::default();
     let mut any = false;
     for record in &message.answers {
-        any = true;
+        any |= matches!(
+            record.record_type(),
+            RecordType::A | RecordType::AAAA | RecordType::CNAME | RecordType::TXT
+        );
         match &record.data {
             // Behind an alias into somebody else's zone only the alias counts.
             RData::A(_) | RData::AAAA(_) if !is_in_zone(&record.name, zones) => {}

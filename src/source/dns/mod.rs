@@ -425,7 +425,9 @@ impl Round<'_> {
             }
             // Consul before 1.17 says so of an address that it does not know. It
             // is no failure of the zone's: that one has AA set.
-            ResponseCode::ServFail if self.kind == RecordType::PTR && !flags.authoritative => {
+            ResponseCode::ServFail
+                if self.kind == RecordType::PTR && !flags.authoritative && seen.echoed =>
+            {
                 (Outcome::NotFound, "no such address".to_owned())
             }
             ResponseCode::NXDomain => (Outcome::NotFound, "no such name".to_owned()),
@@ -450,6 +452,11 @@ impl Round<'_> {
     }
 
     fn doubt(&self, seen: &Seen, earlier: Option<&Seen>) -> Option<Reason> {
+        // Name servers other than Consul may answer ANY with whatever one set they
+        // like (RFC 8482).
+        if self.kind == RecordType::ANY && !seen.echoed {
+            return Some(Reason::Forwarded);
+        }
         if self.kind != RecordType::SRV {
             let whole = complete::holds_all(seen.truncated, seen.size, seen.limit);
             return (!whole).then_some(Reason::SizeLimit);
