@@ -1,13 +1,53 @@
 //! **Shell.** The only file that reads a clock or seeds dice. Everything else
 //! gets `now` and a generator as arguments, so that tests can move time by hand.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+#[cfg(target_os = "linux")]
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::{RngExt as _, rngs::SmallRng};
 
 /// Monotonic time. It is tokio's, so that a test's paused time counts here too.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// As [`now`], but behind by up to a tick of the kernel (1 to 10 ms), never ahead:
+/// for what is read on every hit.
+///
+/// The exact clock waits for all that was read from memory before, so that the
+/// processor cannot start on the next hit while this one waits; among many names
+/// that is most of what a hit costs.
+pub(crate) fn lately() -> Instant {
+    #[cfg(all(target_os = "linux", not(test)))]
+    if let Some(instant) = ticked() {
+        return instant;
+    }
+    now()
+}
+
+/// The kernel's clock as of its last tick. Both clocks count from one zero, which
+/// `Instant` hides: one moment read from both tells it.
+#[cfg(target_os = "linux")]
+#[cfg_attr(test, expect(dead_code, reason = "a test moves time by hand"))]
+fn ticked() -> Option<Instant> {
+    use nix::time::{ClockId, clock_gettime};
+    static MOMENT: OnceLock<Option<(Instant, Duration)>> = OnceLock::new();
+    let read = |clock| clock_gettime(clock).ok().map(Duration::from);
+    let (instant, since_zero) = (*MOMENT.get_or_init(|| {
+        // The closest pair of a few: the thread may be put aside between two reads.
+        let pairs = (0..5).filter_map(|_| {
+            let instant = now();
+            let since_zero = read(ClockId::CLOCK_MONOTONIC)?;
+            Some((now().duration_since(instant), (instant, since_zero)))
+        });
+        pairs.min_by_key(|(apart, _)| *apart).map(|(_, pair)| pair)
+    }))?;
+    let ticked = read(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    match ticked.checked_sub(since_zero) {
+        Some(later) => instant.checked_add(later),
+        None => instant.checked_sub(since_zero.saturating_sub(ticked)),
+    }
 }
 
 /// Seconds since 1970, for the serial of an SOA record and nothing else. Wraps

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use compact_str::CompactString;
+
 use crate::endpoint::{Endpoint, Health, Source, Transport};
 
 /// What stands behind a name.
@@ -104,6 +106,8 @@ pub(crate) struct NodeText {
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Held {
+    /// The name as the cache knows it; short ones are written in place.
+    pub(crate) key: CompactString,
     pub(crate) endpoints: Box<[Endpoint]>,
     /// When the source gave it.
     pub(crate) since: Instant,

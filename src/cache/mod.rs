@@ -16,7 +16,7 @@
 
 use std::{
     borrow::Borrow,
-    hash::Hash,
+    hash::{Hash, Hasher},
     num::NonZeroUsize,
     ops::RangeInclusive,
     sync::Arc,
@@ -51,23 +51,53 @@ pub(crate) enum Look {
     Unknown,
 }
 
+/// A name with what is known of it. The name of a set stands in the set itself,
+/// beside the count of those who share it: a hit waits for memory once, not twice.
+#[derive(Debug)]
+enum Known {
+    Set(Arc<Held>),
+    /// There is no such name.
+    Nothing(Box<str>),
+}
+
 #[derive(Debug)]
 struct Entry {
-    /// `None`: there is no such name.
-    held: Option<Arc<Held>>,
     until: Instant,
     bytes: usize,
 }
 
-/// Sets by name.
+/// Sets by name, as [`ConsulName::key`](crate::name::ConsulName::key) writes it.
 #[derive(Debug)]
-pub(crate) struct Cache<K: Hash + Eq> {
-    entries: LruCache<K, Entry>,
+pub(crate) struct Cache {
+    entries: LruCache<Known, Entry>,
     bytes: usize,
     limits: Limits,
 }
 
-impl<K: Hash + Eq> Cache<K> {
+impl Borrow<str> for Known {
+    fn borrow(&self) -> &str {
+        match self {
+            Self::Set(held) => &held.key,
+            Self::Nothing(key) => key,
+        }
+    }
+}
+
+impl Hash for Known {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Borrow::<str>::borrow(self).hash(state);
+    }
+}
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        Borrow::<str>::borrow(self) == Borrow::<str>::borrow(other)
+    }
+}
+
+impl Eq for Known {}
+
+impl Cache {
     pub(crate) fn new(limits: Limits) -> Self {
         // Not allocated ahead: a service that knows ten names pays for ten.
         Self {
@@ -78,59 +108,42 @@ impl<K: Hash + Eq> Cache<K> {
     }
 
     /// What holds at `now`. Serving moves an entry to the front and renews nothing.
-    pub(crate) fn look<Q>(&mut self, name: &Q, now: Instant) -> Look
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
-        match self.entries.get(name) {
-            Some(entry) if now < entry.until => match &entry.held {
-                Some(held) => {
+    pub(crate) fn look(&mut self, key: &str, now: Instant) -> Look {
+        match self.entries.get_key_value_mut(key) {
+            Some((known, entry)) if now < entry.until => match known {
+                Known::Set(held) => {
                     let age = now.saturating_duration_since(held.since);
                     Look::Fresh(Arc::clone(held), age)
                 }
-                None => Look::Nothing,
+                Known::Nothing(_) => Look::Nothing,
             },
             _ => Look::Unknown,
         }
     }
 
     /// Keeps a set, from the time when it was found.
-    pub(crate) fn put(&mut self, name: K, held: Arc<Held>) {
+    pub(crate) fn put(&mut self, held: Arc<Held>) {
         let Limits { floor, cap, .. } = self.limits;
         let holds = if held.complete {
             held.ttl.max(floor).min(cap)
         } else {
             floor
         };
-        let bytes = size_of::<Entry>() + size_of::<K>() + weigh(&held);
+        let bytes = weigh(&held);
         let until = held.since + holds;
-        self.insert(
-            name,
-            Entry {
-                held: Some(held),
-                until,
-                bytes,
-            },
-            holds,
-        );
+        self.insert(Known::Set(held), Entry { until, bytes }, holds);
     }
 
     /// Keeps the word that there is no such name; `ttl` as its SOA says, `None`
     /// without one.
-    pub(crate) fn put_nothing(&mut self, name: K, ttl: Option<Duration>, now: Instant) {
+    pub(crate) fn put_nothing(&mut self, key: &str, ttl: Option<Duration>, now: Instant) {
         let (least, most) = (*self.limits.negative.start(), *self.limits.negative.end());
         let holds = ttl.unwrap_or(least).clamp(least, most);
-        let bytes = size_of::<Entry>() + size_of::<K>() + OVERHEAD;
-        self.insert(
-            name,
-            Entry {
-                held: None,
-                until: now + holds,
-                bytes,
-            },
-            holds,
-        );
+        let entry = Entry {
+            until: now + holds,
+            bytes: OVERHEAD + key.len(),
+        };
+        self.insert(Known::Nothing(key.into()), entry, holds);
     }
 
     /// Names held, whether or not they still hold.
@@ -145,16 +158,15 @@ impl<K: Hash + Eq> Cache<K> {
         self.bytes
     }
 
-    fn insert(&mut self, name: K, entry: Entry, holds: Duration) {
+    fn insert(&mut self, known: Known, entry: Entry, holds: Duration) {
+        // The key of an entry is what is known: it is never left in place.
+        self.forget(&known);
         // One set may not push out a cache full of others.
         if holds.is_zero() || entry.bytes > self.limits.bytes / 4 {
-            self.forget(&name);
             return;
         }
         self.bytes += entry.bytes;
-        if let Some((_, old)) = self.entries.push(name, entry) {
-            self.bytes = self.bytes.saturating_sub(old.bytes);
-        }
+        self.entries.put(known, entry);
         while self.bytes > self.limits.bytes || self.entries.len() > self.limits.entries.get() {
             let Some((_, old)) = self.entries.pop_lru() else {
                 break;
@@ -163,14 +175,14 @@ impl<K: Hash + Eq> Cache<K> {
         }
     }
 
-    fn forget(&mut self, name: &K) {
-        if let Some(old) = self.entries.pop(name) {
+    fn forget(&mut self, known: &Known) {
+        if let Some(old) = self.entries.pop(known) {
             self.bytes = self.bytes.saturating_sub(old.bytes);
         }
     }
 }
 
-/// Bytes that the map itself, its links and the key's own text cost an entry,
+/// Bytes that the map itself, its links and the texts of a name cost an entry,
 /// rounded up.
 const OVERHEAD: usize = 256;
 

@@ -19,12 +19,13 @@ fn limits() -> Limits {
     }
 }
 
-fn held(ttl: u64, since: Instant) -> Arc<Held> {
-    sized(ttl, 1, true, since)
+fn held(key: &str, ttl: u64, since: Instant) -> Arc<Held> {
+    sized(key, ttl, 1, true, since)
 }
 
-fn sized(ttl: u64, addresses: usize, complete: bool, since: Instant) -> Arc<Held> {
+fn sized(key: &str, ttl: u64, addresses: usize, complete: bool, since: Instant) -> Arc<Held> {
     Arc::new(Held {
+        key: key.into(),
         name: "web.service.consul.".into(),
         found: Found::Host(Host {
             addresses: vec![IpAddr::from([10, 0, 0, 1]); addresses],
@@ -45,43 +46,43 @@ fn is_fresh(look: &Look) -> bool {
 }
 
 /// Whether an entry put at 0 s holds just before and no longer at `holds` ms.
-fn holds_for(put: impl Fn(&mut Cache<u32>, Instant), holds: u64) {
+fn holds_for(put: impl Fn(&mut Cache, Instant), holds: u64) {
     let start = clock::now();
     let mut cache = Cache::new(limits());
     put(&mut cache, start);
     let at = |ms| start + Duration::from_millis(ms);
     assert!(
-        !matches!(cache.look(&1, at(holds - 1)), Look::Unknown),
+        !matches!(cache.look("1", at(holds - 1)), Look::Unknown),
         "gone before {holds} ms"
     );
     assert!(
-        matches!(cache.look(&1, at(holds)), Look::Unknown),
+        matches!(cache.look("1", at(holds)), Look::Unknown),
         "still there at {holds} ms"
     );
 }
 
 #[test]
 fn a_set_holds_for_its_ttl_within_floor_and_cap() {
-    holds_for(|cache, now| cache.put(1, held(5, now)), 5_000);
-    holds_for(|cache, now| cache.put(1, held(0, now)), 1_000);
-    holds_for(|cache, now| cache.put(1, held(86_400, now)), 60_000);
+    holds_for(|cache, now| cache.put(held("1", 5, now)), 5_000);
+    holds_for(|cache, now| cache.put(held("1", 0, now)), 1_000);
+    holds_for(|cache, now| cache.put(held("1", 86_400, now)), 60_000);
 }
 
 #[test]
 fn a_partial_set_holds_for_the_floor_only() {
-    holds_for(|cache, now| cache.put(1, sized(30, 1, false, now)), 1_000);
+    holds_for(|cache, now| cache.put(sized("1", 30, 1, false, now)), 1_000);
 }
 
 #[test]
 fn no_such_name_holds_for_its_own_ttl_within_its_own_bounds() {
     let seconds = |s| Some(Duration::from_secs(s));
-    holds_for(|cache, now| cache.put_nothing(1, seconds(3), now), 3_000);
-    holds_for(|cache, now| cache.put_nothing(1, seconds(0), now), 500);
+    holds_for(|cache, now| cache.put_nothing("1", seconds(3), now), 3_000);
+    holds_for(|cache, now| cache.put_nothing("1", seconds(0), now), 500);
     holds_for(
-        |cache, now| cache.put_nothing(1, seconds(86_400), now),
+        |cache, now| cache.put_nothing("1", seconds(86_400), now),
         10_000,
     );
-    holds_for(|cache, now| cache.put_nothing(1, None, now), 500);
+    holds_for(|cache, now| cache.put_nothing("1", None, now), 500);
 }
 
 #[test]
@@ -91,8 +92,8 @@ fn a_floor_of_zero_keeps_nothing_that_has_no_ttl() {
         floor: Duration::ZERO,
         ..limits()
     });
-    cache.put(1, held(0, now));
-    assert!(matches!(cache.look(&1, now), Look::Unknown));
+    cache.put(held("1", 0, now));
+    assert!(matches!(cache.look("1", now), Look::Unknown));
     assert_eq!((cache.len(), cache.bytes()), (0, 0));
 }
 
@@ -100,49 +101,49 @@ fn a_floor_of_zero_keeps_nothing_that_has_no_ttl() {
 fn age_counts_from_the_answer_and_serving_does_not_renew_it() {
     let start = clock::now();
     let mut cache = Cache::new(limits());
-    cache.put(1, held(4, start));
+    cache.put(held("1", 4, start));
     for second in 0..4 {
         let age = Duration::from_secs(second);
-        let Look::Fresh(_, seen) = cache.look(&1, start + age) else {
+        let Look::Fresh(_, seen) = cache.look("1", start + age) else {
             panic!("gone at {age:?}")
         };
         assert_eq!(seen, age);
     }
-    assert!(!is_fresh(&cache.look(&1, start + Duration::from_secs(4))));
+    assert!(!is_fresh(&cache.look("1", start + Duration::from_secs(4))));
 }
 
 #[test]
 fn what_was_not_used_for_longest_goes_first() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
-    for name in 0..4 {
-        cache.put(name, held(5, now));
+    for name in ["0", "1", "2", "3"] {
+        cache.put(held(name, 5, now));
     }
-    assert!(is_fresh(&cache.look(&0, now)));
-    cache.put(4, held(5, now));
-    assert!(is_fresh(&cache.look(&0, now)));
-    assert!(!is_fresh(&cache.look(&1, now)));
+    assert!(is_fresh(&cache.look("0", now)));
+    cache.put(held("4", 5, now));
+    assert!(is_fresh(&cache.look("0", now)));
+    assert!(!is_fresh(&cache.look("1", now)));
 }
 
 #[test]
 fn a_set_too_large_for_the_cache_is_not_kept_and_pushes_nothing_out() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
-    cache.put(1, held(5, now));
-    cache.put(2, sized(5, 100_000, true, now));
-    assert!(is_fresh(&cache.look(&1, now)));
-    assert!(!is_fresh(&cache.look(&2, now)));
+    cache.put(held("1", 5, now));
+    cache.put(sized("2", 5, 100_000, true, now));
+    assert!(is_fresh(&cache.look("1", now)));
+    assert!(!is_fresh(&cache.look("2", now)));
 }
 
 #[test]
 fn a_newer_set_takes_the_place_of_the_older() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
-    cache.put_nothing(1, None, now);
-    cache.put(1, held(5, now));
-    assert!(is_fresh(&cache.look(&1, now)));
-    cache.put_nothing(1, None, now);
-    assert!(matches!(cache.look(&1, now), Look::Nothing));
+    cache.put_nothing("1", None, now);
+    cache.put(held("1", 5, now));
+    assert!(is_fresh(&cache.look("1", now)));
+    cache.put_nothing("1", None, now);
+    assert!(matches!(cache.look("1", now), Look::Nothing));
     assert_eq!(cache.len(), 1);
 }
 
@@ -158,16 +159,16 @@ proptest! {
         for (name, ttl, size, positive, pause) in steps {
             now += Duration::from_secs(pause);
             if positive {
-                cache.put(name, sized(ttl, size, true, now));
+                cache.put(sized(&name.to_string(), ttl, size, true, now));
             } else {
-                cache.put_nothing(name, Some(Duration::from_secs(ttl)), now);
+                cache.put_nothing(&name.to_string(), Some(Duration::from_secs(ttl)), now);
             }
             prop_assert!(cache.len() <= bounds.entries.get());
             prop_assert!(cache.bytes() <= bounds.bytes);
             let sum: usize = cache.entries.iter().map(|(_, entry)| entry.bytes).sum();
             prop_assert_eq!(cache.bytes(), sum);
             for name in 0..8 {
-                if let Look::Fresh(held, age) = cache.look(&name, now) {
+                if let Look::Fresh(held, age) = cache.look(&name.to_string(), now) {
                     let most = held.ttl.max(bounds.floor).min(bounds.cap);
                     prop_assert!(age < most, "{age:?} old, promised {most:?}");
                 }

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use compact_str::CompactString;
 use tracing::{debug, warn};
 
 pub use self::askable::Name;
@@ -52,10 +53,8 @@ struct Inner {
     config: Config,
     sources: Sources,
     hosts: Hosts,
-    /// By [`ConsulName::key`]: the name itself holds more, and a look-up would go
-    /// through it to compare. A std mutex: held for one look-up, never across an
-    /// await.
-    cache: Mutex<Cache<Box<str>>>,
+    /// A std mutex: held for one look-up, never across an await.
+    cache: Mutex<Cache>,
     flights: Flights<ConsulName, Result<Answer, Error>>,
 }
 
@@ -253,7 +252,7 @@ impl Resolver {
 impl Inner {
     /// What the cache knows of a name.
     fn cached(&self, name: &ConsulName) -> Option<Result<Answer, Error>> {
-        let look = self.cache().look(name.key(), clock::now());
+        let look = self.cache().look(name.key(), clock::lately());
         match look {
             Look::Fresh(held, age) => Some(Ok(Answer {
                 held,
@@ -293,8 +292,8 @@ impl Inner {
                     ladder.hear(heard);
                 }
                 Step::Give(finding) => {
-                    let held = Arc::new(self.settle(&fqdn, finding, deadline, depth).await);
-                    self.cache().put(name.key().into(), Arc::clone(&held));
+                    let held = Arc::new(self.settle(question, finding, deadline, depth).await);
+                    self.cache().put(Arc::clone(&held));
                     let attempts = Some(attempts.into());
                     let (age, freshness) = (Duration::ZERO, Freshness::Fresh);
                     break Ok(Answer {
@@ -305,8 +304,7 @@ impl Inner {
                     });
                 }
                 Step::Nothing(ttl) => {
-                    self.cache()
-                        .put_nothing(name.key().into(), ttl, clock::now());
+                    self.cache().put_nothing(name.key(), ttl, clock::now());
                     break Err(told::not_found(name, &self.config.domain, attempts));
                 }
                 Step::GiveUp(kind) => break Err(told::failed(kind, &fqdn, attempts)),
@@ -319,7 +317,7 @@ impl Inner {
     /// Resolves the host names in a set and makes endpoints of it.
     async fn settle(
         self: &Arc<Self>,
-        fqdn: &str,
+        question: Question<'_>,
         finding: Finding,
         deadline: Instant,
         depth: u8,
@@ -331,6 +329,7 @@ impl Inner {
             ttl,
             doubt,
         } = finding;
+        let Question { name, fqdn } = question;
         let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
         let mut names: Vec<Arc<str>> = records::unresolved(&found).cloned().collect();
         names.sort_unstable();
@@ -353,6 +352,7 @@ impl Inner {
         let complete = warnings.is_empty();
         let warnings = warnings.into();
         Held {
+            key: name.key().into(),
             since: clock::now(),
             name: fqdn.into(),
             found,
@@ -427,7 +427,7 @@ impl Inner {
         Box::pin(async move { self.find(&name, deadline, depth).await })
     }
 
-    fn cache(&self) -> std::sync::MutexGuard<'_, Cache<Box<str>>> {
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -439,6 +439,7 @@ fn decoded(fqdn: &str, address: IpAddr) -> Answer {
         ..Host::default()
     });
     let held = Held {
+        key: CompactString::default(),
         since: clock::now(),
         name: fqdn.into(),
         endpoints: records::endpoints(&found, fqdn),
