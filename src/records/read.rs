@@ -212,13 +212,30 @@ fn servers(message: &Message) -> Read {
 /// How long a negative reply holds: the lower of its SOA's TTL and minimum
 /// (RFC 2308, section 5). `None` without an SOA.
 pub(crate) fn negative_ttl(message: &Message) -> Option<Duration> {
-    message
-        .authorities
-        .iter()
-        .find_map(|record| match &record.data {
-            RData::SOA(soa) => Some(seconds(record.ttl.min(soa.minimum))),
-            _ => None,
-        })
+    negatives(message).next().map(|(_, ttl)| seconds(ttl))
+}
+
+/// The same in seconds, where it is one of Consul's zones that says so. A server
+/// that asks others for us hands on their SOA, which tells nothing of our zone.
+pub(crate) fn zone_minimum(message: &Message, zones: &[Domain]) -> Option<u32> {
+    let is_apex = |owner: &Name| {
+        let owner = owner.to_ascii();
+        let bare = owner.strip_suffix('.').unwrap_or(&owner);
+        zones
+            .iter()
+            .any(|zone| bare.eq_ignore_ascii_case(zone.as_str()))
+    };
+    negatives(message)
+        .find(|(owner, _)| is_apex(owner))
+        .map(|(_, ttl)| ttl)
+}
+
+/// Owner and negative TTL of every SOA.
+fn negatives(message: &Message) -> impl Iterator<Item = (&Name, u32)> {
+    (message.authorities.iter()).filter_map(|record| match &record.data {
+        RData::SOA(soa) => Some((&record.name, record.ttl.min(soa.minimum))),
+        _ => None,
+    })
 }
 
 /// Addresses of `target`, along its aliases.
@@ -329,4 +346,47 @@ fn is_address(record: &Record) -> bool {
         record.record_type(),
         RecordType::A | RecordType::AAAA | RecordType::CNAME
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::rr::rdata::SOA;
+
+    /// No such name, say the SOA of these zones: owner, TTL, minimum.
+    fn nothing(zones: &[(&str, u32, u32)]) -> Message {
+        let mut message = Message::query();
+        for &(owner, ttl, minimum) in zones {
+            let owner = Name::from_ascii(owner).unwrap();
+            let soa = SOA::new(owner.clone(), owner.clone(), 1, 2, 3, 4, minimum);
+            let record = Record::from_rdata(owner, ttl, RData::SOA(soa));
+            message.authorities.push(record);
+        }
+        message
+    }
+
+    #[test]
+    fn only_the_zones_own_soa_tells_the_zones_minimum() {
+        let zones = ["corp.example".parse().unwrap(), Domain::default()];
+        for (soas, minimum) in [
+            (&[][..], None),
+            (&[("consul.", 60, 30)], Some(30)),
+            (&[("consul.", 20, 30)], Some(20)),
+            (&[("Corp.Example.", 60, 30)], Some(30)),
+            (&[("example.", 60, 30)], None),
+            (&[("sub.consul.", 60, 30)], None),
+            (&[("in-addr.arpa.", 60, 30)], None),
+            (&[(".", 60, 30)], None),
+            (&[("example.", 900, 900), ("consul.", 60, 30)], Some(30)),
+        ] {
+            assert_eq!(zone_minimum(&nothing(soas), &zones), minimum, "{soas:?}");
+        }
+    }
+
+    #[test]
+    fn a_negative_reply_holds_as_long_as_its_soa_says_whosever_it_is() {
+        let reply = nothing(&[("example.", 900, 600)]);
+        assert_eq!(negative_ttl(&reply), Some(Duration::from_secs(600)));
+        assert_eq!(negative_ttl(&nothing(&[])), None);
+    }
 }

@@ -169,11 +169,10 @@ impl Sources {
         let (reply, doubt) = match heard {
             dns::Heard::Records { reply, doubt } => (reply, doubt),
             dns::Heard::Nothing { reply } => {
-                let ttl = read::negative_ttl(&reply.message);
-                if let Some(Ok(seconds)) = ttl.map(|ttl| u32::try_from(ttl.as_secs())) {
+                if let Some(seconds) = read::zone_minimum(&reply.message, &self.zones) {
                     self.minimum.store(seconds, Ordering::Relaxed);
                 }
-                return Some(Heard::Nothing(ttl));
+                return Some(Heard::Nothing(read::negative_ttl(&reply.message)));
             }
             dns::Heard::Failed => return None,
         };
