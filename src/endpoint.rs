@@ -23,7 +23,8 @@ pub struct Endpoint {
     pub priority: u16,
     /// RFC 2782 weight: the instance's own for its health (passing or warning).
     pub weight: u16,
-    /// The SRV target, absolute, with its final dot.
+    /// The SRV target, absolute, with its final dot. What is not plain is escaped
+    /// (RFC 1035, section 5.1): `bad\032node.node.dc1.consul.`
     pub target: Arc<str>,
     /// The node that the instance is registered on.
     pub node: Option<Arc<str>>,

@@ -41,7 +41,8 @@ impl Found {
 /// One registered instance, as one SRV record tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Instance {
-    /// SRV target, absolute, in its registered case.
+    /// SRV target, absolute, in its registered case, as [`crate::name::text()`]
+    /// writes it.
     pub(crate) target: Arc<str>,
     /// What kind of name the target is.
     pub(crate) kind: TargetKind,

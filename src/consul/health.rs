@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 use self::{
     ask::{Ask, Question},
     entry::{Entry, Node},
-    target::{Registered, addr_target, node_target, registered},
+    target::{Registered, addr_target, node_target, registered, server_target},
 };
 use crate::{
     endpoint::Health,
@@ -377,9 +377,8 @@ fn servers(question: &Question<'_>, body: &[u8]) -> Result<Read, Unread> {
         let told = entry.node.datacenter();
         datacenter = datacenter.take().or_else(|| told.map(Into::into));
         let locality = told.or(question.place.datacenter);
-        let target = node_target(&entry.node.node, locality, question.domain)
-            .ok_or("no host has such a name")?
-            .to_lowercase();
+        let target = server_target(&entry.node.node, locality, question.domain)
+            .ok_or("no host has such a name")?;
         let address = entry.node.address().ok_or("the node has no address")?;
         let Registered::Ip(ip) = registered(address)? else {
             return Err("the node has no IP address".into());

@@ -31,6 +31,7 @@
 mod error;
 mod parse;
 mod target;
+mod text;
 
 use std::{
     fmt,
@@ -48,6 +49,7 @@ use self::{
 pub(crate) use self::{
     parse::NotAName,
     target::{Target, classify_target, hex},
+    text::{canonical, labels, text},
 };
 
 /// Longest name on the wire, in bytes (RFC 1035, section 2.3.4).

@@ -12,7 +12,7 @@ const KINDS: [&str; 7] = [
 ];
 
 /// Longest label, in bytes (RFC 1035, section 2.3.4).
-const LONGEST_LABEL: usize = 63;
+pub(super) const LONGEST_LABEL: usize = 63;
 
 /// Why labels off the wire are no name of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,7 +292,8 @@ pub(super) fn check_place(label: &str) -> Result<(), NameError> {
     }
 }
 
-fn is_plain(character: char) -> bool {
+/// Whether Consul compares it as it is, and text shows it so.
+pub(super) fn is_plain(character: char) -> bool {
     character.is_ascii_graphic()
         && !matches!(character, '.' | '\'' | '@' | ';' | '(' | ')' | '"' | '\\')
 }

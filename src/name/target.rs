@@ -3,14 +3,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Domain;
+use super::{Domain, text};
 
 /// What an SRV target is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// `<hex>.addr[.anything].<zone>`.
     Address(IpAddr),
-    /// `<node>.node.<place>.<zone>`, with the node's name in its registered case.
+    /// `<node>.node.<place>.<zone>`, with the node's name in its registered case
+    /// and without escapes.
     Node { node: Box<str> },
     /// Any other name.
     Host {
@@ -19,7 +20,7 @@ pub(crate) enum Target {
     },
 }
 
-/// Reads an absolute SRV target; `zones` are the domains that Consul answers for.
+/// Reads an absolute SRV target, in canonical text; `zones` are the domains that Consul answers for.
 pub(crate) fn classify_target(fqdn: &str, zones: &[Domain]) -> Target {
     let bare = fqdn.strip_suffix('.').unwrap_or(fqdn);
     let Some(rest) = zones.iter().find_map(|zone| strip_zone(bare, zone)) else {
@@ -44,7 +45,7 @@ pub(crate) fn classify_target(fqdn: &str, zones: &[Domain]) -> Target {
         return Target::Host { in_zone: true };
     }
     Target::Node {
-        node: node.join(".").into(),
+        node: text::readable(&node.join(".")).into(),
     }
 }
 

@@ -293,6 +293,8 @@ fn srv_targets_are_told_apart() {
         target("node.with.dots.node.dc1.consul."),
         node("node.with.dots")
     );
+    assert_eq!(target(r"bad\032node.node.dc1.consul."), node("bad node"));
+    assert_eq!(target(r"a\046b.node.dc1.consul."), node("a.b"));
     assert_eq!(target("n1.node.far.peer.consul."), node("n1"));
     for in_zone in [
         "v4only.service.consul.",

@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::IpAddr};
 
 use hickory_proto::rr::{RData, RecordType};
 
-use super::{endpoints, read::Asks};
+use super::{endpoints, read::Asks, wire_name::to_text};
 use crate::{
     name::{ConsulName, Domain, Target, classify_target},
     source::dns::message::{Query, decode},
@@ -46,8 +46,7 @@ pub fn reply(bytes: &[u8]) {
             for record in message.answers.iter().chain(&message.additionals) {
                 held.extend(record.data.ip_addr());
                 if let (RData::SRV(srv), RecordType::SRV) = (&record.data, asks.kind())
-                    && let Target::Address(address) =
-                        classify_target(&srv.target.to_ascii(), &zones)
+                    && let Target::Address(address) = classify_target(&to_text(&srv.target), &zones)
                 {
                     held.insert(address);
                 }

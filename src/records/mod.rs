@@ -6,13 +6,14 @@
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
 pub(crate) mod read;
+pub(crate) mod wire_name;
 pub(crate) mod write;
 
 use std::{collections::HashSet, net::IpAddr, str::FromStr as _, sync::Arc};
 
 use hickory_proto::{
     op::ResponseCode,
-    rr::{Name, Record, RecordType},
+    rr::{Name, RData, Record, RecordType},
 };
 
 use crate::{
@@ -144,7 +145,7 @@ impl Asked {
                 .and_then(|digits| digits.parse::<u16>().ok())
                 .map(RecordType::from)
         })?;
-        let owner = Name::from_ascii(name.fqdn(domain)).ok()?;
+        let owner = wire_name::from_text(&name.fqdn(domain))?;
         Some(Self {
             owner,
             kind,
@@ -186,10 +187,10 @@ pub(crate) fn printed(sections: &write::Sections) -> (Box<str>, Box<[crate::reco
     let section = |section, records: &[Record]| -> Vec<crate::record::Record> {
         let print = |record: &Record| crate::record::Record {
             section,
-            name: record.name.to_ascii().into(),
+            name: wire_name::to_text(&record.name).into(),
             kind: record.record_type().to_string().into(),
             ttl: record.ttl,
-            data: record.data.to_string().into(),
+            data: data(&record.data).into(),
         };
         records.iter().map(print).collect()
     };
@@ -197,4 +198,18 @@ pub(crate) fn printed(sections: &write::Sections) -> (Box<str>, Box<[crate::reco
     all.extend(section(Section::Authority, &sections.authorities));
     all.extend(section(Section::Additional, &sections.additionals));
     (code.into(), all.into())
+}
+
+/// Data in presentation form.
+fn data(data: &RData) -> String {
+    match data {
+        RData::SRV(srv) => {
+            let target = wire_name::to_text(&srv.target);
+            format!("{} {} {} {target}", srv.priority, srv.weight, srv.port)
+        }
+        RData::CNAME(name) => wire_name::to_text(&name.0),
+        RData::NS(name) => wire_name::to_text(&name.0),
+        RData::PTR(name) => wire_name::to_text(&name.0),
+        other => other.to_string(),
+    }
 }

@@ -21,6 +21,7 @@ use hickory_proto::{
 use crate::{
     found::{Found, Host, Instance, NodeText, TargetKind},
     name::{ConsulName, Domain, Subject, Target, classify_target},
+    records::wire_name::{from_text, to_text},
 };
 
 /// Longest chain of CNAME records that is followed.
@@ -111,7 +112,7 @@ fn instances(message: &Message, zones: &[Domain]) -> Read {
         if srv.target.is_root() {
             continue;
         }
-        let target = srv.target.to_ascii();
+        let target = to_text(&srv.target);
         let classified = classify_target(&target, zones);
         let (kind, found) = match classified {
             Target::Address(address) => (TargetKind::Address, vec![address]),
@@ -160,7 +161,7 @@ fn host(message: &Message, zones: &[Domain]) -> Read {
             RData::A(address) => host.addresses.push(address.0.into()),
             RData::AAAA(address) => host.addresses.push(address.0.into()),
             RData::CNAME(alias) if host.alias.is_none() => {
-                host.alias = Some(alias.0.to_ascii().into());
+                host.alias = Some(to_text(&alias.0).into());
             }
             RData::TXT(text) => host.text.push(text.txt_data.concat().into()),
             _ => {}
@@ -176,7 +177,7 @@ fn host(message: &Message, zones: &[Domain]) -> Read {
 fn pointers(message: &Message) -> Read {
     let names: Vec<Box<str>> = (message.answers.iter())
         .filter_map(|record| match &record.data {
-            RData::PTR(name) => Some(name.0.to_ascii().into()),
+            RData::PTR(name) => Some(to_text(&name.0).into()),
             _ => None,
         })
         .collect();
@@ -198,7 +199,7 @@ fn servers(message: &Message) -> Read {
     };
     let servers: Vec<_> = (message.answers.iter())
         .filter_map(|record| match &record.data {
-            RData::NS(name) => Some((name.0.to_ascii().into(), addresses_of(&name.0))),
+            RData::NS(name) => Some((to_text(&name.0).into(), addresses_of(&name.0))),
             _ => None,
         })
         .collect();
@@ -219,11 +220,8 @@ pub(crate) fn negative_ttl(message: &Message) -> Option<Duration> {
 /// that asks others for us hands on their SOA, which tells nothing of our zone.
 pub(crate) fn zone_minimum(message: &Message, zones: &[Domain]) -> Option<u32> {
     let is_apex = |owner: &Name| {
-        let owner = owner.to_ascii();
-        let bare = owner.strip_suffix('.').unwrap_or(&owner);
-        zones
-            .iter()
-            .any(|zone| bare.eq_ignore_ascii_case(zone.as_str()))
+        let mut apexes = zones.iter().filter_map(|zone| from_text(zone.as_str()));
+        apexes.any(|apex| apex == *owner)
     };
     negatives(message)
         .find(|(owner, _)| is_apex(owner))
@@ -262,7 +260,7 @@ fn follow(
 
 fn is_in_zone(name: &Name, zones: &[Domain]) -> bool {
     !matches!(
-        classify_target(&name.to_ascii(), zones),
+        classify_target(&to_text(name), zones),
         Target::Host { in_zone: false }
     )
 }
@@ -325,7 +323,7 @@ impl<'a> Texts<'a> {
         strings.sort_unstable();
         strings.dedup();
         let text = NodeText {
-            owner: owner.to_ascii().into(),
+            owner: to_text(owner).into(),
             strings,
         };
         if let Some(known) = self.known.get(&text) {

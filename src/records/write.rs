@@ -27,7 +27,7 @@ use crate::{
     error::ErrorKind,
     found::{Found, Host, Instance, NodeText, TargetKind},
     name::Domain,
-    records::Asked,
+    records::{Asked, wire_name::from_text as name},
 };
 
 /// Extended errors (RFC 8914, section 5.2).
@@ -332,12 +332,6 @@ impl Writer<'_> {
     fn record(&self, owner: &Name, data: RData) -> Record {
         Record::from_rdata(owner.clone(), self.ttl, data)
     }
-}
-
-fn name(text: &str) -> Option<Name> {
-    let mut name = Name::from_ascii(text).ok()?;
-    name.set_fqdn(true);
-    Some(name)
 }
 
 fn address_data(address: IpAddr) -> RData {

@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 
-use crate::name::hex;
+use crate::name::{canonical, hex};
 
 /// An address as people register it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,12 +69,21 @@ pub(crate) fn addr_target(ip: IpAddr, locality: Option<&str>, domain: &str) -> S
     name
 }
 
-/// `Node-Upper.node.dc1.consul.`: the node in its registered case. `None` for a
-/// node whose name DNS does not carry.
+/// `Node-Upper.node.dc1.consul.`: the node in its registered case, with any
+/// byte in its name, `bad\032node.node.dc1.consul.`; dots and backslashes mean
+/// what they mean in names, as to Consul. `None` for a node whose name DNS does
+/// not carry.
 pub(crate) fn node_target(node: &str, locality: Option<&str>, domain: &str) -> Option<String> {
     let mut name = format!("{node}.node.");
     end(&mut name, locality, domain);
-    is_name(name.strip_suffix('.')?).then_some(name)
+    canonical(&name)
+}
+
+/// The same in lower case, for a server: `None` where it is no host name, as
+/// Consul leaves those out.
+pub(crate) fn server_target(node: &str, locality: Option<&str>, domain: &str) -> Option<String> {
+    let name = node_target(node, locality, domain)?;
+    is_name(name.strip_suffix('.')?).then(|| name.to_lowercase())
 }
 
 fn end(name: &mut String, locality: Option<&str>, domain: &str) {
@@ -155,7 +164,17 @@ mod tests {
             node("node.with.dots").as_deref(),
             Some("node.with.dots.node.dc1.consul.")
         );
-        for bad in ["", "a b", "a..b", &"a".repeat(64), "a\0"] {
+        for (odd, target) in [
+            ("a b", r"a\032b.node.dc1.consul."),
+            ("a/b", "a/b.node.dc1.consul."),
+            ("bücher", r"b\195\188cher.node.dc1.consul."),
+            (r"a\.b", r"a\046b.node.dc1.consul."),
+            (r"a\", r"a\046node.dc1.consul."),
+        ] {
+            assert_eq!(node(odd).as_deref(), Some(target), "{odd:?}");
+            assert_eq!(server_target(odd, Some("dc1"), "consul"), None, "{odd:?}");
+        }
+        for bad in ["", "a..b", &"a".repeat(64), r"\256"] {
             assert_eq!(node(bad), None, "{bad:?}");
         }
     }

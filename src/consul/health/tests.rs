@@ -343,8 +343,20 @@ fn a_nodes_address_for_other_datacenters_is_named_by_itself() {
 }
 
 #[test]
-fn a_node_that_dns_cannot_name_is_not_lost() {
+fn a_node_has_its_own_name_whatever_bytes_it_is_of() {
     let body = r#"[{"Node":{"Node":"a b","Address":"10.0.0.1","Datacenter":"dc1","Meta":{"a":"b"}},
+        "Service":{"Service":"web"}}]"#;
+    let read = told(&service("web"), body).unwrap();
+    assert_eq!(lines(&read), [r"a\032b.node.dc1.consul. 0 1 Node"]);
+    let instance = &listed(&read)[0];
+    assert_eq!(instance.node.as_deref(), Some("a b"));
+    let text = instance.text.as_deref().unwrap();
+    assert_eq!(*text.owner, *r"a\032b.node.dc1.consul.");
+}
+
+#[test]
+fn a_node_that_dns_cannot_name_is_not_lost() {
+    let body = r#"[{"Node":{"Node":"a..b","Address":"10.0.0.1","Datacenter":"dc1","Meta":{"a":"b"}},
         "Service":{"Service":"web"}}]"#;
     let read = told(&service("web"), body).unwrap();
     assert_eq!(lines(&read), ["0a000001.addr.dc1.consul. 0 1 Address"]);

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query as Asked},
-    rr::{Name, RecordType},
+    rr::RecordType,
     serialize::binary::{BinDecodable, BinDecoder},
 };
+
+use crate::records::wire_name;
 
 /// Length of a DNS header (RFC 1035, section 4.1.1).
 const HEADER: usize = 12;
@@ -58,7 +60,7 @@ impl Query {
     /// A question for `name` and `kind` that advertises `payload` bytes by EDNS.
     /// `None` if the name has no wire form.
     pub(crate) fn new(name: &str, kind: RecordType, payload: u16) -> Option<Self> {
-        let name = Name::from_ascii(name).ok()?;
+        let name = wire_name::from_text(name)?;
         let mut message = Message::new(0, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = true;
         message.add_query(Asked::query(name.clone(), kind));
