@@ -4,7 +4,7 @@ mod support;
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
-use hickory_proto::rr::RecordType;
+use hickory_proto::{op::ResponseCode, rr::RecordType};
 use proconsul::{Resolver, stub::Stub};
 use support::{Agent, SilentDns, ask_tcp, ask_udp, wait_for};
 use tokio::{
@@ -25,6 +25,17 @@ async fn stub(dns: &str, http: &str) -> SocketAddr {
     let address = stub.addresses()[0];
     tokio::spawn(stub.run(std::future::pending()));
     address
+}
+
+/// A stub that knows nothing, at every address of this machine.
+async fn at_every_address(any: &str) -> Option<SocketAddr> {
+    let resolver = Resolver::builder().dns("none").http("none").build();
+    let any = any.parse().expect("an address");
+    let stub = Stub::bind(resolver.expect("no settings"), &[any]).await;
+    let stub = stub.ok()?;
+    let address = stub.addresses()[0];
+    tokio::spawn(stub.run(std::future::pending()));
+    Some(address)
 }
 
 async fn tool(tool: &str, server: SocketAddr, arguments: &[&str]) -> String {
@@ -277,4 +288,22 @@ async fn a_stopped_stub_sends_the_answers_that_are_due_and_lets_its_port_go() {
     assert_eq!((reply[1], reply[3] & 0x0f), (7, 2), "SERVFAIL");
     running.await.expect("no panic");
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_stub_at_every_address_answers_from_the_one_that_was_asked() {
+    let v4 = at_every_address("0.0.0.0:0").await.expect("a free port");
+    let mut asked: Vec<SocketAddr> = ["127.0.0.1", "127.0.0.2", "127.8.9.10"]
+        .map(|ip| SocketAddr::new(ip.parse().expect("an address"), v4.port()))
+        .into();
+    // Some machines have no IPv6.
+    if let Some(v6) = at_every_address("[::]:0").await {
+        let loopback = std::net::Ipv6Addr::LOCALHOST;
+        asked.push(SocketAddr::new(loopback.into(), v6.port()));
+    }
+    for server in asked {
+        let reply = ask_udp(server, "www.example.com.", RecordType::A).await;
+        let code = reply.map(|reply| reply.metadata.response_code);
+        assert_eq!(code, Some(ResponseCode::Refused), "{server}");
+    }
 }

@@ -1,18 +1,21 @@
 //! **Shell.** The stub's sockets: datagrams and connections in, answers out, all
 //! of it bounded.
 
+mod datagrams;
+
 use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UdpSocket, tcp::OwnedReadHalf},
+    net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
+use self::datagrams::Datagrams;
 use super::Server;
 use crate::endpoint::Transport;
 
@@ -44,7 +47,7 @@ const BACKLOG: i32 = 1_024;
 /// One address, bound for UDP and for TCP.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    udp: UdpSocket,
+    udp: Datagrams,
     tcp: TcpListener,
     address: SocketAddr,
 }
@@ -89,7 +92,7 @@ impl Sockets {
         udp.set_nonblocking(true)?;
         udp.bind(&address.into())?;
         Ok(Self {
-            udp: UdpSocket::from_std(udp.into())?,
+            udp: Datagrams::new(udp, address)?,
             tcp,
             address,
         })
@@ -130,7 +133,7 @@ async fn told(stopped: &mut watch::Receiver<()>) {
     while stopped.changed().await.is_ok() {}
 }
 
-async fn datagrams(socket: Arc<UdpSocket>, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
+async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
     let mut buffer = vec![0; usize::from(u16::MAX)];
     let mut asked = JoinSet::new();
     loop {
@@ -138,15 +141,15 @@ async fn datagrams(socket: Arc<UdpSocket>, server: Arc<Server>, mut stopped: wat
         tokio::select! {
             () = told(&mut stopped) => break,
             _ = asked.join_next(), if !asked.is_empty() => {}
-            received = socket.recv_from(&mut buffer), if !full => match received {
-                Ok((length, client)) => {
+            received = socket.receive(&mut buffer), if !full => match received {
+                Ok((length, peer)) => {
                     let packet: Box<[u8]> = buffer[..length].into();
                     let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
                     asked.spawn(async move {
                         if let Some(reply) = server.answer(&packet, Transport::Udp).await
-                            && let Err(error) = socket.send_to(&reply, client).await
+                            && let Err(error) = socket.send(&reply, peer).await
                         {
-                            debug!(%client, %error, "reply not sent");
+                            debug!(client = %peer.client, %error, "reply not sent");
                         }
                     });
                 }

@@ -30,7 +30,9 @@ struct Server {
 
 impl Stub {
     /// Binds each address on UDP and TCP. Port 0 takes a free port, the same for
-    /// both; [`addresses`](Self::addresses) tells which.
+    /// both; [`addresses`](Self::addresses) tells which. `0.0.0.0` and `[::]` stand
+    /// for every address of their family; a question is answered from the one that
+    /// it was sent to: over TCP always, over UDP on Linux.
     ///
     /// # Errors
     ///

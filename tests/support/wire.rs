@@ -17,11 +17,17 @@ use tokio::{
 /// paused not at all.
 const REPLY: Duration = Duration::from_secs(2);
 
-/// Asks over UDP, without EDNS. `None` when no readable reply comes.
+/// Asks over UDP, without EDNS, from the loopback address and with a connected
+/// socket, which takes replies from the address asked and no other. `None` when no readable reply comes.
 pub(crate) async fn ask_udp(server: SocketAddr, name: &str, kind: RecordType) -> Option<Message> {
     let question = question(name, kind);
     timeout(REPLY, async {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.ok()?;
+        let own = if server.is_ipv4() {
+            "127.0.0.1:0"
+        } else {
+            "[::1]:0"
+        };
+        let socket = UdpSocket::bind(own).await.ok()?;
         socket.connect(server).await.ok()?;
         socket.send(&question.to_vec().ok()?).await.ok()?;
         let mut packet = vec![0; 65_535];
