@@ -25,6 +25,8 @@ use crate::{
     },
     error::{Error, ErrorKind},
     name::Domain,
+    protection::Protection,
+    source::default_address::{Defaults, PREFIX},
 };
 
 /// Where Consul's DNS interface listens unless told otherwise.
@@ -43,12 +45,25 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// Less is no time to ask anybody; more is a program that hangs.
 const TIMEOUT_RANGE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));
 
+/// A day is what Unbound, BIND and Knot agree on; RFC 8767, section 5, says one to
+/// three.
+const KEEP_STALE: Duration = Duration::from_secs(86_400);
+
+/// Longest that stale answers may be kept: a week (RFC 8767, section 4, as the cap
+/// of a TTL).
+const KEEP_STALE_MOST: Duration = Duration::from_secs(7 * 86_400);
+
 /// How a resolver is set up.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) dns: Vec<SocketAddr>,
     pub(crate) http: AgentSettings,
     pub(crate) catalog: Option<PathBuf>,
+    pub(crate) defaults: Defaults,
+    /// Neither catalog nor default address may answer.
+    pub(crate) must_be_found: bool,
+    pub(crate) snapshot: Option<PathBuf>,
+    pub(crate) protection: Protection,
     pub(crate) domain: Domain,
     pub(crate) datacenter: Option<Box<str>>,
     pub(crate) namespace: Option<Box<str>>,
@@ -76,6 +91,10 @@ impl Default for ResolverBuilder {
             dns: Vec::new(),
             http: AgentSettings::default(),
             catalog: None,
+            defaults: Defaults::default(),
+            must_be_found: false,
+            snapshot: None,
+            protection: Protection::default(),
             domain: Domain::default(),
             datacenter: None,
             namespace: None,
@@ -87,6 +106,7 @@ impl Default for ResolverBuilder {
                 floor: Duration::from_secs(1),
                 cap: Duration::from_secs(86_400),
                 negative: Duration::from_millis(500)..=Duration::from_secs(10),
+                keep: KEEP_STALE,
             },
         };
         Self {
@@ -101,24 +121,41 @@ impl Default for ResolverBuilder {
 
 impl ResolverBuilder {
     /// Reads the environment: `PROCONSUL_DNS`, `PROCONSUL_CATALOG`,
-    /// `PROCONSUL_DOMAIN`, and of Consul's own `CONSUL_HTTP_ADDR`,
+    /// `PROCONSUL_SNAPSHOT`, `PROCONSUL_DOMAIN`, `PROCONSUL_DEFAULT_<NAME>`, and of Consul's own `CONSUL_HTTP_ADDR`,
     /// `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_SSL`,
     /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`, `CONSUL_CAPATH`,
     /// `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`, `CONSUL_TLS_SERVER_NAME`,
     /// `CONSUL_DATACENTER`, `CONSUL_NAMESPACE`, `CONSUL_PARTITION`. An empty
     /// variable counts as unset. What is set by other methods afterwards wins.
     pub fn environment(self) -> Self {
+        let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
+        let defaults = std::env::vars_os().map(|(variable, value)| (text(variable), text(value)));
         self.read(|variable| {
-            let value = std::env::var_os(variable)?;
-            Some(value.to_string_lossy().into_owned()).filter(|value| !value.is_empty())
+            let value = text(std::env::var_os(variable)?);
+            Some(value).filter(|value| !value.is_empty())
         })
+        .read_defaults(defaults)
+    }
+
+    /// Takes the default addresses among all variables.
+    fn read_defaults(mut self, variables: impl Iterator<Item = (String, String)>) -> Self {
+        for (variable, value) in variables {
+            if let Some(service) = variable.strip_prefix(PREFIX)
+                && !value.is_empty()
+                && let Err(why) = self.config.defaults.set(service, &value)
+            {
+                self.refuse("default_address", format!("{variable}: {why}"));
+            }
+        }
+        self
     }
 
     fn read(mut self, value: impl Fn(&str) -> Option<String>) -> Self {
         type Setter = fn(ResolverBuilder, &str) -> ResolverBuilder;
-        let settings: [(&str, Setter); 16] = [
+        let settings: [(&str, Setter); 17] = [
             ("PROCONSUL_DNS", |this, v| this.dns(v)),
             ("PROCONSUL_CATALOG", |this, v| this.catalog(v)),
+            ("PROCONSUL_SNAPSHOT", |this, v| this.snapshot(v)),
             ("PROCONSUL_DOMAIN", |this, v| this.domain(v)),
             ("CONSUL_HTTP_ADDR", |this, v| this.http(v)),
             ("CONSUL_HTTP_TOKEN", |this, v| this.token(v)),
@@ -235,6 +272,54 @@ impl ResolverBuilder {
     /// Takes a static catalog back, such as one from the environment.
     pub fn no_catalog(mut self) -> Self {
         self.config.catalog = None;
+        self
+    }
+
+    /// The address of a service that is given when nobody knows better: `host:port`
+    /// or a URL. The last source of all; after the static catalog. From the
+    /// environment it is `PROCONSUL_DEFAULT_<NAME>`, the name in upper case with `-`
+    /// and `.` as `_`. Default: none.
+    pub fn default_address(mut self, service: &str, address: &str) -> Self {
+        self.problems.remove("default_address");
+        if let Err(why) = self.config.defaults.set(service, address) {
+            let message = format!("the default address of {service}: {why}");
+            self.refuse("default_address", message);
+        }
+        self
+    }
+
+    /// What a source says of a service must come from Consul: the static catalog and
+    /// default addresses are not asked, and a look-up that Consul cannot answer
+    /// fails. Default: they are.
+    pub fn must_be_found(mut self, must: bool) -> Self {
+        self.config.must_be_found = must;
+        self
+    }
+
+    /// A file where the last good answers are kept across restarts; private to its
+    /// owner. A process that starts while everything is down answers from it.
+    /// Default: none.
+    pub fn snapshot(mut self, file: impl Into<PathBuf>) -> Self {
+        self.config.snapshot = Some(file.into());
+        self
+    }
+
+    /// How long a set may be given after a source last confirmed it, while no source
+    /// answers: RFC 8767. Default one day, at most a week; 0 gives nothing stale.
+    pub fn keep_stale(mut self, keep: Duration) -> Self {
+        self.problems.remove("keep_stale");
+        if keep > KEEP_STALE_MOST {
+            let message = format!("stale answers kept for {keep:?}: a week is the most");
+            self.refuse("keep_stale", message);
+        }
+        self.config.cache.keep = keep;
+        self
+    }
+
+    /// What is done when a source says that a service which was there is gone.
+    /// Default: [`Protection::Evidence`].
+    pub fn protection(mut self, protection: Protection) -> Self {
+        self.config.protection = protection;
         self
     }
 

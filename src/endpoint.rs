@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
 
-use crate::found::Held;
+use crate::{found::Held, protection::Reason};
 
 /// One place where a service can be reached: one address and one port of one
 /// registered instance.
@@ -90,16 +90,19 @@ pub enum Source {
     Dns,
     /// Consul's HTTP API.
     Http,
+    /// The snapshot of an earlier run.
+    Snapshot,
     /// The static catalog file.
     Static,
 }
 
 impl Source {
-    /// `dns`, `http`, `static`.
+    /// `dns`, `http`, `snapshot`, `static`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Dns => "dns",
             Self::Http => "http",
+            Self::Snapshot => "snapshot",
             Self::Static => "static",
         }
     }
@@ -177,6 +180,8 @@ pub struct Answer {
     pub(crate) held: Arc<Held>,
     pub(crate) age: Duration,
     pub(crate) freshness: Freshness,
+    /// Why the set is still given, though a source says that it is gone.
+    pub(crate) protected: Option<Reason>,
     /// The steps of the look-up that fetched it; `None` when it came from cache.
     pub(crate) attempts: Option<Arc<[Attempt]>>,
 }
@@ -208,6 +213,11 @@ impl Answer {
         self.freshness
     }
 
+    /// Whether it is fresh.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.freshness == Freshness::Fresh
+    }
+
     /// Time since the source gave the set.
     pub fn age(&self) -> Duration {
         self.age
@@ -228,6 +238,12 @@ impl Answer {
     /// What the caller should know about this set: one sentence each.
     pub fn warnings(&self) -> &[Box<str>] {
         &self.held.warnings
+    }
+
+    /// Why this set is still given though a source says that it is gone: that is
+    /// not believed yet. `None`: nobody says so.
+    pub fn protected(&self) -> Option<Reason> {
+        self.protected
     }
 
     /// Every step of the look-up that fetched this set, in order; empty when it
@@ -295,6 +311,12 @@ pub enum Outcome {
     Malformed,
     /// The machine, the network or the file system said no.
     Unreachable,
+    /// The source asks to be left alone for a while (HTTP 429, 503).
+    Throttled,
+    /// Nothing yet, when another source had answered.
+    Late,
+    /// Not asked: it failed just now, and is left alone until a probe finds it well.
+    Skipped,
 }
 
 impl Outcome {
@@ -310,6 +332,9 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Malformed => "malformed",
             Self::Unreachable => "unreachable",
+            Self::Throttled => "throttled",
+            Self::Late => "late",
+            Self::Skipped => "skipped",
         }
     }
 }

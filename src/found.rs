@@ -2,12 +2,7 @@
 //! certain form: endpoints for the library, records for a DNS client. Both forms
 //! are made in [`crate::records`].
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use compact_str::CompactString;
 
@@ -110,8 +105,6 @@ pub(crate) struct Held {
     /// The name as the cache knows it; short ones are written in place.
     pub(crate) key: CompactString,
     pub(crate) endpoints: Box<[Endpoint]>,
-    /// When the source gave it.
-    pub(crate) since: Instant,
     /// As the source said it; the cache's floor and cap are not in it.
     pub(crate) ttl: Duration,
     pub(crate) source: Source,

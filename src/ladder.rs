@@ -6,27 +6,28 @@
 //! | --- | --- | --- |
 //! | DNS | the whole set | give it |
 //! | DNS | a set that may be cut | HTTP; if that has no set, give the cut one, marked |
-//! | DNS | no such name | give up: not found |
-//! | DNS | refused, silent, SERVFAIL | HTTP |
+//! | DNS | no such name, and nothing else was ever heard | not found |
+//! | DNS | no such name, but there was a set before | HTTP is to confirm it; [`evidence`](crate::evidence) judges |
+//! | DNS | refused, garbled, SERVFAIL | HTTP at once |
+//! | DNS | nothing yet, for longer than its answers take | HTTP beside it; who has a whole set first wins |
 //! | HTTP | a set | give it |
-//! | HTTP | no such name | give up: not found |
-//! | HTTP | not permitted, refused, silent, 5xx | the static catalog |
+//! | HTTP | no such name | not found; [`evidence`](crate::evidence) judges where there was a set before |
+//! | HTTP | not permitted, refused, silent, 5xx | the set known before, however old |
+//! | both | failed, and there was no set before | the static catalog, then the default address |
 //! | static | a set | give it |
-//! | static | not in it | give up: not found if nothing else is configured, else the worst that was heard |
+//! | static | not in it | not found if nothing else is configured, else the worst that was heard |
 //!
-//! A rung that is not configured is passed over. DNS may use up at most
-//! [`DNS_SHARE`] of the time while HTTP is still to be asked.
+//! The set known before is in the [`cache`](crate::cache), where the snapshot is
+//! read into: a look-up that has one does not climb below HTTP, and whoever asked
+//! has it after a moment, whatever is still being waited for. A source that is not
+//! configured, or whose [`circuit`](crate::circuit) is open, is passed over.
 
 use std::time::{Duration, Instant};
 
 use crate::error::ErrorKind;
 
-/// Share of the time left that DNS may take, as a divisor: with the default limit
-/// of 1 s a silent port leaves 600 ms to HTTP.
-const DNS_SHARE: (u32, u32) = (2, 5);
-
 /// A source, as the ladder sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Rung {
     Dns,
     Http,
@@ -39,22 +40,49 @@ pub(crate) enum Heard<S> {
     Whole(S),
     /// May lack instances.
     Partial(S),
-    /// There is no such name; for how long that may be believed, if it was said.
-    Nothing(Option<Duration>),
+    Nothing(Nothing),
     /// Not permitted.
     Denied,
     Failed,
     TimedOut,
 }
 
+/// "There is no such name", and what was said with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Nothing {
+    /// For how long that may be believed, if it was said.
+    pub(crate) ttl: Option<Duration>,
+    /// Instances that there are, all critical.
+    pub(crate) unhealthy: usize,
+    /// Whether the server that answered knew its leader; `None`: it did not say.
+    pub(crate) leader: Option<bool>,
+}
+
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step<S> {
+    /// Put the question to this rung, at most until then, and go on.
     Ask(Rung, Instant),
+    /// Wait until something is heard, or until then.
+    Wait(Instant),
     Give(S),
-    /// There is no such name.
-    Nothing(Option<Duration>),
+    /// There is no such name, says this rung.
+    Nothing(Rung, Nothing),
     GiveUp(ErrorKind),
+}
+
+/// What a climb begins with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start<'a> {
+    /// The rungs that may be asked, in this order.
+    pub(crate) rungs: &'a [Rung],
+    /// A rung was passed over because its circuit is open.
+    pub(crate) shut: bool,
+    /// There is a set from before.
+    pub(crate) known: bool,
+    /// How long DNS is given before HTTP is asked beside it.
+    pub(crate) hedge: Duration,
+    pub(crate) deadline: Instant,
 }
 
 /// One look-up on its way.
@@ -62,71 +90,85 @@ pub(crate) enum Step<S> {
 pub(crate) struct Ladder<S> {
     /// The rungs not yet asked, last first.
     left: Vec<Rung>,
-    asked: Option<Rung>,
+    /// Those asked that have said nothing yet, and since when.
+    in_air: Vec<(Rung, Instant)>,
+    known: bool,
+    hedge: Duration,
     deadline: Instant,
     partial: Option<S>,
+    nothing: Option<(Rung, Nothing)>,
     end: Option<Step<S>>,
     /// The worst that was heard, for the error.
     worst: Option<ErrorKind>,
 }
 
 impl<S> Ladder<S> {
-    /// Starts below the first of `rungs`, which are in the order to be asked.
-    pub(crate) fn start(rungs: &[Rung], deadline: Instant) -> Self {
+    pub(crate) fn start(start: Start<'_>) -> Self {
+        // Below a set that is known there is nothing better.
+        let worth = |rung: &&Rung| !(start.known && **rung == Rung::Static);
         Self {
-            left: rungs.iter().rev().copied().collect(),
-            asked: None,
-            deadline,
+            left: start.rungs.iter().filter(worth).rev().copied().collect(),
+            in_air: Vec::new(),
+            known: start.known,
+            hedge: start.hedge,
+            deadline: start.deadline,
             partial: None,
+            nothing: None,
             end: None,
-            worst: None,
+            worst: start.shut.then_some(ErrorKind::Unavailable),
         }
     }
 
-    /// What to do at `now`. An `Ask` is to be followed by [`hear`](Self::hear);
-    /// the other steps end the look-up.
+    /// What to do at `now`. All but `Ask` and `Wait` end the look-up; whoever is
+    /// still in the air then is not waited for.
     pub(crate) fn step(&mut self, now: Instant) -> Step<S> {
         if let Some(end) = self.end.take() {
             return end;
         }
-        match self.left.pop() {
-            // The catalog on this machine costs no waiting.
-            Some(Rung::Static) if self.partial.is_none() => self.ask(Rung::Static, self.deadline),
-            Some(rung @ (Rung::Dns | Rung::Http)) if now < self.deadline => {
-                let share = if rung == Rung::Dns && self.left.contains(&Rung::Http) {
-                    let (part, of) = DNS_SHARE;
-                    now + (self.deadline - now) * part / of
+        if now >= self.deadline {
+            let late = !self.in_air.is_empty() || self.left.iter().any(|rung| !rung.is_local());
+            self.in_air.clear();
+            self.left.retain(Rung::is_local);
+            if late {
+                self.failed(ErrorKind::Timeout);
+            }
+        }
+        match (self.in_air.first(), self.left.last()) {
+            (None, Some(_)) => self.ask(now),
+            (None, None) => self.finish(),
+            (Some((_, asked)), Some(Rung::Http)) => {
+                let beside = *asked + self.hedge;
+                if now >= beside || self.partial.is_some() {
+                    self.ask(now)
                 } else {
-                    self.deadline
-                };
-                self.ask(rung, share)
+                    Step::Wait(beside.min(self.deadline))
+                }
             }
-            Some(_) => {
-                self.worst.get_or_insert(ErrorKind::Timeout);
-                self.step(now)
-            }
-            None => match self.partial.take() {
-                Some(set) => Step::Give(set),
-                None => Step::GiveUp(self.worst.unwrap_or(ErrorKind::Unavailable)),
-            },
+            (Some(_), _) => Step::Wait(self.deadline),
         }
     }
 
-    /// Takes in what the rung asked last said.
-    pub(crate) fn hear(&mut self, heard: Heard<S>) {
-        let rung = self.asked.take();
+    /// Takes in what a rung said. Whoever was given up is not heard any more.
+    pub(crate) fn hear(&mut self, rung: Rung, heard: Heard<S>) {
+        let Some(at) = self.in_air.iter().position(|(asked, _)| *asked == rung) else {
+            return;
+        };
+        self.in_air.remove(at);
         match heard {
             Heard::Whole(set) => self.end = Some(Step::Give(set)),
-            Heard::Partial(set) if rung == Some(Rung::Dns) => self.partial = Some(set),
-            Heard::Partial(set) => {
-                // A set that DNS could cut is no better than one with a bad entry.
-                self.end = Some(Step::Give(set));
+            // What only DNS can cut, HTTP may have whole.
+            Heard::Partial(set) if rung == Rung::Dns && self.asks(Rung::Http) => {
+                self.partial = Some(set);
             }
+            Heard::Partial(set) => self.end = Some(Step::Give(set)),
             // A name that DNS has just listed exists.
             Heard::Nothing(_) if self.partial.is_some() => {}
+            Heard::Nothing(nothing) if rung == Rung::Dns && self.known && self.asks(Rung::Http) => {
+                self.nothing = Some((rung, nothing));
+            }
             // The last rung says so for all only where it is the only one.
-            Heard::Nothing(ttl) if rung != Some(Rung::Static) || self.worst.is_none() => {
-                self.end = Some(Step::Nothing(ttl));
+            Heard::Nothing(nothing) if rung != Rung::Static || self.worst.is_none() => {
+                self.end = Some(Step::Nothing(rung, nothing));
             }
             Heard::Nothing(_) => {}
             Heard::Denied => self.worst = Some(ErrorKind::Denied),
@@ -135,9 +177,33 @@ impl<S> Ladder<S> {
         }
     }
 
-    fn ask(&mut self, rung: Rung, until: Instant) -> Step<S> {
-        self.asked = Some(rung);
-        Step::Ask(rung, until)
+    /// Whether a rung said that we may not know.
+    pub(crate) fn was_denied(&self) -> bool {
+        self.worst == Some(ErrorKind::Denied)
+    }
+
+    fn asks(&self, rung: Rung) -> bool {
+        self.left.contains(&rung) || self.in_air.iter().any(|(asked, _)| *asked == rung)
+    }
+
+    fn ask(&mut self, now: Instant) -> Step<S> {
+        // With a set or a word from Consul itself, the operator's list has no say.
+        let settled = self.partial.is_some() || self.nothing.is_some();
+        match self.left.pop() {
+            Some(rung) if !(settled && rung.is_local()) => {
+                self.in_air.push((rung, now));
+                Step::Ask(rung, self.deadline)
+            }
+            _ => self.finish(),
+        }
+    }
+
+    fn finish(&mut self) -> Step<S> {
+        match (self.partial.take(), self.nothing.take()) {
+            (Some(set), _) => Step::Give(set),
+            (None, Some((rung, nothing))) => Step::Nothing(rung, nothing),
+            (None, None) => Step::GiveUp(self.worst.unwrap_or(ErrorKind::Unavailable)),
+        }
     }
 
     /// Time-outs alone are a time-out; with any other failure among them nobody
@@ -152,118 +218,12 @@ impl<S> Ladder<S> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock;
-    const TTL: Option<Duration> = Some(Duration::from_secs(3));
-    const ALL: &[Rung] = &[Rung::Dns, Rung::Http, Rung::Static];
-
-    /// Climbs `rungs`, each saying what is listed; gives the rungs asked and the end.
-    fn climb(rungs: &[Rung], said: &[Heard<u8>]) -> (Vec<Rung>, Step<u8>) {
-        let now = clock::now();
-        let mut ladder = Ladder::start(rungs, now + Duration::from_secs(1));
-        let (mut asked, mut said) = (Vec::new(), said.iter());
-        loop {
-            match ladder.step(now) {
-                Step::Ask(rung, _) => {
-                    asked.push(rung);
-                    ladder.hear(said.next().expect("a rung too many").clone());
-                }
-                end => return (asked, end),
-            }
-        }
-    }
-
-    #[test]
-    fn the_failure_table() {
-        use ErrorKind as E;
-        use Heard::*;
-        use Rung::*;
-        type Row = (&'static [Heard<u8>], &'static [Rung], Step<u8>);
-        let table: &[Row] = &[
-            (&[Whole(1)], &[Dns], Step::Give(1)),
-            (&[Nothing(TTL)], &[Dns], Step::Nothing(TTL)),
-            (&[Partial(1), Whole(2)], &[Dns, Http], Step::Give(2)),
-            (&[Partial(1), Partial(2)], &[Dns, Http], Step::Give(2)),
-            (&[Partial(1), Nothing(TTL)], &[Dns, Http], Step::Give(1)),
-            (&[Partial(1), Failed], &[Dns, Http], Step::Give(1)),
-            (&[Partial(1), Denied], &[Dns, Http], Step::Give(1)),
-            (&[Failed, Whole(2)], &[Dns, Http], Step::Give(2)),
-            (&[TimedOut, Whole(2)], &[Dns, Http], Step::Give(2)),
-            (&[Failed, Nothing(TTL)], &[Dns, Http], Step::Nothing(TTL)),
-            (&[Failed, Failed, Whole(3)], ALL, Step::Give(3)),
-            (&[Failed, Denied, Whole(3)], ALL, Step::Give(3)),
-            (
-                &[Failed, Denied, Nothing(TTL)],
-                ALL,
-                Step::GiveUp(E::Denied),
-            ),
-            (
-                &[Failed, Failed, Nothing(TTL)],
-                ALL,
-                Step::GiveUp(E::Unavailable),
-            ),
-            (
-                &[TimedOut, TimedOut, Nothing(TTL)],
-                ALL,
-                Step::GiveUp(E::Timeout),
-            ),
-            (
-                &[Failed, TimedOut, Nothing(TTL)],
-                ALL,
-                Step::GiveUp(E::Unavailable),
-            ),
-            (&[Failed, Failed, Failed], ALL, Step::GiveUp(E::Unavailable)),
-        ];
-        for (said, asked, end) in table {
-            assert_eq!(climb(ALL, said), (asked.to_vec(), end.clone()), "{said:?}");
-        }
-    }
-
-    #[test]
-    fn a_rung_that_is_not_configured_is_passed_over() {
-        assert_eq!(
-            climb(&[Rung::Http], &[Heard::Whole(2)]),
-            (vec![Rung::Http], Step::Give(2))
-        );
-        assert_eq!(
-            climb(&[Rung::Dns], &[Heard::Partial(1)]),
-            (vec![Rung::Dns], Step::Give(1))
-        );
-        assert_eq!(
-            climb(&[], &[]),
-            (vec![], Step::GiveUp(ErrorKind::Unavailable))
-        );
-    }
-
-    #[test]
-    fn a_name_that_only_the_static_catalog_could_have_is_not_found() {
-        let (_, end) = climb(&[Rung::Static], &[Heard::Nothing(TTL)]);
-        assert_eq!(end, Step::Nothing(TTL));
-    }
-
-    #[test]
-    fn dns_leaves_time_to_http_and_the_last_rung_gets_all_that_is_left() {
-        let now = clock::now();
-        let deadline = now + Duration::from_secs(1);
-        let mut ladder = Ladder::<u8>::start(ALL, deadline);
-        assert_eq!(
-            ladder.step(now),
-            Step::Ask(Rung::Dns, now + Duration::from_millis(400))
-        );
-        ladder.hear(Heard::TimedOut);
-        assert_eq!(ladder.step(now), Step::Ask(Rung::Http, deadline));
-        let mut alone = Ladder::<u8>::start(&[Rung::Dns, Rung::Static], deadline);
-        assert_eq!(alone.step(now), Step::Ask(Rung::Dns, deadline));
-    }
-
-    #[test]
-    fn after_the_deadline_only_the_catalog_on_this_machine_is_asked() {
-        let now = clock::now();
-        let mut ladder = Ladder::<u8>::start(ALL, now);
-        assert_eq!(ladder.step(now), Step::Ask(Rung::Static, now));
-        ladder.hear(Heard::Nothing(None));
-        assert_eq!(ladder.step(now), Step::GiveUp(ErrorKind::Timeout));
+impl Rung {
+    /// On this machine: asking costs no waiting.
+    fn is_local(&self) -> bool {
+        *self == Self::Static
     }
 }
+
+#[cfg(test)]
+mod tests;

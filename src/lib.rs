@@ -92,19 +92,23 @@
 
 mod balance;
 mod cache;
+mod circuit;
 mod clock;
 mod complete;
 mod config;
 mod consul;
 mod endpoint;
 mod error;
+mod evidence;
 mod flight;
 mod found;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
 mod ladder;
+mod metrics;
 mod name;
+mod protection;
 mod record;
 mod records;
 mod resolver;
@@ -117,6 +121,8 @@ pub use balance::{Picker, Strategy, UnknownStrategy};
 pub use config::ResolverBuilder;
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
 pub use error::{Error, ErrorKind};
+pub use metrics::Metrics;
 pub use name::{ConsulName, Domain, Locality, NameError, Subject};
+pub use protection::{Protection, Reason};
 pub use record::{Record, Records, Section};
-pub use resolver::{Name, Resolver};
+pub use resolver::{Lookup, Name, Resolver};

@@ -303,12 +303,12 @@ async fn a_paused_agent_is_no_answer_and_a_resumed_one_is() {
     assert_eq!(resolver.lookup("web").await.unwrap().endpoints().len(), 2);
     agent.pause();
     // The signal takes a moment to reach every thread.
-    let silent = async || resolver.lookup("web").await.err();
+    let silent = async || resolver.lookup("web").require_fresh().await.err();
     let error = support::wait_for("the agent's silence", silent).await;
     assert!(error.is_unavailable(), "{error}");
     agent.resume();
     support::wait_for("the resumed agent's answer", async || {
-        resolver.lookup("web").await.ok()
+        resolver.lookup("web").require_fresh().await.ok()
     })
     .await;
 }
@@ -319,14 +319,14 @@ async fn a_stopped_agent_is_refused_and_a_started_one_is_found_again() {
     let resolver = over_dns(&agent);
     resolver.lookup("web").await.unwrap();
     agent.stop().await;
-    let error = resolver.lookup("web").await.unwrap_err();
+    let error = resolver.lookup("web").require_fresh().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     agent.restart().await;
     agent
         .register_service(json!({ "Name": "web", "Address": "10.0.0.5", "Port": 5 }))
         .await;
     let answer = support::wait_for("the agent's answer", async || {
-        resolver.lookup("web").await.ok()
+        resolver.lookup("web").require_fresh().await.ok()
     })
     .await;
     assert_eq!(endpoints(&answer), ["10.0.0.5:5"]);

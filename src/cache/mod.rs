@@ -6,6 +6,8 @@
 //! | a set | its TTL, at least [`Limits::floor`], at most [`Limits::cap`] |
 //! | "no such name" | its SOA's minimum (RFC 2308), within [`Limits::negative`] |
 //! | a failure | not at all: it says nothing about the name |
+//! | a set that holds no more | is kept as stale for [`Limits::keep`] from when it was found; [`stale`] says who is given it |
+//! | a set that is followed by events | until its follower says otherwise |
 //!
 //! A set that is not known to be whole holds for the floor only, so that the next
 //! look-up tries again for the rest. An NXDOMAIN covers its own name and nothing
@@ -13,6 +15,8 @@
 //! every service.
 //!
 //! Bounded in entries and in bytes; what was not used for longest goes first.
+
+pub(crate) mod stale;
 
 use std::{
     borrow::Borrow,
@@ -38,6 +42,8 @@ pub(crate) struct Limits {
     pub(crate) floor: Duration,
     pub(crate) cap: Duration,
     pub(crate) negative: RangeInclusive<Duration>,
+    /// How old a stale set may become. 0: none is kept.
+    pub(crate) keep: Duration,
 }
 
 /// What the cache holds of a name.
@@ -45,10 +51,21 @@ pub(crate) struct Limits {
 pub(crate) enum Look {
     /// A set that still holds, and the time since it was found.
     Fresh(Arc<Held>, Duration),
+    /// A set that holds no more, the time since a source gave it, and whether the
+    /// sources are to be asked again.
+    Stale(Arc<Held>, Duration, Rest),
     /// The name does not exist, as of not long ago.
     Nothing,
     /// Nothing that holds.
     Unknown,
+}
+
+/// Whether a stale set is to be asked for again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rest {
+    Due,
+    /// That was in vain just now.
+    Resting,
 }
 
 /// A name with what is known of it. The name of a set stands in the set itself,
@@ -63,13 +80,23 @@ enum Known {
 #[derive(Debug)]
 struct Entry {
     until: Instant,
+    /// When a source last gave it.
+    since: Instant,
     bytes: usize,
+    /// A refresh failed: when the next one is due.
+    again: Option<Instant>,
+    /// When the set last lost instances.
+    shrunk: Option<Instant>,
 }
 
 /// Sets by name, as [`ConsulName::key`](crate::name::ConsulName::key) writes it.
 #[derive(Debug)]
 pub(crate) struct Cache {
     entries: LruCache<Known, Entry>,
+    /// Names that have a set.
+    sets: usize,
+    /// Fresh sets given, by source.
+    hits: [u64; 4],
     bytes: usize,
     limits: Limits,
 }
@@ -102,36 +129,85 @@ impl Cache {
         // Not allocated ahead: a service that knows ten names pays for ten.
         Self {
             entries: LruCache::unbounded(),
+            sets: 0,
+            hits: [0; 4],
             bytes: 0,
             limits,
         }
     }
 
-    /// What holds at `now`. Serving moves an entry to the front and renews nothing.
+    /// What is known at `now`. Serving moves an entry to the front and renews nothing.
     pub(crate) fn look(&mut self, key: &str, now: Instant) -> Look {
-        match self.entries.get_key_value_mut(key) {
-            Some((known, entry)) if now < entry.until => match known {
-                Known::Set(held) => {
-                    let age = now.saturating_duration_since(held.since);
+        let Some((known, entry)) = self.entries.get_key_value_mut(key) else {
+            return Look::Unknown;
+        };
+        // A clock that is a tick behind must not make something of no time at all.
+        let holds = now < entry.until && entry.since < entry.until;
+        match known {
+            Known::Set(held) => {
+                let age = now.saturating_duration_since(entry.since);
+                if holds {
+                    self.hits[held.source as usize] += 1;
                     Look::Fresh(Arc::clone(held), age)
+                } else if age < self.limits.keep {
+                    let resting = entry.again.is_some_and(|again| now < again);
+                    let rest = if resting { Rest::Resting } else { Rest::Due };
+                    Look::Stale(Arc::clone(held), age, rest)
+                } else {
+                    Look::Unknown
                 }
-                Known::Nothing(_) => Look::Nothing,
-            },
-            _ => Look::Unknown,
+            }
+            Known::Nothing(_) if holds => Look::Nothing,
+            Known::Nothing(_) => Look::Unknown,
         }
     }
 
-    /// Keeps a set, from the time when it was found.
-    pub(crate) fn put(&mut self, held: Arc<Held>) {
+    /// Keeps a set, from the time when it was found. Gives the set of before.
+    pub(crate) fn put(&mut self, held: Arc<Held>, since: Instant) -> Option<Arc<Held>> {
         let Limits { floor, cap, .. } = self.limits;
         let holds = if held.complete {
             held.ttl.max(floor).min(cap)
         } else {
             floor
         };
-        let bytes = weigh(&held);
-        let until = held.since + holds;
-        self.insert(Known::Set(held), Entry { until, bytes }, holds);
+        self.put_until(held, since, since + holds)
+    }
+
+    /// Keeps a set that is followed: it holds until then.
+    pub(crate) fn put_until(
+        &mut self,
+        held: Arc<Held>,
+        since: Instant,
+        until: Instant,
+    ) -> Option<Arc<Held>> {
+        let before = self.set(&held.key);
+        let shrunk = before.as_ref().and_then(|(before, shrunk)| {
+            let lost = before.found.len() > held.found.len();
+            if lost { Some(since) } else { *shrunk }
+        });
+        let entry = Entry {
+            until,
+            since,
+            bytes: weigh(&held),
+            again: None,
+            shrunk,
+        };
+        self.insert(Known::Set(held), entry);
+        before.map(|(before, _)| before)
+    }
+
+    /// Keeps a set of an earlier run, as stale; what is known already wins.
+    pub(crate) fn restore(&mut self, held: Arc<Held>, since: Instant) {
+        if !self.entries.contains(&*held.key) {
+            let entry = Entry {
+                until: since,
+                since,
+                bytes: weigh(&held),
+                again: None,
+                shrunk: None,
+            };
+            self.insert(Known::Set(held), entry);
+        }
     }
 
     /// Keeps the word that there is no such name; `ttl` as its SOA says, `None`
@@ -141,44 +217,111 @@ impl Cache {
         let holds = ttl.unwrap_or(least).clamp(least, most);
         let entry = Entry {
             until: now + holds,
+            since: now,
             bytes: OVERHEAD + key.len(),
+            again: None,
+            shrunk: None,
         };
-        self.insert(Known::Nothing(key.into()), entry, holds);
+        self.insert(Known::Nothing(key.into()), entry);
     }
 
-    /// Names held, whether or not they still hold.
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    /// The source of a followed name said just now that nothing changed.
+    pub(crate) fn confirm(&mut self, key: &str, now: Instant, until: Instant) {
+        if let Some(entry) = self.entries.peek_mut(key) {
+            (entry.since, entry.until) = (now, until);
+        }
+    }
+
+    /// A refresh of the name failed: none is due before then.
+    pub(crate) fn rest(&mut self, key: &str, until: Instant) {
+        if let Some(entry) = self.entries.peek_mut(key) {
+            entry.again = Some(until);
+        }
+    }
+
+    /// What is known of a name holds no longer.
+    pub(crate) fn expire(&mut self, key: &str, now: Instant) {
+        if let Some(entry) = self.entries.peek_mut(key) {
+            entry.until = entry.until.min(now);
+        }
+    }
+
+    /// Whether the set of a name lost instances within `window` before `now`.
+    pub(crate) fn shrank_within(&self, key: &str, window: Duration, now: Instant) -> bool {
+        let shrunk = self.entries.peek(key).and_then(|entry| entry.shrunk);
+        shrunk.is_some_and(|when| now.saturating_duration_since(when) < window)
+    }
+
+    /// All sets that are not too old to be given, with their age.
+    pub(crate) fn sets(&self, now: Instant) -> impl Iterator<Item = (&Arc<Held>, Duration)> {
+        let keep = self.limits.keep;
+        self.entries.iter().filter_map(move |(known, entry)| {
+            let age = now.saturating_duration_since(entry.since);
+            match known {
+                Known::Set(held) if age < keep => Some((held, age)),
+                Known::Set(_) | Known::Nothing(_) => None,
+            }
+        })
+    }
+
+    /// Names known, whether or not what is known of them still holds.
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Bytes held, reckoned.
-    #[cfg(test)]
-    fn bytes(&self) -> usize {
+    /// Fresh sets given, by source in the order in which [`Source`] lists them.
+    ///
+    /// [`Source`]: crate::endpoint::Source
+    pub(crate) fn hits(&self) -> [u64; 4] {
+        self.hits
+    }
+
+    /// Names that have a set, whether or not it still holds.
+    pub(crate) fn sets_held(&self) -> usize {
+        self.sets
+    }
+
+    /// Bytes used, reckoned.
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    fn insert(&mut self, known: Known, entry: Entry, holds: Duration) {
+    /// The set of a name, and when it last lost instances.
+    fn set(&mut self, key: &str) -> Option<(Arc<Held>, Option<Instant>)> {
+        match self.entries.get_key_value_mut(key) {
+            Some((Known::Set(held), entry)) => Some((Arc::clone(held), entry.shrunk)),
+            _ => None,
+        }
+    }
+
+    fn insert(&mut self, known: Known, entry: Entry) {
         // The key of an entry is what is known: it is never left in place.
         self.forget(&known);
         // One set may not push out a cache full of others.
-        if holds.is_zero() || entry.bytes > self.limits.bytes / 4 {
+        if entry.bytes > self.limits.bytes / 4 {
             return;
         }
         self.bytes += entry.bytes;
+        self.sets += usize::from(matches!(known, Known::Set(_)));
         self.entries.put(known, entry);
         while self.bytes > self.limits.bytes || self.entries.len() > self.limits.entries.get() {
-            let Some((_, old)) = self.entries.pop_lru() else {
+            let Some((known, old)) = self.entries.pop_lru() else {
                 break;
             };
-            self.bytes = self.bytes.saturating_sub(old.bytes);
+            self.left(&known, &old);
         }
     }
 
     fn forget(&mut self, known: &Known) {
-        if let Some(old) = self.entries.pop(known) {
-            self.bytes = self.bytes.saturating_sub(old.bytes);
+        if let Some((known, old)) = self.entries.pop_entry(known) {
+            self.left(&known, &old);
         }
+    }
+
+    fn left(&mut self, known: &Known, entry: &Entry) {
+        self.bytes = self.bytes.saturating_sub(entry.bytes);
+        let sets = usize::from(matches!(known, Known::Set(_)));
+        self.sets = self.sets.saturating_sub(sets);
     }
 }
 

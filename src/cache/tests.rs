@@ -9,6 +9,8 @@ use crate::{
     found::Host,
 };
 
+const KEEP: Duration = Duration::from_secs(3_600);
+
 fn limits() -> Limits {
     Limits {
         entries: NonZeroUsize::new(4).unwrap(),
@@ -16,14 +18,15 @@ fn limits() -> Limits {
         floor: Duration::from_secs(1),
         cap: Duration::from_secs(60),
         negative: Duration::from_millis(500)..=Duration::from_secs(10),
+        keep: KEEP,
     }
 }
 
-fn held(key: &str, ttl: u64, since: Instant) -> Arc<Held> {
-    sized(key, ttl, 1, true, since)
+fn held(key: &str, ttl: u64) -> Arc<Held> {
+    sized(key, ttl, 1, true)
 }
 
-fn sized(key: &str, ttl: u64, addresses: usize, complete: bool, since: Instant) -> Arc<Held> {
+fn sized(key: &str, ttl: u64, addresses: usize, complete: bool) -> Arc<Held> {
     Arc::new(Held {
         key: key.into(),
         name: "web.service.consul.".into(),
@@ -34,7 +37,6 @@ fn sized(key: &str, ttl: u64, addresses: usize, complete: bool, since: Instant) 
         endpoints: Box::default(),
         source: Source::Dns,
         transport: Transport::Udp,
-        since,
         ttl: Duration::from_secs(ttl),
         complete,
         warnings: Box::default(),
@@ -51,26 +53,25 @@ fn holds_for(put: impl Fn(&mut Cache, Instant), holds: u64) {
     let mut cache = Cache::new(limits());
     put(&mut cache, start);
     let at = |ms| start + Duration::from_millis(ms);
-    assert!(
-        !matches!(cache.look("1", at(holds - 1)), Look::Unknown),
-        "gone before {holds} ms"
-    );
-    assert!(
-        matches!(cache.look("1", at(holds)), Look::Unknown),
-        "still there at {holds} ms"
-    );
+    let holds_at =
+        |cache: &mut Cache, ms| matches!(cache.look("1", at(ms)), Look::Fresh(..) | Look::Nothing);
+    assert!(holds_at(&mut cache, holds - 1), "gone before {holds} ms");
+    assert!(!holds_at(&mut cache, holds), "still there at {holds} ms");
 }
 
 #[test]
 fn a_set_holds_for_its_ttl_within_floor_and_cap() {
-    holds_for(|cache, now| cache.put(held("1", 5, now)), 5_000);
-    holds_for(|cache, now| cache.put(held("1", 0, now)), 1_000);
-    holds_for(|cache, now| cache.put(held("1", 86_400, now)), 60_000);
+    holds_for(|cache, now| _ = cache.put(held("1", 5), now), 5_000);
+    holds_for(|cache, now| _ = cache.put(held("1", 0), now), 1_000);
+    holds_for(|cache, now| _ = cache.put(held("1", 86_400), now), 60_000);
 }
 
 #[test]
 fn a_partial_set_holds_for_the_floor_only() {
-    holds_for(|cache, now| cache.put(sized("1", 30, 1, false, now)), 1_000);
+    holds_for(
+        |cache, now| _ = cache.put(sized("1", 30, 1, false), now),
+        1_000,
+    );
 }
 
 #[test]
@@ -86,22 +87,21 @@ fn no_such_name_holds_for_its_own_ttl_within_its_own_bounds() {
 }
 
 #[test]
-fn a_floor_of_zero_keeps_nothing_that_has_no_ttl() {
+fn with_a_floor_of_zero_nothing_that_has_no_ttl_is_fresh() {
     let now = clock::now();
     let mut cache = Cache::new(Limits {
         floor: Duration::ZERO,
         ..limits()
     });
-    cache.put(held("1", 0, now));
-    assert!(matches!(cache.look("1", now), Look::Unknown));
-    assert_eq!((cache.len(), cache.bytes()), (0, 0));
+    cache.put(held("1", 0), now);
+    assert!(matches!(cache.look("1", now), Look::Stale(..)));
 }
 
 #[test]
 fn age_counts_from_the_answer_and_serving_does_not_renew_it() {
     let start = clock::now();
     let mut cache = Cache::new(limits());
-    cache.put(held("1", 4, start));
+    cache.put(held("1", 4), start);
     for second in 0..4 {
         let age = Duration::from_secs(second);
         let Look::Fresh(_, seen) = cache.look("1", start + age) else {
@@ -113,14 +113,86 @@ fn age_counts_from_the_answer_and_serving_does_not_renew_it() {
 }
 
 #[test]
+fn a_stale_set_is_kept_from_its_last_success_and_giving_it_renews_nothing() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    cache.put(held("1", 5), start);
+    for minute in 1..60 {
+        let age = Duration::from_secs(60) * minute;
+        let Look::Stale(_, seen, _) = cache.look("1", start + age) else {
+            panic!("gone at {age:?}")
+        };
+        assert_eq!(seen, age);
+    }
+    assert!(matches!(cache.look("1", start + KEEP), Look::Unknown));
+    assert_eq!(cache.sets(start + KEEP).count(), 0);
+}
+
+#[test]
+fn after_a_failure_a_stale_set_rests_and_then_is_asked_for_again() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    cache.put(held("1", 5), start);
+    let at = |seconds| start + Duration::from_secs(seconds);
+    cache.rest("1", at(11));
+    assert!(matches!(
+        cache.look("1", at(10)),
+        Look::Stale(_, _, Rest::Resting)
+    ));
+    assert!(matches!(
+        cache.look("1", at(11)),
+        Look::Stale(_, _, Rest::Due)
+    ));
+}
+
+#[test]
+fn a_followed_set_holds_until_its_follower_says_otherwise() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    let at = |seconds| start + Duration::from_secs(seconds);
+    cache.put_until(held("1", 0), start, at(60));
+    cache.confirm("1", at(55), at(115));
+    let Look::Fresh(_, age) = cache.look("1", at(100)) else {
+        panic!("gone")
+    };
+    assert_eq!(age, Duration::from_secs(45));
+    cache.expire("1", at(100));
+    assert!(matches!(cache.look("1", at(100)), Look::Stale(..)));
+}
+
+#[test]
+fn what_an_earlier_run_knew_is_stale_and_gives_way() {
+    let now = clock::now();
+    let mut cache = Cache::new(limits());
+    cache.restore(held("1", 60), now);
+    assert!(matches!(cache.look("1", now), Look::Stale(..)));
+    cache.put(held("1", 5), now);
+    cache.restore(held("1", 60), now);
+    assert!(is_fresh(&cache.look("1", now)));
+}
+
+#[test]
+fn a_set_that_lost_instances_is_remembered_to_have_shrunk() {
+    let now = clock::now();
+    let mut cache = Cache::new(limits());
+    let window = Duration::from_secs(30);
+    assert!(cache.put(sized("1", 5, 3, true), now).is_none());
+    assert!(!cache.shrank_within("1", window, now));
+    assert!(cache.put(sized("1", 5, 2, true), now).is_some());
+    cache.put(sized("1", 5, 2, true), now);
+    assert!(cache.shrank_within("1", window, now));
+    assert!(!cache.shrank_within("1", window, now + window));
+}
+
+#[test]
 fn what_was_not_used_for_longest_goes_first() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
     for name in ["0", "1", "2", "3"] {
-        cache.put(held(name, 5, now));
+        cache.put(held(name, 5), now);
     }
     assert!(is_fresh(&cache.look("0", now)));
-    cache.put(held("4", 5, now));
+    cache.put(held("4", 5), now);
     assert!(is_fresh(&cache.look("0", now)));
     assert!(!is_fresh(&cache.look("1", now)));
 }
@@ -129,8 +201,8 @@ fn what_was_not_used_for_longest_goes_first() {
 fn a_set_too_large_for_the_cache_is_not_kept_and_pushes_nothing_out() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
-    cache.put(held("1", 5, now));
-    cache.put(sized("2", 5, 100_000, true, now));
+    cache.put(held("1", 5), now);
+    cache.put(sized("2", 5, 100_000, true), now);
     assert!(is_fresh(&cache.look("1", now)));
     assert!(!is_fresh(&cache.look("2", now)));
 }
@@ -140,7 +212,7 @@ fn a_newer_set_takes_the_place_of_the_older() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
     cache.put_nothing("1", None, now);
-    cache.put(held("1", 5, now));
+    cache.put(held("1", 5), now);
     assert!(is_fresh(&cache.look("1", now)));
     cache.put_nothing("1", None, now);
     assert!(matches!(cache.look("1", now), Look::Nothing));
@@ -159,7 +231,7 @@ proptest! {
         for (name, ttl, size, positive, pause) in steps {
             now += Duration::from_secs(pause);
             if positive {
-                cache.put(sized(&name.to_string(), ttl, size, true, now));
+                cache.put(sized(&name.to_string(), ttl, size, true), now);
             } else {
                 cache.put_nothing(&name.to_string(), Some(Duration::from_secs(ttl)), now);
             }

@@ -73,6 +73,16 @@ pub(crate) fn endpoints(found: &Found, name: &str) -> Box<[Endpoint]> {
     all.into()
 }
 
+/// Whether two sets hold the same endpoints, in whatever order. Facts that one
+/// source tells and the other does not are no difference.
+pub(crate) fn same_members(one: &[Endpoint], other: &[Endpoint]) -> bool {
+    let places = |all: &[Endpoint]| -> HashSet<_> {
+        let place = |endpoint: &Endpoint| (endpoint.address, endpoint.port, endpoint.weight);
+        all.iter().map(place).collect()
+    };
+    one.len() == other.len() && places(one) == places(other)
+}
+
 /// Names that stand in place of an address and were not resolved yet.
 pub(crate) fn unresolved(found: &Found) -> impl Iterator<Item = &Arc<str>> {
     let (instances, host) = match found {

@@ -23,7 +23,8 @@ use hickory_proto::{
 use rand::{Rng, seq::SliceRandom as _};
 
 use crate::{
-    endpoint::Answer,
+    cache::stale::worn_ttl,
+    endpoint::{Answer, Freshness},
     error::ErrorKind,
     found::{Found, Host, Instance, NodeText, TargetKind},
     name::Domain,
@@ -31,6 +32,7 @@ use crate::{
 };
 
 /// Extended errors (RFC 8914, section 5.2).
+const STALE_ANSWER: u16 = 3;
 const PROHIBITED: u16 = 18;
 const NO_REACHABLE_AUTHORITY: u16 = 22;
 
@@ -125,11 +127,18 @@ pub(crate) fn answer(
     dice: &mut impl Rng,
 ) -> Sections {
     let (owner, kind) = (&asked.owner, asked.kind);
+    let (ttl, extended) = match answer.freshness {
+        Freshness::Fresh => (answer.ttl(), None),
+        Freshness::Stale => (worn_ttl(answer.held.ttl), Some(STALE_ANSWER)),
+    };
     let mut writer = Writer {
         owner,
         kind,
-        ttl: whole_seconds(answer.ttl()),
-        sections: Sections::new(ResponseCode::NoError),
+        ttl: whole_seconds(ttl),
+        sections: Sections {
+            extended,
+            ..Sections::new(ResponseCode::NoError)
+        },
     };
     match &answer.held.found {
         Found::Instances(instances) => {

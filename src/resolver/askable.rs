@@ -9,9 +9,9 @@ use crate::{
 };
 
 /// Texts and names that can be looked up. Implemented here alone.
-pub trait Name: sealed::AsName {}
+pub trait Name: sealed::AsName + Unpin {}
 
-impl<N: sealed::AsName> Name for N {}
+impl<N: sealed::AsName + Unpin> Name for N {}
 
 mod sealed {
     use super::{ConsulName, Cow, Domain, Error};

@@ -3,41 +3,38 @@
 //! [`ladder`](crate::ladder), what a source says in [`source`](crate::source).
 
 mod askable;
+mod climb;
+mod lookup;
 mod told;
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
-    net::IpAddr,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use compact_str::CompactString;
-use tracing::{debug, warn};
-
-pub use self::askable::Name;
+use self::climb::Landed;
+pub use self::{askable::Name, lookup::Lookup};
 use crate::{
     balance::{Picker, Strategy},
-    cache::{Cache, Look},
+    cache::{Cache, Look, Rest, stale::Wish},
+    circuit::Gate,
     clock,
     config::{Config, ResolverBuilder},
-    endpoint::{Answer, Freshness, Source, Transport},
+    endpoint::{Answer, Freshness, Source},
     error::{Error, ErrorKind},
+    evidence::Evidence,
     flight::Flights,
-    found::{Found, Held, Host},
-    ladder::{Ladder, Step},
-    name::{ConsulName, Domain, Subject},
+    found::Held,
+    ladder::Rung,
+    metrics::{Counters, Gauges, Metrics},
+    name::{ConsulName, Domain},
+    protection::Reason,
     record::Records,
     records::{self, Asked},
-    source::{Finding, Question, Sources, hosts::Hosts},
+    source::{Sources, hosts::Hosts},
     zone,
 };
-
-/// Names in Consul's zone that stand for others in it are followed this far, as
-/// Consul does.
-const DEEPEST: u8 = 3;
 
 /// Finds services registered in Consul.
 ///
@@ -55,7 +52,10 @@ struct Inner {
     hosts: Hosts,
     /// A std mutex: held for one look-up, never across an await.
     cache: Mutex<Cache>,
-    flights: Flights<ConsulName, Result<Answer, Error>>,
+    /// The same.
+    evidence: Mutex<Evidence>,
+    flights: Flights<ConsulName, Landed>,
+    counters: Counters,
 }
 
 impl ResolverBuilder {
@@ -87,6 +87,7 @@ impl Resolver {
 
     fn new(config: Config) -> Result<Self, Error> {
         let cache = Mutex::new(Cache::new(config.cache.clone()));
+        let evidence = Mutex::new(Evidence::new(config.protection));
         let sources = Sources::new(&config)?;
         let flights = Flights::new();
         Ok(Self(Arc::new(Inner {
@@ -94,6 +95,8 @@ impl Resolver {
             sources,
             hosts: Hosts::new(),
             cache,
+            evidence,
+            counters: Counters::default(),
             flights,
         })))
     }
@@ -109,7 +112,10 @@ impl Resolver {
     ///
     /// From the cache without waiting where that holds; else from the first
     /// source that knows. Questions about one name are asked once, however many
-    /// callers wait.
+    /// callers wait. Where no source answers in time, the set known before is given,
+    /// as stale (RFC 8767): after 150 ms at most, for a day by default, while it is
+    /// still asked for. [`Lookup::require_fresh`] and [`Lookup::max_age`] say
+    /// otherwise.
     ///
     /// # Errors
     ///
@@ -126,33 +132,53 @@ impl Resolver {
     ///
     /// # Panics
     ///
-    /// When called outside a tokio runtime and the cache does not know the name.
-    pub async fn lookup(&self, name: impl Name) -> Result<Answer, Error> {
-        let name = self.complete(name.as_name(self.domain())?)?;
+    /// When polled outside a tokio runtime and the cache does not know the name.
+    pub fn lookup<N: Name>(&self, name: N) -> Lookup<'_, N> {
+        Lookup::new(self, name)
+    }
+
+    /// Names that a source says are gone and that are given all the same, with why:
+    /// the name as in `web.service`, without the domain.
+    pub fn protected(&self) -> Vec<(String, Reason)> {
+        let evidence = self.0.evidence();
+        evidence
+            .held()
+            .map(|(name, why)| (name.to_owned(), why))
+            .collect()
+    }
+
+    /// Believes from now on what the sources say of the names that are
+    /// [`protected`](Self::protected): the operator knows better.
+    pub fn release_protected(&self) {
+        self.0.evidence().release();
+    }
+
+    /// The metrics of this resolver, as they are now. Prints as Prometheus text.
+    pub fn metrics(&self) -> Metrics {
         let inner = &self.0;
-        if let Some(result) = inner.cached(&name) {
-            return result;
-        }
-        let started = inner.flights.join(
-            &name,
-            || inner.cached(&name),
-            || {
-                let (inner, name) = (Arc::clone(inner), name.clone().into_owned());
-                async move {
-                    {
-                        let deadline = clock::now() + inner.config.timeout;
-                        inner.find(&name, deadline, 0).await
-                    }
-                }
-            },
-        );
-        started.await.unwrap_or_else(|| {
-            let message = format!(
-                "the look-up of {} was ended from outside",
-                name.fqdn(self.domain())
-            );
-            Err(Error::new(ErrorKind::Unavailable, message))
-        })
+        let now = clock::now();
+        let sources = [(Rung::Dns, Source::Dns), (Rung::Http, Source::Http)];
+        let sources = sources.into_iter().filter_map(|(rung, source)| {
+            let circuits = inner.sources.circuits(rung)?;
+            let configured = inner.sources.rungs().contains(&rung);
+            let up = inner.sources.gate(rung, now) == Gate::Pass;
+            configured.then(|| (source, up, circuits.transitions()))
+        });
+        let sources = sources.collect();
+        let protected = inner.evidence().held().len();
+        let gauges = {
+            let cache = inner.cache();
+            Gauges {
+                hits: cache.hits(),
+                sources,
+                protected,
+                entries: cache.len(),
+                bytes: cache.bytes(),
+                watches: 0,
+                ignored_replies: inner.sources.strangers(),
+            }
+        };
+        Metrics::new(&inner.counters, &gauges)
     }
 
     /// Reads the files that are configured, so that a bad one is told at the start
@@ -250,210 +276,47 @@ impl Resolver {
 }
 
 impl Inner {
-    /// What the cache knows of a name.
-    fn cached(&self, name: &ConsulName) -> Option<Result<Answer, Error>> {
-        let look = self.cache().look(name.key(), clock::lately());
-        match look {
-            Look::Fresh(held, age) => Some(Ok(Answer {
-                held,
-                age,
-                freshness: Freshness::Fresh,
-                attempts: None,
-            })),
+    /// What is known of a name, where nobody has to be asked for it.
+    fn cached(&self, name: &ConsulName, wish: Wish) -> Option<Result<Answer, Error>> {
+        match self.look(name) {
+            Look::Fresh(held, age) if wish.takes(age, true) => Some(Ok(fresh(held, age))),
+            Look::Stale(held, age, Rest::Resting) if wish.takes(age, false) => {
+                Some(Ok(self.stale(held, age)))
+            }
             Look::Nothing => Some(Err(told::not_found(name, &self.config.domain, Vec::new()))),
-            Look::Unknown => None,
+            Look::Fresh(..) | Look::Stale(..) | Look::Unknown => None,
         }
     }
 
-    /// Climbs the ladder and caches what was found.
-    async fn find(
-        self: &Arc<Self>,
-        name: &ConsulName,
-        deadline: Instant,
-        depth: u8,
-    ) -> Result<Answer, Error> {
-        let fqdn = name.fqdn(&self.config.domain);
-        if let Subject::Address(address) = name.subject() {
-            return Ok(decoded(&fqdn, *address));
-        }
-        let start = clock::now();
-        if self.sources.rungs().is_empty() {
-            let message = "no source is configured: give an agent's address (--dns, --http) or a \
-                           static catalog (--catalog)";
-            return Err(Error::new(ErrorKind::Invalid, message));
-        }
-        let question = Question { name, fqdn: &fqdn };
-        let mut attempts = Vec::new();
-        let mut ladder = Ladder::start(self.sources.rungs(), deadline);
-        let result = loop {
-            match ladder.step(clock::now()) {
-                Step::Ask(rung, limit) => {
-                    let heard = self.sources.ask(rung, question, limit, &mut attempts).await;
-                    ladder.hear(heard);
-                }
-                Step::Give(finding) => {
-                    let held = Arc::new(self.settle(question, finding, deadline, depth).await);
-                    self.cache().put(Arc::clone(&held));
-                    let attempts = Some(attempts.into());
-                    let (age, freshness) = (Duration::ZERO, Freshness::Fresh);
-                    break Ok(Answer {
-                        held,
-                        age,
-                        freshness,
-                        attempts,
-                    });
-                }
-                Step::Nothing(ttl) => {
-                    self.cache().put_nothing(name.key(), ttl, clock::now());
-                    break Err(told::not_found(name, &self.config.domain, attempts));
-                }
-                Step::GiveUp(kind) => break Err(told::failed(kind, &fqdn, attempts)),
-            }
-        };
-        debug!(name = %fqdn, elapsed = ?clock::now().saturating_duration_since(start), ok = result.is_ok(), "looked up");
-        result
+    fn look(&self, name: &ConsulName) -> Look {
+        self.cache().look(name.key(), clock::lately())
     }
 
-    /// Resolves the host names in a set and makes endpoints of it.
-    async fn settle(
-        self: &Arc<Self>,
-        question: Question<'_>,
-        finding: Finding,
-        deadline: Instant,
-        depth: u8,
-    ) -> Held {
-        let Finding {
-            mut found,
-            source,
-            transport,
-            ttl,
-            doubt,
-        } = finding;
-        let Question { name, fqdn } = question;
-        let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
-        let mut names: Vec<Arc<str>> = records::unresolved(&found).cloned().collect();
-        names.sort_unstable();
-        names.dedup();
-        let mut told = self.addresses(names.clone(), deadline, depth).await;
-        for host in names {
-            let lost = || Err("its look-up was ended from outside".to_owned());
-            let addresses = told.remove(&host).unwrap_or_else(lost);
-            match addresses {
-                Ok(addresses) => {
-                    records::resolve(&mut found, &host, &addresses, self.sources.zones())
-                }
-                Err(why) => warnings.push(format!("{host} has no address: {why}").into()),
-            }
-        }
-        for warning in &warnings {
-            warn!(name = fqdn, %warning, "answer is not complete");
-        }
-        let endpoints = records::endpoints(&found, fqdn);
-        let complete = warnings.is_empty();
-        let warnings = warnings.into();
-        Held {
-            key: name.key().into(),
-            since: clock::now(),
-            name: fqdn.into(),
-            found,
-            endpoints,
-            source,
-            transport,
-            ttl,
-            complete,
-            warnings,
+    /// A set of before, marked.
+    fn stale(&self, held: Arc<Held>, age: Duration) -> Answer {
+        let protected = self.evidence().reason(&held.key);
+        Answer {
+            freshness: Freshness::Stale,
+            protected,
+            ..fresh(held, age)
         }
     }
 
-    /// The addresses of host names, all asked at once.
-    async fn addresses(
-        self: &Arc<Self>,
-        names: Vec<Arc<str>>,
-        deadline: Instant,
-        depth: u8,
-    ) -> HashMap<Arc<str>, Result<Vec<IpAddr>, String>> {
-        let mut asked = tokio::task::JoinSet::new();
-        for name in names {
-            let inner = Arc::clone(self);
-            asked.spawn(async move {
-                let found = inner.address(&name, deadline, depth).await;
-                (name, found)
-            });
-        }
-        let mut all = HashMap::new();
-        while let Some(one) = asked.join_next().await {
-            all.extend(one);
-        }
-        all
-    }
-
-    /// The addresses of one host name: Consul's own if it is in Consul's zone,
-    /// which nobody else is ever asked about.
-    async fn address(
-        self: &Arc<Self>,
-        host: &Arc<str>,
-        deadline: Instant,
-        depth: u8,
-    ) -> Result<Vec<IpAddr>, String> {
-        let in_zone = |zone: &&Domain| records::is_within(host, zone);
-        let Some(zone) = self.sources.zones().iter().find(in_zone) else {
-            return self.hosts.resolve(host, deadline).await;
-        };
-        if depth >= DEEPEST {
-            return Err("names in Consul's zone stand for each other in a circle".to_owned());
-        }
-        let name = ConsulName::parse(host, zone).map_err(|error| error.to_string())?;
-        let deeper = Arc::clone(self).find_deeper(name, deadline, depth + 1);
-        let found = deeper.await.map_err(|error| error.to_string())?;
-        // Half of what stands behind a name is no answer to what stands before it.
-        if !found.is_complete() || found.endpoints().is_empty() {
-            let why = found.warnings().first().map_or("it has none", |why| why);
-            return Err(why.to_owned());
-        }
-        Ok(found
-            .endpoints()
-            .iter()
-            .map(|endpoint| endpoint.address)
-            .collect())
-    }
-
-    /// [`find`](Self::find) for a name that another one stands for.
-    fn find_deeper(
-        self: Arc<Self>,
-        name: ConsulName,
-        deadline: Instant,
-        depth: u8,
-    ) -> Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>> {
-        Box::pin(async move { self.find(&name, deadline, depth).await })
-    }
-
-    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+    fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An address that is written in the name: nobody has to be asked.
-fn decoded(fqdn: &str, address: IpAddr) -> Answer {
-    let found = Found::Host(Host {
-        addresses: vec![address],
-        ..Host::default()
-    });
-    let held = Held {
-        key: CompactString::default(),
-        since: clock::now(),
-        name: fqdn.into(),
-        endpoints: records::endpoints(&found, fqdn),
-        found,
-        source: Source::Static,
-        transport: Transport::File,
-        ttl: Duration::ZERO,
-        complete: true,
-        warnings: Box::default(),
-    };
+fn fresh(held: Arc<Held>, age: Duration) -> Answer {
     Answer {
-        held: Arc::new(held),
-        age: Duration::ZERO,
+        held,
+        age,
         freshness: Freshness::Fresh,
+        protected: None,
         attempts: None,
     }
 }

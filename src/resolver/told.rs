@@ -5,6 +5,7 @@ use crate::{
     endpoint::{Attempt, Source},
     error::{Error, ErrorKind},
     name::{ConsulName, Domain, Subject},
+    protection::Reason,
 };
 
 /// Consul says that there is nothing.
@@ -40,6 +41,25 @@ pub(super) fn not_found(name: &ConsulName, domain: &Domain, attempts: Vec<Attemp
         format!("{fqdn}: {what} (says {whose}); {next}"),
         attempts,
     )
+}
+
+/// A source says that it is gone, and that is not believed.
+pub(super) fn held(fqdn: &str, reason: Reason, attempts: Vec<Attempt>) -> Error {
+    // Who sees nothing of Consul's own service has lost the right to see.
+    let kind = match reason {
+        Reason::Denied | Reason::NoCanary => ErrorKind::Denied,
+        _ => ErrorKind::Unavailable,
+    };
+    let message = format!(
+        "{fqdn}: {reason}; that is not believed: check the agent's servers and the token's rights"
+    );
+    Error::with_attempts(kind, message, attempts)
+}
+
+/// Something newer did not come in time.
+pub(super) fn late(name: &ConsulName, domain: &Domain) -> Error {
+    let message = format!("{}: no source answered in time", name.fqdn(domain));
+    Error::new(ErrorKind::Timeout, message)
 }
 
 /// What is told when the last rung has given nothing.

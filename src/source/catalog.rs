@@ -7,11 +7,12 @@
 //! | 200 with none; 404 to a query; 500 `No path to datacenter` | not found | done |
 //! | 200 with none, results filtered by ACLs; 401; 403 | denied | done |
 //! | 400, 405, other 4xx | failed: asking elsewhere mends nothing | done |
-//! | 429, 5xx, a redirect | failed | next address |
+//! | 429, 503 | throttled | next address |
+//! | other 5xx, a redirect | failed | next address |
 //! | refused; too late; no connection, TLS | refused; timeout; unreachable | next address |
 //! | what cannot be read | malformed | next address |
 //!
-//! Each address gets an equal part of the time that is left, so that one that is
+//! Addresses whose circuit is open are passed over. Each other gets an equal part of the time that is left, so that one that is
 //! silent leaves some for the others.
 
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use crate::{
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::Found,
+    source::circuits::{Asker, Circuits},
 };
 
 /// What a catalog told.
@@ -64,13 +66,19 @@ pub(crate) enum Miss {
 pub(crate) async fn ask(
     agent: &Agent,
     question: &Question<'_>,
+    circuits: &Circuits,
+    asker: Asker,
     deadline: Instant,
     now: impl Fn() -> Instant,
 ) -> (Result<Told, Miss>, Vec<Attempt>) {
     let path = ask::path(&question.ask, &question.place);
     let mut attempts: Vec<Attempt> = Vec::new();
-    let mut left = agent.addresses().len();
-    for address in agent.addresses() {
+    let admitted = circuits.admitted(asker.mode, now());
+    let mut left = admitted.len();
+    for index in admitted {
+        let Some(address) = agent.addresses().nth(index) else {
+            break;
+        };
         let start = now();
         let share = deadline
             .saturating_duration_since(start)
@@ -80,9 +88,11 @@ pub(crate) async fn ask(
         if share.is_zero() {
             break;
         }
+        let asking = circuits.begin(index, asker.home);
         let replied = agent.get(address, &path, share).await;
         let received = replied.as_ref().map_or(0, |reply| reply.body.len());
         let heard = hear(question, replied);
+        asking.heard(heard.outcome);
         attempts.push(Attempt {
             source: Source::Http,
             address: format!("{address}{path}").into(),
@@ -176,7 +186,10 @@ fn hear(question: &Question<'_>, replied: Result<Reply, Trouble>) -> Heard {
                     };
                     Heard::done(Outcome::NotFound, "no such datacenter".into(), Err(miss))
                 }
-                Trouble::Status { code, .. } if code < 500 && code != 429 => final_failure(detail),
+                Trouble::Status {
+                    code: 429 | 503, ..
+                } => Heard::next(Outcome::Throttled, detail),
+                Trouble::Status { code, .. } if code < 500 => final_failure(detail),
                 Trouble::Status { .. } | Trouble::Redirected(_) => {
                     Heard::next(Outcome::Failed, detail)
                 }
@@ -262,7 +275,13 @@ fn telling(outcome: Outcome) -> u8 {
         Outcome::TimedOut => 2,
         Outcome::Malformed => 3,
         Outcome::Failed => 4,
-        Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => 5,
+        Outcome::Throttled => 5,
+        Outcome::Answered
+        | Outcome::Partial
+        | Outcome::NotFound
+        | Outcome::Denied
+        | Outcome::Late
+        | Outcome::Skipped => 6,
     }
 }
 

@@ -2,6 +2,8 @@
 //! each source says is put into the ladder's words here, nothing is decided.
 
 pub(crate) mod catalog;
+pub(crate) mod circuits;
+pub(crate) mod default_address;
 pub(crate) mod dns;
 pub(crate) mod hosts;
 pub(crate) mod static_catalog;
@@ -12,8 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{catalog::Miss, dns::DnsSource, static_file::StaticFile};
+use self::{
+    catalog::Miss,
+    circuits::{Asker, Circuits, Mode},
+    default_address::Defaults,
+    dns::DnsSource,
+    static_file::StaticFile,
+};
 use crate::{
+    circuit::Gate,
     clock,
     config::Config,
     consul::{
@@ -23,7 +32,7 @@ use crate::{
     endpoint::{Attempt, Outcome, Source, Transport},
     error::{Error, ErrorKind},
     found::Found,
-    ladder::{Heard, Rung},
+    ladder::{Heard, Nothing, Rung},
     name::{ConsulName, Domain, Locality, Subject},
     records::read::{self, Asks},
 };
@@ -55,7 +64,10 @@ pub(crate) struct Question<'a> {
 pub(crate) struct Sources {
     dns: DnsSource,
     agent: Agent,
+    http_circuits: Circuits,
     catalog: Option<StaticFile>,
+    /// Default addresses, by service.
+    defaults: Defaults,
     /// The place that the static catalog is of: the one that names are in which
     /// say none.
     home: Locality,
@@ -78,11 +90,16 @@ impl Sources {
         let rungs = [
             (Rung::Dns, !config.dns.is_empty()),
             (Rung::Http, agent.addresses().len() > 0),
-            (Rung::Static, catalog.is_some()),
+            (
+                Rung::Static,
+                !config.must_be_found && (catalog.is_some() || !config.defaults.is_empty()),
+            ),
         ];
         Ok(Self {
             dns: DnsSource::new(&config.dns),
+            http_circuits: Circuits::new(Source::Http, agent.addresses().map(ToString::to_string)),
             agent,
+            defaults: config.defaults.clone(),
             catalog,
             home: Locality {
                 datacenter: config.datacenter.clone(),
@@ -138,33 +155,97 @@ impl Sources {
         self.minimum.load(Ordering::Relaxed)
     }
 
-    /// Asks one rung, at most until `limit`; each step is written to `attempts`.
+    /// What a rung may be asked now.
+    pub(crate) fn gate(&self, rung: Rung, now: Instant) -> Gate {
+        self.circuits(rung)
+            .map_or(Gate::Pass, |circuits| circuits.gate(now))
+    }
+
+    /// Whether an address of a rung is due for a probe.
+    pub(crate) fn is_probe_due(&self, rung: Rung, now: Instant) -> bool {
+        self.circuits(rung)
+            .is_some_and(|circuits| circuits.is_probe_due(now))
+    }
+
+    /// The addresses of a rung that are left alone, as steps of a look-up.
+    pub(crate) fn skipped(&self, rung: Rung, now: Instant) -> Vec<Attempt> {
+        let skipped = |(address, since): (&str, Option<Instant>)| {
+            let down = now.saturating_duration_since(since?);
+            let detail = format!("it failed {:.1} s ago and is probed", down.as_secs_f64());
+            unanswered(rung, address, Outcome::Skipped, Duration::ZERO, detail)
+        };
+        let states = self
+            .circuits(rung)
+            .map(Circuits::states)
+            .unwrap_or_default();
+        states.into_iter().filter_map(skipped).collect()
+    }
+
+    /// Rungs that were asked and not waited for, as steps of a look-up that could
+    /// have lasted until `deadline`.
+    pub(crate) fn unheard(&self, left: &[(Rung, Instant)], deadline: Instant) -> Vec<Attempt> {
+        let now = clock::now();
+        let one = |&(rung, asked): &(Rung, Instant)| {
+            let states = self.circuits(rung)?.states();
+            let names: Vec<&str> = states.into_iter().map(|(name, _)| name).collect();
+            let (outcome, detail) = if now >= deadline {
+                (Outcome::TimedOut, String::new())
+            } else {
+                (Outcome::Late, "another source was quicker".to_owned())
+            };
+            let elapsed = now.saturating_duration_since(asked);
+            unanswered(rung, &names.join(","), outcome, elapsed, detail)
+        };
+        left.iter().filter_map(one).collect()
+    }
+
+    /// How long DNS is given before HTTP is asked beside it.
+    pub(crate) fn hedge(&self) -> Duration {
+        self.dns.circuits.hedge()
+    }
+
+    /// The circuits of a rung that has addresses.
+    pub(crate) fn circuits(&self, rung: Rung) -> Option<&Circuits> {
+        match rung {
+            Rung::Dns => Some(&self.dns.circuits),
+            Rung::Http => Some(&self.http_circuits),
+            Rung::Static => None,
+        }
+    }
+
+    /// Asks one rung, at most until `limit`; gives each step that was made.
     pub(crate) async fn ask(
         &self,
         rung: Rung,
         question: Question<'_>,
+        mode: Mode,
         limit: Instant,
-        attempts: &mut Vec<Attempt>,
-    ) -> Heard<Finding> {
-        let before = attempts.len();
-        let heard = match rung {
-            Rung::Dns => self.ask_dns(question, limit, attempts).await,
-            Rung::Http => self.ask_http(question, limit, attempts).await,
-            Rung::Static => self.ask_static(question, attempts).await,
+    ) -> (Heard<Finding>, Vec<Attempt>) {
+        let mut attempts = Vec::new();
+        let asker = Asker {
+            mode,
+            home: self.is_home(question.name.locality()),
         };
-        heard.unwrap_or_else(|| failure(&attempts[before..]))
+        let heard = match rung {
+            Rung::Dns => self.ask_dns(question, asker, limit, &mut attempts).await,
+            Rung::Http => self.ask_http(question, asker, limit, &mut attempts).await,
+            Rung::Static => self.ask_static(question, &mut attempts).await,
+        };
+        let heard = heard.unwrap_or_else(|| failure(&attempts));
+        (heard, attempts)
     }
 
     async fn ask_dns(
         &self,
         question: Question<'_>,
+        asker: Asker,
         limit: Instant,
         attempts: &mut Vec<Attempt>,
     ) -> Option<Heard<Finding>> {
         let asks = Asks::of(question.name);
         let heard = self
             .dns
-            .ask(question.fqdn, asks.kind(), limit, attempts)
+            .ask(question.fqdn, asks.kind(), asker, limit, attempts)
             .await;
         let (reply, doubt) = match heard {
             dns::Heard::Records { reply, doubt } => (reply, doubt),
@@ -172,7 +253,7 @@ impl Sources {
                 if let Some(seconds) = read::zone_minimum(&reply.message, &self.zones) {
                     self.minimum.store(seconds, Ordering::Relaxed);
                 }
-                return Some(Heard::Nothing(read::negative_ttl(&reply.message)));
+                return Some(said_nothing(read::negative_ttl(&reply.message)));
             }
             dns::Heard::Failed => return None,
         };
@@ -181,7 +262,7 @@ impl Sources {
             if doubt.is_some() {
                 return None;
             }
-            return Some(Heard::Nothing(read::negative_ttl(&reply.message)));
+            return Some(said_nothing(read::negative_ttl(&reply.message)));
         };
         let finding = Finding {
             found,
@@ -202,6 +283,7 @@ impl Sources {
     async fn ask_http(
         &self,
         question: Question<'_>,
+        asker: Asker,
         limit: Instant,
         attempts: &mut Vec<Attempt>,
     ) -> Option<Heard<Finding>> {
@@ -218,11 +300,29 @@ impl Sources {
             domain: self.zones.first()?.as_str(),
             name: question.fqdn,
         };
-        let (told, made) = catalog::ask(&self.agent, &asked, limit, clock::now).await;
+        let (told, made) = catalog::ask(
+            &self.agent,
+            &asked,
+            &self.http_circuits,
+            asker,
+            limit,
+            clock::now,
+        )
+        .await;
         attempts.extend(made);
         let told = match told {
             Ok(told) => told,
-            Err(Miss::NotFound { .. }) => return Some(Heard::Nothing(None)),
+            Err(Miss::NotFound {
+                unhealthy,
+                confirmed,
+            }) => {
+                let nothing = Nothing {
+                    ttl: None,
+                    unhealthy,
+                    leader: Some(confirmed),
+                };
+                return Some(Heard::Nothing(nothing));
+            }
             Err(Miss::Denied(_) | Miss::Failed { .. }) => return None,
         };
         let mut doubt = None;
@@ -261,19 +361,65 @@ impl Sources {
             && asked.port.is_none()
     }
 
+    /// The static catalog, then the default address.
     async fn ask_static(
         &self,
         question: Question<'_>,
         attempts: &mut Vec<Attempt>,
     ) -> Option<Heard<Finding>> {
-        let file = self.catalog.as_ref()?;
+        let listed = match &self.catalog {
+            Some(file) => self.ask_catalog_file(file, question, attempts).await,
+            None => Some(said_nothing(None)),
+        };
+        let finding = match listed {
+            Some(Heard::Whole(finding)) => return Some(Heard::Whole(finding)),
+            _ => self.default_of(question),
+        };
+        let Some(finding) = finding else {
+            return listed;
+        };
+        attempts.push(Attempt {
+            source: Source::Static,
+            address: "default address".into(),
+            transport: Transport::File,
+            outcome: Outcome::Answered,
+            elapsed: Duration::ZERO,
+            received: 0,
+            count: 1,
+            detail: Box::default(),
+        });
+        Some(Heard::Whole(finding))
+    }
+
+    /// A default is of the service as a whole, here.
+    fn default_of(&self, question: Question<'_>) -> Option<Finding> {
+        let Subject::Service { service, tag: None } = question.name.subject() else {
+            return None;
+        };
+        let home = self.is_home(question.name.locality());
+        let found = (self.defaults).find(service, self.zones.first()?.as_str());
+        found.filter(|_| home).map(|found| Finding {
+            found,
+            source: Source::Static,
+            transport: Transport::File,
+            ttl: Duration::ZERO,
+            doubt: None,
+        })
+    }
+
+    async fn ask_catalog_file(
+        &self,
+        file: &StaticFile,
+        question: Question<'_>,
+        attempts: &mut Vec<Attempt>,
+    ) -> Option<Heard<Finding>> {
         let start = clock::now();
         let loaded = file.load().await;
         let (outcome, count, detail, heard) = match (&loaded, question.name.subject()) {
             (Err(error), _) => (Outcome::Unreachable, 0, error.to_string(), None),
             (Ok(_), _) if !self.is_home(question.name.locality()) => {
                 let detail = "the catalog knows its own datacenter only".to_owned();
-                (Outcome::NotFound, 0, detail, Some(Heard::Nothing(None)))
+                (Outcome::NotFound, 0, detail, Some(said_nothing(None)))
             }
             (Ok(loaded), Subject::Service { service, tag }) => {
                 match loaded.catalog.find(service, tag.as_deref()) {
@@ -299,13 +445,13 @@ impl Sources {
                         let names = loaded.catalog.services().map(|(name, _)| name);
                         let names = names.take(MOST_NAMES).collect::<Vec<_>>().join(", ");
                         let detail = format!("not in the catalog, which has {names}");
-                        (Outcome::NotFound, 0, detail, Some(Heard::Nothing(None)))
+                        (Outcome::NotFound, 0, detail, Some(said_nothing(None)))
                     }
                 }
             }
             (Ok(_), _) => {
                 let detail = "the catalog holds services only".to_owned();
-                (Outcome::NotFound, 0, detail, Some(Heard::Nothing(None)))
+                (Outcome::NotFound, 0, detail, Some(said_nothing(None)))
             }
         };
         attempts.push(Attempt {
@@ -320,6 +466,38 @@ impl Sources {
         });
         heard
     }
+}
+
+/// A step that brought no reply; the static rung has none.
+fn unanswered(
+    rung: Rung,
+    address: &str,
+    outcome: Outcome,
+    elapsed: Duration,
+    detail: String,
+) -> Option<Attempt> {
+    let (source, transport) = match rung {
+        Rung::Dns => (Source::Dns, Transport::Udp),
+        Rung::Http => (Source::Http, Transport::Http),
+        Rung::Static => return None,
+    };
+    Some(Attempt {
+        source,
+        address: address.into(),
+        transport,
+        outcome,
+        elapsed,
+        received: 0,
+        count: 0,
+        detail: detail.into(),
+    })
+}
+
+fn said_nothing(ttl: Option<Duration>) -> Heard<Finding> {
+    Heard::Nothing(Nothing {
+        ttl,
+        ..Nothing::default()
+    })
 }
 
 fn judged(finding: Finding) -> Heard<Finding> {

@@ -64,7 +64,13 @@ async fn asked_for(
         name: "web.service.consul.",
     };
     let now = || tokio::time::Instant::now().into_std();
-    ask(&agent.unwrap(), &question, now() + limit, now).await
+    let agent = agent.unwrap();
+    let circuits = Circuits::new(Source::Http, agent.addresses().map(ToString::to_string));
+    let asker = Asker {
+        mode: crate::source::circuits::Mode::Ask,
+        home: true,
+    };
+    ask(&agent, &question, &circuits, asker, now() + limit, now).await
 }
 
 async fn asked(addresses: &[String]) -> (Result<Told, Miss>, Vec<Attempt>) {
@@ -86,8 +92,8 @@ async fn the_next_address_is_asked_when_one_fails() {
     let failing = [
         (refusing(), Outcome::Refused),
         (answering("500 X", "No cluster leader"), Outcome::Failed),
-        (answering("503 X", ""), Outcome::Failed),
-        (answering("429 X", ""), Outcome::Failed),
+        (answering("503 X", ""), Outcome::Throttled),
+        (answering("429 X", ""), Outcome::Throttled),
         (
             answering("302 X\r\nLocation: http://elsewhere.test/", ""),
             Outcome::Failed,

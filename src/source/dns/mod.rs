@@ -44,6 +44,7 @@ use crate::{
     clock,
     complete::{self, Reason, Seen, Verdict},
     endpoint::{Attempt, Outcome, Source, Transport},
+    source::circuits::{Asker, Circuits},
 };
 
 /// EDNS sizes, in bytes. Odd on purpose: Consul echoes a client's own number,
@@ -146,6 +147,7 @@ pub(crate) struct DnsSource {
     /// never across an await.
     large: Mutex<HashSet<Box<str>>>,
     strangers: Arc<Strangers>,
+    pub(crate) circuits: Circuits,
 }
 
 #[derive(Debug)]
@@ -165,6 +167,7 @@ impl DnsSource {
             servers: servers.iter().map(server).collect(),
             large: Mutex::default(),
             strangers,
+            circuits: Circuits::new(Source::Dns, servers.iter().map(ToString::to_string)),
         }
     }
 
@@ -173,23 +176,29 @@ impl DnsSource {
         self.strangers.total()
     }
 
-    /// Asks one server after the other until one answers, at most until `limit`.
-    /// Each step is written to `attempts`.
+    /// Asks one server after the other until one answers, at most until `limit`;
+    /// those whose circuit does not let `asker` pass are passed over. Each step is
+    /// written to `attempts`.
     pub(crate) async fn ask(
         &self,
         name: &str,
         kind: RecordType,
+        asker: Asker,
         limit: Instant,
         attempts: &mut Vec<Attempt>,
     ) -> Heard {
         let mut best = Heard::Failed;
-        for (asked, server) in self.servers.iter().enumerate() {
+        let admitted = self.circuits.admitted(asker.mode, clock::now());
+        let servers = (admitted.iter())
+            .filter_map(|&index| Some((index, self.servers.get(index)?)))
+            .enumerate();
+        for (asked, (index, server)) in servers {
             let now = clock::now();
             if now >= limit {
                 break;
             }
             // The servers still to be asked get their share of the time.
-            let left = u32::try_from(self.servers.len() - asked).unwrap_or(u32::MAX);
+            let left = u32::try_from(admitted.len() - asked).unwrap_or(u32::MAX);
             let limit = now + (limit - now) / left;
             let mut round = Round {
                 source: self,
@@ -199,7 +208,16 @@ impl DnsSource {
                 limit,
                 attempts,
             };
-            match round.run().await {
+            let asking = self.circuits.begin(index, asker.home);
+            let heard = round.run().await;
+            asking.heard(match &heard {
+                Heard::Records { .. } => Outcome::Answered,
+                Heard::Nothing { .. } => Outcome::NotFound,
+                Heard::Failed => {
+                    (round.attempts.last()).map_or(Outcome::Failed, |last| last.outcome)
+                }
+            });
+            match heard {
                 Heard::Failed => {}
                 heard @ (Heard::Records { doubt: None, .. } | Heard::Nothing { .. }) => {
                     return heard;

@@ -1,0 +1,241 @@
+//! **Pure.** When an address that fails is left alone, and when it is tried again.
+//!
+//! | heard | circuit |
+//! | --- | --- |
+//! | an answer, also "no such name" and "not permitted" | closed |
+//! | refused, unreachable, throttled | open at once |
+//! | silent, garbled | open after [`IN_A_ROW`] in a row |
+//! | SERVFAIL, HTTP 5xx | unchanged: they cost no waiting and may be about one name |
+//!
+//! While a circuit is open the address costs nothing: nobody waits for it. It is
+//! probed by copies of questions that are asked anyway, one at a time, every
+//! [`PROBE`] give or take a fifth. That does not grow with the time: a probe is one
+//! datagram or one request, and whoever is back is to be found within a second.
+//!
+//! What is asked of another datacenter says nothing of the agent that passes it on,
+//! unless nobody is there at all.
+
+use std::time::{Duration, Instant};
+
+use rand::{Rng, RngExt as _};
+
+use crate::endpoint::Outcome;
+
+/// Failures in a row that open a circuit.
+const IN_A_ROW: u8 = 3;
+
+/// Time between two probes.
+const PROBE: Duration = Duration::from_millis(500);
+
+/// A probe that has told nothing for so long was lost with whoever sent it.
+const LOST: Duration = Duration::from_secs(5);
+
+/// What may be put to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// Any question.
+    Pass,
+    /// A copy of a question, which nobody waits for.
+    Probe,
+    /// Nothing; the next probe is due in so long.
+    Shut(Duration),
+}
+
+/// The circuit of one address.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Circuit {
+    failures: u8,
+    /// `Some`: open; when the next probe is due.
+    probe: Option<Instant>,
+    /// When it opened.
+    since: Option<Instant>,
+}
+
+impl Circuit {
+    /// What may be asked at `now`. Changes nothing.
+    pub(crate) fn gate(&self, now: Instant) -> Gate {
+        match self.probe {
+            None => Gate::Pass,
+            Some(due) if now >= due => Gate::Probe,
+            Some(due) => Gate::Shut(due - now),
+        }
+    }
+
+    /// A probe is on its way: no other is due before it has told something.
+    pub(crate) fn probing(&mut self, now: Instant) {
+        self.probe = Some(now + LOST);
+    }
+
+    /// Since when it has been open.
+    pub(crate) fn open_since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    /// Takes in what came of a question. `home`: it was about the agent's own
+    /// datacenter. Gives whether the circuit opened or closed by it.
+    pub(crate) fn hear(
+        &mut self,
+        outcome: Outcome,
+        home: bool,
+        now: Instant,
+        dice: &mut impl Rng,
+    ) -> bool {
+        let was_open = self.probe.is_some();
+        match outcome {
+            Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => {
+                *self = Self::default();
+            }
+            Outcome::Refused | Outcome::Unreachable | Outcome::Throttled => self.open(now, dice),
+            Outcome::TimedOut | Outcome::Late | Outcome::Malformed if home => {
+                self.failures = self.failures.saturating_add(1);
+                if was_open || self.failures >= IN_A_ROW {
+                    self.open(now, dice);
+                }
+            }
+            // It answers, if not this.
+            Outcome::Failed if home && was_open => *self = Self::default(),
+            Outcome::TimedOut | Outcome::Late | Outcome::Malformed | Outcome::Failed => {
+                if was_open {
+                    self.open(now, dice);
+                }
+            }
+            Outcome::Skipped => {}
+        }
+        was_open != self.probe.is_some()
+    }
+
+    fn open(&mut self, now: Instant, dice: &mut impl Rng) {
+        let share = dice.random_range(800..=1_200_u32);
+        self.probe = Some(now + PROBE * share / 1_000);
+        self.since.get_or_insert(now);
+    }
+}
+
+/// How long a source is given before the next one is asked beside it: what its
+/// answers have taken, as TCP reckons it (RFC 6298, section 2).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pace {
+    smoothed: Option<Duration>,
+    varies: Duration,
+}
+
+/// Before anything was heard.
+const FIRST_HEDGE: Duration = Duration::from_millis(100);
+
+/// Below it a busy machine would hedge for nothing; above it a person notices.
+const HEDGE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(150));
+
+impl Pace {
+    /// An answer took so long.
+    pub(crate) fn observe(&mut self, took: Duration) {
+        match self.smoothed {
+            None => (self.smoothed, self.varies) = (Some(took), took / 2),
+            Some(smoothed) => {
+                self.varies = self.varies * 3 / 4 + smoothed.abs_diff(took) / 4;
+                self.smoothed = Some(smoothed * 7 / 8 + took / 8);
+            }
+        }
+    }
+
+    /// The time to wait before the next source is asked too.
+    pub(crate) fn hedge(&self) -> Duration {
+        let (least, most) = HEDGE;
+        (self.smoothed).map_or(FIRST_HEDGE, |smoothed| {
+            (smoothed + self.varies * 4).clamp(least, most)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use rand::{SeedableRng as _, rngs::SmallRng};
+
+    /// Hears `outcomes`, one each millisecond; gives the circuit and the time.
+    fn after(outcomes: &[Outcome]) -> (Circuit, Instant) {
+        let (mut circuit, mut now) = (Circuit::default(), clock::now());
+        let mut dice = SmallRng::seed_from_u64(1);
+        for outcome in outcomes {
+            circuit.hear(*outcome, true, now, &mut dice);
+            now += Duration::from_millis(1);
+        }
+        (circuit, now)
+    }
+
+    fn is_open(outcomes: &[Outcome]) -> bool {
+        let (circuit, now) = after(outcomes);
+        circuit.gate(now) != Gate::Pass
+    }
+
+    #[test]
+    fn one_refusal_opens_it_and_silence_does_so_the_third_time() {
+        use Outcome::*;
+        assert!(is_open(&[Refused]));
+        assert!(is_open(&[Throttled]));
+        assert!(!is_open(&[TimedOut, TimedOut]));
+        assert!(is_open(&[TimedOut, Late, Malformed]));
+        assert!(!is_open(&[
+            TimedOut, TimedOut, Answered, TimedOut, TimedOut
+        ]));
+        assert!(!is_open(&[Failed; 9]));
+    }
+
+    #[test]
+    fn any_answer_closes_it() {
+        use Outcome::*;
+        for answer in [Answered, Partial, NotFound, Denied, Failed] {
+            assert!(!is_open(&[Refused, answer]), "{answer}");
+        }
+    }
+
+    #[test]
+    fn it_is_probed_twice_a_second_and_by_one_at_a_time() {
+        let (mut circuit, now) = after(&[Outcome::Refused]);
+        let at = |ms| now + Duration::from_millis(ms);
+        assert!(matches!(circuit.gate(at(350)), Gate::Shut(_)));
+        assert_eq!(circuit.gate(at(600)), Gate::Probe);
+        circuit.probing(at(600));
+        assert!(matches!(circuit.gate(at(4_000)), Gate::Shut(_)));
+        assert_eq!(circuit.gate(at(5_700)), Gate::Probe, "the probe was lost");
+        let since = circuit.open_since();
+        circuit.hear(
+            Outcome::TimedOut,
+            true,
+            at(700),
+            &mut SmallRng::seed_from_u64(1),
+        );
+        assert!(matches!(circuit.gate(at(750)), Gate::Shut(_)));
+        assert_eq!(circuit.gate(at(1_400)), Gate::Probe);
+        assert_eq!(circuit.open_since(), since);
+    }
+
+    #[test]
+    fn silence_about_another_datacenter_says_nothing_of_the_agent() {
+        let (mut circuit, now) = (Circuit::default(), clock::now());
+        let mut dice = SmallRng::seed_from_u64(1);
+        for _ in 0..9 {
+            circuit.hear(Outcome::TimedOut, false, now, &mut dice);
+        }
+        assert_eq!(circuit.gate(now), Gate::Pass);
+        circuit.hear(Outcome::Refused, false, now, &mut dice);
+        assert_ne!(circuit.gate(now), Gate::Pass);
+    }
+
+    #[test]
+    fn the_hedge_is_learned_within_its_bounds() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.hedge(), FIRST_HEDGE);
+        for _ in 0..50 {
+            pace.observe(Duration::from_micros(200));
+        }
+        assert_eq!(pace.hedge(), Duration::from_millis(20));
+        for _ in 0..50 {
+            pace.observe(Duration::from_millis(40));
+        }
+        let hedge = pace.hedge();
+        assert!(hedge > Duration::from_millis(40) && hedge < Duration::from_millis(60));
+        pace.observe(Duration::from_secs(9));
+        assert_eq!(pace.hedge(), Duration::from_millis(150));
+    }
+}

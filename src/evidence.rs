@@ -1,0 +1,280 @@
+//! **Pure.** Whether "there is nothing" may delete what was there. Empty is not
+//! proof: rights can be lost, servers can lose their data or be far behind, and
+//! all of them then say the same as when a service was taken down.
+//!
+//! | heard where there was a set before | judged |
+//! | --- | --- |
+//! | instances there are, all critical | gone: that is known, not missing |
+//! | another source says that we may not know | held: [`Reason::Denied`] |
+//! | the server that answered knows no leader | held: [`Reason::NoLeader`] |
+//! | Consul's own service is gone too, which was seen before | held: [`Reason::NoCanary`] |
+//! | DNS alone says so | held until [`DNS_TIMES`] such answers over [`DNS_TIME`]: [`Reason::Unconfirmed`] |
+//! | more than [`FEW`] services, and a share of all that are known, vanish within [`WINDOW`] | held: [`Reason::Mass`] |
+//! | anything else | gone at once |
+//!
+//! The canary is `consul`, which every healthy cluster serves about itself. A token
+//! that never could see it proves nothing by not seeing it: then the other rules
+//! stand alone.
+//!
+//! Held for a mass means held for at most [`LONGEST`], less when the canary has
+//! been fine for [`WINDOW`] and something was registered since: that is a cluster
+//! that works and really has no such services. A service whose instances went one
+//! by one did not vanish, it was taken down.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    ladder::{Nothing, Rung},
+    protection::{Protection, Reason},
+};
+
+/// Answers of DNS alone that delete, and the time they have to span.
+const DNS_TIMES: u8 = 3;
+const DNS_TIME: Duration = Duration::from_secs(2);
+
+/// So many services may vanish together in a system of any size.
+const FEW: usize = 3;
+
+/// Share of the services known that may: one in so many, 15 % rounded.
+const SHARE: (usize, usize) = (15, 100);
+
+/// What counts as together.
+pub(crate) const WINDOW: Duration = Duration::from_secs(30);
+
+/// A mass is held for so long.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Names that are held or remembered at most; beyond that nothing is held anew.
+const MOST: usize = 10_000;
+
+/// What was heard of Consul's own service when something was said to be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Canary {
+    There,
+    Gone,
+    /// Nobody answered that.
+    Silent,
+}
+
+/// What is done with what is said to be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Belief {
+    Gone,
+    Held(Reason),
+}
+
+/// One word that a name with a set is gone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Word<'a> {
+    pub(crate) key: &'a str,
+    /// The datacenter asked for, empty for the agent's own.
+    pub(crate) place: &'a str,
+    pub(crate) by: Rung,
+    pub(crate) nothing: &'a Nothing,
+    /// Another source said that we may not know.
+    pub(crate) denied: bool,
+    pub(crate) canary: Canary,
+    /// Its instances went one by one, not long ago.
+    pub(crate) trickled: bool,
+    /// Names with a set.
+    pub(crate) known: usize,
+}
+
+/// What was seen of names that vanish.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence {
+    protection: Protection,
+    /// Places whose canary was asked for.
+    met: HashSet<Box<str>>,
+    /// Places whose canary was seen.
+    canaries: HashSet<Box<str>>,
+    /// Since when the canaries asked for have all been there.
+    canary_fine: Option<Instant>,
+    /// Names that vanished within the window, and when.
+    vanished: HashMap<Box<str>, Instant>,
+    /// Words of DNS alone: the first, and how many.
+    by_dns: HashMap<Box<str>, (Instant, u8)>,
+    held: HashMap<Box<str>, Reason>,
+    mass: Option<Mass>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Mass {
+    since: Instant,
+    /// Something was registered since.
+    sign_of_life: bool,
+}
+
+impl Evidence {
+    pub(crate) fn new(protection: Protection) -> Self {
+        Self {
+            protection,
+            ..Self::default()
+        }
+    }
+
+    /// Whether it is worth asking for the canary before this is judged.
+    pub(crate) fn wants_canary(&self, nothing: &Nothing) -> bool {
+        self.protection == Protection::Evidence && nothing.unhealthy == 0
+    }
+
+    /// Whether the canary of a place is still to be asked for the first time. Says
+    /// so once.
+    pub(crate) fn meets_canary(&mut self, place: &str) -> bool {
+        self.protection == Protection::Evidence
+            && self.met.len() < MOST
+            && !self.met.contains(place)
+            && self.met.insert(place.into())
+    }
+
+    /// Whether something is held because of what Consul no longer lets us see.
+    pub(crate) fn is_blinded(&self) -> bool {
+        let blind = |reason: &Reason| matches!(reason, Reason::Denied | Reason::NoCanary);
+        self.held.values().any(blind)
+    }
+
+    /// Why a name is held.
+    pub(crate) fn reason(&self, key: &str) -> Option<Reason> {
+        self.held.get(key).copied()
+    }
+
+    /// Whether the canary of a place was ever seen.
+    pub(crate) fn knows_canary(&self, place: &str) -> bool {
+        self.canaries.contains(place)
+    }
+
+    /// Consul's own service was asked for at a place.
+    pub(crate) fn canary(&mut self, place: &str, canary: Canary, now: Instant) {
+        match canary {
+            Canary::There => {
+                if !self.canaries.contains(place) && self.canaries.len() < MOST {
+                    self.canaries.insert(place.into());
+                }
+                self.canary_fine.get_or_insert(now);
+            }
+            Canary::Gone | Canary::Silent => self.canary_fine = None,
+        }
+    }
+
+    /// A name with a set is said to be gone.
+    pub(crate) fn judge(&mut self, word: Word<'_>, now: Instant) -> Belief {
+        let belief = match self.doubt(word, now) {
+            None => Belief::Gone,
+            Some(reason) => Belief::Held(reason),
+        };
+        match belief {
+            Belief::Gone => {
+                self.held.remove(word.key);
+                self.by_dns.remove(word.key);
+                if self.held.is_empty() {
+                    self.mass = None;
+                }
+            }
+            Belief::Held(reason) => {
+                if self.held.len() < MOST || self.held.contains_key(word.key) {
+                    self.held.insert(word.key.into(), reason);
+                }
+            }
+        }
+        belief
+    }
+
+    /// A name was found, `new` where there was no set before.
+    pub(crate) fn found(&mut self, key: &str, new: bool) {
+        let was_held = self.held.remove(key).is_some();
+        self.vanished.remove(key);
+        self.by_dns.remove(key);
+        if (new || was_held)
+            && let Some(mass) = &mut self.mass
+        {
+            mass.sign_of_life = true;
+        }
+        if self.held.is_empty() {
+            self.mass = None;
+        }
+    }
+
+    /// Names that are held now, and why.
+    pub(crate) fn held(&self) -> impl ExactSizeIterator<Item = (&str, Reason)> {
+        self.held.iter().map(|(key, reason)| (&**key, *reason))
+    }
+
+    /// Lets go of all that is held: what the sources say next is believed.
+    pub(crate) fn release(&mut self) {
+        self.held.clear();
+        self.by_dns.clear();
+        self.vanished.clear();
+        self.mass = None;
+    }
+
+    fn doubt(&mut self, word: Word<'_>, now: Instant) -> Option<Reason> {
+        match self.protection {
+            Protection::Off => return None,
+            Protection::KeepAll => return Some(Reason::KeepAll),
+            Protection::Evidence => {}
+        }
+        if word.nothing.unhealthy > 0 {
+            return None;
+        }
+        if word.denied {
+            return Some(Reason::Denied);
+        }
+        if word.nothing.leader == Some(false) {
+            return Some(Reason::NoLeader);
+        }
+        // A cluster that cannot be asked for its own service proves nothing either.
+        if word.canary != Canary::There && self.knows_canary(word.place) {
+            return Some(Reason::NoCanary);
+        }
+        if word.by == Rung::Dns && !self.is_said_for_long(word.key, now) {
+            return Some(Reason::Unconfirmed);
+        }
+        self.is_mass(word, now).then_some(Reason::Mass)
+    }
+
+    fn is_said_for_long(&mut self, key: &str, now: Instant) -> bool {
+        if self.by_dns.len() >= MOST && !self.by_dns.contains_key(key) {
+            return true;
+        }
+        let (first, times) = self.by_dns.entry(key.into()).or_insert((now, 0));
+        *times = times.saturating_add(1);
+        *times >= DNS_TIMES && now.saturating_duration_since(*first) >= DNS_TIME
+    }
+
+    fn is_mass(&mut self, word: Word<'_>, now: Instant) -> bool {
+        if word.trickled {
+            return false;
+        }
+        self.vanished
+            .retain(|_, when| now.saturating_duration_since(*when) < WINDOW);
+        if self.vanished.len() < MOST && !self.held.contains_key(word.key) {
+            self.vanished.entry(word.key.into()).or_insert(now);
+        }
+        if let Some(mass) = self.mass {
+            let fine = |since| now.saturating_duration_since(since) >= WINDOW;
+            let works = mass.sign_of_life && fine(mass.since) && self.canary_fine.is_some_and(fine);
+            if works || now.saturating_duration_since(mass.since) >= LONGEST {
+                // What was held is let go name by name, as each is asked for again.
+                return false;
+            }
+            return true;
+        }
+        let (part, of) = SHARE;
+        // Those that have vanished and were believed are no longer known.
+        let all = word.known + self.vanished.len().saturating_sub(1);
+        let is_mass = self.vanished.len() > FEW.max(all * part / of);
+        if is_mass {
+            self.mass = Some(Mass {
+                since: now,
+                sign_of_life: false,
+            });
+        }
+        is_mass
+    }
+}
+
+#[cfg(test)]
+mod tests;

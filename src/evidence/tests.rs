@@ -1,0 +1,213 @@
+use super::*;
+use crate::clock;
+
+const NONE: Nothing = Nothing {
+    ttl: None,
+    unhealthy: 0,
+    leader: Some(true),
+};
+
+fn word(key: &str) -> Word<'_> {
+    Word {
+        key,
+        place: "",
+        by: Rung::Http,
+        nothing: &NONE,
+        denied: false,
+        canary: Canary::There,
+        trickled: false,
+        known: 10,
+    }
+}
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+/// Lets `count` names vanish at once.
+fn vanish(evidence: &mut Evidence, count: usize, known: usize, now: Instant) -> Vec<Belief> {
+    (0..count)
+        .map(|index| {
+            let key = format!("web{index}");
+            let known = known - index;
+            evidence.judge(
+                Word {
+                    known,
+                    ..word(&key)
+                },
+                now,
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn one_service_that_is_taken_down_is_gone_at_once() {
+    let mut evidence = Evidence::default();
+    assert_eq!(evidence.judge(word("web"), clock::now()), Belief::Gone);
+    assert_eq!(evidence.held().len(), 0);
+}
+
+#[test]
+fn instances_that_are_all_critical_are_no_question_of_evidence() {
+    let mut evidence = Evidence::default();
+    let unhealthy = Nothing {
+        unhealthy: 2,
+        leader: Some(false),
+        ttl: None,
+    };
+    let word = Word {
+        nothing: &unhealthy,
+        denied: true,
+        ..word("web")
+    };
+    assert_eq!(evidence.judge(word, clock::now()), Belief::Gone);
+}
+
+#[test]
+fn a_server_without_a_leader_and_a_token_without_rights_delete_nothing() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    let leaderless = Nothing {
+        leader: Some(false),
+        ..NONE
+    };
+    let no_leader = Word {
+        nothing: &leaderless,
+        ..word("web")
+    };
+    assert_eq!(
+        evidence.judge(no_leader, now),
+        Belief::Held(Reason::NoLeader)
+    );
+    let denied = Word {
+        denied: true,
+        ..word("web")
+    };
+    assert_eq!(evidence.judge(denied, now), Belief::Held(Reason::Denied));
+    assert_eq!(
+        evidence.held().collect::<Vec<_>>(),
+        [("web", Reason::Denied)]
+    );
+    evidence.found("web", false);
+    assert_eq!(evidence.held().len(), 0);
+}
+
+#[test]
+fn a_canary_that_is_gone_proves_something_only_where_it_was_seen() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    let no_canary = Word {
+        canary: Canary::Gone,
+        ..word("web")
+    };
+    assert_eq!(evidence.judge(no_canary, now), Belief::Gone);
+    evidence.canary("", Canary::There, now);
+    assert_eq!(
+        evidence.judge(no_canary, now),
+        Belief::Held(Reason::NoCanary)
+    );
+    let elsewhere = Word {
+        place: "dc2",
+        ..no_canary
+    };
+    assert_eq!(evidence.judge(elsewhere, now), Belief::Gone);
+}
+
+#[test]
+fn dns_alone_deletes_after_three_words_over_two_seconds() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    let by_dns = Word {
+        by: Rung::Dns,
+        ..word("web")
+    };
+    let held = Belief::Held(Reason::Unconfirmed);
+    assert_eq!(evidence.judge(by_dns, now), held);
+    assert_eq!(evidence.judge(by_dns, now + seconds(1)), held);
+    assert_eq!(evidence.judge(by_dns, now + seconds(2)), Belief::Gone);
+    // Found in between, it starts anew.
+    assert_eq!(evidence.judge(by_dns, now), held);
+    evidence.found("web", false);
+    assert_eq!(evidence.judge(by_dns, now + seconds(5)), held);
+}
+
+#[test]
+fn a_mass_is_held_and_a_small_system_may_be_shut_down() {
+    let now = clock::now();
+    let believed = |count, known| {
+        let beliefs = vanish(&mut Evidence::default(), count, known, now);
+        beliefs
+            .iter()
+            .filter(|belief| **belief == Belief::Gone)
+            .count()
+    };
+    assert_eq!(believed(2, 2), 2);
+    assert_eq!(believed(3, 3), 3);
+    assert_eq!(believed(8, 10), 3);
+    assert_eq!(believed(50, 100), 15);
+    assert_eq!(believed(10, 100), 10);
+}
+
+#[test]
+fn services_that_go_one_by_one_are_no_mass() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    for index in 0..20_u32 {
+        let key = format!("web{index}");
+        let trickled = Word {
+            trickled: true,
+            ..word(&key)
+        };
+        assert_eq!(evidence.judge(trickled, now), Belief::Gone);
+        let slow = evidence.judge(word(&format!("slow{index}")), now + seconds(31) * index);
+        assert_eq!(slow, Belief::Gone);
+    }
+}
+
+#[test]
+fn a_mass_is_let_go_after_five_minutes_or_when_the_cluster_shows_that_it_works() {
+    let now = clock::now();
+    let mut evidence = Evidence::default();
+    vanish(&mut evidence, 10, 10, now);
+    assert_eq!(evidence.held().len(), 7);
+    let again = |evidence: &mut Evidence, after| evidence.judge(word("web9"), now + after);
+    assert_eq!(
+        again(&mut evidence, seconds(299)),
+        Belief::Held(Reason::Mass)
+    );
+    assert_eq!(again(&mut evidence, seconds(300)), Belief::Gone);
+
+    let mut evidence = Evidence::default();
+    vanish(&mut evidence, 10, 10, now);
+    evidence.canary("", Canary::There, now + seconds(1));
+    assert_eq!(
+        again(&mut evidence, seconds(40)),
+        Belief::Held(Reason::Mass)
+    );
+    evidence.found("new", true);
+    assert_eq!(
+        again(&mut evidence, seconds(30)),
+        Belief::Held(Reason::Mass)
+    );
+    assert_eq!(again(&mut evidence, seconds(31)), Belief::Gone);
+    evidence.canary("", Canary::Gone, now + seconds(32));
+    assert_eq!(
+        evidence.judge(word("web8"), now + seconds(33)),
+        Belief::Held(Reason::Mass)
+    );
+}
+
+#[test]
+fn the_operator_has_the_last_word() {
+    let now = clock::now();
+    let mut off = Evidence::new(Protection::Off);
+    assert!(
+        vanish(&mut off, 50, 50, now)
+            .iter()
+            .all(|belief| *belief == Belief::Gone)
+    );
+    let mut keep = Evidence::new(Protection::KeepAll);
+    assert_eq!(keep.judge(word("web"), now), Belief::Held(Reason::KeepAll));
+    let mut evidence = Evidence::default();
+    vanish(&mut evidence, 10, 10, now);
+    evidence.release();
+    assert_eq!(evidence.held().len(), 0);
+    assert_eq!(evidence.judge(word("web9"), now), Belief::Gone);
+}

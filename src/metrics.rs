@@ -1,0 +1,377 @@
+//! **Word.** Every metric once: name, type, help, and where it is counted.
+//! [`Metrics`] prints as Prometheus text (exposition format 0.0.4).
+//!
+//! | metric | counted |
+//! | --- | --- |
+//! | `proconsul_lookups_total{source,freshness,outcome}` | each look-up, by what its caller was given; `source` is `none` for an error |
+//! | `proconsul_lookup_duration_seconds{source}` | look-ups that had to ask somebody; what is cached is not timed |
+//! | `proconsul_source_errors_total{source,reason}` | each question that a source did not answer |
+//! | `proconsul_fallbacks_total{from,to}` | each look-up that a lower rung answered |
+//! | `proconsul_stale_served_total` | each stale answer |
+//! | `proconsul_source_up{source}` | 1 while at least one address of it is asked |
+//! | `proconsul_circuit_transitions_total{source}` | each circuit that opened or closed |
+//! | `proconsul_protection_active`, `proconsul_protected_names` | while names are given though a source says that they are gone |
+//! | `proconsul_membership_changes_total` | each set that was not what it had been |
+//! | `proconsul_cache_entries`, `proconsul_cache_bytes` | what the cache holds |
+//! | `proconsul_watches` | names followed by blocking queries |
+//! | `proconsul_dns_ignored_replies_total` | DNS replies that answered no question of ours |
+//! | `proconsul_build_info{version}` | always 1 |
+//!
+//! Names that are asked for are never labels: whoever asks must not decide how many
+//! series there are.
+
+use std::{
+    fmt::{self, Write as _},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use crate::{
+    endpoint::{Freshness, Outcome, Source},
+    error::ErrorKind,
+};
+
+/// Sources by place, and `none` for an error.
+const SOURCES: [&str; 5] = ["dns", "http", "snapshot", "static", "none"];
+const NONE: usize = 4;
+
+const FRESHNESS: [&str; 2] = ["fresh", "stale"];
+
+/// What a caller was given.
+const OUTCOMES: [&str; 6] = [
+    "found",
+    "not_found",
+    "denied",
+    "unavailable",
+    "timeout",
+    "invalid",
+];
+
+/// Why a source gave no answer.
+const REASONS: [Outcome; 8] = [
+    Outcome::Refused,
+    Outcome::TimedOut,
+    Outcome::Denied,
+    Outcome::Failed,
+    Outcome::Malformed,
+    Outcome::Unreachable,
+    Outcome::Throttled,
+    Outcome::Late,
+];
+
+/// Upper bounds of the duration buckets, in seconds: a loopback agent answers in
+/// the first, the default time limit is the last.
+const BUCKETS: [(f64, &str); 10] = [
+    (0.001, "0.001"),
+    (0.0025, "0.0025"),
+    (0.005, "0.005"),
+    (0.01, "0.01"),
+    (0.025, "0.025"),
+    (0.05, "0.05"),
+    (0.1, "0.1"),
+    (0.25, "0.25"),
+    (0.5, "0.5"),
+    (1.0, "1"),
+];
+
+/// What is counted as it happens. Hits of the cache are counted by the cache,
+/// under the lock that it takes anyway.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    lookups: [[[AtomicU64; 6]; 2]; 5],
+    durations: [Durations; 5],
+    errors: [[AtomicU64; 8]; 2],
+    fallbacks: [[AtomicU64; 5]; 5],
+    pub(crate) membership_changes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Durations {
+    buckets: [AtomicU64; 10],
+    count: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+fn place(source: Source) -> usize {
+    match source {
+        Source::Dns => 0,
+        Source::Http => 1,
+        Source::Snapshot => 2,
+        Source::Static => 3,
+    }
+}
+
+fn add(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Counters {
+    /// A look-up gave a set.
+    pub(crate) fn found(&self, source: Source, freshness: Freshness) {
+        let stale = usize::from(freshness == Freshness::Stale);
+        add(&self.lookups[place(source)][stale][0]);
+    }
+
+    /// A look-up gave none.
+    pub(crate) fn failed(&self, kind: ErrorKind) {
+        let outcome = match kind {
+            ErrorKind::NotFound => 1,
+            ErrorKind::Denied => 2,
+            ErrorKind::Unavailable | ErrorKind::Io => 3,
+            ErrorKind::Timeout => 4,
+            ErrorKind::Invalid => 5,
+        };
+        add(&self.lookups[NONE][0][outcome]);
+    }
+
+    /// A look-up that had to ask took so long, and this source answered it.
+    pub(crate) fn took(&self, source: Option<Source>, time: Duration) {
+        let durations = &self.durations[source.map_or(NONE, place)];
+        let seconds = time.as_secs_f64();
+        for ((bound, _), bucket) in BUCKETS.iter().zip(&durations.buckets) {
+            if seconds <= *bound {
+                add(bucket);
+            }
+        }
+        add(&durations.count);
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        (durations.nanoseconds).fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// A question to a source ended so.
+    pub(crate) fn attempted(&self, source: Source, outcome: Outcome) {
+        let reason = REASONS.iter().position(|reason| *reason == outcome);
+        if let (Some(reason), Some(errors)) = (reason, self.errors.get(place(source))) {
+            add(&errors[reason]);
+        }
+    }
+
+    /// One source was asked first, and another answered.
+    pub(crate) fn fell(&self, from: Source, to: Source) {
+        add(&self.fallbacks[place(from)][place(to)]);
+    }
+}
+
+/// What only the moment tells.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gauges {
+    /// Fresh sets given out of the cache, by source.
+    pub(crate) hits: [u64; 4],
+    /// Sources that are configured: whether they are asked, and how often their
+    /// circuits opened or closed.
+    pub(crate) sources: Vec<(Source, bool, u64)>,
+    pub(crate) protected: usize,
+    pub(crate) entries: usize,
+    pub(crate) bytes: usize,
+    pub(crate) watches: usize,
+    pub(crate) ignored_replies: u64,
+}
+
+/// The metrics of one resolver at one moment. Its `Display` is Prometheus text.
+#[derive(Clone, Debug)]
+pub struct Metrics(String);
+
+impl fmt::Display for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(counters: &Counters, gauges: &Gauges) -> Self {
+        let mut text = Text(String::new());
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+
+        text.head("lookups_total", "counter", "Look-ups, by what was given.");
+        let mut stale = 0;
+        for (at, source) in SOURCES.iter().enumerate() {
+            for (is_stale, freshness) in FRESHNESS.iter().enumerate() {
+                for (outcome, word) in OUTCOMES.iter().enumerate() {
+                    let mut count = load(&counters.lookups[at][is_stale][outcome]);
+                    if (is_stale, outcome) == (0, 0) {
+                        count += gauges.hits.get(at).copied().unwrap_or_default();
+                    }
+                    stale += count * is_stale as u64;
+                    if count > 0 {
+                        let labels = format!(
+                            "{{source=\"{source}\",freshness=\"{freshness}\",outcome=\"{word}\"}}"
+                        );
+                        text.sample("lookups_total", &labels, count);
+                    }
+                }
+            }
+        }
+        text.head("stale_served_total", "counter", "Stale answers given.");
+        text.sample("stale_served_total", "", stale);
+
+        let help = "Time of look-ups that had to ask a source.";
+        text.head("lookup_duration_seconds", "histogram", help);
+        for (source, durations) in SOURCES.iter().zip(&counters.durations) {
+            let count = load(&durations.count);
+            if count == 0 {
+                continue;
+            }
+            for ((_, bound), bucket) in BUCKETS.iter().zip(&durations.buckets) {
+                let labels = format!("{{source=\"{source}\",le=\"{bound}\"}}");
+                text.sample("lookup_duration_seconds_bucket", &labels, load(bucket));
+            }
+            let labels = format!("{{source=\"{source}\",le=\"+Inf\"}}");
+            text.sample("lookup_duration_seconds_bucket", &labels, count);
+            let labels = format!("{{source=\"{source}\"}}");
+            let sum = Duration::from_nanos(load(&durations.nanoseconds)).as_secs_f64();
+            text.sample("lookup_duration_seconds_sum", &labels, sum);
+            text.sample("lookup_duration_seconds_count", &labels, count);
+        }
+
+        text.head(
+            "source_up",
+            "gauge",
+            "1 while the source is asked, 0 while it is left alone.",
+        );
+        for (source, up, _) in &gauges.sources {
+            let labels = format!("{{source=\"{source}\"}}");
+            text.sample("source_up", &labels, u8::from(*up));
+        }
+        text.head(
+            "circuit_transitions_total",
+            "counter",
+            "Circuits that opened or closed.",
+        );
+        for (source, _, transitions) in &gauges.sources {
+            let labels = format!("{{source=\"{source}\"}}");
+            text.sample("circuit_transitions_total", &labels, transitions);
+        }
+        text.head(
+            "source_errors_total",
+            "counter",
+            "Questions that a source did not answer.",
+        );
+        for (source, errors) in SOURCES.iter().zip(&counters.errors) {
+            for (reason, count) in REASONS.iter().zip(errors) {
+                let labels = format!("{{source=\"{source}\",reason=\"{reason}\"}}");
+                text.sample("source_errors_total", &labels, load(count));
+            }
+        }
+        text.head(
+            "fallbacks_total",
+            "counter",
+            "Look-ups that a lower rung answered.",
+        );
+        for (from, row) in SOURCES.iter().zip(&counters.fallbacks) {
+            for (to, count) in SOURCES.iter().zip(row) {
+                let count = load(count);
+                if count > 0 {
+                    let labels = format!("{{from=\"{from}\",to=\"{to}\"}}");
+                    text.sample("fallbacks_total", &labels, count);
+                }
+            }
+        }
+        let protected = gauges.protected;
+        for (name, kind, help, value) in [
+            (
+                "protection_active",
+                "gauge",
+                "1 while names are given though a source says that they are gone.",
+                u64::from(protected > 0),
+            ),
+            ("protected_names", "gauge", "Those names.", protected as u64),
+            (
+                "membership_changes_total",
+                "counter",
+                "Sets that were not what they had been.",
+                load(&counters.membership_changes),
+            ),
+            (
+                "cache_entries",
+                "gauge",
+                "Names in the cache.",
+                gauges.entries as u64,
+            ),
+            (
+                "cache_bytes",
+                "gauge",
+                "Bytes that they use, reckoned.",
+                gauges.bytes as u64,
+            ),
+            (
+                "watches",
+                "gauge",
+                "Names followed by blocking queries.",
+                gauges.watches as u64,
+            ),
+            (
+                "dns_ignored_replies_total",
+                "counter",
+                "DNS replies that answered no question of ours.",
+                gauges.ignored_replies,
+            ),
+        ] {
+            text.head(name, kind, help);
+            text.sample(name, "", value);
+        }
+        text.head("build_info", "gauge", "The version that runs.");
+        let labels = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+        text.sample("build_info", labels, 1);
+        Self(text.0)
+    }
+}
+
+/// Text in the making. Writing to a `String` cannot fail.
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP proconsul_{name} {help}");
+        let _ = writeln!(self.0, "# TYPE proconsul_{name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: impl fmt::Display) {
+        let _ = writeln!(self.0, "proconsul_{name}{labels} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_printed_once_and_under_its_own_name() {
+        let counters = Counters::default();
+        counters.found(Source::Http, Freshness::Stale);
+        counters.failed(ErrorKind::NotFound);
+        counters.took(Some(Source::Dns), Duration::from_millis(2));
+        counters.attempted(Source::Dns, Outcome::Refused);
+        counters.fell(Source::Dns, Source::Http);
+        let gauges = Gauges {
+            hits: [5, 0, 0, 0],
+            sources: vec![(Source::Dns, false, 3)],
+            protected: 2,
+            ..Gauges::default()
+        };
+        let text = Metrics::new(&counters, &gauges).to_string();
+        for line in [
+            "proconsul_lookups_total{source=\"dns\",freshness=\"fresh\",outcome=\"found\"} 5",
+            "proconsul_lookups_total{source=\"http\",freshness=\"stale\",outcome=\"found\"} 1",
+            "proconsul_lookups_total{source=\"none\",freshness=\"fresh\",outcome=\"not_found\"} 1",
+            "proconsul_stale_served_total 1",
+            "proconsul_lookup_duration_seconds_bucket{source=\"dns\",le=\"0.001\"} 0",
+            "proconsul_lookup_duration_seconds_bucket{source=\"dns\",le=\"0.0025\"} 1",
+            "proconsul_lookup_duration_seconds_bucket{source=\"dns\",le=\"+Inf\"} 1",
+            "proconsul_source_up{source=\"dns\"} 0",
+            "proconsul_circuit_transitions_total{source=\"dns\"} 3",
+            "proconsul_source_errors_total{source=\"dns\",reason=\"refused\"} 1",
+            "proconsul_fallbacks_total{from=\"dns\",to=\"http\"} 1",
+            "proconsul_protection_active 1",
+            "proconsul_protected_names 2",
+        ] {
+            let times = text.lines().filter(|own| *own == line).count();
+            assert_eq!(times, 1, "{line}\n{text}");
+        }
+        let heads = text.lines().filter(|line| line.starts_with("# TYPE"));
+        let mut names: Vec<_> = heads.collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+}

@@ -1,0 +1,503 @@
+//! **Door.** The climb of one question: the [`ladder`](crate::ladder) says what to
+//! do, the sources do it, cache and [`evidence`](crate::evidence) take in what came
+//! of it.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use compact_str::CompactString;
+use tokio::time::timeout_at;
+use tracing::{debug, warn};
+
+use super::{Inner, fresh, told};
+use crate::{
+    cache::Look,
+    circuit::Gate,
+    clock,
+    endpoint::{Answer, Attempt, Source, Transport},
+    error::{Error, ErrorKind},
+    evidence::{Belief, Canary, WINDOW, Word},
+    found::{Found, Held, Host},
+    ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
+    name::{ConsulName, Domain, Subject},
+    protection::Reason,
+    records,
+    source::{Finding, Question, circuits::Mode},
+};
+
+/// Names in Consul's zone that stand for others in it are followed this far, as
+/// Consul does.
+const DEEPEST: u8 = 3;
+
+/// After a refresh in vain a stale set is given for so long before the sources are
+/// asked again.
+const REST: Duration = Duration::from_millis(300);
+
+/// The canary is to answer within this.
+const CANARY: Duration = Duration::from_millis(150);
+
+/// What a question came to.
+#[derive(Clone, Debug)]
+pub(super) enum Landed {
+    Found(Answer),
+    /// There is no such name, and that is believed.
+    Nothing(Error),
+    /// No source answered, or what they say is not believed: what was known before
+    /// stays.
+    Kept(Error),
+}
+
+impl Landed {
+    /// What another question has left in the cache.
+    pub(super) fn of(known: Result<Answer, Error>) -> Self {
+        match known {
+            Ok(answer) => Self::Found(answer),
+            Err(error) => Self::Nothing(error),
+        }
+    }
+
+    fn attempts(&self) -> &[Attempt] {
+        match self {
+            Self::Found(answer) => answer.attempts(),
+            Self::Nothing(error) | Self::Kept(error) => error.attempts(),
+        }
+    }
+
+    fn into_result(self) -> Result<Answer, Error> {
+        match self {
+            Self::Found(answer) => Ok(answer),
+            Self::Nothing(error) | Self::Kept(error) => Err(error),
+        }
+    }
+}
+
+impl Inner {
+    /// Climbs the ladder and keeps what was found.
+    pub(super) async fn find(
+        self: &Arc<Self>,
+        name: &ConsulName,
+        deadline: Instant,
+        depth: u8,
+    ) -> Landed {
+        let fqdn = name.fqdn(&self.config.domain);
+        if let Subject::Address(address) = name.subject() {
+            return Landed::Found(decoded(&fqdn, *address));
+        }
+        if self.sources.rungs().is_empty() {
+            let message = "no source is configured: give an agent's address (--dns, --http) or a \
+                           static catalog (--catalog)";
+            return Landed::Kept(Error::new(ErrorKind::Invalid, message));
+        }
+        let start = clock::now();
+        let question = Question { name, fqdn: &fqdn };
+        let known = match self.look(name) {
+            // The operator's own list is no word of Consul's, and still there.
+            Look::Fresh(held, _) | Look::Stale(held, ..) => held.source != Source::Static,
+            Look::Nothing | Look::Unknown => false,
+        };
+        let mut attempts = Vec::new();
+        let rungs = self.open_rungs(name, start, &mut attempts);
+        let mut ladder = Ladder::start(Start {
+            rungs: &rungs,
+            shut: !attempts.is_empty(),
+            known,
+            hedge: self.sources.hedge(),
+            deadline,
+        });
+        let mut air = Air::default();
+        let landed = loop {
+            match ladder.step(clock::now()) {
+                Step::Ask(rung, limit) => {
+                    air.ask(rung, self.sources.ask(rung, question, Mode::Ask, limit));
+                }
+                Step::Wait(until) => {
+                    if let Some((rung, (heard, made))) = air.hear(until).await {
+                        attempts.extend(made);
+                        ladder.hear(rung, heard);
+                    }
+                }
+                Step::Give(finding) => {
+                    attempts.extend(self.sources.unheard(&air.leave(), deadline));
+                    if let Some(first) = attempts.first()
+                        && first.source != finding.source
+                    {
+                        self.counters.fell(first.source, finding.source);
+                    }
+                    let answer = self.keep(question, finding, deadline, depth).await;
+                    break Landed::Found(Answer {
+                        attempts: Some(attempts.into()),
+                        ..answer
+                    });
+                }
+                Step::Nothing(rung, nothing) => {
+                    attempts.extend(self.sources.unheard(&air.leave(), deadline));
+                    let denied = ladder.was_denied();
+                    let said = Said {
+                        rung,
+                        nothing,
+                        denied,
+                        known,
+                    };
+                    break self.weigh(question, &said, attempts).await;
+                }
+                Step::GiveUp(kind) => {
+                    attempts.extend(self.sources.unheard(&air.leave(), deadline));
+                    break Landed::Kept(told::failed(kind, &fqdn, attempts));
+                }
+            }
+        };
+        for attempt in landed.attempts() {
+            self.counters.attempted(attempt.source, attempt.outcome);
+        }
+        if let Landed::Kept(_) = landed {
+            self.cache().rest(name.key(), clock::now() + REST);
+        }
+        debug!(name = %fqdn, elapsed = ?clock::now().saturating_duration_since(start), ok = matches!(landed, Landed::Found(_)), "looked up");
+        landed
+    }
+
+    /// The rungs that may be asked. Of the others one step each is told, and those
+    /// that are due are probed with this question, which nobody waits for.
+    fn open_rungs(
+        self: &Arc<Self>,
+        name: &ConsulName,
+        now: Instant,
+        attempts: &mut Vec<Attempt>,
+    ) -> Vec<Rung> {
+        let mut open = Vec::new();
+        for &rung in self.sources.rungs() {
+            if self.sources.is_probe_due(rung, now) {
+                let (inner, name) = (Arc::clone(self), name.clone());
+                // Ends within the time limit of a look-up.
+                tokio::spawn(async move { inner.probe(&name, rung).await });
+            }
+            match self.sources.gate(rung, now) {
+                Gate::Pass => open.push(rung),
+                Gate::Probe | Gate::Shut(_) => attempts.extend(self.sources.skipped(rung, now)),
+            }
+        }
+        open
+    }
+
+    /// Asks a rung that is left alone whether it is back. What it knows is kept.
+    async fn probe(self: &Arc<Self>, name: &ConsulName, rung: Rung) {
+        let fqdn = name.fqdn(&self.config.domain);
+        let question = Question { name, fqdn: &fqdn };
+        let deadline = clock::now() + self.config.timeout;
+        let (heard, _) = self
+            .sources
+            .ask(rung, question, Mode::Probe, deadline)
+            .await;
+        if let Heard::Whole(finding) = heard {
+            self.keep(question, finding, deadline, 0).await;
+        }
+    }
+
+    /// Keeps a set that a source gave.
+    async fn keep(
+        self: &Arc<Self>,
+        question: Question<'_>,
+        finding: Finding,
+        deadline: Instant,
+        depth: u8,
+    ) -> Answer {
+        let held = Arc::new(self.settle(question, finding, deadline, depth).await);
+        let key = question.name.key();
+        let was = self.cache().put(Arc::clone(&held), clock::now());
+        let new = was.is_none();
+        if was.is_some_and(|was| !records::same_members(&was.endpoints, &held.endpoints)) {
+            self.counters
+                .membership_changes
+                .fetch_add(1, Ordering::Relaxed);
+        }
+        self.evidence().found(key, new);
+        if !new && held.source != Source::Static {
+            self.meet_canary(question.name);
+        }
+        fresh(held, Duration::ZERO)
+    }
+
+    /// A source says that there is no such name: what is made of that.
+    async fn weigh(
+        self: &Arc<Self>,
+        question: Question<'_>,
+        said: &Said,
+        attempts: Vec<Attempt>,
+    ) -> Landed {
+        let Question { name, fqdn } = question;
+        let place = name.locality().datacenter.as_deref().unwrap_or_default();
+        // Who lost sight of what is known says nothing of what is not.
+        let (wants, blind) = {
+            let evidence = self.evidence();
+            let wants = said.known && evidence.wants_canary(&said.nothing);
+            (wants, evidence.is_blinded() && said.rung != Rung::Static)
+        };
+        let mut canary = Canary::Silent;
+        if wants || blind {
+            canary = self.ask_canary(said.rung, place).await;
+        }
+        let now = clock::now();
+        let belief = match (said.known, blind) {
+            (true, _) => {
+                let (known, trickled) = {
+                    let cache = self.cache();
+                    (
+                        cache.sets_held(),
+                        cache.shrank_within(name.key(), WINDOW, now),
+                    )
+                };
+                let word = Word {
+                    key: name.key(),
+                    place,
+                    by: said.rung,
+                    nothing: &said.nothing,
+                    denied: said.denied,
+                    canary,
+                    trickled,
+                    known,
+                };
+                self.evidence().judge(word, now)
+            }
+            (false, true) if canary != Canary::There => Belief::Held(Reason::NoCanary),
+            (false, _) => Belief::Gone,
+        };
+        match belief {
+            Belief::Gone => {
+                self.cache().put_nothing(name.key(), said.nothing.ttl, now);
+                Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
+            }
+            Belief::Held(reason) => {
+                warn!(name = fqdn, %reason, "said to be gone, and not believed");
+                Landed::Kept(told::held(fqdn, reason, attempts))
+            }
+        }
+    }
+
+    /// Asks for Consul's own service once a place, to know later whether it can be
+    /// seen at all.
+    fn meet_canary(self: &Arc<Self>, name: &ConsulName) {
+        let place = name.locality().datacenter.clone().unwrap_or_default();
+        if !self.evidence().meets_canary(&place) {
+            return;
+        }
+        let inner = Arc::clone(self);
+        // Bounded by the canary's own limit.
+        tokio::spawn(async move {
+            for &rung in inner.sources.rungs() {
+                if rung != Rung::Static && inner.ask_canary(rung, &place).await == Canary::There {
+                    break;
+                }
+            }
+        });
+    }
+
+    async fn ask_canary(&self, rung: Rung, place: &str) -> Canary {
+        let Ok(mut name) = ConsulName::service("consul") else {
+            return Canary::Silent;
+        };
+        if !place.is_empty() {
+            let Ok(there) = name.with_datacenter(place) else {
+                return Canary::Silent;
+            };
+            name = there;
+        }
+        let fqdn = name.fqdn(&self.config.domain);
+        let question = Question {
+            name: &name,
+            fqdn: &fqdn,
+        };
+        let limit = clock::now() + CANARY;
+        let (heard, _) = self.sources.ask(rung, question, Mode::Ask, limit).await;
+        let canary = match heard {
+            Heard::Whole(_) | Heard::Partial(_) => Canary::There,
+            Heard::Nothing(_) | Heard::Denied => Canary::Gone,
+            Heard::Failed | Heard::TimedOut => Canary::Silent,
+        };
+        self.evidence().canary(place, canary, clock::now());
+        canary
+    }
+
+    /// Resolves the host names in a set and makes endpoints of it.
+    async fn settle(
+        self: &Arc<Self>,
+        question: Question<'_>,
+        finding: Finding,
+        deadline: Instant,
+        depth: u8,
+    ) -> Held {
+        let Finding {
+            mut found,
+            source,
+            transport,
+            ttl,
+            doubt,
+        } = finding;
+        let Question { name, fqdn } = question;
+        let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
+        let mut names: Vec<Arc<str>> = records::unresolved(&found).cloned().collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut told = self.addresses(names.clone(), deadline, depth).await;
+        for host in names {
+            let lost = || Err("its look-up was ended from outside".to_owned());
+            let addresses = told.remove(&host).unwrap_or_else(lost);
+            match addresses {
+                Ok(addresses) => {
+                    records::resolve(&mut found, &host, &addresses, self.sources.zones())
+                }
+                Err(why) => warnings.push(format!("{host} has no address: {why}").into()),
+            }
+        }
+        for warning in &warnings {
+            warn!(name = fqdn, %warning, "answer is not complete");
+        }
+        let endpoints = records::endpoints(&found, fqdn);
+        let complete = warnings.is_empty();
+        let warnings = warnings.into();
+        Held {
+            key: name.key().into(),
+            name: fqdn.into(),
+            found,
+            endpoints,
+            source,
+            transport,
+            ttl,
+            complete,
+            warnings,
+        }
+    }
+
+    /// The addresses of host names, all asked at once.
+    async fn addresses(
+        self: &Arc<Self>,
+        names: Vec<Arc<str>>,
+        deadline: Instant,
+        depth: u8,
+    ) -> HashMap<Arc<str>, Result<Vec<IpAddr>, String>> {
+        let mut asked = tokio::task::JoinSet::new();
+        for name in names {
+            let inner = Arc::clone(self);
+            asked.spawn(async move {
+                let found = inner.address(&name, deadline, depth).await;
+                (name, found)
+            });
+        }
+        let mut all = HashMap::new();
+        while let Some(one) = asked.join_next().await {
+            all.extend(one);
+        }
+        all
+    }
+
+    /// The addresses of one host name: Consul's own if it is in Consul's zone,
+    /// which nobody else is ever asked about.
+    async fn address(
+        self: &Arc<Self>,
+        host: &Arc<str>,
+        deadline: Instant,
+        depth: u8,
+    ) -> Result<Vec<IpAddr>, String> {
+        let in_zone = |zone: &&Domain| records::is_within(host, zone);
+        let Some(zone) = self.sources.zones().iter().find(in_zone) else {
+            return self.hosts.resolve(host, deadline).await;
+        };
+        if depth >= DEEPEST {
+            return Err("names in Consul's zone stand for each other in a circle".to_owned());
+        }
+        let name = ConsulName::parse(host, zone).map_err(|error| error.to_string())?;
+        let deeper = Arc::clone(self).find_deeper(name, deadline, depth + 1);
+        let found = deeper.await.map_err(|error| error.to_string())?;
+        // Half of what stands behind a name is no answer to what stands before it.
+        if !found.is_complete() || found.endpoints().is_empty() {
+            let why = found.warnings().first().map_or("it has none", |why| why);
+            return Err(why.to_owned());
+        }
+        Ok(found
+            .endpoints()
+            .iter()
+            .map(|endpoint| endpoint.address)
+            .collect())
+    }
+
+    /// [`find`](Self::find) for a name that another one stands for.
+    fn find_deeper(
+        self: Arc<Self>,
+        name: ConsulName,
+        deadline: Instant,
+        depth: u8,
+    ) -> Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>> {
+        Box::pin(async move { self.find(&name, deadline, depth).await.into_result() })
+    }
+}
+
+/// That there is no such name, who says so, and against what.
+struct Said {
+    rung: Rung,
+    nothing: Nothing,
+    /// Another source said that we may not know.
+    denied: bool,
+    /// There was a set before.
+    known: bool,
+}
+
+type Told = (Heard<Finding>, Vec<Attempt>);
+type Asking<'a> = Pin<Box<dyn Future<Output = Told> + Send + 'a>>;
+
+/// The sources that were asked and have said nothing yet.
+#[derive(Default)]
+struct Air<'a>(Vec<(Rung, Instant, Asking<'a>)>);
+
+impl<'a> Air<'a> {
+    fn ask(&mut self, rung: Rung, asking: impl Future<Output = Told> + Send + 'a) {
+        self.0.push((rung, clock::now(), Box::pin(asking)));
+    }
+
+    /// The first to say something, if that is before `until`.
+    async fn hear(&mut self, until: Instant) -> Option<(Rung, Told)> {
+        let first = poll_fn(|context| {
+            for at in 0..self.0.len() {
+                let (rung, _, asking) = &mut self.0[at];
+                if let Poll::Ready(told) = asking.as_mut().poll(context) {
+                    let rung = *rung;
+                    drop(self.0.remove(at));
+                    return Poll::Ready((rung, told));
+                }
+            }
+            Poll::Pending
+        });
+        timeout_at(until.into(), first).await.ok()
+    }
+
+    /// Waits for nobody any more: the rungs that have said nothing, and since when.
+    fn leave(&mut self) -> Vec<(Rung, Instant)> {
+        let left = std::mem::take(&mut self.0).into_iter();
+        left.map(|(rung, asked, _)| (rung, asked)).collect()
+    }
+}
+
+/// An address that is written in the name: nobody has to be asked.
+fn decoded(fqdn: &str, address: IpAddr) -> Answer {
+    let found = Found::Host(Host {
+        addresses: vec![address],
+        ..Host::default()
+    });
+    let held = Held {
+        key: CompactString::default(),
+        name: fqdn.into(),
+        endpoints: records::endpoints(&found, fqdn),
+        found,
+        source: Source::Static,
+        transport: Transport::File,
+        ttl: Duration::ZERO,
+        complete: true,
+        warnings: Box::default(),
+    };
+    fresh(Arc::new(held), Duration::ZERO)
+}

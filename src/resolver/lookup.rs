@@ -1,0 +1,164 @@
+//! **Door.** [`Lookup`]: one look-up, as its caller holds it. What is known is given
+//! without an allocation; else it waits for the question that is in the air, and
+//! no longer than it must where something stale is there.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+
+use super::{Inner, Name, Resolver, climb::Landed, told};
+use crate::{
+    cache::{
+        Look,
+        stale::{PATIENCE, SNAPSHOT_PATIENCE, Wish},
+    },
+    clock,
+    endpoint::{Answer, Source},
+    error::{Error, ErrorKind},
+    name::ConsulName,
+};
+
+type Waiting = Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>>;
+
+/// A look-up under way: await it. Made by [`Resolver::lookup`].
+#[must_use = "a look-up does nothing until it is awaited"]
+pub struct Lookup<'a, N> {
+    resolver: &'a Resolver,
+    name: N,
+    wish: Wish,
+    waiting: Option<Waiting>,
+}
+
+impl<'a, N: Name> Lookup<'a, N> {
+    pub(super) fn new(resolver: &'a Resolver, name: N) -> Self {
+        Self {
+            resolver,
+            name,
+            wish: Wish::default(),
+            waiting: None,
+        }
+    }
+
+    /// Nothing stale: an error where no source answers now.
+    pub fn require_fresh(mut self) -> Self {
+        self.wish.fresh = true;
+        self
+    }
+
+    /// Nothing that a source gave longer ago, fresh or stale. Zero asks the sources
+    /// in any case.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.wish.max_age = Some(age);
+        self
+    }
+}
+
+impl<N: Name> Future for Lookup<'_, N> {
+    type Output = Result<Answer, Error>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let Some(waiting) = &mut this.waiting {
+            return waiting.as_mut().poll(context);
+        }
+        let resolver = this.resolver;
+        let name = (this.name.as_name(resolver.domain())).and_then(|name| resolver.complete(name));
+        let name = match name {
+            Ok(name) => name,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        if let Some(known) = resolver.0.cached(&name, this.wish) {
+            // Fresh sets are counted by the cache.
+            if !known.as_ref().is_ok_and(Answer::is_fresh) {
+                resolver.0.count(&known);
+            }
+            return Poll::Ready(known);
+        }
+        let (inner, name) = (Arc::clone(&resolver.0), Cow::into_owned(name));
+        let wish = this.wish;
+        let waiting = this.waiting.insert(Box::pin(async move {
+            let start = clock::now();
+            let given = inner.wait(&name, wish).await;
+            inner.count(&given);
+            let source = given.as_ref().ok().map(Answer::source);
+            let time = clock::now().saturating_duration_since(start);
+            inner.counters.took(source, time);
+            given
+        }));
+        waiting.as_mut().poll(context)
+    }
+}
+
+impl<N> fmt::Debug for Lookup<'_, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookup")
+            .field("wish", &self.wish)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn count(&self, given: &Result<Answer, Error>) {
+        match given {
+            Ok(answer) => self.counters.found(answer.source(), answer.freshness()),
+            Err(error) => self.counters.failed(error.kind()),
+        }
+    }
+
+    /// Waits for the sources; a set that is stale already bounds the wait.
+    async fn wait(self: &Arc<Self>, name: &ConsulName, wish: Wish) -> Result<Answer, Error> {
+        let landing = self.flights.join(
+            name,
+            || self.cached(name, wish).map(Landed::of),
+            || {
+                let (inner, name) = (Arc::clone(self), name.clone());
+                async move {
+                    let deadline = clock::now() + inner.config.timeout;
+                    inner.find(&name, deadline, 0).await
+                }
+            },
+        );
+        let known = match self.look(name) {
+            Look::Stale(held, age, _) if wish.takes(age, false) => Some((held, age)),
+            _ => None,
+        };
+        let landed = match &known {
+            None => Some(landing.await),
+            Some((held, _)) => {
+                let patience = match held.source {
+                    Source::Snapshot => SNAPSHOT_PATIENCE,
+                    _ => PATIENCE,
+                };
+                timeout(patience, landing).await.ok()
+            }
+        };
+        let (error, attempts) = match landed {
+            Some(Some(Landed::Found(answer))) => return Ok(answer),
+            Some(Some(Landed::Nothing(error))) => return Err(error),
+            Some(Some(Landed::Kept(error))) => {
+                let attempts: Arc<[_]> = error.attempts().into();
+                (error, Some(attempts))
+            }
+            Some(None) => {
+                let fqdn = name.fqdn(&self.config.domain);
+                let message = format!("the look-up of {fqdn} was ended from outside");
+                (Error::new(ErrorKind::Unavailable, message), None)
+            }
+            None => (told::late(name, &self.config.domain), None),
+        };
+        match known {
+            Some((held, age)) => Ok(Answer {
+                attempts,
+                ..self.stale(held, age)
+            }),
+            None => Err(error),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! **Shell.** The circuits of one rung's addresses, shared by all who ask there.
+//! When one opens and closes is [`circuit`](crate::circuit)'s to say.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::info;
+
+use crate::{
+    circuit::{Circuit, Gate, Pace},
+    clock,
+    endpoint::{Outcome, Source},
+};
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A look-up: whoever is known to be gone is passed over.
+    Ask,
+    /// A copy of one, to see whether those are back.
+    Probe,
+}
+
+/// Who asks, and about what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    pub(crate) mode: Mode,
+    /// It is about the agent's own datacenter.
+    pub(crate) home: bool,
+}
+
+/// One circuit an address.
+#[derive(Debug)]
+pub(crate) struct Circuits {
+    source: Source,
+    names: Box<[Box<str>]>,
+    /// A std mutex: held for one look, never across an await.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    circuits: Vec<Circuit>,
+    pace: Pace,
+    /// Circuits that opened or closed, so far.
+    transitions: u64,
+}
+
+impl Circuits {
+    /// For the addresses of `source`, as they are to be named.
+    pub(crate) fn new(source: Source, names: impl Iterator<Item = String>) -> Self {
+        let names: Box<[Box<str>]> = names.map(Into::into).collect();
+        let state = State {
+            circuits: vec![Circuit::default(); names.len()],
+            pace: Pace::default(),
+            transitions: 0,
+        };
+        Self {
+            source,
+            names,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// What the rung as a whole may be asked: what its best address may.
+    pub(crate) fn gate(&self, now: Instant) -> Gate {
+        let state = self.state();
+        let gates = state.circuits.iter().map(|circuit| circuit.gate(now));
+        let best = gates.reduce(|best, gate| match (best, gate) {
+            (Gate::Pass, _) | (_, Gate::Pass) => Gate::Pass,
+            (Gate::Probe, _) | (_, Gate::Probe) => Gate::Probe,
+            (Gate::Shut(one), Gate::Shut(other)) => Gate::Shut(one.min(other)),
+        });
+        best.unwrap_or(Gate::Shut(Duration::MAX))
+    }
+
+    /// Whether any address is due for a probe.
+    pub(crate) fn is_probe_due(&self, now: Instant) -> bool {
+        let state = self.state();
+        (state.circuits.iter()).any(|circuit| circuit.gate(now) == Gate::Probe)
+    }
+
+    /// The addresses that may be asked, by their place in the list. Those that are
+    /// to be probed are marked as being probed.
+    pub(crate) fn admitted(&self, mode: Mode, now: Instant) -> Vec<usize> {
+        let mut state = self.state();
+        let mut admitted = Vec::new();
+        for (index, circuit) in state.circuits.iter_mut().enumerate() {
+            match (mode, circuit.gate(now)) {
+                (Mode::Ask, Gate::Pass) => admitted.push(index),
+                (Mode::Probe, Gate::Probe) => {
+                    circuit.probing(now);
+                    admitted.push(index);
+                }
+                _ => {}
+            }
+        }
+        admitted
+    }
+
+    /// A question to one address begins. `home`: it is about the agent's own
+    /// datacenter.
+    pub(crate) fn begin(&self, index: usize, home: bool) -> Asking<'_> {
+        Asking {
+            circuits: self,
+            index,
+            home,
+            start: clock::now(),
+            heard: false,
+        }
+    }
+
+    /// How long this rung is given before the next one is asked beside it.
+    pub(crate) fn hedge(&self) -> Duration {
+        self.state().pace.hedge()
+    }
+
+    /// The addresses, and since when each has been left alone.
+    pub(crate) fn states(&self) -> Vec<(&str, Option<Instant>)> {
+        let state = self.state();
+        let since = state.circuits.iter().map(Circuit::open_since);
+        self.names.iter().map(|name| &**name).zip(since).collect()
+    }
+
+    /// Circuits that opened or closed, so far.
+    pub(crate) fn transitions(&self) -> u64 {
+        self.state().transitions
+    }
+
+    fn hear(&self, index: usize, outcome: Outcome, home: bool, took: Duration) {
+        let now = clock::now();
+        let mut state = self.state();
+        if matches!(outcome, Outcome::Answered | Outcome::NotFound) {
+            state.pace.observe(took);
+        }
+        let Some(circuit) = state.circuits.get_mut(index) else {
+            return;
+        };
+        if !circuit.hear(outcome, home, now, &mut clock::dice()) {
+            return;
+        }
+        let opened = circuit.open_since().is_some();
+        state.transitions = state.transitions.saturating_add(1);
+        drop(state);
+        let (source, address) = (self.source, self.names.get(index).map_or("", |name| name));
+        if opened {
+            info!(%source, address, %outcome, "left alone until a probe finds it well");
+        } else {
+            info!(%source, address, "answers again");
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A question on its way to one address. Dropped before anything was heard, it
+/// counts as late: somebody else was quicker, or the time was over.
+#[derive(Debug)]
+pub(crate) struct Asking<'a> {
+    circuits: &'a Circuits,
+    index: usize,
+    home: bool,
+    start: Instant,
+    heard: bool,
+}
+
+impl Asking<'_> {
+    /// What came of it.
+    pub(crate) fn heard(mut self, outcome: Outcome) {
+        self.heard = true;
+        let took = clock::now().saturating_duration_since(self.start);
+        (self.circuits).hear(self.index, outcome, self.home, took);
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.heard {
+            let took = clock::now().saturating_duration_since(self.start);
+            // Whoever was given no time is not to blame.
+            if took >= self.circuits.hedge() {
+                (self.circuits).hear(self.index, Outcome::Late, self.home, took);
+            }
+        }
+    }
+}
