@@ -50,14 +50,24 @@ fn ticked() -> Option<Instant> {
     }
 }
 
-/// Seconds since 1970, for the serial of an SOA record and nothing else. Wraps
-/// as serials do (RFC 1982).
-#[expect(clippy::cast_possible_truncation, reason = "serials wrap, RFC 1982")]
+/// Time since 1970: for the serial of an SOA record and the age of a snapshot.
 #[expect(clippy::disallowed_methods, reason = "this is the file that may")]
-pub(crate) fn serial() -> u32 {
+pub(crate) fn since_1970() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() as u32)
+        .unwrap_or_default()
+}
+
+/// Seconds since 1970, for the serial of an SOA record. Wraps as serials do (RFC
+/// 1982).
+#[expect(clippy::cast_possible_truncation, reason = "serials wrap, RFC 1982")]
+pub(crate) fn serial() -> u32 {
+    since_1970().as_secs() as u32
+}
+
+/// A number that nobody outside can foretell: for the name of a new file.
+pub(crate) fn nonce() -> u64 {
+    rand::rng().random()
 }
 
 /// A query id that nobody outside can foretell (RFC 5452, section 4.5).

@@ -304,6 +304,12 @@ impl ResolverBuilder {
         self
     }
 
+    /// Takes a snapshot back, such as one from the environment.
+    pub fn no_snapshot(mut self) -> Self {
+        self.config.snapshot = None;
+        self
+    }
+
     /// How long a set may be given after a source last confirmed it, while no source
     /// answers: RFC 8767. Default one day, at most a week; 0 gives nothing stale.
     pub fn keep_stale(mut self, keep: Duration) -> Self {

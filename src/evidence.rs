@@ -9,6 +9,7 @@
 //! | the server that answered knows no leader | held: [`Reason::NoLeader`] |
 //! | Consul's own service is gone too, which was seen before | held: [`Reason::NoCanary`] |
 //! | DNS alone says so | held until [`DNS_TIMES`] such answers over [`DNS_TIME`]: [`Reason::Unconfirmed`] |
+//! | of [`OTHERS`] other services that are known most are gone as well | held: [`Reason::Mass`] |
 //! | more than [`FEW`] services, and a share of all that are known, vanish within [`WINDOW`] | held: [`Reason::Mass`] |
 //! | anything else | gone at once |
 //!
@@ -37,6 +38,10 @@ const DNS_TIME: Duration = Duration::from_secs(2);
 
 /// So many services may vanish together in a system of any size.
 const FEW: usize = 3;
+
+/// So many others are asked for before one is believed gone, where more than
+/// [`FEW`] are known: does this one go while the others stay?
+pub(crate) const OTHERS: usize = 4;
 
 /// Share of the services known that may: one in so many, 15 % rounded.
 const SHARE: (usize, usize) = (15, 100);
@@ -81,6 +86,16 @@ pub(crate) struct Word<'a> {
     pub(crate) trickled: bool,
     /// Names with a set.
     pub(crate) known: usize,
+    /// Of other names with a set so many were asked for just now, and so many of
+    /// these are said to be gone.
+    pub(crate) others: Others,
+}
+
+/// Other names that were asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Others {
+    pub(crate) asked: usize,
+    pub(crate) gone: usize,
 }
 
 /// What was seen of names that vanish.
@@ -119,6 +134,15 @@ impl Evidence {
     /// Whether it is worth asking for the canary before this is judged.
     pub(crate) fn wants_canary(&self, nothing: &Nothing) -> bool {
         self.protection == Protection::Evidence && nothing.unhealthy == 0
+    }
+
+    /// How many others are worth asking for before this is judged.
+    pub(crate) fn wants_others(&self, known: usize) -> usize {
+        if known > FEW && self.mass.is_none() {
+            OTHERS
+        } else {
+            0
+        }
     }
 
     /// Whether the canary of a place is still to be asked for the first time. Says
@@ -265,7 +289,8 @@ impl Evidence {
         let (part, of) = SHARE;
         // Those that have vanished and were believed are no longer known.
         let all = word.known + self.vanished.len().saturating_sub(1);
-        let is_mass = self.vanished.len() > FEW.max(all * part / of);
+        let Others { asked, gone } = word.others;
+        let is_mass = self.vanished.len() > FEW.max(all * part / of) || 2 * gone > asked;
         if is_mass {
             self.mass = Some(Mass {
                 since: now,

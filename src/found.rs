@@ -5,11 +5,12 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use compact_str::CompactString;
+use serde::{Deserialize, Serialize};
 
 use crate::endpoint::{Endpoint, Health, Source, Transport};
 
 /// What stands behind a name.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Found {
     /// Instances of a service, a prepared query, a mesh or ingress name.
     Instances(Vec<Instance>),
@@ -34,7 +35,7 @@ impl Found {
 }
 
 /// One registered instance, as one SRV record tells it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Instance {
     /// SRV target, absolute, in its registered case, as [`crate::name::text()`]
     /// writes it.
@@ -56,16 +57,43 @@ pub(crate) struct Instance {
 }
 
 /// What a catalog knows of an instance beyond its SRV record.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Facts {
     pub(crate) id: Option<Box<str>>,
     pub(crate) tags: Box<[Box<str>]>,
     pub(crate) meta: BTreeMap<Box<str>, Box<str>>,
+    #[serde(with = "health")]
     pub(crate) health: Option<Health>,
 }
 
+/// A state by Consul's own word: what is public promises no other form.
+mod health {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Health;
+
+    pub(super) fn serialize<S: Serializer>(
+        health: &Option<Health>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        health.map(Health::as_str).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Health>, D::Error> {
+        let word = Option::<Box<str>>::deserialize(deserializer)?;
+        Ok(word.map(|word| match &*word {
+            "passing" => Health::Passing,
+            "warning" => Health::Warning,
+            "critical" => Health::Critical,
+            _ => Health::Unknown,
+        }))
+    }
+}
+
 /// The three sorts of SRV target that Consul gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum TargetKind {
     /// `<hex>.addr.<dc>.<domain>`: the instance's own IP address in the name.
     Address,
@@ -77,7 +105,7 @@ pub(crate) enum TargetKind {
 }
 
 /// A node, or another name that stands for one host.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Host {
     pub(crate) addresses: Vec<IpAddr>,
     /// The name that stands in place of an address, absolute.
@@ -87,7 +115,7 @@ pub(crate) struct Host {
 }
 
 /// A node's metadata in the form that DNS carries it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct NodeText {
     /// Owner of the TXT records: `<node>.node.<dc>.<domain>`, absolute.
     pub(crate) owner: Box<str>,

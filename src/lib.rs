@@ -112,6 +112,7 @@ mod protection;
 mod record;
 mod records;
 mod resolver;
+mod snapshot;
 mod source;
 mod stamp;
 pub mod stub;

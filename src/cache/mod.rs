@@ -252,6 +252,16 @@ impl Cache {
         shrunk.is_some_and(|when| now.saturating_duration_since(when) < window)
     }
 
+    /// The full names of up to `most` other sets that still held not long ago, used
+    /// last first.
+    pub(crate) fn others(&self, than: &str, most: usize, now: Instant) -> Vec<Box<str>> {
+        let others = self.sets(now).filter(|(held, _)| held.key != than);
+        others
+            .take(most)
+            .map(|(held, _)| held.name.clone())
+            .collect()
+    }
+
     /// All sets that are not too old to be given, with their age.
     pub(crate) fn sets(&self, now: Instant) -> impl Iterator<Item = (&Arc<Held>, Duration)> {
         let keep = self.limits.keep;

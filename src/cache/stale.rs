@@ -32,14 +32,14 @@ const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5
 pub(crate) struct Wish {
     /// Nothing that is stale.
     pub(crate) fresh: bool,
-    /// Nothing older.
+    /// Nothing as old.
     pub(crate) max_age: Option<Duration>,
 }
 
 impl Wish {
     /// Whether a set of that age will do. `holds`: it is within its own time.
     pub(crate) fn takes(self, age: Duration, holds: bool) -> bool {
-        (holds || !self.fresh) && self.max_age.is_none_or(|most| age <= most)
+        (holds || !self.fresh) && self.max_age.is_none_or(|most| age < most)
     }
 }
 
@@ -65,7 +65,7 @@ mod tests {
             max_age: Some(MINUTE / 2),
             ..any
         };
-        assert!(!young.takes(MINUTE, true) && young.takes(MINUTE / 2, false));
+        assert!(!young.takes(MINUTE / 2, true) && young.takes(MINUTE / 3, false));
     }
 
     #[test]

@@ -17,6 +17,7 @@ fn word(key: &str) -> Word<'_> {
         canary: Canary::There,
         trickled: false,
         known: 10,
+        others: Others::default(),
     }
 }
 
@@ -144,6 +145,26 @@ fn a_mass_is_held_and_a_small_system_may_be_shut_down() {
     assert_eq!(believed(8, 10), 3);
     assert_eq!(believed(50, 100), 15);
     assert_eq!(believed(10, 100), 10);
+}
+
+#[test]
+fn the_first_of_a_mass_is_held_already_when_the_others_are_gone_too() {
+    let now = clock::now();
+    let lost = |gone| {
+        let others = Others { asked: 4, gone };
+        Evidence::default().judge(
+            Word {
+                others,
+                ..word("web")
+            },
+            now,
+        )
+    };
+    assert_eq!(lost(0), Belief::Gone);
+    assert_eq!(lost(2), Belief::Gone);
+    assert_eq!(lost(3), Belief::Held(Reason::Mass));
+    assert_eq!(Evidence::default().wants_others(3), 0);
+    assert_eq!(Evidence::default().wants_others(4), OTHERS);
 }
 
 #[test]

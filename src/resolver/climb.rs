@@ -23,7 +23,7 @@ use crate::{
     clock,
     endpoint::{Answer, Attempt, Source, Transport},
     error::{Error, ErrorKind},
-    evidence::{Belief, Canary, WINDOW, Word},
+    evidence::{Belief, Canary, Others, WINDOW, Word},
     found::{Found, Held, Host},
     ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
     name::{ConsulName, Domain, Subject},
@@ -218,6 +218,7 @@ impl Inner {
                 .fetch_add(1, Ordering::Relaxed);
         }
         self.evidence().found(key, new);
+        self.save_soon();
         if !new && held.source != Source::Static {
             self.meet_canary(question.name);
         }
@@ -253,6 +254,10 @@ impl Inner {
                         cache.shrank_within(name.key(), WINDOW, now),
                     )
                 };
+                let mut others = Others::default();
+                if wants && !trickled {
+                    others = self.ask_others(said.rung, name.key(), known).await;
+                }
                 let word = Word {
                     key: name.key(),
                     place,
@@ -262,6 +267,7 @@ impl Inner {
                     canary,
                     trickled,
                     known,
+                    others,
                 };
                 self.evidence().judge(word, now)
             }
@@ -296,6 +302,38 @@ impl Inner {
                 }
             }
         });
+    }
+
+    /// Asks for others that are known: does one go while they stay?
+    async fn ask_others(self: &Arc<Self>, rung: Rung, than: &str, known: usize) -> Others {
+        let most = self.evidence().wants_others(known);
+        let names = self.cache().others(than, most, clock::now());
+        let mut asked = tokio::task::JoinSet::new();
+        for fqdn in names {
+            let inner = Arc::clone(self);
+            asked.spawn(async move {
+                let name = ConsulName::parse(&fqdn, &inner.config.domain).ok()?;
+                let question = Question {
+                    name: &name,
+                    fqdn: &fqdn,
+                };
+                let limit = clock::now() + CANARY;
+                let (heard, _) = inner.sources.ask(rung, question, Mode::Ask, limit).await;
+                match heard {
+                    Heard::Whole(_) | Heard::Partial(_) => Some(false),
+                    Heard::Nothing(_) | Heard::Denied => Some(true),
+                    Heard::Failed | Heard::TimedOut => None,
+                }
+            });
+        }
+        let mut others = Others::default();
+        while let Some(one) = asked.join_next().await {
+            if let Ok(Some(gone)) = one {
+                others.asked += 1;
+                others.gone += usize::from(gone);
+            }
+        }
+        others
     }
 
     async fn ask_canary(&self, rung: Rung, place: &str) -> Canary {

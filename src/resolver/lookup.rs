@@ -52,8 +52,8 @@ impl<'a, N: Name> Lookup<'a, N> {
         self
     }
 
-    /// Nothing that a source gave longer ago, fresh or stale. Zero asks the sources
-    /// in any case.
+    /// Nothing that a source gave so long ago or longer, fresh or stale. Zero asks
+    /// the sources in any case.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.wish.max_age = Some(age);
         self
@@ -114,6 +114,7 @@ impl Inner {
 
     /// Waits for the sources; a set that is stale already bounds the wait.
     async fn wait(self: &Arc<Self>, name: &ConsulName, wish: Wish) -> Result<Answer, Error> {
+        self.warm().await;
         let landing = self.flights.join(
             name,
             || self.cached(name, wish).map(Landed::of),

@@ -6,6 +6,7 @@ mod askable;
 mod climb;
 mod lookup;
 mod told;
+mod warm;
 
 use std::{
     borrow::Cow,
@@ -13,8 +14,8 @@ use std::{
     time::Duration,
 };
 
-use self::climb::Landed;
 pub use self::{askable::Name, lookup::Lookup};
+use self::{climb::Landed, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
     cache::{Cache, Look, Rest, stale::Wish},
@@ -32,7 +33,7 @@ use crate::{
     protection::Reason,
     record::Records,
     records::{self, Asked},
-    source::{Sources, hosts::Hosts},
+    source::{Sources, hosts::Hosts, snapshot_file::SnapshotFile},
     zone,
 };
 
@@ -56,6 +57,7 @@ struct Inner {
     evidence: Mutex<Evidence>,
     flights: Flights<ConsulName, Landed>,
     counters: Counters,
+    snapshot: Option<Snapshot>,
 }
 
 impl ResolverBuilder {
@@ -90,6 +92,7 @@ impl Resolver {
         let evidence = Mutex::new(Evidence::new(config.protection));
         let sources = Sources::new(&config)?;
         let flights = Flights::new();
+        let snapshot = (config.snapshot.clone()).map(|path| Snapshot::new(SnapshotFile::new(path)));
         Ok(Self(Arc::new(Inner {
             config,
             sources,
@@ -97,6 +100,7 @@ impl Resolver {
             cache,
             evidence,
             counters: Counters::default(),
+            snapshot,
             flights,
         })))
     }

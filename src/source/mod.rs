@@ -6,6 +6,7 @@ pub(crate) mod circuits;
 pub(crate) mod default_address;
 pub(crate) mod dns;
 pub(crate) mod hosts;
+pub(crate) mod snapshot_file;
 pub(crate) mod static_catalog;
 pub(crate) mod static_file;
 

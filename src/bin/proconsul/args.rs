@@ -58,7 +58,8 @@ Examples:
   proconsul lookup web
   proconsul lookup web --tag v2 -o short
   proconsul lookup web SRV
-  proconsul lookup web --source http --json";
+  proconsul lookup web --source http --json
+  proconsul lookup web --snapshot /var/tmp/web.snapshot   also when Consul is down";
 
 const PICK_HELP: &str = "Examples:
   curl http://$(proconsul pick web)/
@@ -89,6 +90,9 @@ pub(crate) struct Lookup {
     /// Ask only this source.
     #[arg(long, value_name = "SOURCE")]
     pub(crate) source: Option<OnlySource>,
+    /// Nothing of a snapshot: an error where no source answers now.
+    #[arg(long)]
+    pub(crate) no_stale: bool,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }
@@ -159,6 +163,9 @@ pub(crate) struct Sources {
     /// Static catalog, Consul's service definitions in JSON: the last source asked [env: PROCONSUL_CATALOG]
     #[arg(long, value_name = "FILE")]
     pub(crate) catalog: Option<PathBuf>,
+    /// Last good answers, kept here across runs [env: PROCONSUL_SNAPSHOT]
+    #[arg(long, value_name = "FILE")]
+    snapshot: Option<PathBuf>,
     /// The domain that Consul answers for [env: PROCONSUL_DOMAIN] [default: consul]
     #[arg(long, value_name = "DOMAIN")]
     domain: Option<String>,
@@ -235,7 +242,11 @@ impl Output {
 
 impl Sources {
     /// A resolver over these sources, or over one of them alone.
-    pub(crate) fn resolver(&self, only: Option<OnlySource>) -> Result<Resolver, Error> {
+    pub(crate) fn resolver(
+        &self,
+        only: Option<OnlySource>,
+        stale: Stale,
+    ) -> Result<Resolver, Error> {
         let mut builder = Resolver::builder().environment();
         macro_rules! set {
             ($($flag:ident),*) => {
@@ -246,6 +257,7 @@ impl Sources {
         set!(
             tls_server_name,
             catalog,
+            snapshot,
             domain,
             datacenter,
             namespace,
@@ -265,6 +277,22 @@ impl Sources {
                 builder = builder.no_catalog();
             }
         }
+        if stale == Stale::No {
+            builder = builder.keep_stale(Duration::ZERO).no_snapshot();
+        }
         builder.build()
+    }
+}
+
+/// Whether what was found before may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stale {
+    Yes,
+    No,
+}
+
+impl Lookup {
+    pub(crate) fn stale(&self) -> Stale {
+        if self.no_stale { Stale::No } else { Stale::Yes }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use proconsul::{Answer, Attempt, ConsulName, Error, Resolver, Subject};
+use proconsul::{Answer, Attempt, ConsulName, Error, Freshness, Resolver, Subject};
 
 use crate::{
-    args::{Explain, Form, Output},
+    args::{Explain, Form, Output, Stale},
     lookup, output,
 };
 
@@ -56,6 +56,13 @@ pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
             text.push_str(&format!(
                 "answer: {counted} from {source}, {fresh}, {whole}\n"
             ));
+            if let Some(reason) = answer.protected() {
+                text.push_str(&format!("protected: {reason}\n"));
+            }
+            if answer.freshness() == Freshness::Stale {
+                let age = answer.age().as_secs_f64();
+                text.push_str(&format!("age: {age:.1} s since a source gave it\n"));
+            }
             for warning in answer.warnings() {
                 text.push_str(&format!("warning: {warning}\n"));
             }
@@ -96,7 +103,7 @@ fn meaning(name: &ConsulName) -> String {
 async fn look_up(
     command: &Explain,
 ) -> Result<(Resolver, ConsulName, Result<Answer, Error>), Error> {
-    let resolver = command.sources.resolver(None)?;
+    let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     let name = lookup::read_name(&resolver, &command.name, None)?;
     let result = resolver.lookup(&name).await;

@@ -17,15 +17,15 @@ enum Looked {
 }
 
 pub(crate) async fn run(command: Lookup, form: &Output) -> ExitCode {
-    match look_up(&command).await {
+    match look_up(&command, form).await {
         Ok(Looked::Endpoints(answer)) => endpoints(&answer, form),
         Ok(Looked::Records(found)) => records(&command, &found, form),
         Err(error) => output::failure(&error, form),
     }
 }
 
-async fn look_up(command: &Lookup) -> Result<Looked, Error> {
-    let resolver = command.sources.resolver(command.source)?;
+async fn look_up(command: &Lookup, form: &Output) -> Result<Looked, Error> {
+    let resolver = command.sources.resolver(command.source, command.stale())?;
     resolver.check().await?;
     let name = read_name(&resolver, &command.name, command.tag.as_deref())?;
     // Names that have no endpoints are asked for what they have.
@@ -38,7 +38,11 @@ async fn look_up(command: &Lookup) -> Result<Looked, Error> {
         Some(kind) => Ok(Looked::Records(Box::new(
             resolver.records(&name, kind).await?,
         ))),
-        None => Ok(Looked::Endpoints(resolver.lookup(&name).await?)),
+        None => {
+            let answer = resolver.lookup(&name).await?;
+            output::saved(&resolver, form).await;
+            Ok(Looked::Endpoints(answer))
+        }
     }
 }
 

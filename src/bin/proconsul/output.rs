@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use proconsul::{Answer, Attempt, Endpoint, Error, ErrorKind};
+use proconsul::{Answer, Attempt, Endpoint, Error, ErrorKind, Freshness, Reason, Resolver};
 use serde_json::{Value, json};
 
 use crate::args::{Color, Form, Output};
@@ -107,6 +107,13 @@ pub(crate) fn nothing(message: &str, mut told: Value, output: &Output) -> ExitCo
     ExitCode::from(NOT_FOUND)
 }
 
+/// Writes the snapshot, if there is to be one. Without it an answer is still one.
+pub(crate) async fn saved(resolver: &Resolver, output: &Output) {
+    if let Err(error) = resolver.save_snapshot().await {
+        remark(output, &format!("proconsul: {error}"));
+    }
+}
+
 /// `1 endpoint`, `2 endpoints`.
 pub(crate) fn counted(count: usize, what: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
@@ -134,6 +141,7 @@ pub(crate) fn head(answer: &Answer) -> Value {
         "age_ms": millis(answer.age()),
         "ttl_s": answer.ttl().as_secs(),
         "complete": answer.is_complete(),
+        "protected": answer.protected().map(Reason::as_str),
         "warnings": answer.warnings(),
     })
 }
@@ -212,6 +220,13 @@ pub(crate) fn summary(answer: &Answer, count: usize, what: &str, output: &Output
 }
 
 pub(crate) fn warnings(answer: &Answer, output: &Output) {
+    if answer.freshness() == Freshness::Stale {
+        let age = answer.age().as_secs_f64();
+        let why = answer
+            .protected()
+            .map_or("no source answered", Reason::as_str);
+        remark(output, &format!("warning: {age:.1} s old: {why}"));
+    }
     for warning in answer.warnings() {
         remark(output, &format!("warning: {warning}"));
     }

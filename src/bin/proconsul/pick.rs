@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use proconsul::{Answer, Endpoint, Error, Picker};
 
 use crate::{
-    args::{Form, Output, Pick},
+    args::{Form, Output, Pick, Stale},
     lookup, output,
 };
 
 pub(crate) async fn run(command: Pick, form: &Output) -> ExitCode {
-    let (answer, mut picker) = match look_up(&command).await {
+    let (answer, mut picker) = match look_up(&command, form).await {
         Ok(found) => found,
         Err(error) => return output::failure(&error, form),
     };
@@ -41,11 +41,12 @@ pub(crate) async fn run(command: Pick, form: &Output) -> ExitCode {
     }
 }
 
-async fn look_up(command: &Pick) -> Result<(Answer, Picker), Error> {
-    let resolver = command.sources.resolver(None)?;
+async fn look_up(command: &Pick, form: &Output) -> Result<(Answer, Picker), Error> {
+    let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     let name = lookup::read_name(&resolver, &command.name, None)?;
     let answer = resolver.lookup(&name).await?;
+    output::saved(&resolver, form).await;
     let picker = resolver.picker(&answer, command.strategy);
     Ok((answer, picker))
 }

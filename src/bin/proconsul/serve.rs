@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use proconsul::{Error, stub::Stub};
+use proconsul::{Error, Resolver, stub::Stub};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    args::{Output, Serve},
+    args::{Output, Serve, Stale},
     output,
 };
 
@@ -18,22 +18,27 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return output::trouble(&format!("signals cannot be received: {error}")),
     };
-    let (stub, domain) = match bind(&command).await {
+    let (stub, resolver) = match bind(&command).await {
         Ok(bound) => bound,
         Err(error) => return output::failure(&error, form),
     };
     let addresses: Vec<_> = stub.addresses().iter().map(ToString::to_string).collect();
-    let line = format!("serving {domain}. on {} (udp, tcp)", addresses.join(", "));
+    let line = format!(
+        "serving {}. on {} (udp, tcp)",
+        resolver.domain(),
+        addresses.join(", ")
+    );
     output::remark(form, &line);
     stub.run(stop(terminate, interrupt)).await;
+    output::saved(&resolver, form).await;
     ExitCode::SUCCESS
 }
 
-async fn bind(command: &Serve) -> Result<(Stub, String), Error> {
-    let resolver = command.sources.resolver(None)?;
+async fn bind(command: &Serve) -> Result<(Stub, Resolver), Error> {
+    let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
-    let domain = resolver.domain().to_string();
-    Ok((Stub::bind(resolver, &command.listen).await?, domain))
+    let stub = Stub::bind(resolver.clone(), &command.listen).await?;
+    Ok((stub, resolver))
 }
 
 async fn stop(mut terminate: Signal, mut interrupt: Signal) {

@@ -1,0 +1,146 @@
+//! **Door.** What one run leaves to the next: the snapshot is read before the first
+//! look-up that has to wait, and written a moment after something was found.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::OnceCell;
+use tracing::{debug, warn};
+
+use super::{Inner, Resolver};
+use crate::{
+    clock,
+    error::{Error, ErrorKind},
+    snapshot,
+    source::snapshot_file::SnapshotFile,
+};
+
+/// Between something found and the snapshot written. A crash loses no more.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// The snapshot of one resolver.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    file: SnapshotFile,
+    read: OnceCell<()>,
+    /// A task is about to write it.
+    due: AtomicBool,
+    /// Something was found since it was last written.
+    changed: AtomicBool,
+}
+
+impl Snapshot {
+    pub(super) fn new(file: SnapshotFile) -> Self {
+        Self {
+            file,
+            read: OnceCell::new(),
+            due: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Resolver {
+    /// Writes the snapshot, if one is configured and something was found since it was
+    /// last written. A resolver does so by itself two seconds after each find; call
+    /// it before a process ends.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] with the file and why it cannot be written.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: the file is replaced whole or not at all.
+    pub async fn save_snapshot(&self) -> Result<(), Error> {
+        self.0.save().await
+    }
+}
+
+impl Inner {
+    /// Reads the snapshot, once.
+    pub(super) async fn warm(&self) {
+        let Some(snapshot) = &self.snapshot else {
+            return;
+        };
+        let read = snapshot.read.get_or_init(|| async {
+            if let Err(why) = self.restore(&snapshot.file).await {
+                warn!("{why}; it is not used");
+            }
+        });
+        read.await;
+    }
+
+    async fn restore(&self, file: &SnapshotFile) -> Result<(), String> {
+        let bytes = file.load().await.map_err(|trouble| trouble.to_string())?;
+        let Some(bytes) = bytes else {
+            return Ok(());
+        };
+        let keep = self.config.cache.keep;
+        let domain = self.config.domain.as_str();
+        let sets = snapshot::decode(&bytes, domain, clock::since_1970(), keep)
+            .map_err(|why| format!("the snapshot {}: {why}", file.path().display()))?;
+        debug!(sets = sets.len(), "snapshot read");
+        let now = clock::now();
+        let mut cache = self.cache();
+        for (held, age) in sets {
+            // A machine that started less than that ago may not know such a time.
+            if let Some(since) = now.checked_sub(age) {
+                cache.restore(Arc::new(held), since);
+            }
+        }
+        Ok(())
+    }
+
+    /// Something was found: it is to be in the snapshot soon.
+    pub(super) fn save_soon(self: &Arc<Self>) {
+        let Some(snapshot) = &self.snapshot else {
+            return;
+        };
+        snapshot.changed.store(true, Ordering::Relaxed);
+        if snapshot.due.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let inner = Arc::downgrade(self);
+        // Ends by itself, and does nothing where the resolver is gone.
+        tokio::spawn(async move {
+            tokio::time::sleep(PAUSE).await;
+            let Some(inner) = inner.upgrade() else { return };
+            if let Some(snapshot) = &inner.snapshot {
+                snapshot.due.store(false, Ordering::Relaxed);
+            }
+            if let Err(error) = inner.save().await {
+                warn!("{error}");
+            }
+        });
+    }
+
+    async fn save(&self) -> Result<(), Error> {
+        let Some(snapshot) = &self.snapshot else {
+            return Ok(());
+        };
+        // What an earlier run knew is not to be lost by what this one found.
+        self.warm().await;
+        if !snapshot.changed.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let sets: Vec<_> = {
+            let cache = self.cache();
+            let all = cache.sets(clock::now());
+            let worth = all.filter(|(held, _)| snapshot::is_worth(held));
+            worth.map(|(held, age)| (Arc::clone(held), age)).collect()
+        };
+        let all = sets.iter().map(|(held, age)| (&**held, *age));
+        let bytes = snapshot::encode(self.config.domain.as_str(), clock::since_1970(), all);
+        let saved = snapshot.file.save(bytes).await;
+        saved.map_err(|trouble| {
+            snapshot.changed.store(true, Ordering::Relaxed);
+            Error::new(ErrorKind::Io, trouble.to_string())
+        })
+    }
+}

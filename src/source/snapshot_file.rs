@@ -1,0 +1,310 @@
+//! **Shell.** The file of the snapshot: private, replaced whole, kept by one process.
+//! What is in it is [`snapshot`](crate::snapshot)'s.
+//!
+//! | found | done |
+//! | --- | --- |
+//! | nothing | an empty start |
+//! | a link, a device, a pipe, a folder; a file of another user, one that others may write, one with a second name, one that is too large | refused: whoever put it there could put addresses there |
+//! | another process keeps it | read, never written |
+//!
+//! Written to a new file in the same folder, synced, renamed over the old one, and
+//! the folder synced: whenever the power goes, either the old one or the new one is
+//! there.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg, OFlag},
+    unistd::geteuid,
+};
+
+use crate::{
+    clock,
+    snapshot::{BODY_LIMIT, HEADER_LIMIT},
+};
+
+/// Nobody but the owner may write, the group may read.
+const STRANGERS: u32 = 0o022;
+
+/// The file, and the right to write it.
+#[derive(Debug)]
+pub(crate) struct SnapshotFile {
+    path: Arc<Path>,
+    /// Held as long as this lives, once it was had.
+    lock: Arc<Mutex<Option<Flock<File>>>>,
+}
+
+/// Why the file was not read or written: one sentence with its path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FileTrouble(Box<str>);
+
+impl std::fmt::Display for FileTrouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl SnapshotFile {
+    /// Opens nothing yet.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self {
+            path: path.into(),
+            lock: Arc::default(),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All of it; `None` where there is none.
+    pub(crate) async fn load(&self) -> Result<Option<Vec<u8>>, FileTrouble> {
+        let path = Arc::clone(&self.path);
+        self.blocking(move || read(&path)).await
+    }
+
+    /// Puts `bytes` in its place.
+    pub(crate) async fn save(&self, bytes: Vec<u8>) -> Result<(), FileTrouble> {
+        let (path, lock) = (Arc::clone(&self.path), Arc::clone(&self.lock));
+        self.blocking(move || {
+            // Held over the writing on purpose: one writer at a time.
+            let mut lock = lock.lock().unwrap_or_else(PoisonError::into_inner);
+            if lock.is_none() {
+                *lock = Some(take_lock(&path)?);
+            }
+            write(&path, &bytes)
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, FileTrouble> {
+        let done = match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(_) => Err(io::Error::other("the runtime is shutting down")),
+        };
+        done.map_err(|error| {
+            FileTrouble(format!("the snapshot {}: {error}", self.path.display()).into())
+        })
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    // Without O_NONBLOCK a pipe would wait for its other end.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return Err(io::Error::other("is a link: give the file itself"));
+        }
+        Err(error) => return Err(error),
+    };
+    let metadata = file.metadata()?;
+    let limit = (BODY_LIMIT + HEADER_LIMIT) as u64;
+    let user = geteuid().as_raw();
+    let refused = if !metadata.is_file() {
+        Some("is not a file")
+    } else if metadata.uid() != user && metadata.uid() != 0 {
+        Some("belongs to another user: remove it")
+    } else if metadata.mode() & STRANGERS != 0 {
+        Some("may be written by others: chmod 600 it, or remove it")
+    } else if metadata.nlink() != 1 {
+        Some("has a second name: remove one")
+    } else if metadata.len() > limit {
+        Some("is larger than a snapshot can be: remove it")
+    } else {
+        None
+    };
+    if let Some(why) = refused {
+        return Err(io::Error::other(why));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// The lock stands beside the file, which is replaced.
+fn take_lock(path: &Path) -> io::Result<Flock<File>> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits())
+        .open(name)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => io::Error::other("is kept by another process: give each its own"),
+        error => error.into(),
+    })
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{:016x}.new", clock::nonce()));
+    let name = PathBuf::from(name);
+    let written = write_new(&name, bytes).and_then(|()| fs::rename(&name, path));
+    if written.is_err() {
+        // What is left of it is of no use to anybody.
+        let _ = fs::remove_file(&name);
+    }
+    written?;
+    File::open(folder)?.sync_all()
+}
+
+fn write_new(name: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
+        .open(name)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            let name = format!("proconsul-snapshot-{:016x}", clock::nonce());
+            let folder = std::env::temp_dir().join(name);
+            fs::create_dir(&folder).unwrap();
+            Self(folder)
+        }
+
+        fn file(&self) -> SnapshotFile {
+            SnapshotFile::new(self.0.join("snapshot"))
+        }
+
+        fn names(&self) -> Vec<String> {
+            let names = fs::read_dir(&self.0).unwrap();
+            let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name();
+            let mut names: Vec<_> = names
+                .map(|entry| name(entry).into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700));
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    async fn refusal(file: &SnapshotFile) -> String {
+        file.load().await.unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn what_is_saved_is_loaded_private_and_alone_in_its_folder() {
+        let folder = Folder::new();
+        let file = folder.file();
+        assert_eq!(file.load().await, Ok(None));
+        for bytes in [b"one".to_vec(), b"two".to_vec()] {
+            file.save(bytes.clone()).await.unwrap();
+            assert_eq!(file.load().await, Ok(Some(bytes)));
+        }
+        let mode = fs::metadata(file.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(folder.names(), ["snapshot", "snapshot.lock"]);
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_may_have_put_there_is_refused() {
+        let folder = Folder::new();
+        let file = folder.file();
+        let path = file.path().to_owned();
+        let good = folder.0.join("good");
+        fs::write(&good, "x").unwrap();
+
+        symlink(&good, &path).unwrap();
+        assert!(refusal(&file).await.contains("is a link"));
+        fs::remove_file(&path).unwrap();
+
+        fs::hard_link(&good, &path).unwrap();
+        assert!(refusal(&file).await.contains("second name"));
+        fs::remove_file(&path).unwrap();
+
+        fs::create_dir(&path).unwrap();
+        assert!(refusal(&file).await.contains("not a file"));
+        fs::remove_dir(&path).unwrap();
+
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(refusal(&file).await.contains("not a file"));
+        fs::remove_file(&path).unwrap();
+
+        fs::write(&path, "x").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(refusal(&file).await.contains("written by others"));
+
+        let large = File::create(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        large
+            .set_len((BODY_LIMIT + HEADER_LIMIT + 1) as u64)
+            .unwrap();
+        assert!(refusal(&file).await.contains("larger"));
+    }
+
+    #[tokio::test]
+    async fn a_link_is_replaced_and_what_it_led_to_is_not_touched() {
+        let folder = Folder::new();
+        let (file, other) = (folder.file(), folder.0.join("other"));
+        fs::write(&other, "precious").unwrap();
+        symlink(&other, file.path()).unwrap();
+        file.save(b"one".to_vec()).await.unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"precious");
+        assert_eq!(file.load().await, Ok(Some(b"one".to_vec())));
+    }
+
+    #[tokio::test]
+    async fn a_second_keeper_may_read_and_not_write() {
+        let folder = Folder::new();
+        let (first, second) = (folder.file(), folder.file());
+        first.save(b"one".to_vec()).await.unwrap();
+        assert_eq!(second.load().await, Ok(Some(b"one".to_vec())));
+        let refused = second.save(b"two".to_vec()).await.unwrap_err().to_string();
+        assert!(refused.contains("another process"), "{refused}");
+        drop(first);
+        second.save(b"two".to_vec()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_save_that_fails_leaves_the_old_one_and_nothing_else() {
+        let folder = Folder::new();
+        let missing = SnapshotFile::new(folder.0.join("no/snapshot"));
+        assert!(missing.save(b"one".to_vec()).await.is_err());
+        let file = folder.file();
+        // A folder in its place cannot be replaced by a file.
+        fs::create_dir(file.path()).unwrap();
+        assert!(file.save(b"one".to_vec()).await.is_err());
+        assert_eq!(folder.names(), ["snapshot", "snapshot.lock"]);
+    }
+}

@@ -1,0 +1,501 @@
+//! What happens when Consul fails, against real agents: the rungs of the ladder,
+//! stale answers, the snapshot, and what an empty answer may delete.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{path::PathBuf, time::Duration};
+
+use proconsul::{
+    Answer, Error, ErrorKind, Freshness, Outcome, Reason, Resolver, ResolverBuilder, Source,
+};
+use serde_json::json;
+use support::{Agent, SilentDns, closed_port, wait_for};
+
+/// A short floor: what is asked again after it has to ask somebody.
+fn builder(agent: &Agent) -> ResolverBuilder {
+    Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http(&agent.http())
+        .ttl_floor(Duration::from_millis(20))
+}
+
+fn ports(answer: &Answer) -> Vec<u16> {
+    let mut ports: Vec<_> = answer
+        .endpoints()
+        .iter()
+        .map(|endpoint| endpoint.port)
+        .collect();
+    ports.sort_unstable();
+    ports
+}
+
+/// An agent that has `services`, each with one instance on a port of its own.
+async fn agent_with(services: &[&str]) -> Agent {
+    let agent = Agent::start().await;
+    register(&agent, services).await;
+    agent
+}
+
+async fn register(agent: &Agent, services: &[&str]) {
+    for (index, service) in services.iter().enumerate() {
+        let body = json!({ "Name": service, "Address": "10.0.0.1", "Port": 8000 + index });
+        agent.register_service(body).await;
+    }
+}
+
+/// Looks all names up; the endpoints that each has.
+async fn find(resolver: &Resolver, names: &[&str]) -> Vec<Result<usize, ErrorKind>> {
+    let mut found = Vec::new();
+    for name in names {
+        let answer = resolver.lookup(*name).await;
+        found.push(
+            answer
+                .map(|answer| answer.endpoints().len())
+                .map_err(|error| error.kind()),
+        );
+    }
+    found
+}
+
+async fn fresh(resolver: &Resolver, name: &str) -> Answer {
+    wait_for("a fresh answer", async || {
+        resolver.lookup(name).require_fresh().await.ok()
+    })
+    .await
+}
+
+async fn gone(resolver: &Resolver, name: &str) -> Error {
+    wait_for("the end of the name", async || {
+        resolver
+            .lookup(name)
+            .await
+            .err()
+            .filter(Error::is_not_found)
+    })
+    .await
+}
+
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str) -> Self {
+        let name = format!("proconsul-{name}-{}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+        let mut lock = self.0.clone().into_os_string();
+        lock.push(".lock");
+        let _ = std::fs::remove_file(lock);
+    }
+}
+
+#[tokio::test]
+async fn with_the_dns_port_closed_http_answers_and_dns_is_soon_left_alone() {
+    let agent = agent_with(&["web"]).await;
+    let resolver = builder(&agent)
+        .dns(&closed_port().to_string())
+        .build()
+        .unwrap();
+    let outcomes = |answer: &Answer| -> Vec<_> {
+        let attempts = answer.attempts().iter();
+        attempts
+            .map(|attempt| (attempt.source, attempt.outcome))
+            .collect()
+    };
+    let first = resolver.lookup("web").await.unwrap();
+    let answered = (Source::Http, Outcome::Answered);
+    assert_eq!(
+        outcomes(&first),
+        [(Source::Dns, Outcome::Refused), answered]
+    );
+    let second = resolver
+        .lookup("web")
+        .max_age(Duration::ZERO)
+        .await
+        .unwrap();
+    assert_eq!(
+        outcomes(&second),
+        [(Source::Dns, Outcome::Skipped), answered]
+    );
+    assert_eq!(second.freshness(), Freshness::Fresh);
+    let metrics = resolver.metrics().to_string();
+    for line in [
+        "proconsul_source_up{source=\"dns\"} 0",
+        "proconsul_source_up{source=\"http\"} 1",
+        "proconsul_fallbacks_total{from=\"dns\",to=\"http\"} 2",
+        "proconsul_source_errors_total{source=\"dns\",reason=\"refused\"} 1",
+    ] {
+        assert!(
+            metrics.lines().any(|own| own == line),
+            "{line} is not in\n{metrics}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn beside_a_silent_dns_port_http_is_asked_and_not_after_it() {
+    let agent = agent_with(&["web"]).await;
+    let silent = SilentDns::start();
+    let resolver = builder(&agent)
+        .dns(&silent.address().to_string())
+        .timeout(Duration::from_secs(20))
+        .build()
+        .unwrap();
+    let answer = resolver.lookup("web").await.unwrap();
+    assert_eq!(answer.source(), Source::Http);
+    let outcomes: Vec<_> = answer
+        .attempts()
+        .iter()
+        .map(|attempt| attempt.outcome)
+        .collect();
+    // It would be a time-out had anybody waited for it.
+    assert!(outcomes.contains(&Outcome::Late), "{outcomes:?}");
+    // Three times late in a row, and nobody waits for the delay any more.
+    for _ in 0..2 {
+        resolver
+            .lookup("web")
+            .max_age(Duration::ZERO)
+            .await
+            .unwrap();
+    }
+    let answer = resolver
+        .lookup("web")
+        .max_age(Duration::ZERO)
+        .await
+        .unwrap();
+    assert_eq!(answer.attempts()[0].outcome, Outcome::Skipped);
+}
+
+#[tokio::test]
+async fn with_http_closed_dns_goes_on_answering() {
+    let agent = agent_with(&["web"]).await;
+    let closed = format!("http://{}", closed_port());
+    let resolver = builder(&agent).http(&closed).build().unwrap();
+    for _ in 0..3 {
+        let answer = resolver
+            .lookup("web")
+            .max_age(Duration::ZERO)
+            .await
+            .unwrap();
+        assert_eq!(
+            (answer.source(), answer.freshness()),
+            (Source::Dns, Freshness::Fresh)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_second_agent_is_asked_when_the_first_is_gone() {
+    let agent = agent_with(&["web"]).await;
+    let dns = format!("{},{}", closed_port(), agent.dns());
+    let http = format!("http://{},{}", closed_port(), agent.http());
+    let over_dns = builder(&agent).dns(&dns).http("none").build().unwrap();
+    assert_eq!(over_dns.lookup("web").await.unwrap().source(), Source::Dns);
+    let over_http = builder(&agent).dns("none").http(&http).build().unwrap();
+    assert_eq!(
+        over_http.lookup("web").await.unwrap().source(),
+        Source::Http
+    );
+}
+
+#[tokio::test]
+async fn what_was_found_once_is_given_while_consul_is_gone_and_the_truth_when_it_is_back() {
+    let mut agent = agent_with(&["web"]).await;
+    let resolver = builder(&agent).build().unwrap();
+    assert_eq!(ports(&fresh(&resolver, "web").await), [8000]);
+    agent.stop().await;
+    for _ in 0..50 {
+        let answer = resolver.lookup("web").await.unwrap();
+        assert_eq!(ports(&answer), [8000]);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let stale = resolver.lookup("web").await.unwrap();
+    assert_eq!(
+        (stale.freshness(), stale.protected()),
+        (Freshness::Stale, None)
+    );
+    assert!(stale.age() >= Duration::from_millis(500));
+    let error = resolver.lookup("web").require_fresh().await.unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    let young = resolver
+        .lookup("web")
+        .max_age(Duration::from_millis(100))
+        .await;
+    assert!(young.unwrap_err().is_unavailable());
+    let new = resolver.lookup("api").await.unwrap_err();
+    assert!(new.is_unavailable(), "{new}");
+    let metrics = resolver.metrics().to_string();
+    assert!(
+        !metrics.contains("proconsul_stale_served_total 0"),
+        "{metrics}"
+    );
+
+    agent.restart().await;
+    agent
+        .register_service(json!({ "Name": "web", "Address": "10.0.0.1", "Port": 9000 }))
+        .await;
+    wait_for("the new port", async || {
+        let answer = fresh(&resolver, "web").await;
+        (ports(&answer) == [9000]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_costs_a_cached_name_no_more_than_a_moment() {
+    let agent = agent_with(&["web"]).await;
+    let resolver = builder(&agent)
+        .timeout(Duration::from_secs(30))
+        .build()
+        .unwrap();
+    fresh(&resolver, "web").await;
+    agent.pause();
+    let stale = wait_for("a stale answer", async || {
+        let answer = resolver.lookup("web").await.unwrap();
+        (answer.freshness() == Freshness::Stale).then_some(answer)
+    })
+    .await;
+    assert_eq!(ports(&stale), [8000]);
+    agent.resume();
+    fresh(&resolver, "web").await;
+}
+
+#[tokio::test]
+async fn nothing_stale_is_kept_where_none_is_wanted() {
+    let mut agent = agent_with(&["web"]).await;
+    let resolver = builder(&agent).keep_stale(Duration::ZERO).build().unwrap();
+    resolver.lookup("web").await.unwrap();
+    agent.stop().await;
+    wait_for("an error", async || resolver.lookup("web").await.err()).await;
+}
+
+#[tokio::test]
+async fn a_process_that_starts_while_everything_is_down_answers_from_the_snapshot() {
+    let file = File::new("snapshot");
+    let mut agent = agent_with(&["web", "api"]).await;
+    let first = builder(&agent).snapshot(&file.0).build().unwrap();
+    assert_eq!(find(&first, &["web", "api"]).await, [Ok(1), Ok(1)]);
+    first.save_snapshot().await.unwrap();
+    drop(first);
+    agent.stop().await;
+
+    let second = builder(&agent).snapshot(&file.0).build().unwrap();
+    let answer = second.lookup("web").await.unwrap();
+    assert_eq!(
+        (answer.source(), answer.freshness()),
+        (Source::Snapshot, Freshness::Stale)
+    );
+    assert_eq!(ports(&answer), [8000]);
+    assert!(answer.age() > Duration::ZERO);
+    assert!(second.lookup("web").require_fresh().await.is_err());
+    assert!(second.lookup("nosuch").await.unwrap_err().is_unavailable());
+
+    // What this one finds does not lose what it did not ask for.
+    agent.restart().await;
+    register(&agent, &["web"]).await;
+    fresh(&second, "web").await;
+    second.save_snapshot().await.unwrap();
+    drop(second);
+    agent.stop().await;
+    let third = builder(&agent).snapshot(&file.0).build().unwrap();
+    assert_eq!(find(&third, &["web", "api"]).await, [Ok(1), Ok(1)]);
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_costs_nothing_but_itself() {
+    let file = File::new("damaged");
+    std::fs::write(&file.0, "proconsul-snapshot 1 5 abc\nhello").unwrap();
+    let agent = agent_with(&["web"]).await;
+    let resolver = builder(&agent).snapshot(&file.0).build().unwrap();
+    assert_eq!(find(&resolver, &["web"]).await, [Ok(1)]);
+    resolver.save_snapshot().await.unwrap();
+    assert!(
+        std::fs::read_to_string(&file.0)
+            .unwrap()
+            .contains("web.service")
+    );
+}
+
+#[tokio::test]
+async fn a_default_address_stands_in_for_a_service_that_was_never_found() {
+    let closed = closed_port().to_string();
+    let defaults = || {
+        Resolver::builder()
+            .dns(&closed)
+            .http("none")
+            .default_address("pay-api", "https://127.0.0.1:8443/v1")
+    };
+    let resolver = defaults().build().unwrap();
+    let answer = resolver.lookup("Pay-Api").await.unwrap();
+    assert_eq!(answer.source(), Source::Static);
+    assert_eq!(answer.endpoints()[0].to_string(), "127.0.0.1:8443");
+    assert!(resolver.lookup("other").await.unwrap_err().is_unavailable());
+    let strict = defaults().must_be_found(true).build().unwrap();
+    assert!(strict.lookup("pay-api").await.unwrap_err().is_unavailable());
+}
+
+#[tokio::test]
+async fn what_consul_has_wins_over_a_default_address_as_soon_as_it_is_there() {
+    let mut agent = agent_with(&["web"]).await;
+    agent.stop().await;
+    let resolver = builder(&agent)
+        .default_address("web", "127.0.0.1:1")
+        .build()
+        .unwrap();
+    assert_eq!(ports(&resolver.lookup("web").await.unwrap()), [1]);
+    agent.restart().await;
+    register(&agent, &["web"]).await;
+    wait_for("Consul's own answer", async || {
+        let answer = resolver.lookup("web").await.unwrap();
+        (ports(&answer) == [8000]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_that_was_taken_down_is_gone() {
+    let agent = agent_with(&["web", "api", "db", "mail", "auth"]).await;
+    for http in [agent.http(), "none".to_owned()] {
+        let resolver = builder(&agent).http(&http).build().unwrap();
+        find(&resolver, &["web", "api", "db", "mail", "auth"]).await;
+        agent.deregister_service("web").await;
+        let error = gone(&resolver, "web").await;
+        assert!(error.to_string().contains("no service web"), "{error}");
+        assert_eq!(resolver.protected(), []);
+        assert_eq!(find(&resolver, &["api", "db"]).await, [Ok(1), Ok(1)]);
+        register(&agent, &["web"]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_whose_instances_are_all_critical_is_not_protected() {
+    let agent = Agent::start().await;
+    let check = json!({ "CheckID": "c", "TTL": "10m", "Status": "passing" });
+    agent
+        .register_service(
+            json!({ "Name": "web", "Address": "10.0.0.1", "Port": 1, "Check": check }),
+        )
+        .await;
+    let resolver = builder(&agent).build().unwrap();
+    fresh(&resolver, "web").await;
+    agent.put("/v1/agent/check/fail/c", json!(null)).await;
+    gone(&resolver, "web").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_lost_its_data_deletes_nothing() {
+    let services = ["web", "api", "db", "mail", "auth", "pay"];
+    let mut agent = agent_with(&services).await;
+    let resolver = builder(&agent).build().unwrap();
+    // Twice: Consul's own service is met when a name is found again.
+    for _ in 0..2 {
+        find(&resolver, &services).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    agent.stop().await;
+    agent.restart().await;
+    // It answers again, and has none of them.
+    wait_for("the empty agent's word", async || {
+        assert_eq!(find(&resolver, &services).await, [Ok(1); 6]);
+        let answer = resolver.lookup("web").await.unwrap();
+        answer.protected()
+    })
+    .await;
+    assert_eq!(find(&resolver, &services).await, [Ok(1); 6]);
+    let metrics = resolver.metrics().to_string();
+    assert!(
+        metrics.contains("proconsul_protection_active 1"),
+        "{metrics}"
+    );
+    // What comes back is released, name by name.
+    register(&agent, &["web"]).await;
+    fresh(&resolver, "web").await;
+    assert!(
+        resolver
+            .protected()
+            .iter()
+            .all(|(name, _)| name != "web.service")
+    );
+    // The operator knows better.
+    resolver.release_protected();
+    let off = builder(&agent)
+        .protection(proconsul::Protection::Off)
+        .build()
+        .unwrap();
+    assert_eq!(find(&off, &["api"]).await, [Err(ErrorKind::NotFound)]);
+}
+
+#[tokio::test]
+async fn a_token_that_lost_its_rights_deletes_nothing_and_hides_behind_no_nxdomain() {
+    let master = "b1gs33cr3t-b1gs-33cr-3tb1-gs33cr3tb1gs";
+    let acl = json!({ "acl": {
+        "enabled": true, "default_policy": "deny", "tokens": { "master": master, "agent": master }
+    }});
+    let agent = Agent::builder().config(acl).token(master).start().await;
+    agent
+        .register_service(json!({ "Name": "web", "Address": "10.0.0.1", "Port": 8000 }))
+        .await;
+    let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
+    agent
+        .put(
+            "/v1/acl/policy",
+            json!({ "Name": "discover", "Rules": rules }),
+        )
+        .await;
+    let made = agent
+        .put(
+            "/v1/acl/token",
+            json!({ "Policies": [{ "Name": "discover" }] }),
+        )
+        .await;
+    let (secret, accessor) = (
+        made["SecretID"].as_str().unwrap(),
+        made["AccessorID"].as_str().unwrap(),
+    );
+    let resolver = builder(&agent).dns("none").token(secret).build().unwrap();
+    wait_for("the token's rights", async || {
+        resolver.lookup("web").await.ok()
+    })
+    .await;
+    agent.delete(&format!("/v1/acl/token/{accessor}")).await;
+    wait_for("the end of the rights", async || {
+        let error = resolver.lookup("web").require_fresh().await.err()?;
+        assert!(!error.is_not_found(), "{error}");
+        error.is_denied().then_some(())
+    })
+    .await;
+    let answer = resolver.lookup("web").await.unwrap();
+    assert_eq!(
+        (ports(&answer), answer.freshness()),
+        (vec![8000], Freshness::Stale)
+    );
+    let new = resolver.lookup("api").await.unwrap_err();
+    assert!(new.is_denied(), "{new}");
+    for text in [
+        format!("{new} {new:?}"),
+        resolver.metrics().to_string(),
+        format!("{resolver:?}"),
+    ] {
+        assert!(!text.contains(secret), "the token is told");
+    }
+}
+
+#[tokio::test]
+async fn where_the_operator_says_so_nothing_is_believed_gone() {
+    let agent = agent_with(&["web"]).await;
+    let keep = proconsul::Protection::KeepAll;
+    let resolver = builder(&agent).protection(keep).build().unwrap();
+    fresh(&resolver, "web").await;
+    agent.deregister_service("web").await;
+    let held = wait_for("the protection", async || {
+        let answer = resolver.lookup("web").await.unwrap();
+        answer.protected()
+    })
+    .await;
+    assert_eq!(held, Reason::KeepAll);
+}
