@@ -53,6 +53,10 @@ const KEEP_STALE: Duration = Duration::from_secs(86_400);
 /// of a TTL).
 const KEEP_STALE_MOST: Duration = Duration::from_secs(7 * 86_400);
 
+/// Consul allows a client 200 connections (`http_max_conns_per_client`), and there
+/// is more than one client on a machine.
+const WATCHES: usize = 64;
+
 /// How a resolver is set up.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -64,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) must_be_found: bool,
     pub(crate) snapshot: Option<PathBuf>,
     pub(crate) protection: Protection,
+    /// Blocking queries at once.
+    pub(crate) watches: usize,
     pub(crate) domain: Domain,
     pub(crate) datacenter: Option<Box<str>>,
     pub(crate) namespace: Option<Box<str>>,
@@ -95,6 +101,7 @@ impl Default for ResolverBuilder {
             must_be_found: false,
             snapshot: None,
             protection: Protection::default(),
+            watches: WATCHES,
             domain: Domain::default(),
             datacenter: None,
             namespace: None,
@@ -319,6 +326,22 @@ impl ResolverBuilder {
             self.refuse("keep_stale", message);
         }
         self.config.cache.keep = keep;
+        self
+    }
+
+    /// Names that may be followed by blocking queries at once: those with a
+    /// [`Service`](crate::Service) handle, and those that are asked often. Each holds
+    /// one connection to the HTTP API, of which Consul allows a client 200; names
+    /// above it are polled. Default 64, at most 180; 0 follows none.
+    pub fn watches(mut self, most: usize) -> Self {
+        self.problems.remove("watches");
+        if most > 180 {
+            self.refuse(
+                "watches",
+                format!("{most} watches: Consul allows 200 connections"),
+            );
+        }
+        self.config.watches = most;
         self
     }
 

@@ -92,6 +92,7 @@
 
 mod balance;
 mod cache;
+mod change;
 mod circuit;
 mod clock;
 mod complete;
@@ -119,6 +120,7 @@ pub mod stub;
 mod zone;
 
 pub use balance::{Picker, Strategy, UnknownStrategy};
+pub use change::Change;
 pub use config::ResolverBuilder;
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
 pub use error::{Error, ErrorKind};
@@ -126,4 +128,4 @@ pub use metrics::Metrics;
 pub use name::{ConsulName, Domain, Locality, NameError, Subject};
 pub use protection::{Protection, Reason};
 pub use record::{Record, Records, Section};
-pub use resolver::{Lookup, Name, Resolver};
+pub use resolver::{Changes, Endpoints, Lookup, Name, Resolver, Service};

@@ -1,6 +1,5 @@
 //! What happens when Consul fails, against real agents: the rungs of the ladder,
 //! stale answers, the snapshot, and what an empty answer may delete.
-#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 

@@ -83,6 +83,8 @@ struct Entry {
     /// When a source last gave it.
     since: Instant,
     bytes: usize,
+    /// How often it was given since it was put.
+    asked: u32,
     /// A refresh failed: when the next one is due.
     again: Option<Instant>,
     /// When the set last lost instances.
@@ -148,6 +150,7 @@ impl Cache {
                 let age = now.saturating_duration_since(entry.since);
                 if holds {
                     self.hits[held.source as usize] += 1;
+                    entry.asked = entry.asked.saturating_add(1);
                     Look::Fresh(Arc::clone(held), age)
                 } else if age < self.limits.keep {
                     let resting = entry.again.is_some_and(|again| now < again);
@@ -189,6 +192,7 @@ impl Cache {
             until,
             since,
             bytes: weigh(&held),
+            asked: 0,
             again: None,
             shrunk,
         };
@@ -203,6 +207,7 @@ impl Cache {
                 until: since,
                 since,
                 bytes: weigh(&held),
+                asked: 0,
                 again: None,
                 shrunk: None,
             };
@@ -219,6 +224,7 @@ impl Cache {
             until: now + holds,
             since: now,
             bytes: OVERHEAD + key.len(),
+            asked: 0,
             again: None,
             shrunk: None,
         };
@@ -237,6 +243,12 @@ impl Cache {
         if let Some(entry) = self.entries.peek_mut(key) {
             entry.again = Some(until);
         }
+    }
+
+    /// How often a name was given since it was put, or since this was asked.
+    pub(crate) fn take_asked(&mut self, key: &str) -> u32 {
+        let asked = self.entries.peek_mut(key).map(|entry| &mut entry.asked);
+        asked.map(std::mem::take).unwrap_or_default()
     }
 
     /// What is known of a name holds no longer.

@@ -1,6 +1,7 @@
 //! **Shell.** The agent's HTTP API: one file per duty.
 
 pub(crate) mod address;
+pub(crate) mod blocking;
 pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod tls;

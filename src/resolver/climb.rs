@@ -97,11 +97,7 @@ impl Inner {
         }
         let start = clock::now();
         let question = Question { name, fqdn: &fqdn };
-        let known = match self.look(name) {
-            // The operator's own list is no word of Consul's, and still there.
-            Look::Fresh(held, _) | Look::Stale(held, ..) => held.source != Source::Static,
-            Look::Nothing | Look::Unknown => false,
-        };
+        let known = self.knows(name);
         let mut attempts = Vec::new();
         let rungs = self.open_rungs(name, start, &mut attempts);
         let mut ladder = Ladder::start(Start {
@@ -210,23 +206,59 @@ impl Inner {
     ) -> Answer {
         let held = Arc::new(self.settle(question, finding, deadline, depth).await);
         let key = question.name.key();
-        let was = self.cache().put(Arc::clone(&held), clock::now());
+        let (asked, was) = {
+            let mut cache = self.cache();
+            let asked = cache.take_asked(key);
+            (asked, cache.put(Arc::clone(&held), clock::now()))
+        };
+        self.follow_if_hot(question.name, asked);
+        self.kept(question.name, &held, was.as_deref());
+        fresh(held, Duration::ZERO)
+    }
+
+    /// Keeps a set that is followed: it holds until then.
+    pub(super) async fn keep_followed(
+        self: &Arc<Self>,
+        question: Question<'_>,
+        finding: Finding,
+        until: Instant,
+    ) -> Arc<Held> {
+        let deadline = clock::now() + self.config.timeout;
+        let held = Arc::new(self.settle(question, finding, deadline, 0).await);
+        let was = {
+            let mut cache = self.cache();
+            cache.put_until(Arc::clone(&held), clock::now(), until)
+        };
+        self.kept(question.name, &held, was.as_deref());
+        held
+    }
+
+    /// Whether Consul itself gave a set of that name before.
+    pub(super) fn knows(&self, name: &ConsulName) -> bool {
+        match self.look(name) {
+            // The operator's own list is no word of Consul's, and still there.
+            Look::Fresh(held, _) | Look::Stale(held, ..) => held.source != Source::Static,
+            Look::Nothing | Look::Unknown => false,
+        }
+    }
+
+    /// What else is to know of a set that was kept.
+    fn kept(self: &Arc<Self>, name: &ConsulName, held: &Arc<Held>, was: Option<&Held>) {
         let new = was.is_none();
         if was.is_some_and(|was| !records::same_members(&was.endpoints, &held.endpoints)) {
             self.counters
                 .membership_changes
                 .fetch_add(1, Ordering::Relaxed);
         }
-        self.evidence().found(key, new);
+        self.evidence().found(name.key(), new);
         self.save_soon();
         if !new && held.source != Source::Static {
-            self.meet_canary(question.name);
+            self.meet_canary(name);
         }
-        fresh(held, Duration::ZERO)
     }
 
     /// A source says that there is no such name: what is made of that.
-    async fn weigh(
+    pub(super) async fn weigh(
         self: &Arc<Self>,
         question: Question<'_>,
         said: &Said,
@@ -476,13 +508,13 @@ impl Inner {
 }
 
 /// That there is no such name, who says so, and against what.
-struct Said {
-    rung: Rung,
-    nothing: Nothing,
+pub(super) struct Said {
+    pub(super) rung: Rung,
+    pub(super) nothing: Nothing,
     /// Another source said that we may not know.
-    denied: bool,
+    pub(super) denied: bool,
     /// There was a set before.
-    known: bool,
+    pub(super) known: bool,
 }
 
 type Told = (Heard<Finding>, Vec<Attempt>);

@@ -113,7 +113,11 @@ impl Inner {
     }
 
     /// Waits for the sources; a set that is stale already bounds the wait.
-    async fn wait(self: &Arc<Self>, name: &ConsulName, wish: Wish) -> Result<Answer, Error> {
+    pub(super) async fn wait(
+        self: &Arc<Self>,
+        name: &ConsulName,
+        wish: Wish,
+    ) -> Result<Answer, Error> {
         self.warm().await;
         let landing = self.flights.join(
             name,

@@ -4,7 +4,9 @@
 
 mod askable;
 mod climb;
+mod follow;
 mod lookup;
+mod service;
 mod told;
 mod warm;
 
@@ -14,8 +16,12 @@ use std::{
     time::Duration,
 };
 
-pub use self::{askable::Name, lookup::Lookup};
-use self::{climb::Landed, warm::Snapshot};
+pub use self::{
+    askable::Name,
+    lookup::Lookup,
+    service::{Changes, Endpoints, Service},
+};
+use self::{climb::Landed, follow::Followers, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
     cache::{Cache, Look, Rest, stale::Wish},
@@ -49,7 +55,8 @@ pub struct Resolver(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: Config,
-    sources: Sources,
+    /// Shared with the queries that follow names, which do not hold the rest.
+    sources: Arc<Sources>,
     hosts: Hosts,
     /// A std mutex: held for one look-up, never across an await.
     cache: Mutex<Cache>,
@@ -57,6 +64,7 @@ struct Inner {
     evidence: Mutex<Evidence>,
     flights: Flights<ConsulName, Landed>,
     counters: Counters,
+    followers: Followers,
     snapshot: Option<Snapshot>,
 }
 
@@ -90,7 +98,8 @@ impl Resolver {
     fn new(config: Config) -> Result<Self, Error> {
         let cache = Mutex::new(Cache::new(config.cache.clone()));
         let evidence = Mutex::new(Evidence::new(config.protection));
-        let sources = Sources::new(&config)?;
+        let sources = Arc::new(Sources::new(&config)?);
+        let followers = Followers::new(config.watches);
         let flights = Flights::new();
         let snapshot = (config.snapshot.clone()).map(|path| Snapshot::new(SnapshotFile::new(path)));
         Ok(Self(Arc::new(Inner {
@@ -100,6 +109,7 @@ impl Resolver {
             cache,
             evidence,
             counters: Counters::default(),
+            followers,
             snapshot,
             flights,
         })))
@@ -178,7 +188,7 @@ impl Resolver {
                 protected,
                 entries: cache.len(),
                 bytes: cache.bytes(),
-                watches: 0,
+                watches: inner.followers.watches(),
                 ignored_replies: inner.sources.strangers(),
             }
         };

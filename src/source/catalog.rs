@@ -15,10 +15,14 @@
 //! Addresses whose circuit is open are passed over. Each other gets an equal part of the time that is left, so that one that is
 //! silent leaves some for the others.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use crate::{
     consul::{
+        blocking::Turn,
         health::{
             self, Read, Unread,
             ask::{self, Ask, Question},
@@ -121,6 +125,50 @@ pub(crate) async fn ask(
         },
     };
     (Err(miss), attempts)
+}
+
+/// What a query that waited for a change came to.
+#[derive(Debug)]
+pub(crate) struct Blocked {
+    pub(crate) told: Result<Told, Miss>,
+    /// `X-Consul-Index` of the reply.
+    pub(crate) index: Option<u64>,
+    pub(crate) outcome: Outcome,
+    /// It answered, whatever it said.
+    pub(crate) answered: bool,
+}
+
+/// Puts one question to the address of that place in the list, by a query that
+/// waits for a change where `turn` has an index.
+///
+/// Cancel-safe: a dropped query closes its connection.
+pub(crate) async fn block(
+    agent: &Agent,
+    question: &Question<'_>,
+    address: usize,
+    turn: &Turn,
+) -> Blocked {
+    let mut path = ask::path(&question.ask, &question.place);
+    if let Some(index) = turn.index {
+        let _ = write!(path, "&index={index}&wait={}s", turn.wait.as_secs());
+    }
+    let replied = match agent.addresses().nth(address) {
+        Some(address) => agent.get(address, &path, turn.limit).await,
+        None => Err(Trouble::Config("there is no such address".into())),
+    };
+    let index = replied.as_ref().ok().and_then(|reply| reply.index);
+    let heard = hear(question, replied);
+    let miss = || Miss::Failed {
+        outcome: heard.outcome,
+        detail: heard.detail.clone(),
+    };
+    let told = heard.done.unwrap_or_else(|| Err(miss()));
+    Blocked {
+        answered: matches!(told, Ok(_) | Err(Miss::NotFound { .. })),
+        told,
+        index,
+        outcome: heard.outcome,
+    }
 }
 
 /// One reply, judged.

@@ -129,10 +129,10 @@ impl Circuits {
         self.state().transitions
     }
 
-    fn hear(&self, index: usize, outcome: Outcome, home: bool, took: Duration) {
+    fn hear(&self, index: usize, outcome: Outcome, home: bool, took: Option<Duration>) {
         let now = clock::now();
         let mut state = self.state();
-        if matches!(outcome, Outcome::Answered | Outcome::NotFound) {
+        if let (Outcome::Answered | Outcome::NotFound, Some(took)) = (outcome, took) {
             state.pace.observe(took);
         }
         let Some(circuit) = state.circuits.get_mut(index) else {
@@ -173,7 +173,13 @@ impl Asking<'_> {
     pub(crate) fn heard(mut self, outcome: Outcome) {
         self.heard = true;
         let took = clock::now().saturating_duration_since(self.start);
-        (self.circuits).hear(self.index, outcome, self.home, took);
+        (self.circuits).hear(self.index, outcome, self.home, Some(took));
+    }
+
+    /// The same for a query that waited: its time says nothing.
+    pub(crate) fn heard_without_time(mut self, outcome: Outcome) {
+        self.heard = true;
+        (self.circuits).hear(self.index, outcome, self.home, None);
     }
 }
 
@@ -183,7 +189,7 @@ impl Drop for Asking<'_> {
             let took = clock::now().saturating_duration_since(self.start);
             // Whoever was given no time is not to blame.
             if took >= self.circuits.hedge() {
-                (self.circuits).hear(self.index, Outcome::Late, self.home, took);
+                (self.circuits).hear(self.index, Outcome::Late, self.home, Some(took));
             }
         }
     }

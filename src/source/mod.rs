@@ -16,7 +16,7 @@ use std::{
 };
 
 use self::{
-    catalog::Miss,
+    catalog::{Blocked, Miss, Told},
     circuits::{Asker, Circuits, Mode},
     default_address::Defaults,
     dns::DnsSource,
@@ -27,6 +27,7 @@ use crate::{
     clock,
     config::Config,
     consul::{
+        blocking::Turn,
         health::ask::{self, Ask, Place},
         http::Agent,
     },
@@ -288,19 +289,7 @@ impl Sources {
         limit: Instant,
         attempts: &mut Vec<Attempt>,
     ) -> Option<Heard<Finding>> {
-        let locality = question.name.locality();
-        let asked = ask::Question {
-            ask: ask_of(question.name)?,
-            place: Place {
-                datacenter: locality.datacenter.as_deref(),
-                namespace: locality.namespace.as_deref(),
-                partition: locality.partition.as_deref(),
-                peer: locality.peer.as_deref(),
-                sameness_group: locality.sameness_group.as_deref(),
-            },
-            domain: self.zones.first()?.as_str(),
-            name: question.fqdn,
-        };
+        let asked = self.asked(question)?;
         let (told, made) = catalog::ask(
             &self.agent,
             &asked,
@@ -311,40 +300,48 @@ impl Sources {
         )
         .await;
         attempts.extend(made);
-        let told = match told {
-            Ok(told) => told,
-            Err(Miss::NotFound {
-                unhealthy,
-                confirmed,
-            }) => {
-                let nothing = Nothing {
-                    ttl: None,
-                    unhealthy,
-                    leader: Some(confirmed),
-                };
-                return Some(Heard::Nothing(nothing));
-            }
-            Err(Miss::Denied(_) | Miss::Failed { .. }) => return None,
-        };
-        let mut doubt = None;
-        if told.filtered_by_acls {
-            doubt = Some("the token may not see all instances".into());
-        } else if told.read.skipped > 0 {
-            let (skipped, first) = (
-                told.read.skipped,
-                told.read.first_reason.unwrap_or_default(),
-            );
-            doubt =
-                Some(format!("{skipped} instances of the catalog were left out: {first}").into());
+        by_catalog(told)
+    }
+
+    /// The question as the catalog is asked it; `None` where it has no answer to it.
+    fn asked<'a>(&'a self, question: Question<'a>) -> Option<ask::Question<'a>> {
+        let locality = question.name.locality();
+        Some(ask::Question {
+            ask: ask_of(question.name)?,
+            place: Place {
+                datacenter: locality.datacenter.as_deref(),
+                namespace: locality.namespace.as_deref(),
+                partition: locality.partition.as_deref(),
+                peer: locality.peer.as_deref(),
+                sameness_group: locality.sameness_group.as_deref(),
+            },
+            domain: self.zones.first()?.as_str(),
+            name: question.fqdn,
+        })
+    }
+
+    /// Whether the agent tells of changes of this name by itself. A prepared query
+    /// it does not (Consul docs: Blocking Queries).
+    pub(crate) fn can_follow(&self, name: &ConsulName) -> bool {
+        self.agent.addresses().len() > 0
+            && ask_of(name).is_some_and(|ask| !matches!(ask, Ask::Query { .. }))
+    }
+
+    /// One query of a name that is followed, to the `turn`-th address.
+    pub(crate) async fn block(
+        &self,
+        question: Question<'_>,
+        address: usize,
+        turn: &Turn,
+    ) -> Option<(Option<Heard<Finding>>, Blocked)> {
+        let address = address % self.agent.addresses().len().max(1);
+        let blocked = catalog::block(&self.agent, &self.asked(question)?, address, turn).await;
+        if blocked.answered {
+            // It is well, whatever its circuit says.
+            let asking = self.http_circuits.begin(address, true);
+            asking.heard_without_time(Outcome::Answered);
         }
-        Some(judged(Finding {
-            found: told.read.found,
-            source: Source::Http,
-            transport: Transport::Http,
-            // The catalog says no TTL but for prepared queries; Consul's default is 0.
-            ttl: told.read.ttl.unwrap_or_default(),
-            doubt,
-        }))
+        Some((by_catalog(blocked.told.clone()), blocked))
     }
 
     /// Whether a name asks for no other place than our own.
@@ -467,6 +464,42 @@ impl Sources {
         });
         heard
     }
+}
+
+/// What the catalog told, in the ladder's words; `None`: nothing.
+fn by_catalog(told: Result<Told, Miss>) -> Option<Heard<Finding>> {
+    let told = match told {
+        Ok(told) => told,
+        Err(Miss::NotFound {
+            unhealthy,
+            confirmed,
+        }) => {
+            return Some(Heard::Nothing(Nothing {
+                ttl: None,
+                unhealthy,
+                leader: Some(confirmed),
+            }));
+        }
+        Err(Miss::Denied(_) | Miss::Failed { .. }) => return None,
+    };
+    let mut doubt = None;
+    if told.filtered_by_acls {
+        doubt = Some("the token may not see all instances".into());
+    } else if told.read.skipped > 0 {
+        let (skipped, first) = (
+            told.read.skipped,
+            told.read.first_reason.unwrap_or_default(),
+        );
+        doubt = Some(format!("{skipped} instances of the catalog were left out: {first}").into());
+    }
+    Some(judged(Finding {
+        found: told.read.found,
+        source: Source::Http,
+        transport: Transport::Http,
+        // The catalog says no TTL but for prepared queries; Consul's default is 0.
+        ttl: told.read.ttl.unwrap_or_default(),
+        doubt,
+    }))
 }
 
 /// A step that brought no reply; the static rung has none.

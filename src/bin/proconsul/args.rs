@@ -17,6 +17,7 @@ use proconsul::{Error, Resolver, Strategy};
   proconsul lookup web                       every instance of the service web
   proconsul lookup v2.web@dc2 --json         those tagged v2 in datacenter dc2
   proconsul pick web                         one of them, as host:port
+  proconsul watch web                        each change of them, as it happens
   proconsul serve                            answer DNS clients on 127.0.0.1:8653
   proconsul lookup web --catalog FILE        the same from a file, where no Consul is
 
@@ -40,6 +41,9 @@ pub(crate) enum Command {
     /// Tell every step of a look-up: who was asked, how, what came, and why it went on.
     #[command(after_help = EXPLAIN_HELP)]
     Explain(Explain),
+    /// Print each change of the instances of services, until interrupted.
+    #[command(after_help = WATCH_HELP)]
+    Watch(Watch),
     /// Answer DNS clients for Consul's domain, on UDP and TCP.
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
@@ -68,6 +72,19 @@ const PICK_HELP: &str = "Examples:
 const EXPLAIN_HELP: &str = "Examples:
   proconsul explain web
   proconsul explain web --http none --json";
+
+const WATCH_HELP: &str =
+    "A line for each instance: + came, - went, ~ has another weight, health or tag. The
+first lines are what is there. With --json one object a line, with added, removed,
+updated, and endpoints for all that are there now.
+
+Examples:
+  proconsul watch web api
+  proconsul watch web --json | jq -r '.endpoints[] | \"\\(.address):\\(.port)\"'
+
+Changes come by blocking queries of the HTTP API, within milliseconds; where that
+cannot be asked the other sources are asked once a second. SIGINT and SIGTERM end it
+with status 0.";
 
 const SERVE_HELP: &str = "Examples:
   proconsul serve
@@ -115,6 +132,18 @@ pub(crate) struct Pick {
 pub(crate) struct Explain {
     /// What to look up, as for lookup.
     pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// What to watch, as for lookup.
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    /// Only instances with this tag.
+    #[arg(long, value_name = "TAG")]
+    pub(crate) tag: Option<String>,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }

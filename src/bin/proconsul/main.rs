@@ -6,6 +6,8 @@ mod lookup;
 mod output;
 mod pick;
 mod serve;
+mod signals;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
             Command::Lookup(command) => lookup::run(command, &cli.output).await,
             Command::Pick(command) => pick::run(command, &cli.output).await,
             Command::Explain(command) => explain::run(command, &cli.output).await,
+            Command::Watch(command) => watch::run(command, &cli.output).await,
             Command::Serve(command) => serve::run(command, &cli.output).await,
         }
     });

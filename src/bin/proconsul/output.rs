@@ -52,12 +52,17 @@ pub(crate) fn heading(output: &Output, text: &str) -> String {
 
 /// Writes data. A reader that has seen enough is no error.
 pub(crate) fn data(text: &str) -> ExitCode {
+    write(text).err().unwrap_or(ExitCode::SUCCESS)
+}
+
+/// Writes data where more may follow; an error is the end, and what it means.
+pub(crate) fn write(text: &str) -> Result<(), ExitCode> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => trouble(&format!("stdout cannot be written: {error}")),
-    }
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        _ => trouble(&format!("stdout cannot be written: {error}")),
+    })
 }
 
 /// Writes one JSON object.

@@ -1,0 +1,261 @@
+//! **Pure.** When a blocking query is asked again, and with which index (Consul
+//! docs: Blocking Queries). Time and dice come in as arguments.
+//!
+//! | heard | next |
+//! | --- | --- |
+//! | nothing yet | index 0: the present state, at once |
+//! | an index | a query that waits for a higher one, at most [`WAIT`] |
+//! | an index of 0 | 1: less would not wait |
+//! | a lower index than before | index 0: the servers' data is another one |
+//! | no index | not to be followed |
+//! | the same content as before, at once | [`BURST`] times at once, then after 1 s, doubling to [`SLOWEST`]: indexes move for other reasons too |
+//! | other content | at once |
+//! | refused | after [`REFUSED`]: that costs nothing, and who is back is to be found within a second |
+//! | silence, an error, 429 | after 0.25 s, doubling to [`SLOWEST`], never less than what the server asks for |
+//!
+//! Pauses are spread by a fifth, so that many who lost the same agent do not come
+//! back as one.
+
+use std::time::{Duration, Instant};
+
+use rand::{Rng, RngExt as _};
+
+/// How long a query waits for a change. Below the 60 s that proxies like to cut.
+const WAIT: Duration = Duration::from_secs(55);
+
+/// Replies without news that cost no pause.
+const BURST: u32 = 2;
+
+/// A reply that took so long waited: it is no sign of a loop.
+const WAITED: Duration = Duration::from_secs(1);
+
+/// Longest pause.
+const SLOWEST: Duration = Duration::from_secs(15);
+
+/// Pause after the first failure.
+const FIRST: Duration = Duration::from_millis(250);
+
+/// Pause while the address refuses.
+const REFUSED: Duration = Duration::from_millis(600);
+
+/// What is to be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// `None`: the present state, without waiting.
+    pub(crate) index: Option<u64>,
+    /// How long the server is to wait for a change.
+    pub(crate) wait: Duration,
+    /// When the query is given up: the server adds up to a sixteenth to its wait.
+    pub(crate) limit: Duration,
+    /// Not before.
+    pub(crate) due: Instant,
+}
+
+/// How a query failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Refused,
+    Other,
+}
+
+/// The state of one question that is followed.
+#[derive(Clone, Debug)]
+pub(crate) struct Blocking {
+    /// 0: nothing was heard yet.
+    index: u64,
+    due: Instant,
+    /// Replies in a row that came at once and brought nothing.
+    idle: u32,
+    failures: u32,
+}
+
+impl Blocking {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            index: 0,
+            due: now,
+            idle: 0,
+            failures: 0,
+        }
+    }
+
+    /// What to ask next. A present state has `limit` as its limit.
+    pub(crate) fn turn(&self, limit: Duration) -> Turn {
+        let blocks = self.index > 0;
+        Turn {
+            index: blocks.then_some(self.index),
+            wait: if blocks { WAIT } else { Duration::ZERO },
+            limit: if blocks { longest() } else { limit },
+            due: self.due,
+        }
+    }
+
+    /// A reply came after `took`, with the index of its header and, or not, other
+    /// content than the one before. False: it cannot be followed.
+    pub(crate) fn answered(
+        &mut self,
+        index: Option<u64>,
+        news: bool,
+        took: Duration,
+        now: Instant,
+        dice: &mut impl Rng,
+    ) -> bool {
+        self.failures = 0;
+        self.due = now;
+        let Some(index) = index.map(|index| index.max(1)) else {
+            return false;
+        };
+        self.index = if index < self.index { 0 } else { index };
+        if news || took >= WAITED {
+            self.idle = 0;
+            return true;
+        }
+        self.idle = self.idle.saturating_add(1);
+        if let Some(over) = self.idle.checked_sub(BURST + 1) {
+            self.due = now + spread(doubled(Duration::from_secs(1), over), dice);
+        }
+        true
+    }
+
+    /// What was heard is not settled: the state is to be asked for again then.
+    pub(crate) fn again(&mut self, at: Instant) {
+        self.index = 0;
+        self.due = self.due.max(at);
+    }
+
+    /// It failed; the server asked for a pause of `asked`.
+    pub(crate) fn failed(
+        &mut self,
+        failure: Failure,
+        asked: Option<Duration>,
+        now: Instant,
+        dice: &mut impl Rng,
+    ) {
+        // What changed in the meantime is not known: the next reply is the state.
+        self.index = 0;
+        let pause = match failure {
+            Failure::Refused => REFUSED,
+            Failure::Other => doubled(FIRST, self.failures),
+        };
+        self.failures = self.failures.saturating_add(1);
+        let asked = asked.unwrap_or_default().min(Duration::from_secs(60));
+        self.due = now + spread(pause.max(asked), dice);
+    }
+}
+
+/// The longest that a query can take whose server is well, and how long what it
+/// said last may be believed.
+pub(crate) fn longest() -> Duration {
+    WAIT + WAIT / 16 + Duration::from_secs(5)
+}
+
+fn doubled(pause: Duration, times: u32) -> Duration {
+    pause.saturating_mul(1 << times.min(10)).min(SLOWEST)
+}
+
+fn spread(pause: Duration, dice: &mut impl Rng) -> Duration {
+    pause * dice.random_range(900..=1_100_u32) / 1_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use proptest::prelude::*;
+    use rand::{SeedableRng as _, rngs::SmallRng};
+
+    const SHORT: Duration = Duration::from_millis(1);
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    fn begun() -> (Blocking, Instant, SmallRng) {
+        let now = clock::now();
+        (Blocking::new(now), now, SmallRng::seed_from_u64(1))
+    }
+
+    #[test]
+    fn the_first_reply_is_the_state_and_the_next_one_waits_for_a_change() {
+        let (mut blocking, now, mut dice) = begun();
+        let first = blocking.turn(LIMIT);
+        assert_eq!((first.index, first.limit, first.due), (None, LIMIT, now));
+        assert!(blocking.answered(Some(7), true, SHORT, now, &mut dice));
+        let second = blocking.turn(LIMIT);
+        assert_eq!((second.index, second.wait), (Some(7), WAIT));
+        assert!(second.limit > WAIT + WAIT / 16);
+        assert_eq!(second.due, now);
+    }
+
+    #[test]
+    fn an_index_of_zero_waits_one_that_falls_starts_anew_and_none_is_not_followed() {
+        let (mut blocking, now, mut dice) = begun();
+        blocking.answered(Some(0), true, SHORT, now, &mut dice);
+        assert_eq!(blocking.turn(LIMIT).index, Some(1));
+        blocking.answered(Some(900), true, SHORT, now, &mut dice);
+        blocking.answered(Some(20), true, SHORT, now, &mut dice);
+        assert_eq!(blocking.turn(LIMIT).index, None);
+        assert!(!blocking.answered(None, true, SHORT, now, &mut dice));
+    }
+
+    #[test]
+    fn replies_that_bring_nothing_are_asked_for_ever_more_seldom() {
+        let (mut blocking, now, mut dice) = begun();
+        let mut pauses = Vec::new();
+        for index in 1..12 {
+            blocking.answered(Some(index), false, SHORT, now, &mut dice);
+            pauses.push((blocking.turn(LIMIT).due - now).as_secs_f64().round() as u64);
+        }
+        assert_eq!(pauses[..6], [0, 0, 1, 2, 4, 8]);
+        assert!(
+            pauses[6..].iter().all(|pause| (14..=17).contains(pause)),
+            "{pauses:?}"
+        );
+        blocking.answered(Some(12), true, SHORT, now, &mut dice);
+        assert_eq!(blocking.turn(LIMIT).due, now);
+        // One that waited its time is no loop.
+        for _ in 0..9 {
+            blocking.answered(Some(12), false, WAIT, now, &mut dice);
+        }
+        assert_eq!(blocking.turn(LIMIT).due, now);
+    }
+
+    #[test]
+    fn failures_pause_longer_each_and_refusals_always_the_same() {
+        let (mut blocking, now, mut dice) = begun();
+        blocking.answered(Some(7), true, SHORT, now, &mut dice);
+        let mut pause = |failure, asked| {
+            blocking.failed(failure, asked, now, &mut dice);
+            assert_eq!(blocking.turn(LIMIT).index, None);
+            blocking.turn(LIMIT).due - now
+        };
+        for _ in 0..9 {
+            assert!(pause(Failure::Refused, None) < Duration::from_secs(1));
+        }
+        assert!(pause(Failure::Other, None) >= Duration::from_secs(10));
+        assert!(pause(Failure::Other, Some(Duration::from_secs(30))) >= Duration::from_secs(27));
+        let endless = Some(Duration::from_secs(1_000_000_000));
+        assert!(pause(Failure::Other, endless) <= Duration::from_secs(70));
+    }
+
+    proptest! {
+        /// Whatever the servers say, without news no more than this is asked.
+        #[test]
+        fn it_never_spins(said in prop::collection::vec((0u8..4, any::<u64>()), 1..400)) {
+            let (mut blocking, start, mut dice) = begun();
+            let mut now = start;
+            let mut asked = 0_u32;
+            for (what, index) in said {
+                now = now.max(blocking.turn(LIMIT).due);
+                asked += 1;
+                match what {
+                    0 => blocking.failed(Failure::Refused, None, now, &mut dice),
+                    1 => blocking.failed(Failure::Other, None, now, &mut dice),
+                    _ => {
+                        blocking.answered(Some(index), false, SHORT, now, &mut dice);
+                    }
+                }
+            }
+            // A failure between replies costs its own pause.
+            let seconds = (now - start).as_secs_f64();
+            prop_assert!(f64::from(asked) <= 4.0 + seconds * 8.0, "{asked} in {seconds} s");
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! **Door.** Names that are followed: their changes come by blocking queries, and
+//! what is cached of them is fresh by event, whatever its TTL. When a query is asked
+//! again is [`blocking`]'s to say.
+//!
+//! | followed | until |
+//! | --- | --- |
+//! | a name that a [`Service`](crate::Service) handle is held of | the last handle is dropped |
+//! | a name that is asked [`HOT`] times or more between two answers | it is asked less often |
+//!
+//! While the HTTP API is not there, or for a name that it cannot follow, the other
+//! rungs are asked once a TTL and at least once a second: a handle goes on being
+//! told. The connections are bounded by [`ResolverBuilder::watches`]; above that names
+//! are polled in the same way.
+//!
+//! [`ResolverBuilder::watches`]: crate::ResolverBuilder::watches
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    task::AbortHandle,
+    time::sleep_until,
+};
+use tracing::debug;
+
+use super::{
+    Inner,
+    climb::{Landed, Said},
+};
+use crate::{
+    cache::stale::Wish,
+    clock,
+    consul::blocking::{self, Blocking, Failure},
+    endpoint::Outcome,
+    found::Held,
+    ladder::{Heard, Rung},
+    name::ConsulName,
+    source::{Finding, Question, Sources, catalog::Miss},
+};
+
+/// Asked so often between two answers, a name is worth a connection of its own.
+const HOT: u32 = 20;
+
+/// Least time between two polls of a name that cannot be followed.
+const POLL: Duration = Duration::from_secs(1);
+
+/// What is held is asked about again after so long.
+const RECHECK: Duration = Duration::from_secs(1);
+
+/// What a follower last heard.
+#[derive(Clone, Debug)]
+pub(super) enum Known {
+    /// Nothing yet.
+    Unheard,
+    Set(Arc<Held>),
+    /// There is no such name, or nothing healthy.
+    Gone,
+}
+
+/// The names that are followed. Dropped, it ends their queries.
+#[derive(Debug)]
+pub(super) struct Followers {
+    /// By the name's key. A std mutex: held for one look, never across an await.
+    all: Mutex<HashMap<Box<str>, Follower>>,
+    /// One for each blocking query.
+    connections: Arc<Semaphore>,
+    most: usize,
+}
+
+#[derive(Debug)]
+struct Follower {
+    news: watch::Sender<Known>,
+    task: AbortHandle,
+}
+
+impl Followers {
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            all: Mutex::default(),
+            connections: Arc::new(Semaphore::new(most)),
+            most,
+        }
+    }
+
+    /// Names that are followed by a query of their own.
+    pub(super) fn watches(&self) -> usize {
+        self.most - self.connections.available_permits()
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<Box<str>, Follower>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Followers {
+    fn drop(&mut self) {
+        for follower in self.all().values() {
+            follower.task.abort();
+        }
+    }
+}
+
+impl Inner {
+    /// A name was found that had been asked so often since it was found before.
+    pub(super) fn follow_if_hot(self: &Arc<Self>, name: &ConsulName, asked: u32) {
+        let room = self.followers.connections.available_permits() > 0;
+        if asked >= HOT && room && self.sources.can_follow(name) {
+            drop(self.follow(name));
+        }
+    }
+
+    /// Follows a name; whoever holds what is given keeps it followed.
+    ///
+    /// Panics outside a tokio runtime.
+    pub(super) fn follow(self: &Arc<Self>, name: &ConsulName) -> watch::Receiver<Known> {
+        let mut all = self.followers.all();
+        if let Some(follower) = all.get(name.key()) {
+            return follower.news.subscribe();
+        }
+        let (news, heard) = watch::channel(Known::Unheard);
+        let following = Following {
+            inner: Arc::downgrade(self),
+            sources: Arc::clone(&self.sources),
+            connections: Arc::clone(&self.followers.connections),
+            fqdn: name.fqdn(&self.config.domain),
+            name: name.clone(),
+            news: news.clone(),
+            pace: self.config.cache.floor.max(POLL),
+            limit: self.config.timeout,
+        };
+        // Its owner is the map: it is aborted when the resolver goes.
+        let task = tokio::spawn(following.run()).abort_handle();
+        all.insert(name.key().into(), Follower { news, task });
+        heard
+    }
+
+    /// Ends following a name that nobody listens to and that is asked seldom. False:
+    /// it goes on.
+    fn leave(&self, name: &ConsulName) -> bool {
+        let mut all = self.followers.all();
+        let listeners = all
+            .get(name.key())
+            .map_or(0, |one| one.news.receiver_count());
+        if listeners > 0 || self.cache().take_asked(name.key()) >= HOT {
+            return false;
+        }
+        all.remove(name.key());
+        self.cache().expire(name.key(), clock::now());
+        true
+    }
+}
+
+/// One name that is followed. It holds the resolver only while it has something to
+/// tell, so that a query in the air does not keep it alive.
+struct Following {
+    inner: Weak<Inner>,
+    sources: Arc<Sources>,
+    connections: Arc<Semaphore>,
+    name: ConsulName,
+    fqdn: String,
+    news: watch::Sender<Known>,
+    pace: Duration,
+    /// Of a query that does not wait.
+    limit: Duration,
+}
+
+impl Following {
+    async fn run(self) {
+        let permit = if self.sources.can_follow(&self.name) {
+            self.connections.clone().try_acquire_owned().ok()
+        } else {
+            None
+        };
+        if permit.is_some() {
+            self.block().await;
+        } else {
+            self.poll_until(None).await;
+        }
+    }
+
+    /// Follows by blocking queries until nobody wants it any more.
+    async fn block(&self) {
+        let mut blocking = Blocking::new(clock::now());
+        let mut before: Option<Finding> = None;
+        let mut address = 0;
+        loop {
+            let turn = blocking.turn(self.limit);
+            if self.poll_until(Some(turn.due)).await.is_none() {
+                return;
+            }
+            let start = clock::now();
+            let question = self.question();
+            let Some((heard, blocked)) = self.sources.block(question, address, &turn).await else {
+                return;
+            };
+            let Some(inner) = self.inner.upgrade() else {
+                return;
+            };
+            let now = clock::now();
+            let took = now.saturating_duration_since(start);
+            let mut dice = clock::dice();
+            let mut heard_of = |news| blocking.answered(blocked.index, news, took, now, &mut dice);
+            let follows = match heard {
+                Some(Heard::Whole(finding) | Heard::Partial(finding)) => {
+                    let news = before.as_ref() != Some(&finding);
+                    let follows = heard_of(news);
+                    let until = now
+                        + if follows {
+                            blocking::longest()
+                        } else {
+                            self.pace
+                        };
+                    if news {
+                        before = Some(finding.clone());
+                        let held = inner.keep_followed(question, finding, until).await;
+                        self.tell(Known::Set(held));
+                    } else {
+                        inner.cache().confirm(self.name.key(), now, until);
+                    }
+                    follows
+                }
+                Some(Heard::Nothing(nothing)) => {
+                    let follows = heard_of(before.is_some());
+                    before = None;
+                    let said = Said {
+                        rung: Rung::Http,
+                        nothing,
+                        denied: false,
+                        known: inner.knows(&self.name),
+                    };
+                    match inner.weigh(question, &said, Vec::new()).await {
+                        Landed::Nothing(_) => self.tell(Known::Gone),
+                        // What is held is asked about until it is settled.
+                        _ => {
+                            inner.cache().expire(self.name.key(), clock::now());
+                            blocking.again(clock::now() + RECHECK);
+                        }
+                    }
+                    follows
+                }
+                Some(_) | None => {
+                    inner.cache().expire(self.name.key(), now);
+                    let (failure, asked) = failure(&blocked.told, blocked.outcome);
+                    debug!(name = %self.fqdn, outcome = %blocked.outcome, "not followed for now");
+                    blocking.failed(failure, asked, now, &mut dice);
+                    address += 1;
+                    true
+                }
+            };
+            if !follows {
+                blocking.again(clock::now() + self.pace);
+            }
+            if inner.leave(&self.name) {
+                return;
+            }
+        }
+    }
+
+    /// Asks all rungs once a pace until `due`; without it until nobody wants it any
+    /// more. `None`: that is so.
+    async fn poll_until(&self, due: Option<Instant>) -> Option<()> {
+        loop {
+            let now = clock::now();
+            if due.is_some_and(|due| now >= due) {
+                return Some(());
+            }
+            let inner = self.inner.upgrade()?;
+            match inner.wait(&self.name, Wish::default()).await {
+                Ok(answer) if answer.is_fresh() => self.tell(Known::Set(answer.held)),
+                Err(error) if error.is_not_found() => self.tell(Known::Gone),
+                // What is stale was told before.
+                Ok(answer) => self.tell_first(Known::Set(answer.held)),
+                Err(_) => {}
+            }
+            if due.is_none() && inner.leave(&self.name) {
+                return None;
+            }
+            drop(inner);
+            let next = now + self.pace;
+            sleep_until(due.map_or(next, |due| due.min(next)).into()).await;
+        }
+    }
+
+    fn question(&self) -> Question<'_> {
+        Question {
+            name: &self.name,
+            fqdn: &self.fqdn,
+        }
+    }
+
+    fn tell(&self, known: Known) {
+        self.news.send_if_modified(|before| {
+            let same = match (&*before, &known) {
+                (Known::Set(before), Known::Set(held)) => Arc::ptr_eq(before, held),
+                (Known::Gone, Known::Gone) => true,
+                _ => false,
+            };
+            if !same {
+                *before = known;
+            }
+            !same
+        });
+    }
+
+    fn tell_first(&self, known: Known) {
+        if matches!(*self.news.borrow(), Known::Unheard) {
+            self.tell(known);
+        }
+    }
+}
+
+/// How a query failed, and the pause that was asked for.
+fn failure(
+    told: &Result<crate::source::catalog::Told, Miss>,
+    outcome: Outcome,
+) -> (Failure, Option<Duration>) {
+    match (told, outcome) {
+        (_, Outcome::Refused) => (Failure::Refused, None),
+        // Those who ask to be left alone are asked again after a second at least.
+        (_, Outcome::Throttled) => (Failure::Other, Some(Duration::from_secs(1))),
+        _ => (Failure::Other, None),
+    }
+}

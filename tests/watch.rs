@@ -1,0 +1,274 @@
+//! Names that are followed: handles, changes, hot names and the program's `watch`,
+//! against real agents.
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use proconsul::{Change, Changes, Endpoint, Freshness, Resolver, ResolverBuilder};
+use serde_json::{Value, json};
+use support::{Agent, PATIENCE, closed_port, wait_for};
+
+fn builder(agent: &Agent) -> ResolverBuilder {
+    Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http(&agent.http())
+}
+
+async fn register(agent: &Agent, name: &str, port: u16, tag: &str) {
+    let id = format!("{name}-{port}");
+    let body =
+        json!({ "Name": name, "ID": id, "Address": "10.0.0.1", "Port": port, "Tags": [tag] });
+    agent.register_service(body).await;
+}
+
+async fn next(changes: &mut Changes) -> Change {
+    let next = tokio::time::timeout(PATIENCE, changes.next());
+    next.await.expect("a change in time")
+}
+
+fn ports(endpoints: &[Endpoint]) -> Vec<u16> {
+    let mut ports: Vec<_> = endpoints.iter().map(|endpoint| endpoint.port).collect();
+    ports.sort_unstable();
+    ports
+}
+
+#[tokio::test]
+async fn each_change_is_told_as_what_came_what_went_and_what_is_there() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let resolver = builder(&agent).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    let mut changes = service.changes();
+    let first = next(&mut changes).await;
+    assert_eq!((ports(&first.added), ports(&first.all)), (vec![1], vec![1]));
+    service.ready().await;
+    assert_eq!(ports(&service.endpoints()), [1]);
+
+    register(&agent, "web", 2, "a").await;
+    let second = next(&mut changes).await;
+    assert_eq!(
+        (ports(&second.added), ports(&second.all)),
+        (vec![2], vec![1, 2])
+    );
+    assert!(second.removed.is_empty() && second.updated.is_empty());
+
+    register(&agent, "web", 2, "b").await;
+    let third = next(&mut changes).await;
+    assert_eq!(
+        (ports(&third.updated), ports(&third.all)),
+        (vec![2], vec![1, 2])
+    );
+    assert_eq!(third.updated[0].tags.as_deref(), Some(&["b".into()][..]));
+
+    agent.deregister_service("web-1").await;
+    let fourth = next(&mut changes).await;
+    assert_eq!(
+        (ports(&fourth.removed), ports(&fourth.all)),
+        (vec![1], vec![2])
+    );
+
+    agent.deregister_service("web-2").await;
+    let fifth = next(&mut changes).await;
+    assert_eq!(
+        (ports(&fifth.removed), ports(&fifth.all)),
+        (vec![2], vec![])
+    );
+    assert!(service.answer().is_none());
+    assert!(resolver.lookup("web").await.unwrap_err().is_not_found());
+    assert!(
+        resolver
+            .metrics()
+            .to_string()
+            .contains("proconsul_watches 1")
+    );
+}
+
+#[tokio::test]
+async fn a_look_up_of_a_followed_name_sees_a_change_without_asking() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    // What is cached otherwise would hold for an hour.
+    let resolver = builder(&agent)
+        .ttl_floor(Duration::from_secs(3_600))
+        .build()
+        .unwrap();
+    let service = resolver.service("web").unwrap();
+    service.ready().await;
+    register(&agent, "web", 2, "a").await;
+    let answer = wait_for("the second instance", async || {
+        let answer = resolver.lookup("web").await.unwrap();
+        assert_eq!(answer.freshness(), Freshness::Fresh);
+        (answer.endpoints().len() == 2).then_some(answer)
+    })
+    .await;
+    assert!(answer.attempts().is_empty());
+}
+
+#[tokio::test]
+async fn a_name_that_is_asked_often_is_followed_and_one_that_is_not_asked_is_not() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let floor = Duration::from_millis(200);
+    let resolver = builder(&agent).ttl_floor(floor).build().unwrap();
+    wait_for("a watch", async || {
+        for _ in 0..30 {
+            resolver.lookup("web").await.unwrap();
+        }
+        let metrics = resolver.metrics().to_string();
+        metrics.contains("proconsul_watches 1").then_some(())
+    })
+    .await;
+    let none = builder(&agent).ttl_floor(floor).watches(0).build().unwrap();
+    for _ in 0..10 {
+        for _ in 0..30 {
+            none.lookup("web").await.unwrap();
+        }
+        tokio::time::sleep(floor / 4).await;
+    }
+    assert!(none.metrics().to_string().contains("proconsul_watches 0"));
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_there_yet_is_told_when_it_comes() {
+    let agent = Agent::start().await;
+    let resolver = builder(&agent).build().unwrap();
+    let service = resolver.service("late").unwrap();
+    let mut changes = service.changes();
+    assert_eq!(next(&mut changes).await, Change::default());
+    register(&agent, "late", 7, "a").await;
+    assert_eq!(ports(&next(&mut changes).await.added), [7]);
+    service.ready().await;
+}
+
+#[tokio::test]
+async fn without_the_http_api_changes_are_told_all_the_same() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    for http in ["none".to_owned(), format!("http://{}", closed_port())] {
+        let resolver = builder(&agent).http(&http).build().unwrap();
+        let service = resolver.service("web").unwrap();
+        let mut changes = service.changes();
+        let there = ports(&next(&mut changes).await.all);
+        register(&agent, "web", 9, "a").await;
+        let more = next(&mut changes).await;
+        assert_eq!((there, ports(&more.added)), (vec![1], vec![9]));
+        agent.deregister_service("web-9").await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_restarts_changes_nothing_and_what_is_new_is_told() {
+    let mut agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let resolver = builder(&agent).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    let mut changes = service.changes();
+    next(&mut changes).await;
+    agent.stop().await;
+    wait_for("a stale answer", async || {
+        let answer = service.answer()?;
+        assert_eq!(ports(answer.endpoints()), [1]);
+        (answer.freshness() == Freshness::Stale).then_some(())
+    })
+    .await;
+    assert_eq!(ports(&service.endpoints()), [1]);
+    agent.restart().await;
+    register(&agent, "web", 1, "a").await;
+    register(&agent, "web", 2, "a").await;
+    wait_for("the new instance", async || {
+        let change = next(&mut changes).await;
+        (ports(&change.all) == [1, 2]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_resolver_that_is_dropped_leaves_no_query_behind() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let resolver = builder(&agent).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    service.ready().await;
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let busy = tasks();
+    drop((service, resolver));
+    wait_for("the end of its tasks", async || {
+        (tasks() < busy).then_some(())
+    })
+    .await;
+}
+
+/// Ends the program however the test ends.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_program_prints_a_line_for_each_change_until_it_is_interrupted() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let watch = |form: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.args(["watch", "web", "api", "-o", form, "--dns"]);
+        command.args([agent.dns().to_string(), "--http".into(), agent.http()]);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (Running(child), lines)
+    };
+    let (mut table, mut lines) = watch("table");
+    let (_json, mut objects) = watch("json");
+    assert_eq!(
+        lines.next().unwrap().unwrap(),
+        "+ web.service.consul. 10.0.0.1:1 weight 1 passing"
+    );
+    let mut object =
+        || -> Value { serde_json::from_str(&objects.next().unwrap().unwrap()).unwrap() };
+    let firsts = [object(), object()];
+    let web = firsts
+        .iter()
+        .find(|one| one["name"] == "web.service.consul.")
+        .unwrap();
+    assert_eq!(web["added"][0]["port"], 1);
+    assert_eq!(web["source"], "http");
+    register(&agent, "api", 2, "a").await;
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .unwrap()
+            .starts_with("+ api.service.consul. 10.0.0.1:2 ")
+    );
+    assert_eq!(object()["endpoints"][0]["port"], 2);
+    agent.deregister_service("web-1").await;
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .unwrap()
+            .starts_with("- web.service.consul. 10.0.0.1:1 ")
+    );
+    let id = table.0.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert!(table.0.wait().unwrap().success());
+}
