@@ -25,7 +25,10 @@ use crate::endpoint::Outcome;
 const IN_A_ROW: u8 = 3;
 
 /// Time between two probes.
-const PROBE: Duration = Duration::from_millis(500);
+const PROBE: Duration = Duration::from_millis(400);
+
+/// The same where the address asked to be left alone.
+const THROTTLED: Duration = Duration::from_secs(1);
 
 /// A probe that has told nothing for so long was lost with whoever sent it.
 const LOST: Duration = Duration::from_secs(5);
@@ -85,18 +88,19 @@ impl Circuit {
             Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => {
                 *self = Self::default();
             }
-            Outcome::Refused | Outcome::Unreachable | Outcome::Throttled => self.open(now, dice),
+            Outcome::Refused | Outcome::Unreachable => self.open(PROBE, now, dice),
+            Outcome::Throttled => self.open(THROTTLED, now, dice),
             Outcome::TimedOut | Outcome::Late | Outcome::Malformed if home => {
                 self.failures = self.failures.saturating_add(1);
                 if was_open || self.failures >= IN_A_ROW {
-                    self.open(now, dice);
+                    self.open(PROBE, now, dice);
                 }
             }
             // It answers, if not this.
             Outcome::Failed if home && was_open => *self = Self::default(),
             Outcome::TimedOut | Outcome::Late | Outcome::Malformed | Outcome::Failed => {
                 if was_open {
-                    self.open(now, dice);
+                    self.open(PROBE, now, dice);
                 }
             }
             Outcome::Skipped => {}
@@ -104,9 +108,9 @@ impl Circuit {
         was_open != self.probe.is_some()
     }
 
-    fn open(&mut self, now: Instant, dice: &mut impl Rng) {
+    fn open(&mut self, pause: Duration, now: Instant, dice: &mut impl Rng) {
         let share = dice.random_range(800..=1_200_u32);
-        self.probe = Some(now + PROBE * share / 1_000);
+        self.probe = Some(now + pause * share / 1_000);
         self.since.get_or_insert(now);
     }
 }
@@ -190,10 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn it_is_probed_twice_a_second_and_by_one_at_a_time() {
+    fn it_is_probed_every_half_second_and_by_one_at_a_time() {
         let (mut circuit, now) = after(&[Outcome::Refused]);
         let at = |ms| now + Duration::from_millis(ms);
-        assert!(matches!(circuit.gate(at(350)), Gate::Shut(_)));
+        assert!(matches!(circuit.gate(at(300)), Gate::Shut(_)));
         assert_eq!(circuit.gate(at(600)), Gate::Probe);
         circuit.probing(at(600));
         assert!(matches!(circuit.gate(at(4_000)), Gate::Shut(_)));

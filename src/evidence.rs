@@ -11,6 +11,7 @@
 //! | DNS alone says so | held until [`DNS_TIMES`] such answers over [`DNS_TIME`]: [`Reason::Unconfirmed`] |
 //! | of [`OTHERS`] other services that are known most are gone as well | held: [`Reason::Mass`] |
 //! | more than [`FEW`] services, and a share of all that are known, vanish within [`WINDOW`] | held: [`Reason::Mass`] |
+//! | asked for once more with those others, it is there | held: [`Reason::Unconfirmed`] |
 //! | anything else | gone at once |
 //!
 //! The canary is `consul`, which every healthy cluster serves about itself. A token
@@ -18,8 +19,8 @@
 //! stand alone.
 //!
 //! Held for a mass means held for at most [`LONGEST`], less when the canary has
-//! been fine for [`WINDOW`] and something was registered since: that is a cluster
-//! that works and really has no such services. A service whose instances went one
+//! been fine for [`WINDOW`] and most others are there: that is a cluster that works
+//! and really has no such services. A service whose instances went one
 //! by one did not vanish, it was taken down.
 
 use std::{
@@ -41,7 +42,10 @@ const FEW: usize = 3;
 
 /// So many others are asked for before one is believed gone, where more than
 /// [`FEW`] are known: does this one go while the others stay?
-pub(crate) const OTHERS: usize = 4;
+const OTHERS: usize = 4;
+
+/// While a mass is held, others are asked for no more often than this.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Share of the services known that may: one in so many, 15 % rounded.
 const SHARE: (usize, usize) = (15, 100);
@@ -69,6 +73,8 @@ pub(crate) enum Canary {
 pub(crate) enum Belief {
     Gone,
     Held(Reason),
+    /// Nothing speaks against it yet: so many other names are to be asked for first.
+    AskOthers(usize),
 }
 
 /// One word that a name with a set is gone.
@@ -88,14 +94,17 @@ pub(crate) struct Word<'a> {
     pub(crate) known: usize,
     /// Of other names with a set so many were asked for just now, and so many of
     /// these are said to be gone.
-    pub(crate) others: Others,
+    /// `None`: none were asked for yet.
+    pub(crate) others: Option<Others>,
 }
 
-/// Other names that were asked for.
+/// Other names that were asked for, and the name itself once more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Others {
     pub(crate) asked: usize,
     pub(crate) gone: usize,
+    /// The name is there again: whoever missed it was well a moment later.
+    pub(crate) back: bool,
 }
 
 /// What was seen of names that vanish.
@@ -119,8 +128,8 @@ pub(crate) struct Evidence {
 #[derive(Clone, Copy, Debug)]
 struct Mass {
     since: Instant,
-    /// Something was registered since.
-    sign_of_life: bool,
+    /// When others were last asked for.
+    asked: Instant,
 }
 
 impl Evidence {
@@ -134,15 +143,6 @@ impl Evidence {
     /// Whether it is worth asking for the canary before this is judged.
     pub(crate) fn wants_canary(&self, nothing: &Nothing) -> bool {
         self.protection == Protection::Evidence && nothing.unhealthy == 0
-    }
-
-    /// How many others are worth asking for before this is judged.
-    pub(crate) fn wants_others(&self, known: usize) -> usize {
-        if known > FEW && self.mass.is_none() {
-            OTHERS
-        } else {
-            0
-        }
     }
 
     /// Whether the canary of a place is still to be asked for the first time. Says
@@ -186,10 +186,13 @@ impl Evidence {
     /// A name with a set is said to be gone.
     pub(crate) fn judge(&mut self, word: Word<'_>, now: Instant) -> Belief {
         let belief = match self.doubt(word, now) {
+            None if self.wants_others(word, now) => return Belief::AskOthers(OTHERS),
+            None if self.is_mass(word, now) => Belief::Held(Reason::Mass),
             None => Belief::Gone,
             Some(reason) => Belief::Held(reason),
         };
         match belief {
+            Belief::AskOthers(_) => {}
             Belief::Gone => {
                 self.held.remove(word.key);
                 self.by_dns.remove(word.key);
@@ -206,16 +209,11 @@ impl Evidence {
         belief
     }
 
-    /// A name was found, `new` where there was no set before.
-    pub(crate) fn found(&mut self, key: &str, new: bool) {
-        let was_held = self.held.remove(key).is_some();
+    /// A name was found.
+    pub(crate) fn found(&mut self, key: &str) {
+        self.held.remove(key);
         self.vanished.remove(key);
         self.by_dns.remove(key);
-        if (new || was_held)
-            && let Some(mass) = &mut self.mass
-        {
-            mass.sign_of_life = true;
-        }
         if self.held.is_empty() {
             self.mass = None;
         }
@@ -253,10 +251,31 @@ impl Evidence {
         if word.canary != Canary::There && self.knows_canary(word.place) {
             return Some(Reason::NoCanary);
         }
-        if word.by == Rung::Dns && !self.is_said_for_long(word.key, now) {
+        let counted = word.others.is_some();
+        if word.others.is_some_and(|others| others.back) {
             return Some(Reason::Unconfirmed);
         }
-        self.is_mass(word, now).then_some(Reason::Mass)
+        if word.by == Rung::Dns && !counted && !self.is_said_for_long(word.key, now) {
+            return Some(Reason::Unconfirmed);
+        }
+        None
+    }
+
+    fn wants_others(&self, word: Word<'_>, now: Instant) -> bool {
+        self.protection == Protection::Evidence
+            && word.nothing.unhealthy == 0
+            && word.others.is_none()
+            && word.known > FEW
+            && self.mass.is_none_or(|mass| {
+                let pause = now.saturating_duration_since(mass.asked);
+                pause >= ASK_AGAIN && self.is_settled(mass, now)
+            })
+    }
+
+    /// The mass is some time ago, and Consul's own service was there all the while.
+    fn is_settled(&self, mass: Mass, now: Instant) -> bool {
+        let fine = |since| now.saturating_duration_since(since) >= WINDOW;
+        fine(mass.since) && self.canary_fine.is_some_and(fine)
     }
 
     fn is_said_for_long(&mut self, key: &str, now: Instant) -> bool {
@@ -269,32 +288,35 @@ impl Evidence {
     }
 
     fn is_mass(&mut self, word: Word<'_>, now: Instant) -> bool {
-        if word.trickled {
+        if self.protection != Protection::Evidence || word.nothing.unhealthy > 0 {
             return false;
         }
         self.vanished
             .retain(|_, when| now.saturating_duration_since(*when) < WINDOW);
-        if self.vanished.len() < MOST && !self.held.contains_key(word.key) {
+        let counts = !word.trickled && !self.held.contains_key(word.key);
+        if counts && self.vanished.len() < MOST {
             self.vanished.entry(word.key.into()).or_insert(now);
         }
-        if let Some(mass) = self.mass {
-            let fine = |since| now.saturating_duration_since(since) >= WINDOW;
-            let works = mass.sign_of_life && fine(mass.since) && self.canary_fine.is_some_and(fine);
-            if works || now.saturating_duration_since(mass.since) >= LONGEST {
-                // What was held is let go name by name, as each is asked for again.
-                return false;
+        let Others { asked, gone, .. } = word.others.unwrap_or_default();
+        if let Some(mass) = &mut self.mass {
+            if word.others.is_some() {
+                mass.asked = now;
             }
-            return true;
+            let mass = *mass;
+            let stay = asked > 0 && 2 * gone <= asked;
+            let works = stay && self.is_settled(mass, now);
+            // What was held is let go name by name, as each is asked for again.
+            return !works && now.saturating_duration_since(mass.since) < LONGEST;
         }
         let (part, of) = SHARE;
         // Those that have vanished and were believed are no longer known.
         let all = word.known + self.vanished.len().saturating_sub(1);
-        let Others { asked, gone } = word.others;
-        let is_mass = self.vanished.len() > FEW.max(all * part / of) || 2 * gone > asked;
+        let many = !word.trickled && self.vanished.len() > FEW.max(all * part / of);
+        let is_mass = many || 2 * gone > asked;
         if is_mass {
             self.mass = Some(Mass {
                 since: now,
-                sign_of_life: false,
+                asked: now,
             });
         }
         is_mass

@@ -117,6 +117,8 @@ mod snapshot;
 mod source;
 mod stamp;
 pub mod stub;
+#[cfg(test)]
+mod world;
 mod zone;
 
 pub use balance::{Picker, Strategy, UnknownStrategy};

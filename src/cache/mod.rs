@@ -91,6 +91,12 @@ struct Entry {
     shrunk: Option<Instant>,
 }
 
+impl Entry {
+    fn shrank_within(&self, window: Duration, now: Instant) -> bool {
+        (self.shrunk).is_some_and(|when| now.saturating_duration_since(when) < window)
+    }
+}
+
 /// Sets by name, as [`ConsulName::key`](crate::name::ConsulName::key) writes it.
 #[derive(Debug)]
 pub(crate) struct Cache {
@@ -260,18 +266,29 @@ impl Cache {
 
     /// Whether the set of a name lost instances within `window` before `now`.
     pub(crate) fn shrank_within(&self, key: &str, window: Duration, now: Instant) -> bool {
-        let shrunk = self.entries.peek(key).and_then(|entry| entry.shrunk);
-        shrunk.is_some_and(|when| now.saturating_duration_since(when) < window)
+        (self.entries.peek(key)).is_some_and(|entry| entry.shrank_within(window, now))
     }
 
-    /// The full names of up to `most` other sets that still held not long ago, used
-    /// last first.
-    pub(crate) fn others(&self, than: &str, most: usize, now: Instant) -> Vec<Box<str>> {
-        let others = self.sets(now).filter(|(held, _)| held.key != than);
-        others
-            .take(most)
-            .map(|(held, _)| held.name.clone())
-            .collect()
+    /// The full names of up to `most` other sets, used last first; without those that
+    /// lost instances within `window`: they may be on their way out.
+    pub(crate) fn others(
+        &self,
+        than: &str,
+        most: usize,
+        window: Duration,
+        now: Instant,
+    ) -> Vec<Box<str>> {
+        let others = self
+            .entries
+            .iter()
+            .filter_map(|(known, entry)| match known {
+                Known::Set(held) if held.key != than && !entry.shrank_within(window, now) => {
+                    let age = now.saturating_duration_since(entry.since);
+                    (age < self.limits.keep).then(|| held.name.clone())
+                }
+                Known::Set(_) | Known::Nothing(_) => None,
+            });
+        others.take(most).collect()
     }
 
     /// All sets that are not too old to be given, with their age.

@@ -17,7 +17,7 @@ fn word(key: &str) -> Word<'_> {
         canary: Canary::There,
         trickled: false,
         known: 10,
-        others: Others::default(),
+        others: Some(Others::default()),
     }
 }
 
@@ -89,7 +89,7 @@ fn a_server_without_a_leader_and_a_token_without_rights_delete_nothing() {
         evidence.held().collect::<Vec<_>>(),
         [("web", Reason::Denied)]
     );
-    evidence.found("web", false);
+    evidence.found("web");
     assert_eq!(evidence.held().len(), 0);
 }
 
@@ -118,6 +118,8 @@ fn dns_alone_deletes_after_three_words_over_two_seconds() {
     let (mut evidence, now) = (Evidence::default(), clock::now());
     let by_dns = Word {
         by: Rung::Dns,
+        known: 3,
+        others: None,
         ..word("web")
     };
     let held = Belief::Held(Reason::Unconfirmed);
@@ -126,7 +128,7 @@ fn dns_alone_deletes_after_three_words_over_two_seconds() {
     assert_eq!(evidence.judge(by_dns, now + seconds(2)), Belief::Gone);
     // Found in between, it starts anew.
     assert_eq!(evidence.judge(by_dns, now), held);
-    evidence.found("web", false);
+    evidence.found("web");
     assert_eq!(evidence.judge(by_dns, now + seconds(5)), held);
 }
 
@@ -151,7 +153,11 @@ fn a_mass_is_held_and_a_small_system_may_be_shut_down() {
 fn the_first_of_a_mass_is_held_already_when_the_others_are_gone_too() {
     let now = clock::now();
     let lost = |gone| {
-        let others = Others { asked: 4, gone };
+        let others = Some(Others {
+            asked: 4,
+            gone,
+            back: false,
+        });
         Evidence::default().judge(
             Word {
                 others,
@@ -163,8 +169,36 @@ fn the_first_of_a_mass_is_held_already_when_the_others_are_gone_too() {
     assert_eq!(lost(0), Belief::Gone);
     assert_eq!(lost(2), Belief::Gone);
     assert_eq!(lost(3), Belief::Held(Reason::Mass));
-    assert_eq!(Evidence::default().wants_others(3), 0);
-    assert_eq!(Evidence::default().wants_others(4), OTHERS);
+    let asks = |known| {
+        let others = None;
+        Evidence::default().judge(
+            Word {
+                known,
+                others,
+                ..word("web")
+            },
+            now,
+        )
+    };
+    assert_eq!(asks(3), Belief::Gone);
+    assert_eq!(asks(4), Belief::AskOthers(OTHERS));
+}
+
+#[test]
+fn a_name_that_is_there_again_a_moment_later_is_not_gone() {
+    let others = Some(Others {
+        asked: 4,
+        gone: 0,
+        back: true,
+    });
+    let belief = Evidence::default().judge(
+        Word {
+            others,
+            ..word("web")
+        },
+        clock::now(),
+    );
+    assert_eq!(belief, Belief::Held(Reason::Unconfirmed));
 }
 
 #[test]
@@ -183,7 +217,7 @@ fn services_that_go_one_by_one_are_no_mass() {
 }
 
 #[test]
-fn a_mass_is_let_go_after_five_minutes_or_when_the_cluster_shows_that_it_works() {
+fn a_mass_is_let_go_after_five_minutes() {
     let now = clock::now();
     let mut evidence = Evidence::default();
     vanish(&mut evidence, 10, 10, now);
@@ -194,25 +228,43 @@ fn a_mass_is_let_go_after_five_minutes_or_when_the_cluster_shows_that_it_works()
         Belief::Held(Reason::Mass)
     );
     assert_eq!(again(&mut evidence, seconds(300)), Belief::Gone);
+}
 
+#[test]
+fn a_mass_is_over_too_when_most_others_have_been_there_for_half_a_minute() {
+    let now = clock::now();
     let mut evidence = Evidence::default();
-    vanish(&mut evidence, 10, 10, now);
-    evidence.canary("", Canary::There, now + seconds(1));
+    evidence.canary("", Canary::There, now);
+    let asked = |gone| {
+        Some(Others {
+            asked: 4,
+            gone,
+            back: false,
+        })
+    };
+    let with = |others| Word {
+        others,
+        ..word("web")
+    };
     assert_eq!(
-        again(&mut evidence, seconds(40)),
+        evidence.judge(with(asked(4)), now),
         Belief::Held(Reason::Mass)
     );
-    evidence.found("new", true);
+    let late = now + seconds(29);
+    assert_eq!(evidence.judge(with(None), late), Belief::Held(Reason::Mass));
+    let later = now + seconds(31);
+    assert_eq!(evidence.judge(with(None), later), Belief::AskOthers(OTHERS));
     assert_eq!(
-        again(&mut evidence, seconds(30)),
+        evidence.judge(with(asked(3)), later),
         Belief::Held(Reason::Mass)
     );
-    assert_eq!(again(&mut evidence, seconds(31)), Belief::Gone);
-    evidence.canary("", Canary::Gone, now + seconds(32));
     assert_eq!(
-        evidence.judge(word("web8"), now + seconds(33)),
+        evidence.judge(with(None), later),
         Belief::Held(Reason::Mass)
     );
+    let again = later + seconds(5);
+    assert_eq!(evidence.judge(with(None), again), Belief::AskOthers(OTHERS));
+    assert_eq!(evidence.judge(with(asked(1)), again), Belief::Gone);
 }
 
 #[test]

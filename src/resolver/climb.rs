@@ -38,7 +38,9 @@ const DEEPEST: u8 = 3;
 
 /// After a refresh in vain a stale set is given for so long before the sources are
 /// asked again.
-const REST: Duration = Duration::from_millis(300);
+/// With the time between two probes this stays below a second, and below twice as
+/// many questions as a source that is well is asked.
+const REST: Duration = Duration::from_millis(500);
 
 /// The canary is to answer within this.
 const CANARY: Duration = Duration::from_millis(150);
@@ -250,7 +252,7 @@ impl Inner {
                 .membership_changes
                 .fetch_add(1, Ordering::Relaxed);
         }
-        self.evidence().found(name.key(), new);
+        self.evidence().found(name.key());
         self.save_soon();
         if !new && held.source != Source::Static {
             self.meet_canary(name);
@@ -286,10 +288,6 @@ impl Inner {
                         cache.shrank_within(name.key(), WINDOW, now),
                     )
                 };
-                let mut others = Others::default();
-                if wants && !trickled {
-                    others = self.ask_others(said.rung, name.key(), known).await;
-                }
                 let word = Word {
                     key: name.key(),
                     place,
@@ -299,15 +297,23 @@ impl Inner {
                     canary,
                     trickled,
                     known,
-                    others,
+                    others: None,
                 };
-                self.evidence().judge(word, now)
+                let first = self.evidence().judge(word, now);
+                match first {
+                    Belief::AskOthers(most) => {
+                        let others = self.ask_others(said.rung, name, most).await;
+                        let others = Some(others);
+                        self.evidence().judge(Word { others, ..word }, clock::now())
+                    }
+                    belief => belief,
+                }
             }
             (false, true) if canary != Canary::There => Belief::Held(Reason::NoCanary),
             (false, _) => Belief::Gone,
         };
         match belief {
-            Belief::Gone => {
+            Belief::Gone | Belief::AskOthers(_) => {
                 self.cache().put_nothing(name.key(), said.nothing.ttl, now);
                 Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
             }
@@ -336,34 +342,42 @@ impl Inner {
         });
     }
 
-    /// Asks for others that are known: does one go while they stay?
-    async fn ask_others(self: &Arc<Self>, rung: Rung, than: &str, known: usize) -> Others {
-        let most = self.evidence().wants_others(known);
-        let names = self.cache().others(than, most, clock::now());
+    /// Asks for others that are known, and for the name itself once more: does it go
+    /// while they stay?
+    async fn ask_others(self: &Arc<Self>, rung: Rung, name: &ConsulName, most: usize) -> Others {
+        let names = self.cache().others(name.key(), most, WINDOW, clock::now());
+        let others =
+            (names.iter()).filter_map(|fqdn| ConsulName::parse(fqdn, &self.config.domain).ok());
         let mut asked = tokio::task::JoinSet::new();
-        for fqdn in names {
+        for (other, is_it) in others
+            .map(|other| (other, false))
+            .chain([(name.clone(), true)])
+        {
             let inner = Arc::clone(self);
             asked.spawn(async move {
-                let name = ConsulName::parse(&fqdn, &inner.config.domain).ok()?;
+                let fqdn = other.fqdn(&inner.config.domain);
                 let question = Question {
-                    name: &name,
+                    name: &other,
                     fqdn: &fqdn,
                 };
                 let limit = clock::now() + CANARY;
                 let (heard, _) = inner.sources.ask(rung, question, Mode::Ask, limit).await;
-                match heard {
-                    Heard::Whole(_) | Heard::Partial(_) => Some(false),
-                    Heard::Nothing(_) | Heard::Denied => Some(true),
-                    Heard::Failed | Heard::TimedOut => None,
-                }
+                (is_it, heard)
             });
         }
         let mut others = Others::default();
         while let Some(one) = asked.join_next().await {
-            if let Ok(Some(gone)) = one {
-                others.asked += 1;
-                others.gone += usize::from(gone);
-            }
+            let gone = match one {
+                Ok((true, Heard::Whole(_) | Heard::Partial(_))) => {
+                    others.back = true;
+                    continue;
+                }
+                Ok((false, Heard::Whole(_) | Heard::Partial(_))) => false,
+                Ok((false, Heard::Nothing(_) | Heard::Denied)) => true,
+                Ok(_) | Err(_) => continue,
+            };
+            others.asked += 1;
+            others.gone += usize::from(gone);
         }
         others
     }

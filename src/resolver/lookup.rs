@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::timeout;
 
-use super::{Inner, Name, Resolver, climb::Landed, told};
+use super::{Inner, Name, Resolver, climb::Landed, fresh, told};
 use crate::{
     cache::{
         Look,
@@ -158,12 +158,14 @@ impl Inner {
             }
             None => (told::late(name, &self.config.domain), None),
         };
-        match known {
-            Some((held, age)) => Ok(Answer {
+        // A probe may have brought something newer in the meantime.
+        match (self.look(name), known) {
+            (Look::Fresh(held, age), _) if wish.takes(age, true) => Ok(fresh(held, age)),
+            (Look::Stale(held, age, _), Some(_)) | (_, Some((held, age))) => Ok(Answer {
                 attempts,
                 ..self.stale(held, age)
             }),
-            None => Err(error),
+            (_, None) => Err(error),
         }
     }
 }

@@ -1,0 +1,632 @@
+//! **Pure.** A made-up world for tests of cache, ladder, circuits and evidence: a
+//! clock that is moved by hand, sources that are well, silent or wrong at given
+//! times, and the truth they should tell. It drives the pure rooms as
+//! [`resolver`](crate::resolver) does, event by event, and asks nobody.
+//!
+//! What is `climb.rs` and `lookup.rs` there is [`World::climb`], [`World::land`] and
+//! [`World::ask`] here; read them side by side.
+
+mod scenario;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::{SeedableRng as _, rngs::SmallRng};
+
+use crate::{
+    cache::{
+        Cache, Limits, Look, Rest,
+        stale::{PATIENCE, SNAPSHOT_PATIENCE, Wish},
+    },
+    circuit::{Circuit, Gate, Pace},
+    endpoint::{Outcome, Source, Transport},
+    error::ErrorKind,
+    evidence::{Belief, Canary, Evidence, Others, WINDOW, Word},
+    found::{Found, Held, Instance, TargetKind},
+    ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
+    protection::{Protection, Reason},
+    records,
+};
+
+/// Limit of a look-up, as by default.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// As in `climb.rs`.
+const REST: Duration = Duration::from_millis(500);
+const CANARY: Duration = Duration::from_millis(150);
+
+/// What a source does from a certain time on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// Tells the truth after so long.
+    Well(Duration),
+    Refused,
+    Silent,
+    /// SERVFAIL, or status 500.
+    Failing,
+    /// Not permitted.
+    Denied,
+    /// Has lost its data: nothing but its own service is there.
+    Lost,
+    /// The token sees nothing any more, and nobody says so.
+    Blind,
+    /// Knows no leader, and nothing.
+    Leaderless,
+    /// Tells the truth, which may be cut (DNS alone).
+    Cut(Duration),
+}
+
+/// The ports of a service's instances, from a time on.
+type Truth = BTreeMap<Instant, BTreeSet<u16>>;
+
+/// Rungs that were asked, with what came of it.
+type Steps = Vec<(Rung, Outcome)>;
+
+/// What a caller was given.
+#[derive(Clone, Debug)]
+pub(super) struct Given {
+    pub(super) name: String,
+    pub(super) asked: Instant,
+    pub(super) at: Instant,
+    pub(super) answer: Result<Set, ErrorKind>,
+    /// When a source last gave the name's set.
+    pub(super) found: Option<Instant>,
+    pub(super) steps: Steps,
+}
+
+/// A set, as a caller sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Set {
+    pub(super) ports: BTreeSet<u16>,
+    pub(super) source: Source,
+    pub(super) fresh: bool,
+    pub(super) age: Duration,
+    pub(super) complete: bool,
+    pub(super) protected: Option<Reason>,
+}
+
+#[derive(Clone, Debug)]
+enum End {
+    Give(Arc<Held>),
+    Nothing(Rung, Nothing, bool),
+    GiveUp(ErrorKind),
+}
+
+#[derive(Clone, Debug)]
+enum Landed {
+    Found(Arc<Held>),
+    Nothing,
+    Kept(ErrorKind),
+}
+
+/// What happens at a time.
+#[derive(Clone, Debug)]
+enum Event {
+    Land(String, End),
+    Probed(String, Arc<Held>),
+    Answer(Waiting),
+}
+
+/// A caller that waits.
+#[derive(Clone, Debug)]
+struct Waiting {
+    name: String,
+    asked: Instant,
+    known: Option<(Arc<Held>, Instant)>,
+}
+
+pub(super) struct World {
+    pub(super) now: Instant,
+    pub(super) cache: Cache,
+    pub(super) evidence: Evidence,
+    circuits: HashMap<Rung, Circuit>,
+    pace: Pace,
+    dice: SmallRng,
+    conditions: HashMap<Rung, BTreeMap<Instant, Condition>>,
+    pub(super) truth: BTreeMap<String, Truth>,
+    pub(super) listed: BTreeMap<String, BTreeSet<u16>>,
+    events: BTreeMap<(Instant, usize), Event>,
+    /// Questions in the air by name: when they land, and the steps until then.
+    flights: HashMap<String, (Instant, Steps)>,
+    /// What the last question of a name came to.
+    landed: HashMap<String, (Instant, Steps, Landed)>,
+    /// When a source last gave each set.
+    found: HashMap<String, Instant>,
+    given: Vec<Given>,
+    /// Every question to a source.
+    pub(super) asked: Vec<(Instant, Rung, String)>,
+    count: usize,
+}
+
+impl World {
+    pub(super) fn new(now: Instant, protection: Protection, seed: u64) -> Self {
+        let limits = Limits {
+            entries: NonZeroUsize::MAX,
+            bytes: 16 << 20,
+            floor: Duration::from_secs(1),
+            cap: Duration::from_secs(86_400),
+            negative: Duration::from_millis(500)..=Duration::from_secs(10),
+            keep: Duration::from_secs(86_400),
+        };
+        Self {
+            now,
+            cache: Cache::new(limits),
+            evidence: Evidence::new(protection),
+            circuits: HashMap::new(),
+            pace: Pace::default(),
+            dice: SmallRng::seed_from_u64(seed),
+            conditions: HashMap::new(),
+            truth: BTreeMap::new(),
+            listed: BTreeMap::new(),
+            events: BTreeMap::new(),
+            flights: HashMap::new(),
+            landed: HashMap::new(),
+            found: HashMap::new(),
+            given: Vec::new(),
+            asked: Vec::new(),
+            count: 0,
+        }
+    }
+
+    /// From `at` on a source does that.
+    pub(super) fn set(&mut self, rung: Rung, at: Instant, condition: Condition) {
+        self.conditions
+            .entry(rung)
+            .or_default()
+            .insert(at, condition);
+    }
+
+    /// From `at` on a service has instances on these ports.
+    pub(super) fn serve(&mut self, name: &str, at: Instant, ports: impl IntoIterator<Item = u16>) {
+        let truth = self.truth.entry(name.to_owned()).or_default();
+        truth.insert(at, ports.into_iter().collect());
+    }
+
+    /// What an earlier run found.
+    pub(super) fn snapshot(&mut self, name: &str, age: Duration, ports: &BTreeSet<u16>) {
+        let held = held(name, ports, Source::Snapshot, true);
+        self.cache.restore(Arc::new(held), self.now - age);
+        self.found.insert(name.to_owned(), self.now - age);
+    }
+
+    pub(super) fn condition(&self, rung: Rung, at: Instant) -> Option<Condition> {
+        let conditions = self.conditions.get(&rung)?;
+        conditions
+            .range(..=at)
+            .next_back()
+            .map(|(_, condition)| *condition)
+    }
+
+    pub(super) fn truth_at(&self, name: &str, at: Instant) -> BTreeSet<u16> {
+        let truth = self
+            .truth
+            .get(name)
+            .and_then(|truth| truth.range(..=at).next_back());
+        truth.map(|(_, ports)| ports.clone()).unwrap_or_default()
+    }
+
+    /// Somebody asks at `now`.
+    pub(super) fn ask(&mut self, name: &str, wish: Wish) {
+        let (asked, at) = (self.now, self.now);
+        let known = match self.cache.look(name, at) {
+            Look::Fresh(held, age) if wish.takes(age, true) => {
+                return self.give(name, asked, Ok(self.set_of(&held, age, true)), Vec::new());
+            }
+            Look::Stale(held, age, Rest::Resting) if wish.takes(age, false) => {
+                return self.give(name, asked, Ok(self.set_of(&held, age, false)), Vec::new());
+            }
+            Look::Nothing => return self.give(name, asked, Err(ErrorKind::NotFound), Vec::new()),
+            Look::Stale(held, age, _) if wish.takes(age, false) => Some((held, at - age)),
+            Look::Fresh(..) | Look::Stale(..) | Look::Unknown => None,
+        };
+        let lands = match self.flights.get(name) {
+            Some((lands, _)) => *lands,
+            None => {
+                let (end, lands, steps) = self.climb(name);
+                self.flights.insert(name.to_owned(), (lands, steps));
+                self.later(lands, Event::Land(name.to_owned(), end));
+                lands
+            }
+        };
+        let until = match &known {
+            None => lands,
+            Some((held, _)) if held.source == Source::Snapshot => lands.min(at + SNAPSHOT_PATIENCE),
+            Some(_) => lands.min(at + PATIENCE),
+        };
+        let name = name.to_owned();
+        self.later(until, Event::Answer(Waiting { name, asked, known }));
+    }
+
+    /// Moves the clock, and lets happen what is due; gives what callers were given.
+    pub(super) fn advance(&mut self, to: Instant) -> Vec<Given> {
+        while let Some(entry) = self.events.first_entry() {
+            if entry.key().0 > to {
+                break;
+            }
+            let ((at, _), event) = entry.remove_entry();
+            self.now = at;
+            match event {
+                Event::Land(name, end) => self.land(&name, end),
+                Event::Probed(name, held) => self.keep(&name, held),
+                Event::Answer(waiting) => self.answer(waiting),
+            }
+        }
+        self.now = to;
+        std::mem::take(&mut self.given)
+    }
+
+    /// `Inner::find`, up to the end of the ladder.
+    fn climb(&mut self, name: &str) -> (End, Instant, Steps) {
+        let start = self.now;
+        let known = self.knows(name);
+        let (mut rungs, mut steps) = (Vec::new(), Vec::new());
+        for rung in [Rung::Dns, Rung::Http] {
+            if !self.conditions.contains_key(&rung) {
+                continue;
+            }
+            match self.circuits.entry(rung).or_default().gate(start) {
+                Gate::Pass => rungs.push(rung),
+                Gate::Probe => {
+                    self.probe(rung, name);
+                    steps.push((rung, Outcome::Skipped));
+                }
+                Gate::Shut(_) => steps.push((rung, Outcome::Skipped)),
+            }
+        }
+        if !self.listed.is_empty() {
+            rungs.push(Rung::Static);
+        }
+        let mut ladder = Ladder::start(Start {
+            rungs: &rungs,
+            shut: !steps.is_empty(),
+            known,
+            hedge: self.pace.hedge(),
+            deadline: start + LIMIT,
+        });
+        let mut now = start;
+        let mut air: Vec<(Instant, Rung, Heard<Arc<Held>>, Outcome)> = Vec::new();
+        let end = loop {
+            match ladder.step(now) {
+                Step::Ask(rung, limit) => {
+                    let (heard, outcome, takes) = self.reply(rung, name, now);
+                    let (at, heard, outcome) = match now + takes {
+                        at if at < limit => (at, heard, outcome),
+                        _ => (limit, Heard::TimedOut, Outcome::TimedOut),
+                    };
+                    air.push((at, rung, heard, outcome));
+                }
+                Step::Wait(until) => {
+                    let first = air
+                        .iter()
+                        .map(|(at, ..)| *at)
+                        .enumerate()
+                        .min_by_key(|(_, at)| *at);
+                    match first {
+                        Some((index, at)) if at <= until => {
+                            let (at, rung, heard, outcome) = air.remove(index);
+                            self.hear(rung, outcome, at, at.saturating_duration_since(now));
+                            steps.push((rung, outcome));
+                            now = at;
+                            ladder.hear(rung, heard);
+                        }
+                        _ => now = until,
+                    }
+                }
+                Step::Give(held) => break End::Give(held),
+                Step::Nothing(rung, nothing) => {
+                    break End::Nothing(rung, nothing, ladder.was_denied());
+                }
+                Step::GiveUp(kind) => break End::GiveUp(kind),
+            }
+        };
+        for (_, rung, ..) in air {
+            self.hear(rung, Outcome::Late, now, Duration::ZERO);
+            steps.push((rung, Outcome::Late));
+        }
+        (end, now, steps)
+    }
+
+    /// What a source says when it is asked at a time, and how long that takes.
+    fn reply(
+        &mut self,
+        rung: Rung,
+        name: &str,
+        at: Instant,
+    ) -> (Heard<Arc<Held>>, Outcome, Duration) {
+        self.asked.push((at, rung, name.to_owned()));
+        let quick = Duration::from_millis(1);
+        let nothing = |leader| {
+            let nothing = Nothing {
+                ttl: None,
+                unhealthy: 0,
+                leader,
+            };
+            (Heard::Nothing(nothing), Outcome::NotFound, quick)
+        };
+        if rung == Rung::Static {
+            return match self.listed.get(name) {
+                Some(ports) => {
+                    let held = held(name, ports, Source::Static, true);
+                    (
+                        Heard::Whole(Arc::new(held)),
+                        Outcome::Answered,
+                        Duration::ZERO,
+                    )
+                }
+                None => nothing(None),
+            };
+        }
+        let source = if rung == Rung::Dns {
+            Source::Dns
+        } else {
+            Source::Http
+        };
+        let leader = (rung == Rung::Http).then_some(true);
+        let told = |takes, complete| {
+            let ports = match name {
+                "consul" => BTreeSet::from([8300]),
+                _ => self.truth_at(name, at),
+            };
+            match ports.is_empty() {
+                true => nothing(leader),
+                false => {
+                    let held = Arc::new(held(name, &ports, source, complete));
+                    let heard = if complete {
+                        Heard::Whole(held)
+                    } else {
+                        Heard::Partial(held)
+                    };
+                    (heard, Outcome::Answered, takes)
+                }
+            }
+        };
+        match self.condition(rung, at).unwrap_or(Condition::Refused) {
+            Condition::Well(takes) => told(takes, true),
+            Condition::Cut(takes) => told(takes, false),
+            Condition::Lost if name == "consul" => told(quick, true),
+            Condition::Lost | Condition::Blind => nothing(leader),
+            Condition::Leaderless => nothing((rung == Rung::Http).then_some(false)),
+            Condition::Refused => (Heard::Failed, Outcome::Refused, Duration::ZERO),
+            Condition::Failing => (Heard::Failed, Outcome::Failed, quick),
+            Condition::Denied => (Heard::Denied, Outcome::Denied, quick),
+            Condition::Silent => (Heard::TimedOut, Outcome::TimedOut, Duration::from_secs(60)),
+        }
+    }
+
+    fn hear(&mut self, rung: Rung, outcome: Outcome, at: Instant, took: Duration) {
+        if rung == Rung::Dns && matches!(outcome, Outcome::Answered | Outcome::NotFound) {
+            self.pace.observe(took);
+        }
+        if rung != Rung::Static {
+            let circuit = self.circuits.entry(rung).or_default();
+            circuit.hear(outcome, true, at, &mut self.dice);
+        }
+    }
+
+    /// `Inner::probe`.
+    fn probe(&mut self, rung: Rung, name: &str) {
+        let now = self.now;
+        self.circuits.entry(rung).or_default().probing(now);
+        let (heard, outcome, takes) = self.reply(rung, name, now);
+        let (outcome, takes) = match takes < LIMIT {
+            true => (outcome, takes),
+            false => (Outcome::TimedOut, LIMIT),
+        };
+        self.hear(rung, outcome, now + takes, takes);
+        if let (Heard::Whole(held), true) = (heard, outcome == Outcome::Answered) {
+            self.later(now + takes, Event::Probed(name.to_owned(), held));
+        }
+    }
+
+    /// `Inner::find`, from the end of the ladder on.
+    fn land(&mut self, name: &str, end: End) {
+        let landed = match end {
+            End::Give(held) => {
+                self.keep(name, Arc::clone(&held));
+                Landed::Found(held)
+            }
+            End::GiveUp(kind) => Landed::Kept(kind),
+            End::Nothing(rung, nothing, denied) => self.weigh(name, rung, &nothing, denied),
+        };
+        if let Landed::Kept(_) = landed {
+            self.cache.rest(name, self.now + REST);
+        }
+        let (lands, steps) = self.flights.remove(name).unwrap_or((self.now, Vec::new()));
+        self.landed.insert(name.to_owned(), (lands, steps, landed));
+    }
+
+    fn keep(&mut self, name: &str, held: Arc<Held>) {
+        let of_consul = held.source != Source::Static;
+        let new = self.cache.put(held, self.now).is_none();
+        self.found.insert(name.to_owned(), self.now);
+        self.evidence.found(name);
+        if !new && of_consul && self.evidence.meets_canary("") {
+            for rung in [Rung::Dns, Rung::Http] {
+                if self.ask_canary(rung) == Canary::There {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// `Inner::weigh`.
+    fn weigh(&mut self, name: &str, rung: Rung, nothing: &Nothing, denied: bool) -> Landed {
+        let known = self.knows(name);
+        let wants = known && self.evidence.wants_canary(nothing);
+        let blind = self.evidence.is_blinded() && rung != Rung::Static;
+        let mut canary = Canary::Silent;
+        if wants || blind {
+            canary = self.ask_canary(rung);
+        }
+        let now = self.now;
+        let belief = match (known, blind) {
+            (true, _) => {
+                let sets = self.cache.sets_held();
+                let trickled = self.cache.shrank_within(name, WINDOW, now);
+                let word = Word {
+                    key: name,
+                    place: "",
+                    by: rung,
+                    nothing,
+                    denied,
+                    canary,
+                    trickled,
+                    known: sets,
+                    others: None,
+                };
+                match self.evidence.judge(word, now) {
+                    Belief::AskOthers(most) => {
+                        let others = Some(self.ask_others(rung, name, most));
+                        self.evidence.judge(Word { others, ..word }, now)
+                    }
+                    belief => belief,
+                }
+            }
+            (false, true) if canary != Canary::There => Belief::Held(Reason::NoCanary),
+            (false, _) => Belief::Gone,
+        };
+        match belief {
+            Belief::Gone | Belief::AskOthers(_) => {
+                self.cache.put_nothing(name, nothing.ttl, now);
+                Landed::Nothing
+            }
+            Belief::Held(Reason::Denied | Reason::NoCanary) => Landed::Kept(ErrorKind::Denied),
+            Belief::Held(_) => Landed::Kept(ErrorKind::Unavailable),
+        }
+    }
+
+    fn ask_canary(&mut self, rung: Rung) -> Canary {
+        let (heard, _, takes) = self.reply(rung, "consul", self.now);
+        let canary = match heard {
+            _ if takes > CANARY => Canary::Silent,
+            Heard::Whole(_) | Heard::Partial(_) => Canary::There,
+            Heard::Nothing(_) | Heard::Denied => Canary::Gone,
+            Heard::Failed | Heard::TimedOut => Canary::Silent,
+        };
+        self.evidence.canary("", canary, self.now);
+        canary
+    }
+
+    fn ask_others(&mut self, rung: Rung, than: &str, most: usize) -> Others {
+        let (again, _, takes) = self.reply(rung, than, self.now);
+        let mut others = Others {
+            back: takes <= CANARY && matches!(again, Heard::Whole(_) | Heard::Partial(_)),
+            ..Others::default()
+        };
+        for other in self.cache.others(than, most, WINDOW, self.now) {
+            let (heard, _, takes) = self.reply(rung, &other, self.now);
+            let gone = match heard {
+                _ if takes > CANARY => continue,
+                Heard::Whole(_) | Heard::Partial(_) => false,
+                Heard::Nothing(_) | Heard::Denied => true,
+                Heard::Failed | Heard::TimedOut => continue,
+            };
+            others.asked += 1;
+            others.gone += usize::from(gone);
+        }
+        others
+    }
+
+    fn knows(&mut self, name: &str) -> bool {
+        match self.cache.look(name, self.now) {
+            Look::Fresh(held, _) | Look::Stale(held, ..) => held.source != Source::Static,
+            Look::Nothing | Look::Unknown => false,
+        }
+    }
+
+    /// `Inner::wait`, when the wait is over.
+    fn answer(&mut self, waiting: Waiting) {
+        let Waiting { name, asked, known } = waiting;
+        let landed = self
+            .landed
+            .get(&name)
+            .filter(|(at, ..)| *at >= asked)
+            .cloned();
+        let (steps, landed) = match landed {
+            Some((_, steps, landed)) => (steps, Some(landed)),
+            None => (Vec::new(), None),
+        };
+        let answer = match (landed, known) {
+            (Some(Landed::Found(held)), _) => Ok(self.set_of(&held, Duration::ZERO, true)),
+            (Some(Landed::Nothing), _) => Err(ErrorKind::NotFound),
+            (kept, known) => match (self.cache.look(&name, self.now), known) {
+                (Look::Fresh(held, age), _) => Ok(self.set_of(&held, age, true)),
+                (Look::Stale(held, age, _), Some(_)) => Ok(self.set_of(&held, age, false)),
+                (_, Some((held, since))) => Ok(self.set_of(&held, self.now - since, false)),
+                (_, None) => match kept {
+                    Some(Landed::Kept(kind)) => Err(kind),
+                    _ => Err(ErrorKind::Timeout),
+                },
+            },
+        };
+        self.give(&name, asked, answer, steps);
+    }
+
+    fn set_of(&self, held: &Held, age: Duration, fresh: bool) -> Set {
+        Set {
+            ports: held
+                .endpoints
+                .iter()
+                .map(|endpoint| endpoint.port)
+                .collect(),
+            source: held.source,
+            fresh,
+            age,
+            complete: held.complete,
+            protected: if fresh {
+                None
+            } else {
+                self.evidence.reason(&held.key)
+            },
+        }
+    }
+
+    fn give(&mut self, name: &str, asked: Instant, answer: Result<Set, ErrorKind>, steps: Steps) {
+        self.given.push(Given {
+            name: name.to_owned(),
+            asked,
+            at: self.now,
+            found: self.found.get(name).copied(),
+            answer,
+            steps,
+        });
+    }
+
+    fn later(&mut self, at: Instant, event: Event) {
+        self.count += 1;
+        self.events.insert((at, self.count), event);
+    }
+}
+
+fn held(name: &str, ports: &BTreeSet<u16>, source: Source, complete: bool) -> Held {
+    let instance = |port: &u16| Instance {
+        target: "0a000001.addr.dc1.consul.".into(),
+        kind: TargetKind::Address,
+        addresses: vec![[10, 0, 0, 1].into()],
+        glued: true,
+        port: *port,
+        priority: 1,
+        weight: 1,
+        node: None,
+        text: None,
+        facts: None,
+    };
+    let found = Found::Instances(ports.iter().map(instance).collect());
+    Held {
+        key: name.into(),
+        endpoints: records::endpoints(&found, name),
+        found,
+        ttl: Duration::ZERO,
+        source,
+        transport: Transport::Udp,
+        complete,
+        name: name.into(),
+        warnings: Box::default(),
+    }
+}
