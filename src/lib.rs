@@ -3,12 +3,13 @@
 //! Give it a name: it answers with the endpoints of the service, the source that
 //! told them, their age, and whether they are known to be the whole set. It asks
 //! Consul's DNS interface first. Where that does not answer, or answers with a
-//! set that may be cut, it asks Consul's HTTP API, and where no agent answers, a
-//! static catalog: a file in the form of Consul's own service definitions.
+//! set that may be cut, it asks Consul's HTTP API. Where no agent answers, it gives
+//! what was found before, marked as stale, in this run or in an earlier one, and
+//! at last what a static catalog or a default address says.
 //!
 //! It is a library for tokio, and a program with the same name: `proconsul lookup`
 //! prints the instances of a service, `pick` one of them, `explain` each step of
-//! the look-up, and `serve` answers DNS clients.
+//! the look-up, `watch` each change, and `serve` answers DNS clients.
 //!
 //! # One look-up
 //!
@@ -17,12 +18,20 @@
 //! there and still holds is given at once. If somebody else is asking for the same
 //! name just now, the call waits for that answer and asks nobody itself.
 //!
-//! Otherwise it goes through the sources in the order of the table below, until
-//! one has the whole set or says that there is none. A port that refuses costs
-//! less than a millisecond, a silent one at most two fifths of the time limit
-//! while HTTP is still to be asked. If the only set found may be cut, it is given
-//! and says so. If no source has answered, the [`Error`] holds every attempt:
-//! whom it asked, what came of it, and after what time.
+//! Otherwise it goes through the sources in the order of the table below. A port that
+//! refuses costs less than a millisecond, and after that nothing: it is left alone and
+//! probed by copies of real questions. Beside a source that is late the next one is
+//! asked, after a delay that is learned; the first whole set wins. If the only set
+//! found may be cut, it is given and says so. If no source has answered, the [`Error`]
+//! holds every attempt: whom it asked, what came of it, and after what time.
+//!
+//! What was found once is never lost to a failure. Where nothing newer comes within
+//! 150 ms, the set known before is given as [`Stale`](Freshness::Stale), for a
+//! [day](ResolverBuilder::keep_stale) by default, while it is still asked for;
+//! [`Lookup::require_fresh`] and [`Lookup::max_age`] say otherwise. And where a source
+//! suddenly says that a known service does not exist, that is
+//! [weighed](Protection) before it is believed: rights can be lost and agents can lose
+//! their data, and both then say the same as when a service was taken down.
 //!
 //! Instances registered under a host name are given with its addresses. What was
 //! found is kept for its TTL, and for at least
@@ -57,8 +66,10 @@
 //! | source | is asked | knows | configured by |
 //! | --- | --- | --- | --- |
 //! | Consul's DNS interface | first, over UDP, then TCP | address, port, weight | [`dns`](ResolverBuilder::dns), `PROCONSUL_DNS` |
-//! | Consul's HTTP API | when DNS fails or its set may be cut | also node, id, tags, metadata, health | [`http`](ResolverBuilder::http), `CONSUL_HTTP_ADDR` |
-//! | static catalog | when no agent gave an answer | also id, tags, metadata | [`catalog`](ResolverBuilder::catalog), `PROCONSUL_CATALOG` |
+//! | Consul's HTTP API | when DNS fails or is late, or its set may be cut | also node, id, tags, metadata, health | [`http`](ResolverBuilder::http), `CONSUL_HTTP_ADDR` |
+//! | snapshot | when no agent answers, for what an earlier run found | what was found | [`snapshot`](ResolverBuilder::snapshot), `PROCONSUL_SNAPSHOT` |
+//! | static catalog | when no agent gave an answer, for what was never found | also id, tags, metadata | [`catalog`](ResolverBuilder::catalog), `PROCONSUL_CATALOG` |
+//! | default address | the same, after the static catalog | address and port | [`default_address`](ResolverBuilder::default_address), `PROCONSUL_DEFAULT_<NAME>` |
 //!
 //! When Consul says that a name does not exist, that is the answer: the static
 //! catalog is not asked then.
@@ -80,6 +91,10 @@
 //! | set up | [`Resolver`], [`ResolverBuilder`] |
 //! | name a service | [`ConsulName`], [`Subject`], [`Locality`], [`Domain`], [`Name`], [`NameError`] |
 //! | read an answer | [`Answer`], [`Endpoint`], [`Health`], [`Source`], [`Transport`], [`Freshness`] |
+//! | look up | [`Lookup`] |
+//! | follow a name | [`Service`], [`Changes`], [`Change`], [`Endpoints`] |
+//! | keep what vanishes | [`Protection`], [`Reason`] |
+//! | see how it fares | [`Metrics`] |
 //! | choose an endpoint | [`Picker`], [`Strategy`], [`UnknownStrategy`] |
 //! | see DNS records | [`Records`], [`Record`], [`Section`] |
 //! | know what went wrong | [`Error`], [`ErrorKind`], [`Attempt`], [`Outcome`] |

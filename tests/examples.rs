@@ -74,6 +74,13 @@ fn stub_answers_the_question_put_to_it() {
 }
 
 #[test]
+fn watch_prints_the_full_set_first() {
+    let mut lines = run("watch", &["web", "1"]);
+    assert_eq!(lines.pop().as_deref(), Some("3 now"));
+    assert_eq!(lines, WEB.map(|endpoint| format!("+ {endpoint}")));
+}
+
+#[test]
 fn every_example_is_short_says_what_it_shows_and_is_run_here() {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(format!("{ROOT}/examples")).expect("examples/ is there") {
@@ -90,6 +97,6 @@ fn every_example_is_short_says_what_it_shows_and_is_run_here() {
         assert!(text.lines().count() < 60, "{name} has 60 lines or more");
         found.insert(path.file_stem().expect("it has a name").to_owned());
     }
-    let run_here = ["lookup", "pick", "stub"];
+    let run_here = ["lookup", "pick", "stub", "watch"];
     assert_eq!(found, run_here.map(Into::into).into());
 }

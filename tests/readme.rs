@@ -12,7 +12,7 @@ const LIBRARY: &str = include_str!("../src/lib.rs");
 
 /// Commands that are not run here, because they ask an agent, go on until they are
 /// stopped, or are no command of ours.
-const NOT_RUN_HERE: [&str; 10] = [
+const NOT_RUN_HERE: [&str; 11] = [
     "scripts/test",
     "scripts/bench",
     "proconsul lookup web",
@@ -20,6 +20,7 @@ const NOT_RUN_HERE: [&str; 10] = [
     "proconsul lookup web SRV",
     "proconsul pick web",
     "proconsul explain web",
+    "proconsul watch web api",
     "proconsul explain big1500",
     "proconsul serve",
     "dig @127.0.0.1 -p 8653 web.service.consul SRV",

@@ -19,14 +19,21 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Agent {
     process: Child,
+    command: Command,
     directory: PathBuf,
     dns: SocketAddr,
     http: SocketAddr,
 }
 
+#[allow(dead_code, reason = "each benchmark uses its part")]
 impl Agent {
     /// Starts the binary that `CONSUL_BIN` names, else `consul`.
     pub(crate) fn start() -> Outcome<Self> {
+        Self::start_with(json!({}))
+    }
+
+    /// The same with more settings.
+    pub(crate) fn start_with(mut config: Value) -> Outcome<Self> {
         let binary = std::env::var_os("CONSUL_BIN").unwrap_or_else(|| "consul".into());
         let [dns, http, server, lan, wan] = free_ports()?;
         let mut ports = json!({
@@ -38,20 +45,23 @@ impl Agent {
             ports["grpc_tls"] = json!(-1);
         }
         let directory =
-            std::env::temp_dir().join(format!("proconsul-bench-{}", std::process::id()));
+            std::env::temp_dir().join(format!("proconsul-bench-{dns}-{}", std::process::id()));
         fs::create_dir(&directory)?;
         let file = directory.join("agent.json");
-        let config = json!({"ports": ports, "disable_update_check": true});
+        config["ports"] = ports;
+        config["disable_update_check"] = json!(true);
         fs::write(&file, config.to_string())?;
-        let process = Command::new(&binary)
+        let mut command = Command::new(&binary);
+        command
             .args(["agent", "-dev", "-node", "bench", "-log-level", "err"])
             .args(["-bind", "127.0.0.1", "-client", "127.0.0.1", "-config-file"])
             .arg(&file)
-            .stdout(Stdio::null())
-            .spawn()?;
+            .stdout(Stdio::null());
+        let process = command.spawn()?;
         let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut agent = Self {
             process,
+            command,
             directory,
             dns: address(dns),
             http: address(http),
@@ -66,6 +76,44 @@ impl Agent {
 
     pub(crate) fn http(&self) -> SocketAddr {
         self.http
+    }
+
+    /// Ends it at once; its ports refuse then.
+    pub(crate) fn kill(&mut self) -> Outcome<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again on the same ports, without its data.
+    pub(crate) fn restart(&mut self) -> Outcome<()> {
+        self.process = self.command.spawn()?;
+        self.wait_for_leader()
+    }
+
+    /// `STOP`: it hangs, its ports are open. `CONT`: it goes on.
+    pub(crate) fn signal(&self, name: &str) -> Outcome<()> {
+        let id = self.process.id().to_string();
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &id])
+            .status()?;
+        if sent.success() {
+            Ok(())
+        } else {
+            Err("the signal was not sent".into())
+        }
+    }
+
+    /// Registers one instance of a service; what is known of it is not waited for.
+    pub(crate) fn put(&self, service: &str, port: u16) -> Outcome<()> {
+        let body = json!({
+            "ID": format!("{service}-{port}"),
+            "Name": service,
+            "Address": "127.0.1.1",
+            "Port": port,
+        });
+        self.call("PUT", "/v1/agent/service/register", &body.to_string())?;
+        Ok(())
     }
 
     /// Registers that many instances on the agent's node, each with an address

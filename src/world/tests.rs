@@ -254,20 +254,12 @@ impl Run {
         all
     }
 
-    /// Whether a name had no instance not long before, or at some time since the
-    /// last fault began: then whoever lost it may say so until it is found again.
+    /// Whether a name had no instance at some time since it was last found: then
+    /// nobody has to know it.
     fn was_empty(&self, given: &Given) -> bool {
-        let mut from = given.asked - LIMIT.min(given.asked - self.start);
-        // "No such name" is believed for ten seconds at most.
-        from -= Duration::from_secs(10).min(from - self.start);
-        for (start, end) in self.faults.iter().rev() {
-            if *start <= given.at && from <= *end + HEALED {
-                from = from.min(*start);
-            }
-        }
-        self.truths(&given.name, from, given.at)
-            .iter()
-            .any(BTreeSet::is_empty)
+        let from = given.found.unwrap_or(self.start);
+        let mut truths = self.truths(&given.name, from, given.at).into_iter();
+        truths.any(|truth| truth.is_empty())
     }
 
     /// I7: no second sees more than twice the questions that a healthy one can see.
