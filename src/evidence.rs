@@ -121,7 +121,8 @@ pub(crate) struct Evidence {
     vanished: HashMap<Box<str>, Instant>,
     /// Words of DNS alone: the first, and how many.
     by_dns: HashMap<Box<str>, (Instant, u8)>,
-    held: HashMap<Box<str>, Reason>,
+    /// Why, and when that was last judged.
+    held: HashMap<Box<str>, (Reason, Instant)>,
     mass: Option<Mass>,
 }
 
@@ -155,14 +156,25 @@ impl Evidence {
     }
 
     /// Whether something is held because of what Consul no longer lets us see.
-    pub(crate) fn is_blinded(&self) -> bool {
-        let blind = |reason: &Reason| matches!(reason, Reason::Denied | Reason::NoCanary);
-        self.held.values().any(blind)
+    pub(crate) fn is_blinded(&mut self, now: Instant) -> bool {
+        self.forget(now);
+        let blind = |reason| matches!(reason, Reason::Denied | Reason::NoCanary);
+        self.held.values().any(|(reason, _)| blind(*reason))
+    }
+
+    /// What nobody has asked for in the time that anything is held is not held, it is
+    /// of no interest.
+    fn forget(&mut self, now: Instant) {
+        self.held
+            .retain(|_, (_, judged)| now.saturating_duration_since(*judged) < LONGEST);
+        if self.held.is_empty() {
+            self.mass = None;
+        }
     }
 
     /// Why a name is held.
     pub(crate) fn reason(&self, key: &str) -> Option<Reason> {
-        self.held.get(key).copied()
+        self.held.get(key).map(|(reason, _)| *reason)
     }
 
     /// Whether the canary of a place was ever seen.
@@ -202,7 +214,7 @@ impl Evidence {
             }
             Belief::Held(reason) => {
                 if self.held.len() < MOST || self.held.contains_key(word.key) {
-                    self.held.insert(word.key.into(), reason);
+                    self.held.insert(word.key.into(), (reason, now));
                 }
             }
         }
@@ -219,9 +231,10 @@ impl Evidence {
         }
     }
 
-    /// Names that are held now, and why.
-    pub(crate) fn held(&self) -> impl ExactSizeIterator<Item = (&str, Reason)> {
-        self.held.iter().map(|(key, reason)| (&**key, *reason))
+    /// Names that are held at `now`, and why.
+    pub(crate) fn held(&mut self, now: Instant) -> impl ExactSizeIterator<Item = (&str, Reason)> {
+        self.forget(now);
+        self.held.iter().map(|(key, (reason, _))| (&**key, *reason))
     }
 
     /// Lets go of all that is held: what the sources say next is believed.

@@ -207,6 +207,66 @@ async fn a_resolver_that_is_dropped_leaves_no_query_behind() {
     .await;
 }
 
+/// Connections of this machine to a port of loopback that are open now.
+fn connections_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux tells its connections");
+    let peer = format!("0100007F:{port:04X}");
+    let is_open = |line: &&str| {
+        let mut words = line.split_whitespace().skip(2);
+        words.next() == Some(&peer) && words.next() == Some("01")
+    };
+    table.lines().filter(is_open).count()
+}
+
+#[tokio::test]
+async fn over_tls_all_followed_names_share_one_connection() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])
+        .expect("a certificate can be made");
+    let folder = std::env::temp_dir().join(format!("proconsul-watch-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder can be made");
+    let file = |name: &str, text: String| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).expect("a file can be written");
+        path.to_str().expect("a plain name").to_owned()
+    };
+    let cert = file("cert.pem", made.cert.pem());
+    let key = file("key.pem", made.signing_key.serialize_pem());
+    let port = closed_port().port();
+    let config = json!({ "cert_file": cert, "key_file": key, "ports": { "https": port } });
+    let agent = Agent::builder().config(config).start().await;
+    let names = ["web", "api", "db", "mail", "auth"];
+    for (name, port) in names.iter().zip(1..) {
+        register(&agent, name, port, "a").await;
+    }
+    let url = format!("https://localhost:{port}");
+    let resolver = builder(&agent)
+        .dns("none")
+        .http(&url)
+        .ca_file(&cert)
+        .build()
+        .unwrap();
+    let services = names.map(|name| resolver.service(name).unwrap());
+    for service in &services {
+        service.ready().await;
+    }
+    assert!(
+        resolver
+            .metrics()
+            .to_string()
+            .contains("proconsul_watches 5")
+    );
+    // The first questions may have opened some more at once.
+    wait_for("one connection", async || {
+        (connections_to(port) == 1).then_some(())
+    })
+    .await;
+    let mut changes = services[0].changes();
+    next(&mut changes).await;
+    register(&agent, "web", 99, "a").await;
+    assert_eq!(ports(&next(&mut changes).await.added), [99]);
+    let _ = std::fs::remove_dir_all(folder);
+}
+
 /// Ends the program however the test ends.
 struct Running(std::process::Child);
 

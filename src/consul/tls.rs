@@ -97,12 +97,15 @@ pub(crate) fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsE
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody(provider()))),
     };
-    match (&settings.cert_file, &settings.key_file) {
+    let mut config = match (&settings.cert_file, &settings.key_file) {
         (Some(cert), Some(key)) => builder
             .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-            .map_err(|error| TlsError::Pair(error.to_string().into())),
-        _ => Ok(builder.with_no_client_auth()),
-    }
+            .map_err(|error| TlsError::Pair(error.to_string().into()))?,
+        _ => builder.with_no_client_auth(),
+    };
+    // Over HTTP/2 all blocking queries share one connection.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 /// A configuration that trusts nobody, for clients that never use TLS: reqwest

@@ -44,9 +44,9 @@ fn vanish(evidence: &mut Evidence, count: usize, known: usize, now: Instant) -> 
 
 #[test]
 fn one_service_that_is_taken_down_is_gone_at_once() {
-    let mut evidence = Evidence::default();
-    assert_eq!(evidence.judge(word("web"), clock::now()), Belief::Gone);
-    assert_eq!(evidence.held().len(), 0);
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    assert_eq!(evidence.judge(word("web"), now), Belief::Gone);
+    assert_eq!(evidence.held(now).len(), 0);
 }
 
 #[test]
@@ -86,11 +86,11 @@ fn a_server_without_a_leader_and_a_token_without_rights_delete_nothing() {
     };
     assert_eq!(evidence.judge(denied, now), Belief::Held(Reason::Denied));
     assert_eq!(
-        evidence.held().collect::<Vec<_>>(),
+        evidence.held(now).collect::<Vec<_>>(),
         [("web", Reason::Denied)]
     );
     evidence.found("web");
-    assert_eq!(evidence.held().len(), 0);
+    assert_eq!(evidence.held(now).len(), 0);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn a_mass_is_let_go_after_five_minutes() {
     let now = clock::now();
     let mut evidence = Evidence::default();
     vanish(&mut evidence, 10, 10, now);
-    assert_eq!(evidence.held().len(), 7);
+    assert_eq!(evidence.held(now).len(), 7);
     let again = |evidence: &mut Evidence, after| evidence.judge(word("web9"), now + after);
     assert_eq!(
         again(&mut evidence, seconds(299)),
@@ -268,6 +268,20 @@ fn a_mass_is_over_too_when_most_others_have_been_there_for_half_a_minute() {
 }
 
 #[test]
+fn what_nobody_asks_for_any_more_is_not_held() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    let denied = Word {
+        denied: true,
+        ..word("web")
+    };
+    evidence.judge(denied, now);
+    assert!(evidence.is_blinded(now + seconds(299)));
+    assert_eq!(evidence.held(now + seconds(299)).len(), 1);
+    assert!(!evidence.is_blinded(now + seconds(300)));
+    assert_eq!(evidence.held(now + seconds(300)).len(), 0);
+}
+
+#[test]
 fn the_operator_has_the_last_word() {
     let now = clock::now();
     let mut off = Evidence::new(Protection::Off);
@@ -281,6 +295,6 @@ fn the_operator_has_the_last_word() {
     let mut evidence = Evidence::default();
     vanish(&mut evidence, 10, 10, now);
     evidence.release();
-    assert_eq!(evidence.held().len(), 0);
+    assert_eq!(evidence.held(now).len(), 0);
     assert_eq!(evidence.judge(word("web9"), now), Belief::Gone);
 }

@@ -270,9 +270,12 @@ impl Inner {
         let place = name.locality().datacenter.as_deref().unwrap_or_default();
         // Who lost sight of what is known says nothing of what is not.
         let (wants, blind) = {
-            let evidence = self.evidence();
+            let mut evidence = self.evidence();
             let wants = said.known && evidence.wants_canary(&said.nothing);
-            (wants, evidence.is_blinded() && said.rung != Rung::Static)
+            (
+                wants,
+                evidence.is_blinded(clock::now()) && said.rung != Rung::Static,
+            )
         };
         let mut canary = Canary::Silent;
         if wants || blind {

@@ -154,9 +154,9 @@ impl Resolver {
     /// Names that a source says are gone and that are given all the same, with why:
     /// the name as in `web.service`, without the domain.
     pub fn protected(&self) -> Vec<(String, Reason)> {
-        let evidence = self.0.evidence();
+        let mut evidence = self.0.evidence();
         evidence
-            .held()
+            .held(clock::now())
             .map(|(name, why)| (name.to_owned(), why))
             .collect()
     }
@@ -179,7 +179,7 @@ impl Resolver {
             configured.then(|| (source, up, circuits.transitions()))
         });
         let sources = sources.collect();
-        let protected = inner.evidence().held().len();
+        let protected = inner.evidence().held(now).len();
         let gauges = {
             let cache = inner.cache();
             Gauges {

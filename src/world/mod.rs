@@ -459,7 +459,7 @@ impl World {
     fn weigh(&mut self, name: &str, rung: Rung, nothing: &Nothing, denied: bool) -> Landed {
         let known = self.knows(name);
         let wants = known && self.evidence.wants_canary(nothing);
-        let blind = self.evidence.is_blinded() && rung != Rung::Static;
+        let blind = self.evidence.is_blinded(self.now) && rung != Rung::Static;
         let mut canary = Canary::Silent;
         if wants || blind {
             canary = self.ask_canary(rung);
