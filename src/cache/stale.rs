@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | holds still, and is as young as the caller wants it | at once, as fresh |
 //! | holds no more, younger than [`Limits::keep`](super::Limits::keep) | when nothing newer came within [`PATIENCE`], as stale |
+//! | the same, and the sources kept somebody waiting for that long just now | at once, while it is asked for |
 //! | the same, but from the snapshot of an earlier run | the same, within [`SNAPSHOT_PATIENCE`] |
 //! | the caller wants none that is stale, or younger ones | not at all |
 //! | older | not at all |

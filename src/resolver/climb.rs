@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use super::{Inner, fresh, told};
 use crate::{
-    cache::Look,
+    cache::{Look, stale::PATIENCE},
     circuit::Gate,
     clock,
     endpoint::{Answer, Attempt, Source, Transport},
@@ -151,6 +151,11 @@ impl Inner {
                 }
             }
         };
+        if clock::now().saturating_duration_since(start) < PATIENCE
+            && !matches!(landed, Landed::Kept(_))
+        {
+            self.slow.store(false, Ordering::Relaxed);
+        }
         for attempt in landed.attempts() {
             self.counters.attempted(attempt.source, attempt.outcome);
         }
@@ -194,6 +199,7 @@ impl Inner {
             .ask(rung, question, Mode::Probe, deadline)
             .await;
         if let Heard::Whole(finding) = heard {
+            self.slow.store(false, Ordering::Relaxed);
             self.keep(question, finding, deadline, 0).await;
         }
     }

@@ -5,8 +5,9 @@
 use std::{
     borrow::Cow,
     fmt,
-    pin::Pin,
-    sync::Arc,
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -105,6 +106,32 @@ impl<N> fmt::Debug for Lookup<'_, N> {
 }
 
 impl Inner {
+    /// Waits for a question as long as somebody should who has a stale set already.
+    async fn wait_a_moment<T>(
+        &self,
+        source: Source,
+        landing: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut landing = pin!(landing);
+        // Polled once in any case: that puts the question into the air.
+        let at_once = poll_fn(|context| Poll::Ready(landing.as_mut().poll(context))).await;
+        if let Poll::Ready(landed) = at_once {
+            return Some(landed);
+        }
+        if self.slow.load(Ordering::Relaxed) {
+            return None;
+        }
+        let patience = match source {
+            Source::Snapshot => SNAPSHOT_PATIENCE,
+            _ => PATIENCE,
+        };
+        let landed = timeout(patience, landing).await.ok();
+        if landed.is_none() {
+            self.slow.store(true, Ordering::Relaxed);
+        }
+        landed
+    }
+
     fn count(&self, given: &Result<Answer, Error>) {
         match given {
             Ok(answer) => self.counters.found(answer.source(), answer.freshness()),
@@ -136,13 +163,7 @@ impl Inner {
         };
         let landed = match &known {
             None => Some(landing.await),
-            Some((held, _)) => {
-                let patience = match held.source {
-                    Source::Snapshot => SNAPSHOT_PATIENCE,
-                    _ => PATIENCE,
-                };
-                timeout(patience, landing).await.ok()
-            }
+            Some((held, _)) => self.wait_a_moment(held.source, landing).await,
         };
         let (error, attempts) = match landed {
             Some(Some(Landed::Found(answer))) => return Ok(answer),

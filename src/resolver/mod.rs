@@ -12,7 +12,7 @@ mod warm;
 
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -64,6 +64,9 @@ struct Inner {
     evidence: Mutex<Evidence>,
     flights: Flights<ConsulName, Landed>,
     counters: Counters,
+    /// The sources kept somebody waiting for longer than a stale set is waited for:
+    /// until one answers in time nobody waits for them who has such a set.
+    slow: AtomicBool,
     followers: Followers,
     snapshot: Option<Snapshot>,
 }
@@ -109,6 +112,7 @@ impl Resolver {
             cache,
             evidence,
             counters: Counters::default(),
+            slow: AtomicBool::new(false),
             followers,
             snapshot,
             flights,

@@ -132,13 +132,16 @@ pub(super) struct World {
     pub(super) truth: BTreeMap<String, Truth>,
     pub(super) listed: BTreeMap<String, BTreeSet<u16>>,
     events: BTreeMap<(Instant, usize), Event>,
-    /// Questions in the air by name: when they land, and the steps until then.
-    flights: HashMap<String, (Instant, Steps)>,
+    /// Questions in the air by name: when they began, when they land, and the steps
+    /// until then.
+    flights: HashMap<String, (Instant, Instant, Steps)>,
     /// What the last question of a name came to.
     landed: HashMap<String, (Instant, Steps, Landed)>,
     /// When a source last gave each set.
     found: HashMap<String, Instant>,
     given: Vec<Given>,
+    /// As in `Inner`.
+    slow: bool,
     /// Every question to a source.
     pub(super) asked: Vec<(Instant, Rung, String)>,
     count: usize,
@@ -169,6 +172,7 @@ impl World {
             landed: HashMap::new(),
             found: HashMap::new(),
             given: Vec::new(),
+            slow: false,
             asked: Vec::new(),
             count: 0,
         }
@@ -226,16 +230,17 @@ impl World {
             Look::Fresh(..) | Look::Stale(..) | Look::Unknown => None,
         };
         let lands = match self.flights.get(name) {
-            Some((lands, _)) => *lands,
+            Some((_, lands, _)) => *lands,
             None => {
                 let (end, lands, steps) = self.climb(name);
-                self.flights.insert(name.to_owned(), (lands, steps));
+                self.flights.insert(name.to_owned(), (at, lands, steps));
                 self.later(lands, Event::Land(name.to_owned(), end));
                 lands
             }
         };
         let until = match &known {
             None => lands,
+            Some(_) if self.slow => lands.min(at),
             Some((held, _)) if held.source == Source::Snapshot => lands.min(at + SNAPSHOT_PATIENCE),
             Some(_) => lands.min(at + PATIENCE),
         };
@@ -253,7 +258,10 @@ impl World {
             self.now = at;
             match event {
                 Event::Land(name, end) => self.land(&name, end),
-                Event::Probed(name, held) => self.keep(&name, held),
+                Event::Probed(name, held) => {
+                    self.slow = false;
+                    self.keep(&name, held);
+                }
                 Event::Answer(waiting) => self.answer(waiting),
             }
         }
@@ -437,7 +445,11 @@ impl World {
         if let Landed::Kept(_) = landed {
             self.cache.rest(name, self.now + REST);
         }
-        let (lands, steps) = self.flights.remove(name).unwrap_or((self.now, Vec::new()));
+        let (began, lands, steps) =
+            (self.flights.remove(name)).unwrap_or((self.now, self.now, Vec::new()));
+        if lands - began < PATIENCE && !matches!(landed, Landed::Kept(_)) {
+            self.slow = false;
+        }
         self.landed.insert(name.to_owned(), (lands, steps, landed));
     }
 
@@ -550,7 +562,10 @@ impl World {
             .cloned();
         let (steps, landed) = match landed {
             Some((_, steps, landed)) => (steps, Some(landed)),
-            None => (Vec::new(), None),
+            None => {
+                self.slow = true;
+                (Vec::new(), None)
+            }
         };
         let answer = match (landed, known) {
             (Some(Landed::Found(held)), _) => Ok(self.set_of(&held, Duration::ZERO, true)),
