@@ -331,7 +331,14 @@ async fn the_environment_says_where_consul_is_and_a_flag_wins() {
 
 #[test]
 fn help_teaches_with_examples() {
-    for command in [&[][..], &["lookup"], &["pick"], &["explain"], &["serve"]] {
+    for command in [
+        &[][..],
+        &["lookup"],
+        &["pick"],
+        &["explain"],
+        &["watch"],
+        &["serve"],
+    ] {
         let mut arguments = command.to_vec();
         arguments.push("--help");
         let help = run(&arguments);
@@ -427,4 +434,70 @@ fn an_address_that_is_taken_is_named_with_what_to_do() {
         said.contains(&address) && said.contains("--listen"),
         "{said}"
     );
+}
+
+#[test]
+fn a_default_address_of_the_environment_is_the_last_source() {
+    let closed = closed_port().to_string();
+    let output = program(&[
+        "lookup", "pay-api", "--dns", &closed, "--http", "none", "--json",
+    ])
+    .env("PROCONSUL_DEFAULT_PAY_API", "https://127.0.0.1:8443/v1")
+    .output()
+    .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let told = object(&output);
+    assert_eq!(told["source"], "static");
+    assert_eq!(told["endpoints"][0]["port"], 8443);
+    let bad = program(&["lookup", "pay-api"])
+        .env("PROCONSUL_DEFAULT_PAY_API", "nowhere")
+        .output()
+        .unwrap();
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(
+        text(&bad.stderr).contains("PROCONSUL_DEFAULT_PAY_API"),
+        "{bad:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_snapshot_answers_while_consul_is_gone_unless_nothing_stale_is_wanted() {
+    let mut agent = agent().await;
+    let file = std::env::temp_dir().join(format!("proconsul-program-{}", std::process::id()));
+    let path = file.to_str().unwrap();
+    assert!(
+        run_at(&agent, &["lookup", "web", "--snapshot", path])
+            .status
+            .success()
+    );
+    agent.stop().await;
+    let stale = run_at(&agent, &["lookup", "web", "--snapshot", path, "--json"]);
+    assert!(stale.status.success(), "{stale:?}");
+    let told = object(&stale);
+    assert_eq!(
+        (&told["source"], &told["freshness"]),
+        (&json!("snapshot"), &json!("stale"))
+    );
+    assert_eq!(told["endpoints"].as_array().unwrap().len(), 2);
+    let picked = run_at(&agent, &["pick", "web", "--snapshot", path]);
+    assert!(picked.status.success());
+    assert!(
+        text(&picked.stderr).contains("no source answered"),
+        "{picked:?}"
+    );
+    let explained = run_at(&agent, &["explain", "web", "--snapshot", path]);
+    assert!(
+        text(&explained.stdout).contains("from snapshot, stale"),
+        "{explained:?}"
+    );
+    let none = run_at(&agent, &["lookup", "web", "--snapshot", path, "--no-stale"]);
+    assert_eq!(none.status.code(), Some(5), "{none:?}");
+    // It has not lost what it could not be asked for.
+    assert!(
+        run_at(&agent, &["lookup", "web", "--snapshot", path])
+            .status
+            .success()
+    );
+    let _ = std::fs::remove_file(&file);
+    let _ = std::fs::remove_file(format!("{path}.lock"));
 }

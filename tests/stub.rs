@@ -307,3 +307,41 @@ async fn a_stub_at_every_address_answers_from_the_one_that_was_asked() {
         assert_eq!(code, Some(ResponseCode::Refused), "{server}");
     }
 }
+
+#[tokio::test]
+async fn a_stale_answer_says_so_to_clients_that_speak_edns_and_is_soon_asked_for_again() {
+    let mut agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let stub = stub(&agent.dns().to_string(), &agent.http()).await;
+    let question = ["web.service.consul", "SRV", "+norecurse"];
+    let fresh = tool("dig", stub, &question).await;
+    assert!(
+        fresh.contains("\t0\tIN\tSRV\t") && !fresh.contains("EDE"),
+        "{fresh}"
+    );
+    agent.stop().await;
+    let stale = wait_for("a stale answer", async || {
+        let told = tool("dig", stub, &question).await;
+        assert!(told.contains("NOERROR"), "{told}");
+        told.contains("EDE: 3 (Stale Answer)").then_some(told)
+    })
+    .await;
+    assert!(stale.contains("ANSWER: 2,"), "{stale}");
+    // RFC 8767, section 4: a TTL above 0.
+    assert!(stale.contains("\t1\tIN\tSRV\t"), "{stale}");
+    let plain = tool(
+        "dig",
+        stub,
+        &["web.service.consul", "SRV", "+norecurse", "+noedns"],
+    )
+    .await;
+    assert!(
+        plain.contains("ANSWER: 2,") && !plain.contains("EDE"),
+        "{plain}"
+    );
+    let unknown = tool("dig", stub, &["nosuch.service.consul", "SRV", "+norecurse"]).await;
+    assert!(
+        unknown.contains("SERVFAIL") && unknown.contains("EDE: 22"),
+        "{unknown}"
+    );
+}
