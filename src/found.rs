@@ -44,6 +44,9 @@ pub(crate) struct Instance {
     pub(crate) kind: TargetKind,
     /// Addresses of the target; empty as long as nobody resolved it.
     pub(crate) addresses: Vec<IpAddr>,
+    /// Beside the address of one family that of the other, for who asks for it alone.
+    #[serde(default)]
+    pub(crate) other: Option<IpAddr>,
     /// The addresses are Consul's own word, not the system resolver's.
     pub(crate) glued: bool,
     pub(crate) port: u16,
@@ -54,6 +57,14 @@ pub(crate) struct Instance {
     pub(crate) text: Option<Arc<NodeText>>,
     /// What only the catalog knows.
     pub(crate) facts: Option<Box<Facts>>,
+}
+
+impl Instance {
+    /// Whether a catalog says that none of its checks fails or warns.
+    pub(crate) fn is_passing(&self) -> bool {
+        let health = self.facts.as_ref().and_then(|facts| facts.health);
+        health == Some(Health::Passing)
+    }
 }
 
 /// What a catalog knows of an instance beyond its SRV record.

@@ -234,6 +234,7 @@ mod tests {
 
     fn instances() -> Found {
         Found::Instances(vec![Instance {
+            other: None,
             target: "0a000001.addr.dc1.consul.".into(),
             kind: TargetKind::Address,
             addresses: vec!["10.0.0.1".parse().unwrap(), "::1".parse().unwrap()],

@@ -20,10 +20,11 @@ pub(crate) async fn answer(
     resolver: &Resolver,
     asked: &Asked,
 ) -> (Sections, Result<Option<Answer>, Error>) {
+    let settings = resolver.dns_settings();
     let zone = Zone {
         domain: resolver.domain(),
         serial: clock::serial(),
-        minimum: resolver.soa_minimum(),
+        settings: &settings,
     };
     if asked.is_about_the_zone() {
         return apex(resolver, asked, &zone).await;
@@ -35,25 +36,25 @@ pub(crate) async fn answer(
     };
     match name.subject() {
         Subject::Apex => return (Sections::no_such_name(&zone), Ok(None)),
-        Subject::Address(address) => return (write::decoded(*address, asked), Ok(None)),
+        Subject::Address(address) => return (write::decoded(*address, asked, &zone), Ok(None)),
         Subject::Node(_) if asked.is_nothing_of_a_node() => {
             return (Sections::empty(), Ok(None));
         }
         _ => {}
     }
-    match resolver.lookup(name).await {
+    let found = resolver.lookup(name).await;
+    // They may have been learned by this very question.
+    let settings = resolver.dns_settings();
+    let zone = Zone {
+        settings: &settings,
+        ..zone
+    };
+    match found {
         Ok(answer) => (
             write::answer(&answer, asked, &zone, &mut clock::dice()),
             Ok(Some(answer)),
         ),
-        Err(error) if error.is_not_found() => {
-            // The minimum may have been learned by this very question.
-            let zone = Zone {
-                minimum: resolver.soa_minimum(),
-                ..zone
-            };
-            (Sections::no_such_name(&zone), Err(error))
-        }
+        Err(error) if error.is_not_found() => (Sections::no_such_name(&zone), Err(error)),
         Err(error) => (Sections::failed(error.kind()), Err(error)),
     }
 }
@@ -67,5 +68,10 @@ async fn apex(
 ) -> (Sections, Result<Option<Answer>, Error>) {
     let found = resolver.lookup(ConsulName::apex()).await;
     let servers = found.as_ref().ok();
-    (write::apex(servers, asked.kind, zone), Ok(found.ok()))
+    let settings = resolver.dns_settings();
+    let zone = Zone {
+        settings: &settings,
+        ..*zone
+    };
+    (write::apex(servers, asked.kind, &zone), Ok(found.ok()))
 }

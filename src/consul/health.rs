@@ -10,6 +10,7 @@
 
 pub(crate) mod ask;
 mod entry;
+pub(crate) mod reverse;
 pub(crate) mod target;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,8 @@ pub(crate) struct Read {
     pub(crate) first_reason: Option<Box<str>>,
     /// The time to live that a prepared query sets.
     pub(crate) ttl: Option<Duration>,
+    /// What a prepared query found instances of.
+    pub(crate) service: Option<Box<str>>,
     /// The datacenter that answered, where the reply says it.
     pub(crate) datacenter: Option<Box<str>>,
 }
@@ -68,9 +71,16 @@ pub(crate) fn read(question: &Question<'_>, body: &[u8], translated: bool) -> Re
             let entries = reply.nodes.unwrap_or_default();
             let mut read = instances(question, &entries, datacenter.as_deref(), translated)?;
             read.ttl = reply.dns.and_then(|dns| go_duration(dns.ttl.as_deref()?));
+            read.service = reply.service;
             Ok(read)
         }
         Ask::Node { name } => node(name, body),
+        Ask::Reverse { ip } => {
+            let found = reverse::node(body, ip, question.domain);
+            let found = found.map_err(|why| Unread::Malformed(why.into()))?;
+            let name = found.ok_or(Unread::NotFound { unhealthy: 0 })?;
+            Ok(pointer(name))
+        }
         Ask::Servers => servers(question, body),
     }
 }
@@ -85,6 +95,8 @@ struct Executed<'a> {
     dns: Option<ExecutedDns>,
     #[serde(default)]
     datacenter: Option<Box<str>>,
+    #[serde(default)]
+    service: Option<Box<str>>,
 }
 
 #[derive(Deserialize)]
@@ -210,7 +222,11 @@ fn belongs(question: &Question<'_>, entry: &Entry) -> Result<(), Box<str>> {
             check("service", Some(name), entry.service.service.as_deref())?
         }
         Ask::Servers => check("service", Some("consul"), entry.service.service.as_deref())?,
-        Ask::Connect { .. } | Ask::Ingress { .. } | Ask::Node { .. } | Ask::Query { .. } => {}
+        Ask::Connect { .. }
+        | Ask::Ingress { .. }
+        | Ask::Node { .. }
+        | Ask::Query { .. }
+        | Ask::Reverse { .. } => {}
     }
     check(
         "namespace",
@@ -268,6 +284,7 @@ fn instances(
         skipped: skipped.total,
         first_reason: skipped.first,
         ttl: None,
+        service: None,
         datacenter,
     })
 }
@@ -320,6 +337,7 @@ fn instance(
         target,
         kind,
         glued: kind != TargetKind::Host,
+        other: other_family(&entry, &addresses, translated),
         addresses,
         port: entry.service.port()?,
         priority: 1,
@@ -328,6 +346,28 @@ fn instance(
         text: node.text(node_name.as_deref()).map(Arc::new),
         facts: Some(Box::new(entry.into_facts(health))),
     })
+}
+
+/// The address of the other family than the one that is told, where the agent put
+/// those for other datacenters in their place: over DNS, A and AAAA have one each.
+fn other_family(entry: &Entry, told: &[IpAddr], translated: bool) -> Option<IpAddr> {
+    let told = *told.first().filter(|_| translated)?;
+    let tagged = |tag| match entry.service.address() {
+        Some(_) => entry.service.tagged(tag),
+        None => entry.node.tagged(tag),
+    };
+    let parsed = |tag| tagged(tag)?.parse::<IpAddr>().ok();
+    let forms = ["wan", "wan_ipv4", "wan_ipv6"];
+    if !forms.iter().any(|tag| parsed(tag) == Some(told)) {
+        return None;
+    }
+    let own = if told.is_ipv4() {
+        "wan_ipv6"
+    } else {
+        "wan_ipv4"
+    };
+    let mut others = [own, "wan"].into_iter().filter_map(parsed);
+    others.find(|other| other.is_ipv4() != told.is_ipv4())
 }
 
 fn node(name: &str, body: &[u8]) -> Result<Read, Unread> {
@@ -363,8 +403,21 @@ fn node(name: &str, body: &[u8]) -> Result<Read, Unread> {
         skipped: 0,
         first_reason: None,
         ttl: None,
+        service: None,
         datacenter: node.datacenter().map(Into::into),
     })
+}
+
+/// The name that an address leads to.
+fn pointer(name: String) -> Read {
+    Read {
+        found: Found::Pointers(vec![name.into()]),
+        skipped: 0,
+        first_reason: None,
+        ttl: None,
+        service: None,
+        datacenter: None,
+    }
 }
 
 /// The servers are named by their nodes, in lower case; those that DNS does not
@@ -395,13 +448,14 @@ fn servers(question: &Question<'_>, body: &[u8]) -> Result<Read, Unread> {
         skipped: skipped.total,
         first_reason: skipped.first,
         ttl: None,
+        service: None,
         datacenter,
     })
 }
 
 /// A duration as Go writes it: `25s`, `1m30s`, `1.5h`, `0`. Nothing that is
 /// negative, and nothing longer than DNS carries.
-fn go_duration(text: &str) -> Option<Duration> {
+pub(super) fn go_duration(text: &str) -> Option<Duration> {
     const UNITS: [(&str, f64); 8] = [
         ("ns", 1e-9),
         ("us", 1e-6),

@@ -2,6 +2,7 @@
 
 pub(crate) mod address;
 pub(crate) mod blocking;
+pub(crate) mod dns_settings;
 pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod tls;

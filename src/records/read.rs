@@ -19,6 +19,7 @@ use hickory_proto::{
 };
 
 use crate::{
+    consul::dns_settings::Soa,
     found::{Found, Host, Instance, NodeText, TargetKind},
     name::{ConsulName, Domain, Subject, Target, classify_target},
     records::wire_name::{from_text, to_text},
@@ -127,6 +128,7 @@ fn instances(message: &Message, zones: &[Domain]) -> Read {
             _ => None,
         };
         instances.push(Instance {
+            other: None,
             target: target.into(),
             kind,
             glued: !found.is_empty(),
@@ -216,16 +218,27 @@ pub(crate) fn negative_ttl(message: &Message) -> Option<Duration> {
     negatives(message).next().map(|(_, ttl)| seconds(ttl))
 }
 
-/// The same in seconds, where it is one of Consul's zones that says so. A server
+/// The numbers of the SOA, where it is one of Consul's zones that has it. A server
 /// that asks others for us hands on their SOA, which tells nothing of our zone.
-pub(crate) fn zone_minimum(message: &Message, zones: &[Domain]) -> Option<u32> {
+pub(crate) fn zone_soa(message: &Message, zones: &[Domain]) -> Option<Soa> {
     let is_apex = |owner: &Name| {
         let mut apexes = zones.iter().filter_map(|zone| from_text(zone.as_str()));
         apexes.any(|apex| apex == *owner)
     };
-    negatives(message)
-        .find(|(owner, _)| is_apex(owner))
-        .map(|(_, ttl)| ttl)
+    let mut soas = (message.authorities.iter()).filter_map(|record| match &record.data {
+        RData::SOA(soa) if is_apex(&record.name) => Some((record, soa)),
+        _ => None,
+    });
+    soas.next().map(|(record, soa)| Soa {
+        refresh: unsigned(soa.refresh),
+        retry: unsigned(soa.retry),
+        expire: unsigned(soa.expire),
+        minimum: record.ttl.min(soa.minimum),
+    })
+}
+
+fn unsigned(seconds: i32) -> u32 {
+    u32::try_from(seconds).unwrap_or_default()
 }
 
 /// Owner and negative TTL of every SOA.
@@ -377,7 +390,8 @@ mod tests {
             (&[(".", 60, 30)], None),
             (&[("example.", 900, 900), ("consul.", 60, 30)], Some(30)),
         ] {
-            assert_eq!(zone_minimum(&nothing(soas), &zones), minimum, "{soas:?}");
+            let told = zone_soa(&nothing(soas), &zones).map(|soa| soa.minimum);
+            assert_eq!(told, minimum, "{soas:?}");
         }
     }
 

@@ -24,6 +24,7 @@ use rand::{Rng, seq::SliceRandom as _};
 
 use crate::{
     cache::stale::worn_ttl,
+    consul::dns_settings::{DnsSettings, Soa},
     endpoint::{Answer, Freshness},
     error::ErrorKind,
     found::{Found, Host, Instance, NodeText, TargetKind},
@@ -102,18 +103,25 @@ impl Sections {
 pub(crate) struct Zone<'a> {
     pub(crate) domain: &'a Domain,
     pub(crate) serial: u32,
-    /// TTL of the SOA and of what does not exist, in seconds.
-    pub(crate) minimum: u32,
+    /// How Consul's own DNS interface is set.
+    pub(crate) settings: &'a DnsSettings,
 }
 
 impl Zone<'_> {
-    /// The numbers are Consul's own.
     fn soa(&self) -> Option<Record> {
         let apex = name(self.domain.as_str())?;
         let within = |label: &str| name(&format!("{label}.{}", self.domain));
         let (ns, hostmaster) = (within("ns")?, within("hostmaster")?);
-        let soa = SOA::new(ns, hostmaster, self.serial, 3600, 600, 86400, self.minimum);
-        Some(Record::from_rdata(apex, self.minimum, RData::SOA(soa)))
+        let Soa {
+            refresh,
+            retry,
+            expire,
+            minimum,
+        } = self.settings.soa;
+        let signed = |seconds| i32::try_from(seconds).unwrap_or(i32::MAX);
+        let (refresh, retry, expire) = (signed(refresh), signed(retry), signed(expire));
+        let soa = SOA::new(ns, hostmaster, self.serial, refresh, retry, expire, minimum);
+        Some(Record::from_rdata(apex, minimum, RData::SOA(soa)))
     }
 }
 
@@ -135,6 +143,7 @@ pub(crate) fn answer(
         owner,
         kind,
         ttl: whole_seconds(ttl),
+        additional_text: zone.settings.additional_text,
         sections: Sections {
             extended,
             ..Sections::new(ResponseCode::NoError)
@@ -172,10 +181,11 @@ pub(crate) fn answer(
 
 /// The answer for an `addr` name: a record of another family than the asked one
 /// goes to the additional section.
-pub(crate) fn decoded(address: IpAddr, asked: &Asked) -> Sections {
+pub(crate) fn decoded(address: IpAddr, asked: &Asked, zone: &Zone<'_>) -> Sections {
     let mut sections = Sections::empty();
+    let ttl = whole_seconds(zone.settings.node_ttl);
     let (owner, kind) = (&asked.owner, asked.kind);
-    let record = Record::from_rdata(owner.to_lowercase(), 0, address_data(address));
+    let record = Record::from_rdata(owner.to_lowercase(), ttl, address_data(address));
     if kind == record.record_type() || kind == RecordType::ANY {
         sections.answers.push(record);
     } else {
@@ -214,6 +224,8 @@ struct Writer<'a> {
     owner: &'a Name,
     kind: RecordType,
     ttl: u32,
+    /// Metadata stands beside other records.
+    additional_text: bool,
     sections: Sections,
 }
 
@@ -243,7 +255,9 @@ impl Writer<'_> {
                     self.sections.additionals.push(glue);
                 }
             }
-            if let Some(text) = &instance.text {
+            if let Some(text) = &instance.text
+                && self.additional_text
+            {
                 self.node_text(text);
             }
         }
@@ -267,7 +281,9 @@ impl Writer<'_> {
             .iter()
             .filter(|instance| instance.kind != TargetKind::Host)
         {
-            for &address in &instance.addresses {
+            let alone = matches!(self.kind, RecordType::A | RecordType::AAAA);
+            let other = instance.other.as_ref().filter(|_| alone);
+            for &address in instance.addresses.iter().chain(other) {
                 if self.wants(address) && known.insert(address) {
                     let record = self.record(self.owner, address_data(address));
                     self.sections.answers.push(record);
@@ -320,7 +336,7 @@ impl Writer<'_> {
                 }
                 if self.kind == RecordType::ANY {
                     self.sections.answers.extend(texts);
-                } else {
+                } else if self.additional_text {
                     self.sections.additionals = texts;
                 }
             }

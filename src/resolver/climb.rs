@@ -42,6 +42,9 @@ const DEEPEST: u8 = 3;
 /// many questions as a source that is well is asked.
 const REST: Duration = Duration::from_millis(500);
 
+/// This part of a look-up's time is kept for what comes after the sources.
+const SPARE: u32 = 8;
+
 /// The canary is to answer within this.
 const CANARY: Duration = Duration::from_millis(150);
 
@@ -98,6 +101,8 @@ impl Inner {
             return Landed::Kept(Error::new(ErrorKind::Invalid, message));
         }
         let start = clock::now();
+        // The sources do not get all of it: the error is to be there in time.
+        let until = deadline - deadline.saturating_duration_since(start) / SPARE;
         let question = Question { name, fqdn: &fqdn };
         let known = self.knows(name);
         let mut attempts = Vec::new();
@@ -107,7 +112,7 @@ impl Inner {
             shut: !attempts.is_empty(),
             known,
             hedge: self.sources.hedge(),
-            deadline,
+            deadline: until,
         });
         let mut air = Air::default();
         let landed = loop {
@@ -122,7 +127,7 @@ impl Inner {
                     }
                 }
                 Step::Give(finding) => {
-                    attempts.extend(self.sources.unheard(&air.leave(), deadline));
+                    attempts.extend(self.sources.unheard(&air.leave(), until));
                     if let Some(first) = attempts.first()
                         && first.source != finding.source
                     {
@@ -135,7 +140,7 @@ impl Inner {
                     });
                 }
                 Step::Nothing(rung, nothing) => {
-                    attempts.extend(self.sources.unheard(&air.leave(), deadline));
+                    attempts.extend(self.sources.unheard(&air.leave(), until));
                     let denied = ladder.was_denied();
                     let said = Said {
                         rung,
@@ -146,7 +151,7 @@ impl Inner {
                     break self.weigh(question, &said, attempts).await;
                 }
                 Step::GiveUp(kind) => {
-                    attempts.extend(self.sources.unheard(&air.leave(), deadline));
+                    attempts.extend(self.sources.unheard(&air.leave(), until));
                     break Landed::Kept(told::failed(kind, &fqdn, attempts));
                 }
             }
@@ -453,6 +458,7 @@ impl Inner {
         }
         let endpoints = records::endpoints(&found, fqdn);
         let complete = warnings.is_empty();
+        let ttl = ttl.unwrap_or_else(|| self.ttl_before(name));
         let warnings = warnings.into();
         Held {
             key: name.key().into(),
@@ -464,6 +470,14 @@ impl Inner {
             ttl,
             complete,
             warnings,
+        }
+    }
+
+    /// The TTL that a name had when a source last said one; Consul's default is 0.
+    fn ttl_before(&self, name: &ConsulName) -> Duration {
+        match self.look(name) {
+            Look::Fresh(held, _) | Look::Stale(held, ..) => held.ttl,
+            Look::Nothing | Look::Unknown => Duration::ZERO,
         }
     }
 

@@ -28,6 +28,7 @@ use crate::{
     circuit::Gate,
     clock,
     config::{Config, ResolverBuilder},
+    consul::dns_settings::DnsSettings,
     endpoint::{Answer, Freshness, Source},
     error::{Error, ErrorKind},
     evidence::Evidence,
@@ -259,9 +260,9 @@ impl Resolver {
         Picker::new(answer.endpoints(), strategy, clock::dice())
     }
 
-    /// The minimum of the zone's SOA, in seconds.
-    pub(crate) fn soa_minimum(&self) -> u32 {
-        self.0.sources.minimum()
+    /// How Consul's own DNS interface is set, as far as that is known.
+    pub(crate) fn dns_settings(&self) -> Arc<DnsSettings> {
+        self.0.sources.manners()
     }
 
     /// Fills in the configured datacenter, namespace and partition.

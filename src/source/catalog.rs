@@ -15,6 +15,8 @@
 //! Addresses whose circuit is open are passed over. Each other gets an equal part of the time that is left, so that one that is
 //! silent leaves some for the others.
 
+pub(crate) mod reverse;
+
 use std::{
     fmt::Write as _,
     time::{Duration, Instant},
@@ -222,32 +224,32 @@ fn hear(question: &Question<'_>, replied: Result<Reply, Trouble>) -> Heard {
                 Err(Unread::Malformed(why)) => Heard::next(Outcome::Malformed, why),
             }
         }
-        Err(trouble) => {
-            let detail: Box<str> = trouble.to_string().into();
-            match trouble {
-                Trouble::Denied(_) => denied(detail),
-                Trouble::Status { code: 500, text } if text.contains("No path to datacenter") => {
-                    // The agent says that it knows no leader *there*.
-                    let miss = Miss::NotFound {
-                        unhealthy: 0,
-                        confirmed: true,
-                    };
-                    Heard::done(Outcome::NotFound, "no such datacenter".into(), Err(miss))
-                }
-                Trouble::Status {
-                    code: 429 | 503, ..
-                } => Heard::next(Outcome::Throttled, detail),
-                Trouble::Status { code, .. } if code < 500 => final_failure(detail),
-                Trouble::Status { .. } | Trouble::Redirected(_) => {
-                    Heard::next(Outcome::Failed, detail)
-                }
-                Trouble::Refused => Heard::next(Outcome::Refused, detail),
-                Trouble::TimedOut => Heard::next(Outcome::TimedOut, detail),
-                Trouble::TooLarge => Heard::next(Outcome::Malformed, detail),
-                Trouble::Tls(_) | Trouble::Transport(_) | Trouble::Config(_) => {
-                    Heard::next(Outcome::Unreachable, detail)
-                }
-            }
+        Err(trouble) => failed(trouble),
+    }
+}
+
+fn failed(trouble: Trouble) -> Heard {
+    let detail: Box<str> = trouble.to_string().into();
+    match trouble {
+        Trouble::Denied(_) => denied(detail),
+        Trouble::Status { code: 500, text } if text.contains("No path to datacenter") => {
+            // The agent says that it knows no leader *there*.
+            let miss = Miss::NotFound {
+                unhealthy: 0,
+                confirmed: true,
+            };
+            Heard::done(Outcome::NotFound, "no such datacenter".into(), Err(miss))
+        }
+        Trouble::Status {
+            code: 429 | 503, ..
+        } => Heard::next(Outcome::Throttled, detail),
+        Trouble::Status { code, .. } if code < 500 => final_failure(detail),
+        Trouble::Status { .. } | Trouble::Redirected(_) => Heard::next(Outcome::Failed, detail),
+        Trouble::Refused => Heard::next(Outcome::Refused, detail),
+        Trouble::TimedOut => Heard::next(Outcome::TimedOut, detail),
+        Trouble::TooLarge => Heard::next(Outcome::Malformed, detail),
+        Trouble::Tls(_) | Trouble::Transport(_) | Trouble::Config(_) => {
+            Heard::next(Outcome::Unreachable, detail)
         }
     }
 }

@@ -51,6 +51,7 @@ impl Defaults {
             Registered::Host(host) => (Arc::from(&**host), TargetKind::Host, Vec::new()),
         };
         Some(Found::Instances(vec![Instance {
+            other: None,
             target,
             kind,
             glued: kind != TargetKind::Host,

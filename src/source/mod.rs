@@ -6,12 +6,14 @@ pub(crate) mod circuits;
 pub(crate) mod default_address;
 pub(crate) mod dns;
 pub(crate) mod hosts;
+pub(crate) mod manners;
 pub(crate) mod snapshot_file;
 pub(crate) mod static_catalog;
 pub(crate) mod static_file;
 
 use std::{
-    sync::atomic::{AtomicU32, Ordering},
+    net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,6 +22,7 @@ use self::{
     circuits::{Asker, Circuits, Mode},
     default_address::Defaults,
     dns::DnsSource,
+    manners::Manners,
     static_file::StaticFile,
 };
 use crate::{
@@ -27,17 +30,22 @@ use crate::{
     clock,
     config::Config,
     consul::{
+        address::HttpAddress,
         blocking::Turn,
+        dns_settings::DnsSettings,
         health::ask::{self, Ask, Place},
         http::Agent,
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     error::{Error, ErrorKind},
-    found::Found,
+    found::{Found, Instance},
     ladder::{Heard, Nothing, Rung},
     name::{ConsulName, Domain, Locality, Subject},
     records::read::{self, Asks},
 };
+
+/// How long an agent is given to tell how its DNS interface is set.
+const PATIENCE: Duration = Duration::from_millis(150);
 
 /// Services of a catalog that are told to who asked for another.
 const MOST_NAMES: usize = 10;
@@ -48,7 +56,8 @@ pub(crate) struct Finding {
     pub(crate) found: Found,
     pub(crate) source: Source,
     pub(crate) transport: Transport,
-    pub(crate) ttl: Duration,
+    /// `None`: the source does not say.
+    pub(crate) ttl: Option<Duration>,
     /// Why it may lack instances.
     pub(crate) doubt: Option<Box<str>>,
 }
@@ -65,7 +74,7 @@ pub(crate) struct Question<'a> {
 #[derive(Debug)]
 pub(crate) struct Sources {
     dns: DnsSource,
-    agent: Agent,
+    agent: Arc<Agent>,
     http_circuits: Circuits,
     catalog: Option<StaticFile>,
     /// Default addresses, by service.
@@ -77,8 +86,7 @@ pub(crate) struct Sources {
     /// with an alternative domain goes on using in its answers.
     zones: Vec<Domain>,
     rungs: Vec<Rung>,
-    /// Minimum of the zone's SOA in seconds, as Consul last told it.
-    minimum: AtomicU32,
+    manners: Manners,
 }
 
 impl Sources {
@@ -100,7 +108,7 @@ impl Sources {
         Ok(Self {
             dns: DnsSource::new(&config.dns),
             http_circuits: Circuits::new(Source::Http, agent.addresses().map(ToString::to_string)),
-            agent,
+            agent: Arc::new(agent),
             defaults: config.defaults.clone(),
             catalog,
             home: Locality {
@@ -115,7 +123,7 @@ impl Sources {
                 .filter(|(_, there)| *there)
                 .map(|(rung, _)| rung)
                 .collect(),
-            minimum: AtomicU32::new(0),
+            manners: Manners::default(),
         })
     }
 
@@ -151,10 +159,9 @@ impl Sources {
         self.dns.strangers()
     }
 
-    /// For how long the zone says that what does not exist may be believed gone:
-    /// the minimum of its SOA, in seconds.
-    pub(crate) fn minimum(&self) -> u32 {
-        self.minimum.load(Ordering::Relaxed)
+    /// How Consul itself answers, as far as that is known.
+    pub(crate) fn manners(&self) -> Arc<DnsSettings> {
+        self.manners.known()
     }
 
     /// What a rung may be asked now.
@@ -252,8 +259,8 @@ impl Sources {
         let (reply, doubt) = match heard {
             dns::Heard::Records { reply, doubt } => (reply, doubt),
             dns::Heard::Nothing { reply } => {
-                if let Some(seconds) = read::zone_minimum(&reply.message, &self.zones) {
-                    self.minimum.store(seconds, Ordering::Relaxed);
+                if let Some(soa) = read::zone_soa(&reply.message, &self.zones) {
+                    self.manners.heard(soa);
                 }
                 return Some(said_nothing(read::negative_ttl(&reply.message)));
             }
@@ -270,7 +277,7 @@ impl Sources {
             found,
             source: Source::Dns,
             transport: reply.transport,
-            ttl,
+            ttl: Some(ttl),
             doubt: doubt.map(|doubt| {
                 format!(
                     "the reply over {} is not known to be whole: {doubt}",
@@ -289,18 +296,93 @@ impl Sources {
         limit: Instant,
         attempts: &mut Vec<Attempt>,
     ) -> Option<Heard<Finding>> {
+        if self.is_beyond(question.name, limit).await {
+            attempts.push(Attempt {
+                source: Source::Http,
+                address: self.first_address(),
+                transport: Transport::Http,
+                outcome: Outcome::NotFound,
+                elapsed: Duration::ZERO,
+                received: 0,
+                count: 0,
+                detail: "this version or edition of Consul has no such names".into(),
+            });
+            return Some(said_nothing(None));
+        }
         let asked = self.asked(question)?;
-        let (told, made) = catalog::ask(
-            &self.agent,
-            &asked,
-            &self.http_circuits,
-            asker,
-            limit,
-            clock::now,
-        )
-        .await;
+        let circuits = &self.http_circuits;
+        let told = catalog::ask(&self.agent, &asked, circuits, asker, limit, clock::now);
+        let ((told, made), ()) = tokio::join!(told, self.refresh_manners(limit));
         attempts.extend(made);
-        by_catalog(told)
+        match (asked.ask, self.by_catalog(question.name, told)) {
+            (Ask::Reverse { ip }, Some(Heard::Nothing(nothing))) => {
+                self.search(ip, nothing, limit, attempts).await
+            }
+            (_, heard) => heard,
+        }
+    }
+
+    /// An address that no node has: does a service?
+    async fn search(
+        &self,
+        ip: IpAddr,
+        nothing: Nothing,
+        limit: Instant,
+        attempts: &mut Vec<Attempt>,
+    ) -> Option<Heard<Finding>> {
+        let address = self.well()?;
+        let searched = catalog::reverse::service_at(&self.agent, address, ip, limit);
+        let (found, attempt) = searched.await;
+        attempts.push(attempt);
+        let Some(pointer) = found? else {
+            return Some(Heard::Nothing(nothing));
+        };
+        let name = pointer.fqdn(self.zones.first()?.as_str())?;
+        Some(Heard::Whole(Finding {
+            found: Found::Pointers(vec![name.into()]),
+            source: Source::Http,
+            transport: Transport::Http,
+            ttl: Some(Duration::ZERO),
+            doubt: None,
+        }))
+    }
+
+    /// Whether the agent does not know of such names at all.
+    async fn is_beyond(&self, name: &ConsulName, limit: Instant) -> bool {
+        let place = name.locality();
+        let apart = [
+            &place.namespace,
+            &place.partition,
+            &place.sameness_group,
+            &place.peer,
+        ];
+        let is_virtual = matches!(name.subject(), Subject::Virtual { .. });
+        if !is_virtual && apart.iter().all(|part| part.is_none()) {
+            return false;
+        }
+        self.refresh_manners(limit).await;
+        self.manners.known().has_no_such(name)
+    }
+
+    /// The first address of the HTTP API that is not known to fail.
+    fn well(&self) -> Option<&HttpAddress> {
+        let states = self.http_circuits.states();
+        let well = states.iter().position(|(_, since)| since.is_none())?;
+        self.agent.addresses().nth(well)
+    }
+
+    fn first_address(&self) -> Box<str> {
+        let first = self.agent.addresses().next();
+        first.map(ToString::to_string).unwrap_or_default().into()
+    }
+
+    /// Asks the first agent that is well how its DNS interface is set, if that is due.
+    async fn refresh_manners(&self, limit: Instant) {
+        let now = clock::now();
+        if let Some(address) = self.well() {
+            let limit = limit.saturating_duration_since(now).min(PATIENCE);
+            self.manners.refresh(&self.agent, address, now, limit).await;
+        }
     }
 
     /// The question as the catalog is asked it; `None` where it has no answer to it.
@@ -324,7 +406,8 @@ impl Sources {
     /// it does not (Consul docs: Blocking Queries).
     pub(crate) fn can_follow(&self, name: &ConsulName) -> bool {
         self.agent.addresses().len() > 0
-            && ask_of(name).is_some_and(|ask| !matches!(ask, Ask::Query { .. }))
+            && ask_of(name)
+                .is_some_and(|ask| !matches!(ask, Ask::Query { .. } | Ask::Reverse { .. }))
     }
 
     /// One query of a name that is followed, to the `turn`-th address.
@@ -335,13 +418,75 @@ impl Sources {
         turn: &Turn,
     ) -> Option<(Option<Heard<Finding>>, Blocked)> {
         let address = address % self.agent.addresses().len().max(1);
-        let blocked = catalog::block(&self.agent, &self.asked(question)?, address, turn).await;
+        let asked = self.asked(question)?;
+        let (blocked, ()) = tokio::join!(
+            catalog::block(&self.agent, &asked, address, turn),
+            self.refresh_manners(clock::now() + PATIENCE)
+        );
         if blocked.answered {
             // It is well, whatever its circuit says.
             let asking = self.http_circuits.begin(address, true);
             asking.heard_without_time(Outcome::Answered);
         }
-        Some((by_catalog(blocked.told.clone()), blocked))
+        let heard = self.by_catalog(question.name, blocked.told.clone());
+        Some((heard, blocked))
+    }
+
+    /// What the catalog told, in the ladder's words and as the agent's own DNS
+    /// interface would give it; `None`: nothing.
+    fn by_catalog(&self, name: &ConsulName, told: Result<Told, Miss>) -> Option<Heard<Finding>> {
+        let Told {
+            mut read,
+            filtered_by_acls,
+            known_leader,
+            ..
+        } = match told {
+            Ok(told) => told,
+            Err(Miss::NotFound {
+                unhealthy,
+                confirmed,
+            }) => {
+                return Some(Heard::Nothing(Nothing {
+                    ttl: None,
+                    unhealthy,
+                    leader: Some(confirmed),
+                }));
+            }
+            Err(Miss::Denied(_) | Miss::Failed { .. }) => return None,
+        };
+        let manners = self.manners.known();
+        if let Found::Instances(instances) = &mut read.found
+            && manners.gives_only_passing(name)
+        {
+            let all = instances.len();
+            instances.retain(Instance::is_passing);
+            if instances.is_empty() {
+                return Some(Heard::Nothing(Nothing {
+                    ttl: None,
+                    unhealthy: all,
+                    leader: Some(known_leader != Some(false)),
+                }));
+            }
+        }
+        let mut doubt = None;
+        if filtered_by_acls {
+            doubt = Some("the token may not see all instances".into());
+        } else if read.skipped > 0 {
+            let (skipped, first) = (read.skipped, read.first_reason.unwrap_or_default());
+            let text = format!("{skipped} instances of the catalog were left out: {first}");
+            doubt = Some(text.into());
+        }
+        let ttl = read.ttl.or_else(|| {
+            let told = self.manners.are_told();
+            told.then(|| manners.ttl(name, read.service.as_deref()))
+        });
+        Some(judged(Finding {
+            found: read.found,
+            source: Source::Http,
+            transport: Transport::Http,
+            ttl,
+            doubt,
+        }))
     }
 
     /// Whether a name asks for no other place than our own.
@@ -400,7 +545,7 @@ impl Sources {
             found,
             source: Source::Static,
             transport: Transport::File,
-            ttl: Duration::ZERO,
+            ttl: Some(Duration::ZERO),
             doubt: None,
         })
     }
@@ -428,7 +573,7 @@ impl Sources {
                             found,
                             source: Source::Static,
                             transport: Transport::File,
-                            ttl: Duration::ZERO,
+                            ttl: Some(Duration::ZERO),
                             doubt: None,
                         };
                         let heard = Some(Heard::Whole(finding));
@@ -464,42 +609,6 @@ impl Sources {
         });
         heard
     }
-}
-
-/// What the catalog told, in the ladder's words; `None`: nothing.
-fn by_catalog(told: Result<Told, Miss>) -> Option<Heard<Finding>> {
-    let told = match told {
-        Ok(told) => told,
-        Err(Miss::NotFound {
-            unhealthy,
-            confirmed,
-        }) => {
-            return Some(Heard::Nothing(Nothing {
-                ttl: None,
-                unhealthy,
-                leader: Some(confirmed),
-            }));
-        }
-        Err(Miss::Denied(_) | Miss::Failed { .. }) => return None,
-    };
-    let mut doubt = None;
-    if told.filtered_by_acls {
-        doubt = Some("the token may not see all instances".into());
-    } else if told.read.skipped > 0 {
-        let (skipped, first) = (
-            told.read.skipped,
-            told.read.first_reason.unwrap_or_default(),
-        );
-        doubt = Some(format!("{skipped} instances of the catalog were left out: {first}").into());
-    }
-    Some(judged(Finding {
-        found: told.read.found,
-        source: Source::Http,
-        transport: Transport::Http,
-        // The catalog says no TTL but for prepared queries; Consul's default is 0.
-        ttl: told.read.ttl.unwrap_or_default(),
-        doubt,
-    }))
 }
 
 /// A step that brought no reply; the static rung has none.
@@ -560,7 +669,8 @@ fn ask_of(name: &ConsulName) -> Option<Ask<'_>> {
         Subject::Node(node) => Ask::Node { name: node },
         Subject::Query(query) => Ask::Query { name: query },
         Subject::Apex => Ask::Servers,
-        Subject::Virtual { .. } | Subject::Reverse(_) | Subject::Address(_) => return None,
+        Subject::Reverse(ip) => Ask::Reverse { ip: *ip },
+        Subject::Virtual { .. } | Subject::Address(_) => return None,
     })
 }
 

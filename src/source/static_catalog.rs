@@ -145,6 +145,7 @@ fn instance<'a>(entry: &'a Value, domain: &str) -> Result<(&'a str, &'a str, Ins
         Registered::Host(host) => (Arc::from(host), TargetKind::Host, Vec::new()),
     };
     let instance = Instance {
+        other: None,
         target,
         kind,
         glued: kind != TargetKind::Host,

@@ -23,14 +23,17 @@ use std::collections::HashSet;
 
 use hickory_proto::{
     op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
-    rr::{DNSClass, Name, RData, Record, RecordType, rdata::opt::EdnsOption},
+    rr::{
+        DNSClass, Name, RData, Record, RecordType,
+        rdata::opt::{ClientSubnet, EdnsCode, EdnsOption},
+    },
     serialize::binary::{BinDecodable as _, BinDecoder, BinEncodable as _},
 };
 
 use self::encode::Parts;
 use crate::{
     endpoint::Transport,
-    name::Domain,
+    name::{Domain, Subject},
     records::{Asked, write::Sections},
 };
 
@@ -70,6 +73,8 @@ pub(crate) struct Question {
     query: Query,
     /// EDNS size of the client, if it speaks EDNS.
     payload: Option<u16>,
+    /// Network of the client's own client (RFC 7871).
+    subnet: Option<ClientSubnet>,
     pub(crate) asked: Asked,
 }
 
@@ -101,11 +106,16 @@ pub(crate) fn judge(packet: &[u8], domain: &Domain) -> Judged {
     };
     let asked = Asked::new(query.name().clone(), query.query_type(), domain);
     let payload = message.edns.as_ref().map(Edns::max_payload);
+    let subnet = match (message.edns.as_ref()).and_then(|edns| edns.option(EdnsCode::Subnet)) {
+        Some(EdnsOption::Subnet(subnet)) => Some(*subnet),
+        _ => None,
+    };
     let class = query.query_class();
     let question = Question {
         metadata,
         query,
         payload,
+        subnet,
         asked,
     };
     let refusal = if message.edns.is_some_and(|edns| edns.version() > 0) {
@@ -170,6 +180,20 @@ impl Question {
         })
     }
 
+    /// The client's network as it goes back (RFC 7871, section 7.2.1). As Consul: only
+    /// what a prepared query finds may depend on who asks.
+    fn subnet_told(&self, code: ResponseCode) -> Option<ClientSubnet> {
+        let mut subnet = self.subnet?;
+        let is_query =
+            matches!(&self.asked.meaning, Ok(name) if matches!(name.subject(), Subject::Query(_)));
+        let scope = match code {
+            ResponseCode::NoError if is_query => subnet.source_prefix(),
+            _ => 0,
+        };
+        subnet.set_scope_prefix(scope);
+        Some(subnet)
+    }
+
     /// As many answers as fit, with their addresses.
     fn cut(&self, sections: &Sections, addresses: &[Record], limit: usize) -> Vec<u8> {
         let keep = |count: usize| {
@@ -215,6 +239,9 @@ impl Question {
                 if let Some(code) = sections.extended {
                     let option = EdnsOption::Unknown(EXTENDED_ERROR, code.to_be_bytes().to_vec());
                     edns.options_mut().insert(option);
+                }
+                if let Some(subnet) = self.subnet_told(sections.code) {
+                    edns.options_mut().insert(EdnsOption::Subnet(subnet));
                 }
                 edns
             });

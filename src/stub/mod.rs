@@ -5,12 +5,15 @@
 pub(crate) mod answer;
 mod listen;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
 
 use self::{answer::Judged, listen::Sockets};
 use crate::{
     endpoint::Transport,
     error::{Error, ErrorKind},
+    records::write::Sections,
     resolver::Resolver,
     zone,
 };
@@ -21,6 +24,9 @@ pub struct Stub {
     sockets: Vec<Sockets>,
     server: Arc<Server>,
 }
+
+/// Every question is answered within 900 ms, before clients ask again after a second.
+const LIMIT: Duration = Duration::from_millis(850);
 
 /// What every packet is answered from.
 #[derive(Debug)]
@@ -75,7 +81,11 @@ impl Server {
             Judged::Drop => None,
             Judged::Reply(reply) => Some(reply),
             Judged::Ask(question) => {
-                let (sections, _) = zone::answer(&self.resolver, &question.asked).await;
+                let answer = timeout(LIMIT, zone::answer(&self.resolver, &question.asked));
+                let sections = match answer.await {
+                    Ok((sections, _)) => sections,
+                    Err(_) => Sections::failed(ErrorKind::Timeout),
+                };
                 Some(question.reply(&sections, transport))
             }
         }

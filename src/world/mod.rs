@@ -621,6 +621,7 @@ impl World {
 
 fn held(name: &str, ports: &BTreeSet<u16>, source: Source, complete: bool) -> Held {
     let instance = |port: &u16| Instance {
+        other: None,
         target: "0a000001.addr.dc1.consul.".into(),
         kind: TargetKind::Address,
         addresses: vec![[10, 0, 0, 1].into()],

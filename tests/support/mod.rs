@@ -21,7 +21,7 @@ mod wire;
 pub(crate) use {
     agent::{Agent, Builder},
     peers::{SilentDns, closed_port},
-    wire::{ask_tcp, ask_udp, http_client},
+    wire::{Over, ask, ask_tcp, ask_udp, exchange, http_client},
 };
 
 use std::time::Duration;

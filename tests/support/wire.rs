@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hickory_proto::{
-    op::{Message, OpCode, Query},
+    op::{Edns, Message, OpCode, Query},
     rr::{Name, RecordType},
 };
 use tokio::{
@@ -17,44 +17,85 @@ use tokio::{
 /// paused not at all.
 const REPLY: Duration = Duration::from_secs(2);
 
+/// How a question is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// Without EDNS.
+    Tcp,
+    /// Without EDNS.
+    Udp,
+    /// UDP, with EDNS and this size.
+    Edns(u16),
+}
+
 /// Asks over UDP, without EDNS, from the loopback address and with a connected
 /// socket, which takes replies from the address asked and no other. `None` when no readable reply comes.
 pub(crate) async fn ask_udp(server: SocketAddr, name: &str, kind: RecordType) -> Option<Message> {
-    let question = question(name, kind);
-    timeout(REPLY, async {
-        let own = if server.is_ipv4() {
-            "127.0.0.1:0"
-        } else {
-            "[::1]:0"
-        };
-        let socket = UdpSocket::bind(own).await.ok()?;
-        socket.connect(server).await.ok()?;
-        socket.send(&question.to_vec().ok()?).await.ok()?;
-        let mut packet = vec![0; 65_535];
-        let length = socket.recv(&mut packet).await.ok()?;
-        reply_to(&question, &packet[..length])
-    })
-    .await
-    .ok()?
+    let asked = ask(server, name, kind, Over::Udp).await;
+    asked.map(|(reply, _)| reply)
 }
 
 /// Asks over TCP. `None` when no readable reply comes.
 pub(crate) async fn ask_tcp(server: SocketAddr, name: &str, kind: RecordType) -> Option<Message> {
-    let question = question(name, kind);
-    timeout(REPLY, async {
-        let packet = question.to_vec().ok()?;
-        let mut stream = TcpStream::connect(server).await.ok()?;
-        stream
-            .write_all(&u16::try_from(packet.len()).ok()?.to_be_bytes())
-            .await
-            .ok()?;
-        stream.write_all(&packet).await.ok()?;
-        let mut reply = vec![0; usize::from(stream.read_u16().await.ok()?)];
-        stream.read_exact(&mut reply).await.ok()?;
-        reply_to(&question, &reply)
-    })
-    .await
-    .ok()?
+    let asked = ask(server, name, kind, Over::Tcp).await;
+    asked.map(|(reply, _)| reply)
+}
+
+/// Asks, and gives the reply with its length. `None` when no readable reply comes.
+pub(crate) async fn ask(
+    server: SocketAddr,
+    name: &str,
+    kind: RecordType,
+    over: Over,
+) -> Option<(Message, usize)> {
+    let mut question = question(name, kind);
+    if let Over::Edns(size) = over {
+        let mut edns = Edns::new();
+        edns.set_max_payload(size);
+        question.set_edns(edns);
+    }
+    let packet = exchange(server, &question.to_vec().ok()?, over).await?;
+    let reply = Message::from_vec(&packet).ok()?;
+    let ours = reply.metadata.id == question.metadata.id;
+    ours.then_some((reply, packet.len()))
+}
+
+/// Sends a packet and gives what comes back. `None` when nothing does.
+pub(crate) async fn exchange(server: SocketAddr, packet: &[u8], over: Over) -> Option<Vec<u8>> {
+    let told = async {
+        match over {
+            Over::Tcp => over_tcp(server, packet).await,
+            Over::Udp | Over::Edns(_) => over_udp(server, packet).await,
+        }
+    };
+    timeout(REPLY, told).await.ok()?
+}
+
+async fn over_udp(server: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
+    let own = if server.is_ipv4() {
+        "127.0.0.1:0"
+    } else {
+        "[::1]:0"
+    };
+    let socket = UdpSocket::bind(own).await.ok()?;
+    socket.connect(server).await.ok()?;
+    socket.send(packet).await.ok()?;
+    let mut reply = vec![0; 65_535];
+    let length = socket.recv(&mut reply).await.ok()?;
+    reply.truncate(length);
+    Some(reply)
+}
+
+async fn over_tcp(server: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await.ok()?;
+    stream
+        .write_all(&u16::try_from(packet.len()).ok()?.to_be_bytes())
+        .await
+        .ok()?;
+    stream.write_all(packet).await.ok()?;
+    let mut reply = vec![0; usize::from(stream.read_u16().await.ok()?)];
+    stream.read_exact(&mut reply).await.ok()?;
+    Some(reply)
 }
 
 fn question(name: &str, kind: RecordType) -> Message {
@@ -67,11 +108,6 @@ fn question(name: &str, kind: RecordType) -> Message {
         .expect("a test asks for names that can be asked for");
     message.add_query(Query::query(name, kind));
     message
-}
-
-fn reply_to(question: &Message, packet: &[u8]) -> Option<Message> {
-    let reply = Message::from_vec(packet).ok()?;
-    (reply.metadata.id == question.metadata.id).then_some(reply)
 }
 
 /// An HTTP client of no settings but its own: no proxy of the environment, and

@@ -1,6 +1,7 @@
 //! Data on stdout, everything else on stderr; exit status by kind of error.
 
 use std::{
+    borrow::Cow,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
@@ -41,10 +42,13 @@ fn colored(output: &Output, terminal: bool) -> bool {
     }
 }
 
+const BOLD: &str = "\x1b[1m";
+const PLAIN: &str = "\x1b[0m";
+
 /// A heading, bold where colour is wanted.
 pub(crate) fn heading(output: &Output, text: &str) -> String {
     if colored(output, io::stdout().is_terminal()) {
-        format!("\x1b[1m{text}\x1b[0m")
+        format!("{BOLD}{text}{PLAIN}")
     } else {
         text.to_owned()
     }
@@ -58,7 +62,9 @@ pub(crate) fn data(text: &str) -> ExitCode {
 /// Writes data where more may follow; an error is the end, and what it means.
 pub(crate) fn write(text: &str) -> Result<(), ExitCode> {
     let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let written = out
+        .write_all(harmless(text).as_bytes())
+        .and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         _ => trouble(&format!("stdout cannot be written: {error}")),
@@ -85,7 +91,31 @@ pub(crate) fn trouble(text: &str) -> ExitCode {
 
 fn say(text: &str) {
     // Nobody is left to tell that stderr is gone.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", harmless(text));
+}
+
+/// What comes from a catalog may hold what a terminal obeys: of control characters
+/// only our own get through, line ends and bold.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let is_harmless = |c: char| c == '\n' || !c.is_control();
+    if text.chars().all(is_harmless) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let own = [BOLD, PLAIN]
+            .into_iter()
+            .find(|mark| rest.starts_with(mark));
+        let length = own.map_or_else(|| c.len_utf8(), str::len);
+        match own {
+            Some(mark) => shown.push_str(mark),
+            None if is_harmless(c) => shown.push(c),
+            None => shown.extend(c.escape_default()),
+        }
+        rest = &rest[length..];
+    }
+    Cow::Owned(shown)
 }
 
 /// An error of the library: told on stderr, as JSON also on stdout.
@@ -234,5 +264,20 @@ pub(crate) fn warnings(answer: &Answer, output: &Output) {
     }
     for warning in answer.warnings() {
         remark(output, &format!("warning: {warning}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_written_out() {
+        let heading = format!("{BOLD}NODE{PLAIN}\nweb\n");
+        assert_eq!(harmless(&heading), heading);
+        assert_eq!(
+            harmless("a\x1b[2Jb\x07\u{9b}1m é"),
+            "a\\u{1b}[2Jb\\u{7}\\u{9b}1m é"
+        );
     }
 }

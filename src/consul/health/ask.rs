@@ -7,22 +7,42 @@
 //! | ingress gateways | `/v1/health/ingress/X` | instances |
 //! | prepared query | `/v1/query/X/execute` | instances, TTL, datacenter |
 //! | node | `/v1/catalog/node/X` | one host |
+//! | who has an address | `/v1/catalog/nodes?filter=...`, then each service | names |
 //! | the zone's servers | `/v1/health/service/consul` | servers |
 //!
 //! Never `passing`: Consul's DNS lists instances whose checks warn, and this has
 //! to find the same ones. Always `stale`: any server may answer, as for DNS.
 //! Names go in lower case, since some agents compare them with case.
 
+use std::net::IpAddr;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::reverse;
 
 /// What stands behind the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ask<'a> {
-    Service { name: &'a str, tag: Option<&'a str> },
-    Connect { name: &'a str },
-    Ingress { name: &'a str },
-    Node { name: &'a str },
-    Query { name: &'a str },
+    Service {
+        name: &'a str,
+        tag: Option<&'a str>,
+    },
+    Connect {
+        name: &'a str,
+    },
+    Ingress {
+        name: &'a str,
+    },
+    Node {
+        name: &'a str,
+    },
+    Query {
+        name: &'a str,
+    },
+    /// Nodes with this address.
+    Reverse {
+        ip: IpAddr,
+    },
     Servers,
 }
 
@@ -63,6 +83,7 @@ pub(crate) fn path(ask: &Ask<'_>, place: &Place<'_>) -> String {
         Ask::Ingress { name } => format!("/v1/health/ingress/{}?stale", segment(name)),
         Ask::Node { name } => format!("/v1/catalog/node/{}?stale", segment(name)),
         Ask::Query { name } => format!("/v1/query/{}/execute?stale", segment(name)),
+        Ask::Reverse { ip } => reverse::path_of_nodes(*ip),
         Ask::Servers => "/v1/health/service/consul?stale".to_owned(),
     };
     let tag = match ask {
@@ -87,6 +108,6 @@ pub(crate) fn path(ask: &Ask<'_>, place: &Place<'_>) -> String {
     path
 }
 
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     utf8_percent_encode(text, ESCAPED).to_string()
 }

@@ -58,6 +58,8 @@ pub(super) struct Service {
     #[serde(default)]
     address: Option<Box<str>>,
     #[serde(default)]
+    tagged_addresses: Option<BTreeMap<Box<str>, Place>>,
+    #[serde(default)]
     meta: Option<Texts>,
     #[serde(default)]
     port: Option<i64>,
@@ -71,6 +73,14 @@ pub(super) struct Service {
     pub(super) namespace: Option<Box<str>>,
     #[serde(default)]
     pub(super) partition: Option<Box<str>>,
+}
+
+/// One of several addresses that an instance is registered with.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Place {
+    #[serde(default)]
+    address: Option<Box<str>>,
 }
 
 /// A port of a multi-port service (Consul 1.22).
@@ -162,6 +172,11 @@ impl Service {
         filled(&self.address)
     }
 
+    /// One of its addresses for others, as `wan`.
+    pub(super) fn tagged(&self, tag: &str) -> Option<&str> {
+        filled(&self.tagged_addresses.as_ref()?.get(tag)?.address)
+    }
+
     /// Its port; where it has none the default one of its several, or its only
     /// one; else 0.
     pub(super) fn port(&self) -> Result<u16, Box<str>> {
@@ -194,15 +209,18 @@ impl Node {
     /// Whether the agent put the address for other datacenters in place of the
     /// node's own. Then the node's name does not lead to it.
     pub(super) fn is_translated(&self) -> bool {
-        let tagged = |tag: &str| {
-            let address = self.tagged_addresses.as_ref()?.get(tag);
-            address.map(|address| &**address)
-        };
+        let tagged = |tag: &str| self.tagged(tag);
         let address = self.address();
         tagged("lan").is_some_and(|own| address != Some(own))
             && ["wan", "wan_ipv4", "wan_ipv6"]
                 .iter()
                 .any(|tag| tagged(tag).is_some_and(|wan| address == Some(wan)))
+    }
+
+    /// One of its addresses for others, as `wan`.
+    pub(super) fn tagged(&self, tag: &str) -> Option<&str> {
+        let address = self.tagged_addresses.as_ref()?.get(tag);
+        address.map(|address| &**address)
     }
 
     /// Its metadata as TXT strings.

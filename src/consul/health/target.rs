@@ -86,7 +86,8 @@ pub(crate) fn server_target(node: &str, locality: Option<&str>, domain: &str) ->
     is_name(name.strip_suffix('.')?).then(|| name.to_lowercase())
 }
 
-fn end(name: &mut String, locality: Option<&str>, domain: &str) {
+/// The end of a name in Consul's zone.
+pub(super) fn end(name: &mut String, locality: Option<&str>, domain: &str) {
     if let Some(locality) = locality.filter(|locality| !locality.is_empty()) {
         name.push_str(locality);
         name.push('.');
