@@ -12,9 +12,10 @@ const LIBRARY: &str = include_str!("../src/lib.rs");
 
 /// Commands that are not run here, because they ask an agent, go on until they are
 /// stopped, or are no command of ours.
-const NOT_RUN_HERE: [&str; 11] = [
+const NOT_RUN_HERE: [&str; 12] = [
     "scripts/test",
     "scripts/bench",
+    "scripts/bench --events",
     "proconsul lookup web",
     "proconsul lookup v2.web@dc2",
     "proconsul lookup web SRV",
