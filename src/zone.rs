@@ -2,9 +2,12 @@
 //! [`Resolver::records`] both ask here; the shapes are
 //! [`records::write`](crate::records::write)'s.
 
+use std::time::{Duration, Instant};
+
 use crate::{
+    cache::fate::Fate,
     clock,
-    endpoint::Answer,
+    endpoint::{Answer, Freshness},
     error::Error,
     name::{ConsulName, NotAName, Subject},
     records::{
@@ -13,6 +16,12 @@ use crate::{
     },
     resolver::Resolver,
 };
+
+/// What depends on nobody may be given for so long.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// What is stale may be given for so long before it is looked at again.
+const STALE: Duration = Duration::from_secs(1);
 
 /// The sections of the answer, and the set that they were made of, if one was
 /// needed.
@@ -56,6 +65,43 @@ pub(crate) async fn answer(
         ),
         Err(error) if error.is_not_found() => (Sections::no_such_name(&zone), Err(error)),
         Err(error) => (Sections::failed(error.kind()), Err(error)),
+    }
+}
+
+/// Until when an answer to a question may be given again without asking, and who tells
+/// if that ends before. `None`: not at all. `answer`: what [`answer`] made it of.
+pub(crate) fn hold(
+    resolver: &Resolver,
+    asked: &Asked,
+    answer: &Result<Option<Answer>, Error>,
+) -> Option<(Instant, Option<Fate>)> {
+    let long = || Some((clock::now() + LONGEST, None));
+    if asked.is_about_the_zone() {
+        // Its serial is the time.
+        return None;
+    }
+    let name = match &asked.meaning {
+        Err(NotAName::Elsewhere) => return None,
+        Err(NotAName::NoSuchName) => return long(),
+        Ok(name) => name,
+    };
+    match (name.subject(), answer) {
+        (Subject::Apex | Subject::Address(_), _) => long(),
+        (Subject::Node(_), _) if asked.is_nothing_of_a_node() => long(),
+        (_, Ok(Some(answer))) => {
+            let (until, fate) = resolver.hold(name, Some(answer))?;
+            let least = match answer.freshness() {
+                Freshness::Fresh => until,
+                // It may be given as long as its TTL there says.
+                Freshness::Stale => clock::now() + STALE,
+            };
+            Some((until.max(least), Some(fate)))
+        }
+        (_, Err(error)) if error.is_not_found() => {
+            let (until, fate) = resolver.hold(name, None)?;
+            Some((until, Some(fate)))
+        }
+        _ => None,
     }
 }
 

@@ -345,3 +345,86 @@ async fn a_stale_answer_says_so_to_clients_that_speak_edns_and_is_soon_asked_for
         "{unknown}"
     );
 }
+
+/// The first address of each of so many answers over UDP.
+async fn first_of(stub: SocketAddr, name: &str, count: usize) -> Vec<String> {
+    let mut first = Vec::new();
+    for _ in 0..count {
+        let reply = ask_udp(stub, name, RecordType::A).await.expect("a reply");
+        first.push(reply.answers.first().expect("an address").data.to_string());
+    }
+    first
+}
+
+#[tokio::test]
+async fn clients_that_take_the_first_address_spread_over_all() {
+    let agent = Agent::start().await;
+    agent.register_instances("web", 3).await;
+    let stub = stub(&agent.dns().to_string(), &agent.http()).await;
+    let first = first_of(stub, "web.service.consul.", 60).await;
+    for address in ["10.1.0.0", "10.1.0.1", "10.1.0.2"] {
+        let count = first.iter().filter(|one| *one == address).count();
+        assert!(count >= 12, "{address} came first {count} times of 60");
+    }
+}
+
+#[tokio::test]
+async fn a_change_is_in_the_next_answer_however_often_the_last_one_was_given() {
+    let agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let (dns, http) = (agent.dns().to_string(), agent.http());
+    // What is found holds for a minute, unless somebody says otherwise.
+    let builder = Resolver::builder().dns(&dns).http(&http);
+    let resolver = builder
+        .ttl_floor(Duration::from_secs(60))
+        .build()
+        .expect("addresses");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let stub = Stub::bind(resolver.clone(), &[any])
+        .await
+        .expect("a free port");
+    let address = stub.addresses()[0];
+    tokio::spawn(stub.run(std::future::pending()));
+    let service = resolver.service("web").expect("a name");
+    service.ready().await;
+    for _ in 0..100 {
+        let reply = ask_udp(address, "web.service.consul.", RecordType::A).await;
+        assert_eq!(reply.expect("a reply").answers.len(), 2);
+    }
+    let third =
+        serde_json::json!({ "ID": "third", "Name": "web", "Port": 1, "Address": "10.9.9.9" });
+    agent.register_service(third).await;
+    wait_for("the change at the handle", async || {
+        (service.endpoints().len() == 3).then_some(())
+    })
+    .await;
+    let reply = ask_udp(address, "web.service.consul.", RecordType::A).await;
+    assert_eq!(reply.expect("a reply").answers.len(), 3);
+    let reply = ask_tcp(address, "web.service.consul.", RecordType::A).await;
+    assert_eq!(reply.expect("a reply").answers.len(), 3);
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_much_at_once_does_not_keep_others_waiting() {
+    let silent = SilentDns::start();
+    let builder = Resolver::builder()
+        .dns(&silent.address().to_string())
+        .http("none");
+    let resolver = builder.build().expect("an address");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let stub = Stub::bind(resolver, &[any]).await.expect("a free port");
+    let address = stub.addresses()[0];
+    tokio::spawn(stub.run(std::future::pending()));
+    let greedy = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    greedy.connect(address).await.expect("an address");
+    for id in 0..5_000_u16 {
+        let mut packet = framed(0)[2..].to_vec();
+        packet[..2].copy_from_slice(&id.to_be_bytes());
+        // Each for another name.
+        packet[13..16].copy_from_slice(format!("{:03x}", id & 0xFFF).as_bytes());
+        _ = greedy.try_send(&packet);
+    }
+    // Known without asking anybody.
+    let reply = ask_udp(address, "0a000001.addr.consul.", RecordType::A).await;
+    assert_eq!(reply.expect("a reply").answers.len(), 1);
+}

@@ -16,6 +16,7 @@
 //!
 //! Bounded in entries and in bytes; what was not used for longest goes first.
 
+pub(crate) mod fate;
 pub(crate) mod stale;
 
 use std::{
@@ -29,6 +30,7 @@ use std::{
 
 use lru::LruCache;
 
+use self::fate::Fate;
 use crate::{
     endpoint::Endpoint,
     found::{Found, Held, Instance},
@@ -89,6 +91,8 @@ struct Entry {
     again: Option<Instant>,
     /// When the set last lost instances.
     shrunk: Option<Instant>,
+    /// For who gives it without asking here, if anybody does.
+    fate: Option<Fate>,
 }
 
 impl Entry {
@@ -201,6 +205,7 @@ impl Cache {
             asked: 0,
             again: None,
             shrunk,
+            fate: None,
         };
         self.insert(Known::Set(held), entry);
         before.map(|(before, _)| before)
@@ -216,6 +221,7 @@ impl Cache {
                 asked: 0,
                 again: None,
                 shrunk: None,
+                fate: None,
             };
             self.insert(Known::Set(held), entry);
         }
@@ -233,6 +239,7 @@ impl Cache {
             asked: 0,
             again: None,
             shrunk: None,
+            fate: None,
         };
         self.insert(Known::Nothing(key.into()), entry);
     }
@@ -251,6 +258,29 @@ impl Cache {
         }
     }
 
+    /// Until when what is known of a name may be given without asking again, and who
+    /// tells if that ends before. `held`: the set that is meant; `None`: that there is
+    /// no such name.
+    pub(crate) fn hold(&mut self, key: &str, held: Option<&Arc<Held>>) -> Option<(Instant, Fate)> {
+        let (known, entry) = self.entries.get_key_value_mut(key)?;
+        let same = match (known, held) {
+            (Known::Set(known), Some(held)) => Arc::ptr_eq(known, held),
+            (Known::Nothing(_), None) => true,
+            _ => false,
+        };
+        same.then(|| (entry.until, entry.fate.get_or_insert_default().clone()))
+    }
+
+    /// A name was given so often by whoever [holds](Self::hold) it.
+    pub(crate) fn served(&mut self, key: &str, times: u32) {
+        if let Some((known, entry)) = self.entries.get_key_value_mut(key) {
+            entry.asked = entry.asked.saturating_add(times);
+            if let Known::Set(held) = known {
+                self.hits[held.source as usize] += u64::from(times);
+            }
+        }
+    }
+
     /// How often a name was given since it was put, or since this was asked.
     pub(crate) fn take_asked(&mut self, key: &str) -> u32 {
         let asked = self.entries.peek_mut(key).map(|entry| &mut entry.asked);
@@ -261,6 +291,9 @@ impl Cache {
     pub(crate) fn expire(&mut self, key: &str, now: Instant) {
         if let Some(entry) = self.entries.peek_mut(key) {
             entry.until = entry.until.min(now);
+            if let Some(fate) = entry.fate.take() {
+                fate.end();
+            }
         }
     }
 
@@ -361,6 +394,9 @@ impl Cache {
         self.bytes = self.bytes.saturating_sub(entry.bytes);
         let sets = usize::from(matches!(known, Known::Set(_)));
         self.sets = self.sets.saturating_sub(sets);
+        if let Some(fate) = &entry.fate {
+            fate.end();
+        }
     }
 }
 

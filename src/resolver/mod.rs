@@ -13,7 +13,7 @@ mod warm;
 use std::{
     borrow::Cow,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use self::{
@@ -24,7 +24,7 @@ pub use self::{
 use self::{climb::Landed, follow::Followers, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
-    cache::{Cache, Look, Rest, stale::Wish},
+    cache::{Cache, Look, Rest, fate::Fate, stale::Wish},
     circuit::Gate,
     clock,
     config::{Config, ResolverBuilder},
@@ -258,6 +258,30 @@ impl Resolver {
     /// The endpoints of an answer, ready to be picked from one by one.
     pub fn picker(&self, answer: &Answer, strategy: Strategy) -> Picker {
         Picker::new(answer.endpoints(), strategy, clock::dice())
+    }
+
+    /// Until when what was found at a name holds, and who tells if that ends before.
+    /// `answer`: what was found; `None`: that there is nothing.
+    pub(crate) fn hold(
+        &self,
+        name: &ConsulName,
+        answer: Option<&Answer>,
+    ) -> Option<(Instant, Fate)> {
+        let name = self.complete(Cow::Borrowed(name)).ok()?;
+        let held = answer.map(|answer| &answer.held);
+        self.0.cache().hold(name.key(), held)
+    }
+
+    /// A name was given so often by whoever [holds](Self::hold) it.
+    pub(crate) fn served(&self, name: &ConsulName, times: u32) {
+        if let Ok(name) = self.complete(Cow::Borrowed(name)) {
+            self.0.cache().served(name.key(), times);
+        }
+    }
+
+    /// Bytes that the cache may use.
+    pub(crate) fn cache_bytes(&self) -> usize {
+        self.0.config.cache.bytes
     }
 
     /// How Consul's own DNS interface is set, as far as that is known.

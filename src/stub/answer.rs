@@ -31,17 +31,12 @@ use hickory_proto::{
 };
 
 use self::encode::Parts;
+use super::shortcut::Room;
 use crate::{
     endpoint::Transport,
     name::{Domain, Subject},
     records::{Asked, write::Sections},
 };
-
-/// Longest reply over UDP, in bytes: what Consul itself may send on loopback.
-const UDP_MOST: u16 = 4_096;
-
-/// Reply to a client that does not speak EDNS (RFC 1035, section 2.3.4).
-const UDP_PLAIN: u16 = 512;
 
 /// Length of a header.
 const HEADER: usize = 12;
@@ -150,12 +145,17 @@ fn bare(to: &Metadata, code: ResponseCode) -> Vec<u8> {
 impl Question {
     /// The reply, as long as `transport` and the client allow.
     pub(crate) fn reply(&self, sections: &Sections, transport: Transport) -> Vec<u8> {
-        let limit = match (transport, self.payload) {
-            (Transport::Udp, None) => UDP_PLAIN,
-            (Transport::Udp, Some(payload)) => payload.clamp(UDP_PLAIN, UDP_MOST),
-            _ => u16::MAX,
+        self.finish(self.body(sections, transport), sections)
+    }
+
+    /// The reply without its OPT record.
+    pub(crate) fn body(&self, sections: &Sections, transport: Transport) -> Vec<u8> {
+        let room = match transport {
+            Transport::Udp => Room::udp(self.payload),
+            _ => Room::tcp(self.payload),
         };
-        let limit = usize::from(limit);
+        let opt = self.opt(sections).map_or(0, |opt| opt.len());
+        let limit = room.size - opt;
         let Sections {
             answers,
             authorities,
@@ -178,6 +178,37 @@ impl Question {
             };
             self.cut(sections, kept, limit)
         })
+    }
+
+    /// Adds the OPT record, if the client speaks EDNS.
+    pub(crate) fn finish(&self, mut body: Vec<u8>, sections: &Sections) -> Vec<u8> {
+        if let Some(opt) = self.opt(sections)
+            && let Some(count) = body.get_mut(10..12)
+        {
+            // A message of 64 KiB has no room for so many.
+            let counted = u16::from_be_bytes([count[0], count[1]]).saturating_add(1);
+            count.copy_from_slice(&counted.to_be_bytes());
+            body.extend(opt);
+        }
+        body
+    }
+
+    /// As Consul: a refusal carries no OPT, everything else the client's size.
+    fn opt(&self, sections: &Sections) -> Option<Vec<u8>> {
+        let payload = self
+            .payload
+            .filter(|_| sections.code != ResponseCode::Refused)?;
+        let mut edns = Edns::new();
+        edns.set_max_payload(payload).set_version(0);
+        edns.set_rcode_high(sections.code.high());
+        if let Some(code) = sections.extended {
+            let option = EdnsOption::Unknown(EXTENDED_ERROR, code.to_be_bytes().to_vec());
+            edns.options_mut().insert(option);
+        }
+        if let Some(subnet) = self.subnet_told(sections.code) {
+            edns.options_mut().insert(EdnsOption::Subnet(subnet));
+        }
+        Record::from(&edns).to_bytes().ok()
     }
 
     /// The client's network as it goes back (RFC 7871, section 7.2.1). As Consul: only
@@ -229,29 +260,12 @@ impl Question {
         metadata.authentic_data = false;
         metadata.checking_disabled = self.metadata.checking_disabled;
         metadata.truncation = cut == Cut::Yes;
-        // As Consul: a refusal carries no OPT, everything else the client's size.
-        let edns = self
-            .payload
-            .filter(|_| sections.code != ResponseCode::Refused)
-            .map(|payload| {
-                let mut edns = Edns::new();
-                edns.set_max_payload(payload).set_version(0);
-                if let Some(code) = sections.extended {
-                    let option = EdnsOption::Unknown(EXTENDED_ERROR, code.to_be_bytes().to_vec());
-                    edns.options_mut().insert(option);
-                }
-                if let Some(subnet) = self.subnet_told(sections.code) {
-                    edns.options_mut().insert(EdnsOption::Subnet(subnet));
-                }
-                edns
-            });
         let parts = Parts {
             metadata,
             query: &self.query,
             answers,
             authorities,
             additionals,
-            edns,
         };
         encode::message(&parts, limit)
     }

@@ -2,8 +2,19 @@
 //! of it bounded.
 
 mod datagrams;
+#[cfg(target_os = "linux")]
+mod lane;
 
-use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -16,7 +27,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use self::datagrams::Datagrams;
-use super::Server;
+use super::{Server, shortcut};
 use crate::endpoint::Transport;
 
 /// Questions over UDP that are worked on at once, per socket. Above it new ones
@@ -47,9 +58,18 @@ const BACKLOG: i32 = 1_024;
 /// One address, bound for UDP and for TCP.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    udp: Datagrams,
+    udp: Udp,
     tcp: TcpListener,
     address: SocketAddr,
+}
+
+#[derive(Debug)]
+enum Udp {
+    /// A socket for each core.
+    #[cfg(target_os = "linux")]
+    Lanes(Vec<lane::Lane>),
+    /// One, which has to look where each datagram was sent to.
+    One(Datagrams),
 }
 
 impl Sockets {
@@ -81,6 +101,16 @@ impl Sockets {
         let tcp = TcpListener::from_std(tcp.into())?;
         let address = tcp.local_addr()?;
 
+        #[cfg(target_os = "linux")]
+        if !address.ip().is_unspecified() {
+            let udp = Udp::Lanes(lane::bind(address)?);
+            return Ok(Self { udp, tcp, address });
+        }
+        let udp = Udp::One(Self::bind_one(address)?);
+        Ok(Self { udp, tcp, address })
+    }
+
+    fn bind_one(address: SocketAddr) -> io::Result<Datagrams> {
         let udp = Socket::new(
             Domain::for_address(address),
             Type::DGRAM,
@@ -91,15 +121,20 @@ impl Sockets {
         }
         udp.set_nonblocking(true)?;
         udp.bind(&address.into())?;
-        Ok(Self {
-            udp: Datagrams::new(udp, address)?,
-            tcp,
-            address,
-        })
+        Datagrams::new(udp, address)
     }
 
     pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+}
+
+/// Ends the threads when it is dropped, whatever drops it.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -110,17 +145,25 @@ pub(super) async fn run(
     stop: impl Future<Output = ()>,
 ) {
     let (stopping, stopped) = watch::channel(());
+    let threads = Stop(Arc::default());
     let mut loops = JoinSet::new();
     for Sockets { udp, tcp, .. } in sockets {
-        loops.spawn(datagrams(
-            Arc::new(udp),
-            Arc::clone(server),
-            stopped.clone(),
-        ));
+        match udp {
+            Udp::One(udp) => {
+                loops.spawn(datagrams(
+                    Arc::new(udp),
+                    Arc::clone(server),
+                    stopped.clone(),
+                ));
+            }
+            #[cfg(target_os = "linux")]
+            Udp::Lanes(lanes) => lane::spawn(lanes, server, &threads.0, &mut loops),
+        }
         loops.spawn(connections(tcp, Arc::clone(server), stopped.clone()));
     }
     stop.await;
     drop(stopping);
+    drop(threads);
     let drained = timeout(DRAIN, async { while loops.join_next().await.is_some() {} });
     if drained.await.is_err() {
         warn!("answers were still due when the time for them was over");
@@ -147,7 +190,7 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
                     let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
                     asked.spawn(async move {
                         if let Some(reply) = server.answer(&packet, Transport::Udp).await
-                            && let Err(error) = socket.send(&reply, peer).await
+                            && let Err(error) = socket.send(&reply.bytes, peer).await
                         {
                             debug!(client = %peer.client, %error, "reply not sent");
                         }
@@ -222,15 +265,17 @@ async fn converse(
             let Some(packet) = packet else { break };
             while asked.try_join_next().is_some() {}
             let (server, replies) = (Arc::clone(&server), replies.clone());
+            let plain = shortcut::read(&packet, true);
+            if let Some(reply) = plain.and_then(|plain| server.remembered(&packet, &plain)) {
+                // There is a seat, so there is room.
+                _ = replies.send(framed(&reply)).await;
+                continue;
+            }
             asked.spawn(async move {
-                if let Some(reply) = server.answer(&packet, Transport::Tcp).await
-                    && let Ok(length) = u16::try_from(reply.len())
-                {
-                    let mut framed = Vec::with_capacity(reply.len() + 2);
-                    framed.extend_from_slice(&length.to_be_bytes());
-                    framed.extend_from_slice(&reply);
+                if let Some(reply) = server.answer(&packet, Transport::Tcp).await {
                     // The writer may have given up on this client.
-                    let _ = replies.send(framed).await;
+                    _ = replies.send(framed(&reply.bytes)).await;
+                    _ = reply.fill.map(|fill| server.keep(fill));
                 }
                 drop(seat);
             });
@@ -244,6 +289,16 @@ async fn converse(
         ended = write => ended,
         ended = read => ended,
     }
+}
+
+/// A message with its length before it (RFC 1035, section 4.2.2).
+fn framed(reply: &[u8]) -> Vec<u8> {
+    // No reply is made longer.
+    let length = u16::try_from(reply.len()).unwrap_or_default();
+    let mut framed = Vec::with_capacity(reply.len() + 2);
+    framed.extend_from_slice(&length.to_be_bytes());
+    framed.extend_from_slice(reply.get(..usize::from(length)).unwrap_or_default());
+    framed
 }
 
 /// The next message; `None` when the client has no more or is idle for too long.

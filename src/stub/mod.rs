@@ -4,13 +4,26 @@
 
 pub(crate) mod answer;
 mod listen;
+mod shortcut;
+#[cfg(target_os = "linux")]
+mod tally;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::timeout;
 
-use self::{answer::Judged, listen::Sockets};
+use self::{
+    answer::Judged,
+    listen::Sockets,
+    shortcut::{Fill, Given, Plain, Recipe, Shortcuts},
+};
 use crate::{
+    clock,
     endpoint::Transport,
     error::{Error, ErrorKind},
     records::write::Sections,
@@ -32,6 +45,14 @@ const LIMIT: Duration = Duration::from_millis(850);
 #[derive(Debug)]
 struct Server {
     resolver: Resolver,
+    /// Of connections. A std mutex: held for one look, never across an await.
+    shortcuts: Mutex<Shortcuts>,
+}
+
+/// What goes out, and what may be remembered of it.
+struct Reply {
+    bytes: Vec<u8>,
+    fill: Option<Fill>,
 }
 
 impl Stub {
@@ -54,7 +75,7 @@ impl Stub {
         }
         Ok(Self {
             sockets,
-            server: Arc::new(Server { resolver }),
+            server: Arc::new(Server::new(resolver)),
         })
     }
 
@@ -75,20 +96,81 @@ impl Stub {
 }
 
 impl Server {
-    /// The life of one packet. `None`: nothing is to be sent.
-    async fn answer(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        match answer::judge(packet, self.resolver.domain()) {
-            Judged::Drop => None,
-            Judged::Reply(reply) => Some(reply),
-            Judged::Ask(question) => {
-                let answer = timeout(LIMIT, zone::answer(&self.resolver, &question.asked));
-                let sections = match answer.await {
-                    Ok((sections, _)) => sections,
-                    Err(_) => Sections::failed(ErrorKind::Timeout),
-                };
-                Some(question.reply(&sections, transport))
+    fn new(resolver: Resolver) -> Self {
+        let shortcuts = Mutex::new(Shortcuts::new(resolver.cache_bytes()));
+        Self {
+            resolver,
+            shortcuts,
+        }
+    }
+
+    /// The reply to a packet that came by a connection, where one is remembered.
+    fn remembered(&self, packet: &[u8], plain: &Plain) -> Option<Vec<u8>> {
+        let mut reply = vec![0; usize::from(u16::MAX)];
+        let given = (self.shortcuts()).answer(packet, plain, clock::lately(), &mut reply);
+        match given {
+            Given::Reply(length) => {
+                reply.truncate(length);
+                Some(reply)
+            }
+            Given::Miss { hits } => {
+                self.served(packet, hits);
+                None
             }
         }
+    }
+
+    /// The life of one packet. `None`: nothing is to be sent.
+    async fn answer(&self, packet: &[u8], transport: Transport) -> Option<Reply> {
+        let unremembered = |bytes| Some(Reply { bytes, fill: None });
+        let question = match answer::judge(packet, self.resolver.domain()) {
+            Judged::Drop => return None,
+            Judged::Reply(reply) => return unremembered(reply),
+            Judged::Ask(question) => question,
+        };
+        let answer = timeout(LIMIT, zone::answer(&self.resolver, &question.asked));
+        let Ok((sections, answer)) = answer.await else {
+            let sections = Sections::failed(ErrorKind::Timeout);
+            return unremembered(question.reply(&sections, transport));
+        };
+        let body = question.body(&sections, transport);
+        let fill = || {
+            let plain = shortcut::read(packet, transport == Transport::Tcp)?;
+            let key = plain.key.as_bytes().into();
+            let (until, fate) = zone::hold(&self.resolver, &question.asked, &answer)?;
+            let recipe = Recipe::of(&body, sections.extended)?;
+            Some(Fill {
+                key,
+                recipe,
+                until,
+                fate,
+            })
+        };
+        let fill = fill();
+        Some(Reply {
+            bytes: question.finish(body, &sections),
+            fill,
+        })
+    }
+
+    /// The answer to a question was given so often without asking the resolver.
+    fn served(&self, packet: &[u8], times: u32) {
+        if times > 0
+            && let Judged::Ask(question) = answer::judge(packet, self.resolver.domain())
+            && let Ok(name) = &question.asked.meaning
+        {
+            self.resolver.served(name, times);
+        }
+    }
+
+    fn keep(&self, fill: Fill) {
+        self.shortcuts().keep(fill, clock::lately());
+    }
+
+    fn shortcuts(&self) -> MutexGuard<'_, Shortcuts> {
+        self.shortcuts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use hickory_proto::{
-    op::{Edns, Header, HeaderCounts, Metadata, Query},
+    op::{Header, HeaderCounts, Metadata, Query},
     rr::{Name, RData, Record},
     serialize::binary::BinEncodable as _,
 };
@@ -27,7 +27,6 @@ pub(super) struct Parts<'a> {
     pub(super) answers: &'a [Record],
     pub(super) authorities: &'a [Record],
     pub(super) additionals: &'a [Record],
-    pub(super) edns: Option<Edns>,
 }
 
 /// The message, at most `limit` bytes long; `None` if it is longer, or if it
@@ -35,20 +34,12 @@ pub(super) struct Parts<'a> {
 pub(super) fn message(parts: &Parts<'_>, limit: usize) -> Option<Vec<u8>> {
     let count = |records: &[Record]| u16::try_from(records.len()).ok();
     let mut metadata = parts.metadata;
-    let mut additionals = count(parts.additionals)?;
-    let mut opt = None;
-    if let Some(edns) = &parts.edns {
-        let mut edns = edns.clone();
-        edns.set_rcode_high(metadata.response_code.high());
-        opt = Some(Record::from(&edns).to_bytes().ok()?);
-        additionals = additionals.checked_add(1)?;
-    }
     metadata.authentic_data = false;
     let counts = HeaderCounts {
         queries: 1,
         answers: count(parts.answers)?,
         authorities: count(parts.authorities)?,
-        additionals,
+        additionals: count(parts.additionals)?,
     };
     let mut writer = Writer {
         bytes: Header { metadata, counts }.to_bytes().ok()?,
@@ -68,7 +59,6 @@ pub(super) fn message(parts: &Parts<'_>, limit: usize) -> Option<Vec<u8>> {
             return None;
         }
     }
-    writer.bytes.extend(opt.unwrap_or_default());
     (writer.bytes.len() <= limit).then_some(writer.bytes)
 }
 

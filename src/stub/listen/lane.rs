@@ -1,0 +1,384 @@
+//! **Shell.** The fast lane: a thread with a socket of its own, which takes datagrams
+//! in batches, answers what it knows, and hands the rest to the slow lane. What it
+//! knows is [`shortcut`](crate::stub::shortcut)'s.
+//!
+//! Behind each thread stands its part of the slow lane, a task that works on what the
+//! thread has no answer to, and tells it what it found.
+//!
+//! Several sockets are bound to one address (`SO_REUSEPORT`, socket(7)): the kernel
+//! keeps each client at one of them.
+
+use std::{
+    array,
+    collections::HashMap,
+    io::{self, IoSlice, IoSliceMut},
+    net::{SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::fd::AsRawFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, SockaddrLike, recvmmsg, sendmmsg, sendto,
+    },
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    sync::{
+        mpsc::{self, Sender},
+        oneshot,
+    },
+    task::JoinSet,
+};
+use tracing::{debug, warn};
+
+use super::MOST_DATAGRAMS;
+use crate::{
+    clock,
+    endpoint::Transport,
+    stub::{
+        Server,
+        shortcut::{self, Fill, Given, Shortcuts},
+        tally::Tally,
+    },
+};
+
+/// Datagrams taken and sent by one call.
+const BATCH: usize = 64;
+
+/// Longest question that is taken; a longer one is not ordinary, and is cut.
+const QUESTION: usize = 4_096;
+
+/// Longest reply over UDP, with its OPT record.
+const REPLY: usize = 4_096;
+
+/// How often a thread that hears nothing looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Bytes that may wait in a socket, where the kernel allows it.
+const WAITING: usize = 4 << 20;
+
+/// The same for one socket of a client: who asks a thousand things at once does not
+/// keep the others waiting.
+const MOST_OF_ONE: u32 = 128;
+
+/// Misses that wait for the slow lane, and replies that wait for the fast one.
+const MOST_WAITING: usize = 1_024;
+
+/// Threads of the fast lane, at most.
+const MOST_LANES: usize = 64;
+
+/// One socket of several with the same address.
+#[derive(Debug)]
+pub(in crate::stub) struct Lane {
+    socket: Socket,
+}
+
+/// A datagram that the fast lane has no answer to.
+#[derive(Debug)]
+struct Miss {
+    packet: Box<[u8]>,
+    client: SocketAddr,
+    /// How often the answer was given that holds no more.
+    hits: u32,
+}
+
+/// What a thread is given.
+struct Work {
+    lane: Arc<Lane>,
+    shortcuts: Shortcuts,
+    misses: Sender<Miss>,
+    fills: Receiver<Fill>,
+    stop: Arc<AtomicBool>,
+    tally: Arc<Tally>,
+}
+
+/// Binds a socket for each core.
+pub(super) fn bind(address: SocketAddr) -> io::Result<Vec<Lane>> {
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    let lanes = (0..cores.min(MOST_LANES)).map(|_| Lane::bind(address));
+    lanes.collect()
+}
+
+/// Starts a thread and a task for each socket. They end when `stop` is set.
+pub(super) fn spawn(
+    lanes: Vec<Lane>,
+    server: &Arc<Server>,
+    stop: &Arc<AtomicBool>,
+    loops: &mut JoinSet<()>,
+) {
+    let bytes = server.resolver.cache_bytes() / lanes.len().max(1);
+    for (number, lane) in lanes.into_iter().enumerate() {
+        let (miss, missed) = mpsc::channel(MOST_WAITING);
+        let (fill, fills) = sync_channel(MOST_WAITING);
+        let lane = Arc::new(lane);
+        let work = Work {
+            lane: Arc::clone(&lane),
+            shortcuts: Shortcuts::new(bytes),
+            misses: miss,
+            fills,
+            stop: Arc::clone(stop),
+            tally: Arc::new(Tally::default()),
+        };
+        match start(work, number) {
+            // Ends when the flag is set.
+            Ok(ended) => _ = loops.spawn(async move { _ = ended.await }),
+            Err(error) => warn!(%error, "a thread cannot be started"),
+        }
+        loops.spawn(misses(lane, missed, fill, Arc::clone(server)));
+    }
+}
+
+impl Lane {
+    /// Binds one of the sockets.
+    fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::DGRAM,
+            Some(Protocol::UDP),
+        )?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_port(true)?;
+        socket.set_read_timeout(Some(LOOK))?;
+        // As much as is allowed: a burst waits there.
+        _ = socket.set_recv_buffer_size(WAITING);
+        socket.bind(&address.into())?;
+        Ok(Self { socket })
+    }
+
+    /// Sends one reply, without waiting: what does not fit the kernel's queue is lost,
+    /// as datagrams are.
+    fn send(&self, reply: &[u8], client: SocketAddr) -> io::Result<()> {
+        let descriptor = self.socket.as_raw_fd();
+        let flags = MsgFlags::MSG_DONTWAIT;
+        match client {
+            SocketAddr::V4(client) => {
+                sendto(descriptor, reply, &SockaddrIn::from(client), flags)?;
+            }
+            SocketAddr::V6(client) => {
+                sendto(descriptor, reply, &SockaddrIn6::from(client), flags)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a thread until it is told to stop; completes the receiver when it has.
+fn start(work: Work, number: usize) -> io::Result<oneshot::Receiver<()>> {
+    let (ended, heard) = oneshot::channel();
+    let is_v4 = work.lane.socket.domain()? == Domain::IPV4;
+    thread::Builder::new()
+        .name(format!("proconsul-dns-{number}"))
+        .spawn(move || {
+            if is_v4 {
+                serve::<SockaddrIn>(work);
+            } else {
+                serve::<SockaddrIn6>(work);
+            }
+            // Nobody may wait for it any more.
+            _ = ended.send(());
+        })?;
+    Ok(heard)
+}
+
+/// An address as the kernel gives it.
+trait Address: SockaddrLike + Copy {
+    fn client(&self) -> SocketAddr;
+}
+
+impl Address for SockaddrIn {
+    fn client(&self) -> SocketAddr {
+        SocketAddrV4::from(*self).into()
+    }
+}
+
+impl Address for SockaddrIn6 {
+    fn client(&self) -> SocketAddr {
+        SocketAddrV6::from(*self).into()
+    }
+}
+
+fn serve<S: Address>(work: Work) {
+    let Work {
+        lane,
+        mut shortcuts,
+        misses,
+        fills,
+        stop,
+        tally,
+    } = work;
+    let mut incoming = vec![0; BATCH * QUESTION];
+    let mut outgoing = vec![0; BATCH * REPLY];
+    let mut taken = MultiHeaders::<S>::preallocate(BATCH, None);
+    let mut sent = MultiHeaders::<S>::preallocate(BATCH, None);
+    while !stop.load(Ordering::Relaxed) {
+        let mut from: [(usize, Option<S>); BATCH] = [(0, None); BATCH];
+        let count = match take(&lane, &mut incoming, &mut taken, &mut from) {
+            Ok(count) => count,
+            Err(Errno::EAGAIN | Errno::EINTR) => {
+                tally.holds(shortcuts.size());
+                continue;
+            }
+            Err(error) => {
+                warn!(%error, "socket cannot be read");
+                thread::sleep(LOOK);
+                continue;
+            }
+        };
+        let now = clock::lately();
+        while let Ok(fill) = fills.try_recv() {
+            shortcuts.keep(fill, now);
+        }
+        let mut lengths = [0; BATCH];
+        let mut to: [Option<S>; BATCH] = [None; BATCH];
+        let (mut replies, mut shed) = (0, 0);
+        let packets = incoming.chunks_exact(QUESTION).zip(&from).take(count);
+        for (packet, (length, client)) in packets {
+            let (packet, Some(client)) = (&packet[..*length], client) else {
+                continue;
+            };
+            let plain = shortcut::read(packet, false);
+            let given = match &plain {
+                Some(plain) => {
+                    let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
+                    shortcuts.answer(packet, plain, now, room)
+                }
+                None => Given::Miss { hits: 0 },
+            };
+            match given {
+                Given::Reply(length) => {
+                    tally.gave(outgoing[replies * REPLY + 3]);
+                    lengths[replies] = length;
+                    to[replies] = Some(*client);
+                    replies += 1;
+                }
+                Given::Miss { hits } => {
+                    let miss = Miss {
+                        packet: packet.into(),
+                        client: client.client(),
+                        hits,
+                    };
+                    // Too many wait already: clients ask again.
+                    shed += u64::from(misses.try_send(miss).is_err());
+                }
+            }
+        }
+        tally.shed(shed);
+        give(&lane, &outgoing, &lengths[..replies], &to, &mut sent);
+    }
+}
+
+/// Takes what waits in the socket, or waits for it.
+fn take<S: Address>(
+    lane: &Lane,
+    incoming: &mut [u8],
+    headers: &mut MultiHeaders<S>,
+    from: &mut [(usize, Option<S>); BATCH],
+) -> Result<usize, Errno> {
+    let mut rooms = incoming.chunks_exact_mut(QUESTION);
+    let mut slices: [[IoSliceMut<'_>; 1]; BATCH] =
+        array::from_fn(|_| [IoSliceMut::new(rooms.next().unwrap_or_default())]);
+    let descriptor = lane.socket.as_raw_fd();
+    let flags = MsgFlags::MSG_WAITFORONE;
+    let taken = recvmmsg(descriptor, headers, slices.iter_mut(), flags, None)?;
+    let mut count = 0;
+    for (message, from) in taken.zip(from) {
+        *from = (message.bytes, message.address);
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Sends the replies. One that cannot be sent costs the others nothing.
+fn give<S: Address>(
+    lane: &Lane,
+    outgoing: &[u8],
+    lengths: &[usize],
+    to: &[Option<S>; BATCH],
+    headers: &mut MultiHeaders<S>,
+) {
+    let mut done = 0;
+    while done < lengths.len() {
+        let rooms = outgoing.chunks_exact(REPLY).skip(done);
+        let mut left = rooms.zip(&lengths[done..]);
+        let slices: [[IoSlice<'_>; 1]; BATCH] = array::from_fn(|_| {
+            let reply = left.next().map(|(room, length)| &room[..*length]);
+            [IoSlice::new(reply.unwrap_or_default())]
+        });
+        let count = lengths.len() - done;
+        let descriptor = lane.socket.as_raw_fd();
+        let sent = sendmmsg(
+            descriptor,
+            headers,
+            slices[..count].iter(),
+            &to[done..],
+            [],
+            MsgFlags::MSG_DONTWAIT,
+        );
+        done += match sent {
+            Ok(sent) => sent.count().max(1),
+            Err(Errno::EINTR) => 0,
+            Err(_) => 1,
+        };
+    }
+}
+
+/// The slow lane behind one fast one: ends when that has ended and all is answered.
+async fn misses(
+    lane: Arc<Lane>,
+    mut missed: mpsc::Receiver<Miss>,
+    fills: SyncSender<Fill>,
+    server: Arc<Server>,
+) {
+    let mut asked = JoinSet::new();
+    let mut by_client: HashMap<SocketAddr, u32> = HashMap::new();
+    let done = |by_client: &mut HashMap<SocketAddr, u32>, client| {
+        if let Ok(client) = client
+            && let Some(count) = by_client.get_mut(&client)
+        {
+            *count -= 1;
+            if *count == 0 {
+                by_client.remove(&client);
+            }
+        }
+    };
+    loop {
+        let full = asked.len() >= MOST_DATAGRAMS;
+        tokio::select! {
+            Some(client) = asked.join_next(), if !asked.is_empty() => done(&mut by_client, client),
+            miss = missed.recv(), if !full => {
+                let Some(Miss { packet, client, hits }) = miss else { break };
+                let count = by_client.entry(client).or_default();
+                if *count >= MOST_OF_ONE {
+                    continue;
+                }
+                *count += 1;
+                let (lane, server, fills) = (Arc::clone(&lane), Arc::clone(&server), fills.clone());
+                asked.spawn(async move {
+                    server.served(&packet, hits);
+                    if let Some(reply) = server.answer(&packet, Transport::Udp).await {
+                        if let Err(error) = lane.send(&reply.bytes, client) {
+                            debug!(%client, %error, "reply not sent");
+                        }
+                        if let Some(fill) = reply.fill
+                            && fills.try_send(fill).is_err()
+                        {
+                            debug!(%client, "no room to remember the answer");
+                        }
+                    }
+                    client
+                });
+            }
+        }
+    }
+    while asked.join_next().await.is_some() {}
+}

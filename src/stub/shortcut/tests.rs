@@ -1,0 +1,326 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use hickory_proto::{
+    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, CNAME, SRV, TXT},
+    },
+};
+use proptest::{collection::vec, prelude::any, prop_assert_eq, proptest};
+
+use super::*;
+use crate::{
+    clock,
+    endpoint::Transport,
+    name::Domain,
+    records::write::Sections,
+    stub::answer::{Judged, judge},
+};
+
+fn name(text: &str) -> Name {
+    Name::from_ascii(text).unwrap()
+}
+
+fn question(owner: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {
+    let mut message = Message::new(0x1234, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(name(owner), kind));
+    if let Some(payload) = payload {
+        let mut edns = Edns::new();
+        edns.set_max_payload(payload);
+        message.set_edns(edns);
+    }
+    message.to_vec().unwrap()
+}
+
+fn services(count: u32, ttl: u32) -> Sections {
+    let mut sections = Sections::empty();
+    let owner = name("web.service.consul.");
+    for at in 0..count {
+        let bits = 0x0a00_0000 + at;
+        let target = name(&format!("{bits:08x}.addr.dc1.consul."));
+        let port = u16::try_from(8000 + at).unwrap();
+        let srv = RData::SRV(SRV::new(1, 1, port, target.clone()));
+        sections
+            .answers
+            .push(Record::from_rdata(owner.clone(), ttl, srv));
+        let address = RData::A(A(Ipv4Addr::from_bits(bits)));
+        sections
+            .additionals
+            .push(Record::from_rdata(target, ttl, address));
+        let text = RData::TXT(TXT::new(vec!["rack=1".to_owned()]));
+        let node = name(&format!("node-{at}.node.dc1.consul."));
+        sections
+            .additionals
+            .push(Record::from_rdata(node, ttl, text));
+    }
+    sections
+}
+
+/// The slow lane's reply and what the fast one makes of it.
+fn fill(packet: &[u8], sections: &Sections, until: Instant) -> (Vec<u8>, Fill) {
+    let Judged::Ask(question) = judge(packet, &Domain::default()) else {
+        panic!("no question");
+    };
+    let body = question.body(sections, Transport::Udp);
+    let fill = Fill {
+        key: read(packet, false).unwrap().key.as_bytes().into(),
+        recipe: Recipe::of(&body, sections.extended).unwrap(),
+        until,
+        fate: Some(Fate::default()),
+    };
+    (question.finish(body, sections), fill)
+}
+
+fn ask(shortcuts: &mut Shortcuts, packet: &[u8], now: Instant) -> Option<Message> {
+    let mut out = vec![0; 4096];
+    let plain = read(packet, false)?;
+    match shortcuts.answer(packet, &plain, now, &mut out) {
+        Given::Reply(length) => Some(Message::from_vec(&out[..length]).unwrap()),
+        Given::Miss { .. } => None,
+    }
+}
+
+/// The sections as sets, since their order is turned.
+fn sets(message: &Message) -> (BTreeSet<String>, BTreeSet<String>) {
+    let texts = |records: &[Record]| records.iter().map(ToString::to_string).collect();
+    (texts(&message.answers), texts(&message.additionals))
+}
+
+#[test]
+fn a_second_question_has_the_first_ones_records_and_its_own_id_case_and_size() {
+    let now = clock::now();
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let first = question("web.service.consul.", RecordType::SRV, Some(1232));
+    let (slow, fill) = fill(&first, &services(5, 0), now + LONGEST);
+    shortcuts.keep(fill, now);
+    let mut second = question("WEB.Service.consul.", RecordType::SRV, Some(1300));
+    second[..2].copy_from_slice(&[0xAB, 0xCD]);
+    second[2] &= !0x01;
+    second[3] |= 0x10;
+    let slow = Message::from_vec(&slow).unwrap();
+    let fast = ask(&mut shortcuts, &second, now).unwrap();
+    let head = fast.metadata;
+    assert_eq!(head.id, 0xABCD);
+    assert!(head.authoritative && head.checking_disabled && !head.recursion_desired);
+    assert_eq!(fast.queries[0].name().to_string(), "WEB.Service.consul.");
+    assert_eq!(fast.edns.as_ref().unwrap().max_payload(), 1300);
+    assert_eq!(sets(&fast).1, sets(&slow).1);
+    assert_eq!(fast.answers.len(), 5);
+    // Without EDNS it is another reply, which is not known.
+    let plain = question("web.service.consul.", RecordType::SRV, None);
+    assert!(ask(&mut shortcuts, &plain, now).is_none());
+}
+
+#[test]
+fn every_answer_comes_first_equally_often_and_keeps_its_address() {
+    let now = clock::now();
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let packet = question("web.service.consul.", RecordType::SRV, Some(4096));
+    let (slow, fill) = fill(&packet, &services(7, 0), now + LONGEST);
+    shortcuts.keep(fill, now);
+    let slow = Message::from_vec(&slow).unwrap();
+    let mut first = BTreeMap::new();
+    for _ in 0..70 {
+        let fast = ask(&mut shortcuts, &packet, now).unwrap();
+        assert_eq!(sets(&fast), sets(&slow));
+        *first.entry(fast.answers[0].to_string()).or_insert(0) += 1;
+    }
+    assert_eq!(first.into_values().collect::<Vec<_>>(), [10; 7]);
+}
+
+#[test]
+fn ttls_are_counted_down_wherever_they_stand() {
+    let now = clock::now();
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let packet = question("web.service.consul.", RecordType::SRV, Some(4096));
+    let (_, fill) = fill(&packet, &services(3, 30), now + LONGEST);
+    shortcuts.keep(fill, now);
+    for (seconds, ttl) in [(0, 30), (1, 29), (9, 21)] {
+        for _ in 0..3 {
+            let at = now + Duration::from_secs(seconds);
+            let fast = ask(&mut shortcuts, &packet, at).unwrap();
+            let all = fast.answers.iter().chain(&fast.additionals);
+            assert!(all.into_iter().all(|record| record.ttl == ttl), "{fast}");
+        }
+    }
+}
+
+#[test]
+fn what_holds_no_more_is_asked_for_once_and_given_meanwhile() {
+    let now = clock::now();
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let packet = question("web.service.consul.", RecordType::SRV, None);
+    let until = now + Duration::from_secs(1);
+    let (_, fill) = fill(&packet, &services(1, 0), until);
+    shortcuts.keep(fill, now);
+    for _ in 0..3 {
+        assert!(ask(&mut shortcuts, &packet, now).is_some());
+    }
+    let plain = read(&packet, false).unwrap();
+    let given = shortcuts.answer(&packet, &plain, until, &mut [0; 512]);
+    assert_eq!(given, Given::Miss { hits: 3 });
+    assert!(ask(&mut shortcuts, &packet, until).is_some());
+    assert!(ask(&mut shortcuts, &packet, until + GRACE).is_none());
+}
+
+#[test]
+fn what_is_not_so_any_more_is_never_given_again() {
+    let now = clock::now();
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let packet = question("web.service.consul.", RecordType::SRV, None);
+    let (_, fill) = fill(&packet, &services(1, 0), now + LONGEST);
+    let fate = fill.fate.clone().unwrap();
+    shortcuts.keep(fill, now);
+    assert!(ask(&mut shortcuts, &packet, now).is_some());
+    fate.end();
+    assert!(ask(&mut shortcuts, &packet, now).is_none());
+    assert!(ask(&mut shortcuts, &packet, now).is_none());
+}
+
+#[test]
+fn an_alias_stays_before_what_it_leads_to() {
+    let now = clock::now();
+    let mut sections = Sections::empty();
+    let (owner, target) = (name("web.service.consul."), name("host.service.consul."));
+    let alias = RData::CNAME(CNAME(target.clone()));
+    sections.answers.push(Record::from_rdata(owner, 0, alias));
+    for last in 1..4 {
+        let address = RData::A(A(Ipv4Addr::new(10, 0, 0, last)));
+        sections
+            .answers
+            .push(Record::from_rdata(target.clone(), 0, address));
+    }
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let packet = question("web.service.consul.", RecordType::A, None);
+    let (_, fill) = fill(&packet, &sections, now + LONGEST);
+    shortcuts.keep(fill, now);
+    for _ in 0..8 {
+        let fast = ask(&mut shortcuts, &packet, now).unwrap();
+        assert_eq!(fast.answers, sections.answers);
+    }
+}
+
+#[test]
+fn a_stale_reply_says_so_to_clients_with_edns() {
+    let now = clock::now();
+    let sections = Sections {
+        extended: Some(3),
+        ..services(1, 1)
+    };
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let packet = question("web.service.consul.", RecordType::SRV, Some(1232));
+    let (slow, fill) = fill(&packet, &sections, now + LONGEST);
+    shortcuts.keep(fill, now);
+    let fast = ask(&mut shortcuts, &packet, now).unwrap();
+    let slow = Message::from_vec(&slow).unwrap();
+    assert!(!fast.edns.as_ref().unwrap().options().as_ref().is_empty());
+    assert_eq!(fast.edns, slow.edns);
+}
+
+#[test]
+fn what_is_not_ordinary_is_left_to_the_slow_lane() {
+    let packet = question("web.service.consul.", RecordType::A, Some(1232));
+    assert!(read(&packet, false).is_some());
+    let changed = |at: usize, byte: u8| {
+        let mut packet = packet.clone();
+        packet[at] = byte;
+        read(&packet, false)
+    };
+    for (at, byte) in [
+        (2, 0x81), // QR
+        (2, 0x11), // an opcode
+        (2, 0x03), // TC
+        (5, 0),    // no question
+        (5, 2),    // two of them
+        (7, 1),    // an answer
+        (11, 2),   // more than one record
+        (11, 0),   // bytes that belong to nothing
+        (12, 64),  // no such label
+        (12, 0xC0),
+    ] {
+        assert!(changed(at, byte).is_none(), "{at} {byte:#x}");
+    }
+    let end = packet.len();
+    for (at, byte) in [
+        (end - 5, 1),  // EDNS version
+        (end - 1, 1),  // options that are not there
+        (end - 10, 1), // no OPT
+        (end - 12, 3), // class
+    ] {
+        assert!(changed(at, byte).is_none(), "{at} {byte:#x}");
+    }
+    let with_option = |code: u8| {
+        let mut packet = packet.clone();
+        *packet.last_mut().unwrap() = 8;
+        packet.extend([0, code, 0, 4, 1, 2, 3, 4]);
+        read(&packet, false)
+    };
+    assert!(with_option(10).is_some());
+    assert!(with_option(8).is_none());
+    for length in 0..end {
+        assert!(read(&packet[..length], false).is_none(), "{length}");
+    }
+}
+
+#[test]
+fn the_memory_is_bounded_and_keeps_what_is_used() {
+    let now = clock::now();
+    let mut shortcuts = Shortcuts::new(64 << 10);
+    let hot = question("web.service.consul.", RecordType::SRV, None);
+    shortcuts.keep(fill(&hot, &services(1, 0), now + LONGEST).1, now);
+    let empty = Sections::code(ResponseCode::NXDomain);
+    for at in 0..2_000 {
+        let packet = question(&format!("n{at}.service.consul."), RecordType::A, None);
+        shortcuts.keep(fill(&packet, &empty, now + LONGEST).1, now);
+        assert!(ask(&mut shortcuts, &hot, now).is_some(), "{at}");
+        assert!(shortcuts.size().1 <= 64 << 10);
+    }
+    let (names, bytes) = shortcuts.size();
+    let sum: usize = shortcuts
+        .entries
+        .iter()
+        .map(|(key, entry)| weigh(key, &entry.recipe))
+        .sum();
+    assert_eq!(bytes, sum);
+    assert!(names > 100, "{names}");
+}
+
+proptest! {
+    /// A packet that is taken for ordinary is one to the slow lane as well, and about
+    /// the same name.
+    #[test]
+    fn both_lanes_read_the_same(mut packet in vec(any::<u8>(), 0..80), plain in any::<bool>()) {
+        if plain {
+            let mut ordinary = question("web.service.consul.", RecordType::A, Some(1232));
+            for (at, byte) in packet.iter().enumerate().filter(|(at, _)| at % 7 == 0) {
+                let place = at * 5 % ordinary.len();
+                ordinary[place] = *byte;
+            }
+            packet = ordinary;
+        }
+        if let Some(plain) = read(&packet, false) {
+            let read = match judge(&packet, &Domain::default()) {
+                Judged::Ask(question) => question.asked.owner.to_lowercase(),
+                other => panic!("{other:?} for {packet:?}"),
+            };
+            let end = plain.end - HEADER - 4;
+            let mut wire = Vec::new();
+            for label in &read {
+                wire.push(u8::try_from(label.len()).unwrap());
+                wire.extend(label);
+            }
+            wire.push(0);
+            prop_assert_eq!(&plain.key.as_bytes()[..end], &wire[..]);
+        }
+    }
+
+    #[test]
+    fn no_reply_breaks_the_recipe(reply in vec(any::<u8>(), 0..200)) {
+        _ = Recipe::of(&reply, None);
+    }
+}
