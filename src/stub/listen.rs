@@ -1,12 +1,12 @@
 //! **Shell.** The stub's sockets: datagrams and connections in, answers out, all
 //! of it bounded.
 
+mod connection;
 mod datagrams;
 #[cfg(target_os = "linux")]
 mod lane;
 
 use std::{
-    future::pending,
     io,
     net::SocketAddr,
     sync::{
@@ -18,16 +18,15 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
-    sync::{Semaphore, mpsc, watch},
+    net::TcpListener,
+    sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
 use self::datagrams::Datagrams;
-use super::{Server, shortcut};
+use super::Server;
 use crate::endpoint::Transport;
 
 /// Questions over UDP that are worked on at once, per socket. Above it new ones
@@ -36,15 +35,6 @@ const MOST_DATAGRAMS: usize = 1_024;
 
 /// Connections at once, per address.
 const MOST_CONNECTIONS: usize = 256;
-
-/// Questions unanswered at once on one connection; then it is not read from.
-const MOST_PENDING: usize = 64;
-
-/// Time between two questions of one connection (RFC 7766, section 6.2.3).
-const IDLE: Duration = Duration::from_secs(10);
-
-/// Time for one message to arrive whole once it has begun, and to be sent.
-const MESSAGE: Duration = Duration::from_secs(2);
 
 /// Time for answers that are due when the stub is stopped.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -219,7 +209,7 @@ async fn connections(listener: TcpListener, server: Arc<Server>, mut stopped: wa
                 Ok((stream, client)) => {
                     let (server, stopped) = (Arc::clone(&server), stopped.clone());
                     open.spawn(async move {
-                        let ended = converse(stream, server, stopped).await;
+                        let ended = connection::converse(stream, &server, stopped).await;
                         debug!(%client, ?ended, "connection closed");
                     });
                 }
@@ -232,94 +222,4 @@ async fn connections(listener: TcpListener, server: Arc<Server>, mut stopped: wa
         }
     }
     while open.join_next().await.is_some() {}
-}
-
-/// One connection: questions are answered as they are done, in whatever order
-/// (RFC 7766, section 6.2.1.1). When the client ends its side, answers that are
-/// due are still sent.
-async fn converse(
-    stream: TcpStream,
-    server: Arc<Server>,
-    mut stopped: watch::Receiver<()>,
-) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let (mut reader, mut writer) = stream.into_split();
-    let (replies, mut due) = mpsc::channel::<Vec<u8>>(MOST_PENDING);
-    let seats = Arc::new(Semaphore::new(MOST_PENDING));
-    let write = async {
-        while let Some(reply) = due.recv().await {
-            timeout(MESSAGE, writer.write_all(&reply)).await??;
-        }
-        Ok(())
-    };
-    let read = async {
-        let mut asked = JoinSet::new();
-        loop {
-            let Ok(seat) = Arc::clone(&seats).acquire_owned().await else {
-                break;
-            };
-            let packet = tokio::select! {
-                () = told(&mut stopped) => break,
-                packet = message(&mut reader) => packet?,
-            };
-            let Some(packet) = packet else { break };
-            while asked.try_join_next().is_some() {}
-            let (server, replies) = (Arc::clone(&server), replies.clone());
-            let plain = shortcut::read(&packet, true);
-            if let Some(reply) = plain.and_then(|plain| server.remembered(&packet, &plain)) {
-                // There is a seat, so there is room.
-                _ = replies.send(framed(&reply)).await;
-                continue;
-            }
-            asked.spawn(async move {
-                if let Some(reply) = server.answer(&packet, Transport::Tcp).await {
-                    // The writer may have given up on this client.
-                    _ = replies.send(framed(&reply.bytes)).await;
-                    _ = reply.fill.map(|fill| server.keep(fill));
-                }
-                drop(seat);
-            });
-        }
-        while asked.join_next().await.is_some() {}
-        drop(replies);
-        // The writer ends when it has sent what is due.
-        pending::<io::Result<()>>().await
-    };
-    tokio::select! {
-        ended = write => ended,
-        ended = read => ended,
-    }
-}
-
-/// A message with its length before it (RFC 1035, section 4.2.2).
-fn framed(reply: &[u8]) -> Vec<u8> {
-    // No reply is made longer.
-    let length = u16::try_from(reply.len()).unwrap_or_default();
-    let mut framed = Vec::with_capacity(reply.len() + 2);
-    framed.extend_from_slice(&length.to_be_bytes());
-    framed.extend_from_slice(reply.get(..usize::from(length)).unwrap_or_default());
-    framed
-}
-
-/// The next message; `None` when the client has no more or is idle for too long.
-async fn message(reader: &mut OwnedReadHalf) -> io::Result<Option<Vec<u8>>> {
-    let Ok(first) = timeout(IDLE, reader.read_u8()).await else {
-        return Ok(None);
-    };
-    let first = match first {
-        Ok(first) => first,
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let rest = async {
-        let length = u16::from_be_bytes([first, reader.read_u8().await?]);
-        // Grows with what arrives, not with what is announced.
-        let mut packet = Vec::new();
-        reader.take(length.into()).read_to_end(&mut packet).await?;
-        if packet.len() < usize::from(length) || packet.len() < 12 {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        Ok(packet)
-    };
-    timeout(MESSAGE, rest).await?.map(Some)
 }

@@ -104,20 +104,28 @@ impl Server {
         }
     }
 
-    /// The reply to a packet that came by a connection, where one is remembered.
-    fn remembered(&self, packet: &[u8], plain: &Plain) -> Option<Vec<u8>> {
-        let mut reply = vec![0; usize::from(u16::MAX)];
-        let given = (self.shortcuts()).answer(packet, plain, clock::lately(), &mut reply);
-        match given {
+    /// Adds the reply to a packet that came by a connection, where one is remembered.
+    fn remembered(&self, packet: &[u8], plain: &Plain, out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        let mut shortcuts = self.shortcuts();
+        let room = shortcuts.room(plain);
+        out.resize(start + 2 + room, 0);
+        let given = shortcuts.answer(packet, plain, clock::lately(), &mut out[start + 2..]);
+        drop(shortcuts);
+        let hits = match given {
             Given::Reply(length) => {
-                reply.truncate(length);
-                Some(reply)
+                if let Ok(prefix) = u16::try_from(length) {
+                    out[start..start + 2].copy_from_slice(&prefix.to_be_bytes());
+                    out.truncate(start + 2 + length);
+                    return true;
+                }
+                0
             }
-            Given::Miss { hits } => {
-                self.served(packet, hits);
-                None
-            }
-        }
+            Given::Miss { hits } => hits,
+        };
+        out.truncate(start);
+        self.served(packet, hits);
+        false
     }
 
     /// The life of one packet. `None`: nothing is to be sent.

@@ -38,7 +38,7 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_millis(20);
 
 /// Bytes that the map and an entry cost beside what they point to.
-const OVERHEAD: usize = 200;
+const OVERHEAD: usize = 256;
 
 const A: u16 = 1;
 const TXT: u16 = 16;
@@ -522,6 +522,12 @@ impl Shortcuts {
             bytes: 0,
             most,
         }
+    }
+
+    /// Bytes that the reply may need; 0 where none is known.
+    pub(crate) fn room(&self, plain: &Plain) -> usize {
+        let entry = self.entries.peek(plain.key.as_bytes());
+        entry.map_or(0, |entry| entry.recipe.bytes.len() + OPT + EXTENDED)
     }
 
     /// The reply to a packet, written to `out`.

@@ -1,0 +1,222 @@
+//! What an answer of the stub costs, beside other forwarders in front of Consul and an
+//! echo server with the same batches: processor time of the server by answer, as a
+//! ratio to the echo's in the same round.
+//!
+//! Server and load have a core each. `scripts/bench --stub` installs the peers and runs
+//! it.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the table is the point"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a benchmark reads the clock itself"
+)]
+
+#[path = "../lookup/agent.rs"]
+mod agent;
+mod echo;
+mod load;
+mod peers;
+
+use std::{env, process::Command, time::Duration};
+
+use serde_json::json;
+
+use agent::Agent;
+use load::{Questions, Run, question};
+use peers::Peer;
+
+pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Where the servers run; the load has the other one.
+pub(crate) const SERVER_CORE: usize = 0;
+const LOAD_CORE: usize = 1;
+
+const A: u16 = 1;
+const SRV: u16 = 33;
+
+/// Bytes of an echo: those of an ordinary answer.
+const ECHO: usize = 400;
+
+/// One run of one server.
+const LENGTH: Duration = Duration::from_millis(700);
+
+fn main() -> Outcome<()> {
+    let words: Vec<String> = env::args().collect();
+    let after = |flag: &str| {
+        words
+            .iter()
+            .position(|word| word == flag)
+            .map(|at| &words[at + 1..])
+    };
+    if let Some([port, length, ..]) = after("--echo") {
+        return echo::serve(port.parse()?, length.parse()?);
+    }
+    let rounds = match after("--rounds") {
+        Some([rounds, ..]) => rounds.parse()?,
+        _ => 5,
+    };
+    let only = after("--only").and_then(|words| words.first().cloned());
+    pin();
+    if after("--names").is_some() {
+        return names();
+    }
+    // Peers keep only what has a TTL.
+    let agent = Agent::start_with(json!({ "dns_config": {
+        "service_ttl": { "*": "60s" }, "node_ttl": "60s", "soa": { "min_ttl": 60 },
+    }}))?;
+    agent.register("one", 1)?;
+    agent.register("ten", 10)?;
+    let first = question("ten.service.consul", A);
+    let mut all = vec![
+        peers::echo(ECHO)?,
+        peers::ours(agent.dns(), agent.http(), &first)?,
+    ];
+    all.extend(peers::others(agent.dns(), &first));
+
+    let a: Questions = vec![first.clone()];
+    let srv: Questions = vec![question("ten.service.consul", SRV)];
+    let mut mixed: Questions = (0..9).map(|_| first.clone()).collect();
+    mixed.push(question("nosuch.service.consul", A));
+    for (label, questions) in [("A, 10 records", &a), ("SRV, 10 records", &srv)] {
+        println!("{label}: answers, additional records and bytes of a reply");
+        for peer in &all[1..] {
+            let [_, answers, more, length] = load::probe(peer.address, &questions[0])?;
+            println!("  {:<16} {answers:>4} {more:>4} {length:>6}", peer.name);
+        }
+    }
+    table("A, 10 records", (rounds, only.as_deref()), &all, |peer| {
+        load::udp(peer.address, peer.id(), &a, LENGTH, None)
+    })?;
+    table("SRV, 10 records", (rounds, only.as_deref()), &all, |peer| {
+        load::udp(peer.address, peer.id(), &srv, LENGTH, None)
+    })?;
+    table(
+        "A, every tenth NXDOMAIN",
+        (rounds, only.as_deref()),
+        &all,
+        |peer| load::udp(peer.address, peer.id(), &mixed, LENGTH, None),
+    )?;
+    table(
+        "A, 10,000 a second",
+        (rounds, only.as_deref()),
+        &all,
+        |peer| load::udp(peer.address, peer.id(), &a, LENGTH, Some(10_000)),
+    )?;
+    table(
+        "A over TCP, 64 in the air",
+        (rounds, only.as_deref()),
+        &all,
+        |peer| load::tcp(peer.address, peer.id(), &a, LENGTH),
+    )?;
+    let mut round = 0;
+    table(
+        "names that nobody knows",
+        (rounds, only.as_deref()),
+        &all,
+        |peer| {
+            round += 1;
+            let unknown: Questions = (0..20_000)
+                .map(|at| question(&format!("u{round}x{at}.service.consul"), A))
+                .collect();
+            load::udp(peer.address, peer.id(), &unknown, LENGTH, Some(4_000))
+        },
+    )?;
+    Ok(())
+}
+
+/// Interleaved rounds: every server once a round, and its cost over the echo's.
+fn table(
+    label: &str,
+    (rounds, only): (usize, Option<&str>),
+    peers: &[Peer],
+    mut run: impl FnMut(&Peer) -> Outcome<Run>,
+) -> Outcome<()> {
+    if only.is_some_and(|only| !label.contains(only)) {
+        return Ok(());
+    }
+    println!("\n{label}");
+    println!(
+        "  {:<16} {:>12} {:>12} {:>12} {:>8}",
+        "", "ns an answer", "over echo", "answers/s", "lost"
+    );
+    let mut seen: Vec<Vec<(f64, Run)>> = vec![Vec::new(); peers.len()];
+    for peer in peers {
+        // What is to be cached is.
+        _ = run(peer);
+    }
+    for _ in 0..rounds {
+        let mut limit = None;
+        for (peer, seen) in peers.iter().zip(&mut seen) {
+            match run(peer) {
+                Ok(run) => {
+                    let limit = *limit.get_or_insert_with(|| run.cost());
+                    seen.push((run.cost() / limit, run));
+                }
+                Err(error) => eprintln!("  {}: {error}", peer.name),
+            }
+        }
+    }
+    for (peer, mut seen) in peers.iter().zip(seen) {
+        seen.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+        let Some((ratio, run)) = seen.get(seen.len() / 2) else {
+            println!("  {:<16} {:>12}", peer.name, "none");
+            continue;
+        };
+        let lost = 1.0 - run.answers as f64 / run.asked.max(1) as f64;
+        println!(
+            "  {:<16} {:>12.0} {:>12.2} {:>12.0} {:>7.2}%",
+            peer.name,
+            run.cost(),
+            ratio,
+            run.rate(),
+            lost * 100.0
+        );
+    }
+    Ok(())
+}
+
+/// The cost among many names, which are `addr` names: nobody is asked for them.
+fn names() -> Outcome<()> {
+    let agent = Agent::start()?;
+    println!(
+        "{:>8} {:>12} {:>10} {:>14}",
+        "names", "ns an answer", "over 100", "bytes a name"
+    );
+    let mut least = None;
+    for count in [100_u32, 10_000, 100_000] {
+        let all: Questions = (0..count)
+            .map(|at| question(&format!("0a{at:06x}.addr.consul"), A))
+            .collect();
+        let peer = peers::ours(agent.dns(), agent.http(), &all[0])?;
+        let before = load::memory(peer.id())?;
+        // At a pace that fills: each name is a miss once.
+        for _ in 0..3 {
+            let length = Duration::from_secs_f64(f64::from(count) / 40_000.0 + 0.2);
+            load::udp(peer.address, peer.id(), &all, length, Some(40_000))?;
+        }
+        let bytes = load::memory(peer.id())?.saturating_sub(before) / u64::from(count);
+        let run = load::udp(peer.address, peer.id(), &all, LENGTH, None)?;
+        let limit = *least.get_or_insert_with(|| run.cost());
+        println!(
+            "{count:>8} {:>12.0} {:>10.2} {bytes:>14}",
+            run.cost(),
+            run.cost() / limit
+        );
+    }
+    Ok(())
+}
+
+/// The load on its core; the servers are put on theirs by `taskset`.
+fn pin() {
+    let own = std::process::id().to_string();
+    let set = Command::new("taskset")
+        .args(["-pc", &LOAD_CORE.to_string(), &own])
+        .output();
+    if !set.is_ok_and(|set| set.status.success()) {
+        eprintln!("the load is not pinned: taskset does not work here");
+    }
+}

@@ -1,0 +1,193 @@
+//! **Shell.** One connection of the stub: questions are answered as they are done, in
+//! whatever order (RFC 7766, section 6.2.1.1). What is known is answered at once, all
+//! that a read brought by one write.
+//!
+//! | client | treated |
+//! | --- | --- |
+//! | has asked [`MOST_PENDING`] things that are not answered yet | not read from |
+//! | is idle for [`IDLE`], ends its side, or the stub is stopped | gets what is due, then the connection is closed |
+//! | needs longer than [`MESSAGE`] for one message, or to take one write | cut off |
+//! | announces a message that is shorter than a header | cut off |
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::told;
+use crate::{
+    clock,
+    endpoint::Transport,
+    stub::{Server, shortcut},
+};
+
+/// Questions unanswered at once.
+const MOST_PENDING: usize = 64;
+
+/// Time between two questions of one connection (RFC 7766, section 6.2.3).
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Time for one message to arrive whole once it has begun, and to be sent.
+const MESSAGE: Duration = Duration::from_secs(2);
+
+/// Room for what is read at once, to begin with: it grows with what arrives, not with
+/// what is announced.
+const ROOM: usize = 4_096;
+
+/// The longest message and its length (RFC 1035, section 4.2.2).
+const LONGEST: usize = 2 + u16::MAX as usize;
+
+/// Replies that are written together, at most so many bytes and one more.
+const TOGETHER: usize = 64 << 10;
+
+pub(super) async fn converse(
+    stream: TcpStream,
+    server: &Arc<Server>,
+    mut stopped: watch::Receiver<()>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (mut reader, mut writer) = stream.into_split();
+    let (replies, mut due) = mpsc::channel::<Option<Vec<u8>>>(MOST_PENDING);
+    let mut incoming = Incoming::default();
+    let mut out = Vec::new();
+    let (mut pending, mut ended) = (0, false);
+    loop {
+        // All that is there, as far as there are seats for what has to be looked up.
+        while pending < MOST_PENDING && out.len() < TOGETHER {
+            let Some(packet) = incoming.next()? else {
+                break;
+            };
+            let plain = shortcut::read(packet, true);
+            if plain.is_some_and(|plain| server.remembered(packet, &plain, &mut out)) {
+                continue;
+            }
+            pending += 1;
+            let (packet, server, replies) = (packet.to_vec(), Arc::clone(server), replies.clone());
+            // Bounded by the seats, and by the time that a question may take.
+            tokio::spawn(async move {
+                let reply = server.answer(&packet, Transport::Tcp).await;
+                let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
+                // The client may be gone.
+                _ = replies.send(bytes).await;
+                if let Some(fill) = fill.flatten() {
+                    server.keep(fill);
+                }
+            });
+        }
+        if !out.is_empty() {
+            timeout(MESSAGE, writer.write_all(&out)).await??;
+            out.clear();
+            continue;
+        }
+        if ended && pending == 0 {
+            return Ok(());
+        }
+        let until = incoming.until();
+        tokio::select! {
+            () = told(&mut stopped), if !ended => ended = true,
+            reply = due.recv() => {
+                let mut next = reply;
+                // Whatever else is done goes with it.
+                while let Some(reply) = next {
+                    pending -= 1;
+                    frame(reply.as_deref().unwrap_or_default(), &mut out);
+                    next = if out.len() < TOGETHER { due.try_recv().ok() } else { None };
+                }
+            }
+            read = reader.read(incoming.room()), if !ended && pending < MOST_PENDING => match read? {
+                0 => ended = true,
+                length => incoming.came(length),
+            },
+            () = sleep_until(until), if !ended && pending < MOST_PENDING => match incoming.has_begun() {
+                true => return Err(io::ErrorKind::TimedOut.into()),
+                false => ended = true,
+            },
+        }
+    }
+}
+
+/// A message with its length before it; nothing for nothing.
+pub(super) fn frame(reply: &[u8], out: &mut Vec<u8>) {
+    // No reply is made longer.
+    if let Ok(length) = u16::try_from(reply.len())
+        && length > 0
+    {
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(reply);
+    }
+}
+
+/// What was read and is not yet worked on.
+struct Incoming {
+    bytes: Vec<u8>,
+    /// Where the next message begins, and where what was read ends.
+    next: usize,
+    end: usize,
+    /// When the last message was complete, or what follows it has begun.
+    since: Instant,
+}
+
+impl Default for Incoming {
+    fn default() -> Self {
+        Self {
+            bytes: vec![0; ROOM],
+            next: 0,
+            end: 0,
+            since: clock::now().into(),
+        }
+    }
+}
+
+impl Incoming {
+    /// The next message that is there whole.
+    fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        let there = &self.bytes[self.next..self.end];
+        let Some((&length, rest)) = there.split_first_chunk() else {
+            return Ok(None);
+        };
+        let length = usize::from(u16::from_be_bytes(length));
+        if length < 12 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        if rest.len() < length {
+            return Ok(None);
+        }
+        let start = self.next + 2;
+        self.next = start + length;
+        self.since = clock::now().into();
+        Ok(Some(&self.bytes[start..start + length]))
+    }
+
+    /// Where more can be read to.
+    fn room(&mut self) -> &mut [u8] {
+        if self.next > 0 {
+            self.bytes.copy_within(self.next..self.end, 0);
+            self.end -= self.next;
+            self.next = 0;
+        }
+        if self.end == self.bytes.len() {
+            self.bytes.resize((2 * self.end).min(LONGEST), 0);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    fn came(&mut self, length: usize) {
+        if !self.has_begun() {
+            self.since = clock::now().into();
+        }
+        self.end += length;
+    }
+
+    fn has_begun(&self) -> bool {
+        self.end > self.next
+    }
+
+    /// When the client has had time enough.
+    fn until(&self) -> Instant {
+        self.since + if self.has_begun() { MESSAGE } else { IDLE }
+    }
+}
