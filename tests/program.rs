@@ -361,7 +361,8 @@ struct Serving {
 
 impl Serving {
     fn start(arguments: &[&str]) -> Self {
-        let mut all = vec!["serve"];
+        // Nothing leaves the machine.
+        let mut all = vec!["serve", "--upstream", "none"];
         all.extend(arguments);
         let mut child = program(&all).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();

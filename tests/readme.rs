@@ -12,10 +12,11 @@ const LIBRARY: &str = include_str!("../src/lib.rs");
 
 /// Commands that are not run here, because they ask an agent, go on until they are
 /// stopped, or are no command of ours.
-const NOT_RUN_HERE: [&str; 12] = [
+const NOT_RUN_HERE: [&str; 13] = [
     "scripts/test",
     "scripts/bench",
     "scripts/bench --events",
+    "scripts/bench --stub",
     "proconsul lookup web",
     "proconsul lookup v2.web@dc2",
     "proconsul lookup web SRV",

@@ -10,7 +10,12 @@
 //!
 //! NODATA is NOERROR with the zone's SOA in authority, as NXDOMAIN has it.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use hickory_proto::{
     op::ResponseCode,
@@ -36,6 +41,9 @@ use crate::{
 const STALE_ANSWER: u16 = 3;
 const PROHIBITED: u16 = 18;
 const NO_REACHABLE_AUTHORITY: u16 = 22;
+
+/// TTL of this machine's own name, in seconds.
+const LOCAL_TTL: u32 = 3600;
 
 /// The sections of one answer, before it is made to fit a message.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,6 +87,11 @@ impl Sections {
     /// Nothing but a code.
     pub(crate) fn code(code: ResponseCode) -> Self {
         Self::new(code)
+    }
+
+    /// NXDOMAIN in no zone of ours.
+    pub(crate) fn nowhere() -> Self {
+        Self::new(ResponseCode::NXDomain)
     }
 
     /// NOERROR and nothing, not even an SOA.
@@ -190,6 +203,24 @@ pub(crate) fn decoded(address: IpAddr, asked: &Asked, zone: &Zone<'_>) -> Sectio
         sections.answers.push(record);
     } else {
         sections.additionals.push(record);
+    }
+    sections
+}
+
+/// The answer for a name that means this machine (RFC 6761, section 6.3).
+pub(crate) fn loopback(asked: &Asked) -> Sections {
+    let mut sections = Sections::empty();
+    let both = [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+    ];
+    for address in both {
+        let data = address_data(address);
+        if asked.kind == data.record_type() || asked.kind == RecordType::ANY {
+            let owner = asked.owner.clone();
+            let record = Record::from_rdata(owner, LOCAL_TTL, data);
+            sections.answers.push(record);
+        }
     }
     sections
 }

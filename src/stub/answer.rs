@@ -61,6 +61,14 @@ enum Cut {
     No,
 }
 
+/// Whether names that are not Consul's are asked for elsewhere. As Consul: then every
+/// answer says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recursion {
+    Available,
+    None,
+}
+
 /// One readable question.
 #[derive(Debug)]
 pub(crate) struct Question {
@@ -70,11 +78,12 @@ pub(crate) struct Question {
     payload: Option<u16>,
     /// Network of the client's own client (RFC 7871).
     subnet: Option<ClientSubnet>,
+    recursion: Recursion,
     pub(crate) asked: Asked,
 }
 
 /// Reads a packet.
-pub(crate) fn judge(packet: &[u8], domain: &Domain) -> Judged {
+pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Judged {
     let Some(head) = packet.first_chunk::<HEADER>() else {
         return Judged::Drop;
     };
@@ -111,6 +120,7 @@ pub(crate) fn judge(packet: &[u8], domain: &Domain) -> Judged {
         query,
         payload,
         subnet,
+        recursion,
         asked,
     };
     let refusal = if message.edns.is_some_and(|edns| edns.version() > 0) {
@@ -143,6 +153,11 @@ fn bare(to: &Metadata, code: ResponseCode) -> Vec<u8> {
 }
 
 impl Question {
+    /// The labels of the name, as they came.
+    pub(crate) fn labels(&self) -> Vec<&[u8]> {
+        self.asked.owner.iter().collect()
+    }
+
     /// The reply, as long as `transport` and the client allow.
     pub(crate) fn reply(&self, sections: &Sections, transport: Transport) -> Vec<u8> {
         self.finish(self.body(sections, transport), sections)
@@ -256,7 +271,7 @@ impl Question {
         // A server that refuses speaks for nobody.
         metadata.authoritative =
             !matches!(sections.code, ResponseCode::Refused | ResponseCode::BADVERS);
-        metadata.recursion_available = false;
+        metadata.recursion_available = self.recursion == Recursion::Available;
         metadata.authentic_data = false;
         metadata.checking_disabled = self.metadata.checking_disabled;
         metadata.truncation = cut == Cut::Yes;

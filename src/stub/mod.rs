@@ -3,10 +3,14 @@
 //! `stub/listen.rs`, what the zone answers in `zone.rs`.
 
 pub(crate) mod answer;
+mod forward;
 mod listen;
 mod shortcut;
 #[cfg(target_os = "linux")]
 mod tally;
+mod upstreams;
+
+pub use self::upstreams::Upstreams;
 
 use std::{
     io,
@@ -18,15 +22,21 @@ use std::{
 use tokio::time::timeout;
 
 use self::{
-    answer::Judged,
+    answer::{Judged, Question, Recursion},
+    forward::{Forwarded, Forwarder},
     listen::Sockets,
     shortcut::{Fill, Given, Plain, Recipe, Shortcuts},
+    upstreams::Local,
 };
 use crate::{
     clock,
     endpoint::Transport,
     error::{Error, ErrorKind},
-    records::write::Sections,
+    name::{Domain, NotAName},
+    records::{
+        self,
+        write::{self, Sections},
+    },
     resolver::Resolver,
     zone,
 };
@@ -45,6 +55,8 @@ const LIMIT: Duration = Duration::from_millis(850);
 #[derive(Debug)]
 struct Server {
     resolver: Resolver,
+    /// `None`: names that are not Consul's are refused.
+    forwarder: Option<Arc<Forwarder>>,
     /// Of connections. A std mutex: held for one look, never across an await.
     shortcuts: Mutex<Shortcuts>,
 }
@@ -84,6 +96,22 @@ impl Stub {
         self.sockets.iter().map(Sockets::address).collect()
     }
 
+    /// Sends questions for names that are not Consul's to these servers; otherwise they
+    /// are refused. Answers say then that recursion is available.
+    #[must_use]
+    pub fn forwarding(self, upstreams: Upstreams) -> Self {
+        let own = self.addresses();
+        let forwarder = (!upstreams.is_none()).then(|| Arc::new(Forwarder::new(upstreams, own)));
+        let server = Server {
+            forwarder,
+            ..Server::new(self.server.resolver.clone())
+        };
+        Self {
+            sockets: self.sockets,
+            server: Arc::new(server),
+        }
+    }
+
     /// Answers until `stop` completes; then takes no more questions, sends the
     /// answers that are still due for at most 5 s, and returns.
     ///
@@ -100,6 +128,7 @@ impl Server {
         let shortcuts = Mutex::new(Shortcuts::new(resolver.cache_bytes()));
         Self {
             resolver,
+            forwarder: None,
             shortcuts,
         }
     }
@@ -131,25 +160,44 @@ impl Server {
     /// The life of one packet. `None`: nothing is to be sent.
     async fn answer(&self, packet: &[u8], transport: Transport) -> Option<Reply> {
         let unremembered = |bytes| Some(Reply { bytes, fill: None });
-        let question = match answer::judge(packet, self.resolver.domain()) {
+        let recursion = match self.forwarder {
+            Some(_) => Recursion::Available,
+            None => Recursion::None,
+        };
+        let question = match answer::judge(packet, self.resolver.domain(), recursion) {
             Judged::Drop => return None,
             Judged::Reply(reply) => return unremembered(reply),
             Judged::Ask(question) => question,
         };
+        let plain = shortcut::read(packet, transport == Transport::Tcp);
+        if self.is_elsewhere(&question)
+            && let Some(forwarder) = &self.forwarder
+        {
+            let reply = self.forwarded(forwarder, packet, &question, plain.as_ref(), transport);
+            return reply.await;
+        }
         let answer = timeout(LIMIT, zone::answer(&self.resolver, &question.asked));
         let Ok((sections, answer)) = answer.await else {
             let sections = Sections::failed(ErrorKind::Timeout);
             return unremembered(question.reply(&sections, transport));
         };
+        // An address that Consul does not know may be known to others.
+        if question.asked.is_reverse()
+            && (answer.as_ref()).map_or_else(Error::is_not_found, Option::is_none)
+            && let Some(forwarder) = &self.forwarder
+            && let Some(reply) = self
+                .forwarded(forwarder, packet, &question, plain.as_ref(), transport)
+                .await
+        {
+            return Some(reply);
+        }
         let body = question.body(&sections, transport);
         let fill = || {
-            let plain = shortcut::read(packet, transport == Transport::Tcp)?;
-            let key = plain.key.as_bytes().into();
             let (until, fate) = zone::hold(&self.resolver, &question.asked, &answer)?;
-            let recipe = Recipe::of(&body, sections.extended)?;
             Some(Fill {
-                key,
-                recipe,
+                key: plain?.key.as_bytes().into(),
+                recipe: Recipe::of(&body, sections.extended)?,
+                since: clock::lately(),
                 until,
                 fate,
             })
@@ -161,10 +209,51 @@ impl Server {
         })
     }
 
+    /// Whether a name is none that Consul knows of. `consul` is Consul's also where
+    /// another domain is configured: it is never asked of others.
+    fn is_elsewhere(&self, question: &Question) -> bool {
+        let consul = Domain::default();
+        question.asked.meaning == Err(NotAName::Elsewhere)
+            && !records::is_below(&question.asked.owner, &consul)
+    }
+
+    /// The answer of others. `None`: nobody knows who has an address.
+    async fn forwarded(
+        &self,
+        forwarder: &Arc<Forwarder>,
+        packet: &[u8],
+        question: &Question,
+        plain: Option<&Plain>,
+        transport: Transport,
+    ) -> Option<Reply> {
+        let own = |sections: &Sections| {
+            let bytes = question.reply(sections, transport);
+            Some(Reply { bytes, fill: None })
+        };
+        let labels = question.labels();
+        match upstreams::local(&labels) {
+            Some(Local::Loopback) => return own(&write::loopback(&question.asked)),
+            Some(Local::NoSuchName) => return own(&Sections::nowhere()),
+            None => {}
+        }
+        // What is signed is not taken apart.
+        let plain = plain.filter(|plain| !plain.wants_signatures);
+        match forwarder.answer(packet, &labels, plain, transport).await {
+            Forwarded::Reply(bytes) => {
+                let fill = plain.and_then(|plain| forwarder.fill(plain));
+                Some(Reply { bytes, fill })
+            }
+            Forwarded::Nobody | Forwarded::Failed if question.asked.is_reverse() => None,
+            Forwarded::Nobody => own(&Sections::refused()),
+            Forwarded::Failed => own(&Sections::failed(ErrorKind::Unavailable)),
+        }
+    }
+
     /// The answer to a question was given so often without asking the resolver.
     fn served(&self, packet: &[u8], times: u32) {
         if times > 0
-            && let Judged::Ask(question) = answer::judge(packet, self.resolver.domain())
+            && let Judged::Ask(question) =
+                answer::judge(packet, self.resolver.domain(), Recursion::None)
             && let Ok(name) = &question.asked.meaning
         {
             self.resolver.served(name, times);

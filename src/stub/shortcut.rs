@@ -41,11 +41,15 @@ const GRACE: Duration = Duration::from_millis(20);
 const OVERHEAD: usize = 256;
 
 const A: u16 = 1;
+const SOA: u16 = 6;
 const TXT: u16 = 16;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
 const TYPE_OPT: u16 = 41;
 const EDNS_SUBNET: u16 = 8;
+
+/// Extended error: Stale Answer (RFC 8914, section 4.4).
+const STALE_ANSWER: u16 = 3;
 
 /// A pointer to the question's name.
 const QUESTION: u16 = 0xC00C;
@@ -81,10 +85,11 @@ impl Room {
     }
 }
 
-/// The name of a reply: the question's name in lower case, its type, and the room.
+/// The name of a reply: the question's name in lower case, its type, the room, and the
+/// flags that may change what is answered (RD, AD, CD).
 #[derive(Clone, Copy)]
 pub(crate) struct Key {
-    bytes: [u8; NAME + 3],
+    bytes: [u8; NAME + 4],
     length: usize,
 }
 
@@ -107,6 +112,10 @@ pub(crate) struct Plain {
     end: usize,
     /// The client's EDNS size.
     edns: Option<u16>,
+    /// It asks for signatures (RFC 3225).
+    pub(crate) wants_signatures: bool,
+    /// Bytes that it can take.
+    size: usize,
     pub(crate) key: Key,
 }
 
@@ -122,7 +131,7 @@ pub(crate) fn read(packet: &[u8], tcp: bool) -> Option<Plain> {
         return None;
     }
     let mut key = Key {
-        bytes: [0; NAME + 3],
+        bytes: [0; NAME + 4],
         length: 0,
     };
     let rest = packet.get(HEADER..)?;
@@ -148,9 +157,12 @@ pub(crate) fn read(packet: &[u8], tcp: bool) -> Option<Plain> {
         return None;
     }
     let end = HEADER + at + 4;
-    let edns = match more {
-        0 => None,
-        _ => Some(opt(packet.get(end..)?)?),
+    let (edns, wants_signatures) = match more {
+        0 => (None, false),
+        _ => {
+            let (size, signatures) = opt(packet.get(end..)?)?;
+            (Some(size), signatures)
+        }
     };
     if more == 0 && packet.len() != end {
         return None;
@@ -161,32 +173,41 @@ pub(crate) fn read(packet: &[u8], tcp: bool) -> Option<Plain> {
         Room::udp(edns)
     };
     let [high, low] = kind.to_be_bytes();
-    key.bytes
-        .get_mut(at..at + 3)?
-        .copy_from_slice(&[high, low, room.bucket]);
-    key.length = at + 3;
-    Some(Plain { end, edns, key })
+    key.bytes.get_mut(at..at + 4)?.copy_from_slice(&[
+        high,
+        low,
+        room.bucket,
+        header[2] & 0x01 | header[3] & 0x30,
+    ]);
+    key.length = at + 4;
+    Some(Plain {
+        end,
+        edns,
+        wants_signatures,
+        size: room.size,
+        key,
+    })
 }
 
-/// The size in an ordinary OPT record, which is the rest of the packet.
-fn opt(record: &[u8]) -> Option<u16> {
-    let &[
-        0,
-        kind_high,
-        kind_low,
-        size_high,
-        size_low,
+/// The size in an ordinary OPT record, which is the rest of the packet, and whether it
+/// asks for signatures.
+fn opt(record: &[u8]) -> Option<(u16, bool)> {
+    let (
+        &[
+            root,
+            kind_high,
+            kind_low,
+            size_high,
+            size_low,
+            _,
+            version,
+            flags,
+        ],
         _,
-        version,
-        _,
-        _,
-        _,
-        _,
-        ..,
-    ] = record
-    else {
+    ) = record.split_first_chunk()?;
+    if root != 0 {
         return None;
-    };
+    }
     let kind = u16::from_be_bytes([kind_high, kind_low]);
     let length = usize::from(pair(record, 9)?);
     if kind != TYPE_OPT || version != 0 || record.len() != OPT + length {
@@ -201,7 +222,8 @@ fn opt(record: &[u8]) -> Option<u16> {
         }
         rest = rest.get(4 + length..)?;
     }
-    Some(u16::from_be_bytes([size_high, size_low]))
+    let size = u16::from_be_bytes([size_high, size_low]);
+    Some((size, flags & 0x80 != 0))
 }
 
 fn pair(bytes: &[u8], at: usize) -> Option<u16> {
@@ -288,6 +310,109 @@ impl Recipe {
         })
     }
 
+    /// Of a reply of somebody else's, and for how many seconds it holds. `None`: it is
+    /// none to be kept. TTLs above `longest` are cut, that of what does not exist
+    /// above `longest_negative`.
+    pub(crate) fn of_forwarded(
+        reply: &[u8],
+        longest: u32,
+        longest_negative: u32,
+    ) -> Option<(Self, u32)> {
+        // TC; NOERROR or NXDOMAIN.
+        let (flags, code) = (*reply.get(2)?, *reply.get(3)? & 0x0F);
+        if flags & 0x02 != 0 || !matches!(code, 0 | 3) {
+            return None;
+        }
+        let mut records = Records::of(reply)?;
+        let (question, total) = (records.at, u32::from(records.answers) + records.others);
+        let (mut least, mut negative) = (None::<u32>, None);
+        let (mut ttls, mut end, mut opts) = (Vec::new(), reply.len(), 0);
+        let mut bytes = reply.to_vec();
+        for _ in 0..total {
+            let record = records.next()?;
+            if record.kind == TYPE_OPT {
+                // Ours takes its place, so it has to be the last. Its TTL is more code.
+                if records.at != reply.len() || record.ttl >> 24 != 0 {
+                    return None;
+                }
+                (end, opts) = (record.start, 1);
+                continue;
+            }
+            // The highest bit means that it is too long (RFC 8767, section 4).
+            let mut ttl = record.ttl.min(longest);
+            if record.kind == SOA && records.answers == 0 {
+                let minimum = records
+                    .at
+                    .checked_sub(4)
+                    .and_then(|at| reply.get(at..at + 4))?;
+                let minimum = u32::from_be_bytes(minimum.try_into().ok()?);
+                ttl = ttl.min(minimum).min(longest_negative);
+                negative = Some(ttl);
+            }
+            let told = bytes.get_mut(record.ttl_at..record.ttl_at + 4)?;
+            told.copy_from_slice(&ttl.to_be_bytes());
+            ttls.push(small(record.ttl_at)?);
+            least = Some(least.map_or(ttl, |least| least.min(ttl)));
+        }
+        // Without an SOA nobody says how long nothing holds (RFC 2308, section 5).
+        let holds = if records.answers == 0 {
+            negative?
+        } else {
+            least?
+        };
+        if records.at != reply.len() {
+            return None;
+        }
+        bytes.truncate(end);
+        let additionals = pair(&bytes, 10)?.checked_sub(opts)?;
+        bytes
+            .get_mut(10..12)?
+            .copy_from_slice(&additionals.to_be_bytes());
+        let head = bytes.get_mut(..4)?;
+        head[..2].fill(0);
+        // Of AA and what is copied from each question.
+        head[2] &= !0x05;
+        head[3] &= !0x10;
+        let recipe = Self {
+            bytes: bytes.into(),
+            question,
+            starts: Box::default(),
+            end: question,
+            pointers: Box::default(),
+            ttls: ttls.into(),
+            extended: None,
+        };
+        Some((recipe, holds))
+    }
+
+    /// Writes the reply to a packet, so many seconds after it was made.
+    pub(crate) fn give(
+        &self,
+        packet: &[u8],
+        plain: &Plain,
+        elapsed: u32,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        self.write(packet, plain, 0, Age::Fresh(elapsed), out)
+    }
+
+    /// Writes the reply to a packet, with that TTL and the extended error of what is
+    /// stale.
+    pub(crate) fn give_stale(
+        &self,
+        packet: &[u8],
+        plain: &Plain,
+        ttl: u32,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        self.write(packet, plain, 0, Age::Stale(ttl), out)
+    }
+
+    /// Bytes that it costs in a map, by this key.
+    pub(crate) fn weigh(&self, key: &[u8]) -> usize {
+        OVERHEAD + key.len() + self.bytes()
+    }
+
     fn bytes(&self) -> usize {
         let places = self.starts.len() + self.pointers.len() + self.ttls.len();
         self.bytes.len() + 2 * places
@@ -299,10 +424,20 @@ impl Recipe {
         packet: &[u8],
         plain: &Plain,
         turn: usize,
-        elapsed: u32,
+        age: Age,
         out: &mut [u8],
     ) -> Option<usize> {
         let length = self.bytes.len();
+        let extended = match age {
+            Age::Fresh(_) => self.extended,
+            Age::Stale(_) => Some(STALE_ANSWER),
+        };
+        let opt = plain
+            .edns
+            .map_or(0, |_| OPT + extended.map_or(0, |_| EXTENDED));
+        if length + opt > plain.size {
+            return None;
+        }
         let body = out.get_mut(..length)?;
         let start = self
             .starts
@@ -338,13 +473,15 @@ impl Recipe {
                     .copy_from_slice(&moved.to_be_bytes());
             }
         }
-        if elapsed > 0 {
+        if age != Age::Fresh(0) {
             for &at in &self.ttls {
                 let at = turned.to(usize::from(at));
                 let ttl: &mut [u8; 4] = body.get_mut(at..at + 4)?.try_into().ok()?;
-                *ttl = u32::from_be_bytes(*ttl)
-                    .saturating_sub(elapsed)
-                    .to_be_bytes();
+                let told = match age {
+                    Age::Fresh(elapsed) => u32::from_be_bytes(*ttl).saturating_sub(elapsed),
+                    Age::Stale(ttl) => ttl,
+                };
+                *ttl = told.to_be_bytes();
             }
         }
         // The question in the asker's case, its id, and what is copied of its flags.
@@ -360,7 +497,7 @@ impl Recipe {
         let Some(size) = plain.edns else {
             return Some(length);
         };
-        let more = write_opt(size, self.extended, out.get_mut(length..)?)?;
+        let more = write_opt(size, extended, out.get_mut(length..)?)?;
         let counted = pair(out, 10)?.checked_add(1)?;
         out.get_mut(10..12)?.copy_from_slice(&counted.to_be_bytes());
         Some(length + more)
@@ -380,6 +517,15 @@ fn write_opt(size: u16, extended: Option<u16>, out: &mut [u8]) -> Option<usize> 
     out.get_mut(OPT..OPT + EXTENDED)?
         .copy_from_slice(&[0, 15, 0, 2, high, low]);
     Some(OPT + EXTENDED)
+}
+
+/// How a reply's TTLs are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    /// So many seconds less.
+    Fresh(u32),
+    /// All the same.
+    Stale(u32),
 }
 
 /// Where a byte stands after the answers were turned.
@@ -482,6 +628,8 @@ pub(crate) struct Fill {
     /// The bytes of a [`Key`].
     pub(crate) key: Box<[u8]>,
     pub(crate) recipe: Recipe,
+    /// When it was made.
+    pub(crate) since: Instant,
     /// When it holds no more.
     pub(crate) until: Instant,
     pub(crate) fate: Option<Fate>,
@@ -557,7 +705,8 @@ impl Shortcuts {
             now.saturating_duration_since(entry.since),
         );
         let elapsed = u32::try_from(elapsed.as_secs()).unwrap_or(u32::MAX);
-        let written = entry.recipe.write(packet, plain, turn, elapsed, out);
+        let age = Age::Fresh(elapsed);
+        let written = entry.recipe.write(packet, plain, turn, age, out);
         written.map_or(Given::Miss { hits: 0 }, Given::Reply)
     }
 
@@ -566,17 +715,18 @@ impl Shortcuts {
         let Fill {
             key,
             recipe,
+            since,
             until,
             fate,
         } = fill;
-        let bytes = weigh(&key, &recipe);
+        let bytes = recipe.weigh(&key);
         // One reply may not push out all others.
         if bytes > self.most / 4 {
             return;
         }
         let entry = Entry {
             recipe,
-            since: now,
+            since,
             until: until.min(now + LONGEST),
             fate,
             // Not the same first answer after each renewal.
@@ -585,12 +735,12 @@ impl Shortcuts {
         };
         self.bytes += bytes;
         if let Some((key, before)) = self.entries.push(key, entry) {
-            self.bytes -= weigh(&key, &before.recipe);
+            self.bytes -= before.recipe.weigh(&key);
         }
         while self.bytes > self.most
             && let Some((key, oldest)) = self.entries.pop_lru()
         {
-            self.bytes -= weigh(&key, &oldest.recipe);
+            self.bytes -= oldest.recipe.weigh(&key);
         }
     }
 
@@ -598,10 +748,6 @@ impl Shortcuts {
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.entries.len(), self.bytes)
     }
-}
-
-fn weigh(key: &[u8], recipe: &Recipe) -> usize {
-    OVERHEAD + key.len() + recipe.bytes()
 }
 
 #[cfg(test)]

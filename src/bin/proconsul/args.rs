@@ -89,10 +89,12 @@ with status 0.";
 const SERVE_HELP: &str = "Examples:
   proconsul serve
   proconsul serve --listen 127.0.0.1:5353 --listen '[::1]:5353'
+  proconsul serve --upstream 10.0.0.53 --upstream corp.example=10.1.0.53
+  proconsul serve --upstream none
   dig @127.0.0.1 -p 8653 web.service.consul SRV
 
-It answers for Consul's domain and refuses other names. SIGTERM and SIGINT end it
-with status 0.";
+It answers for Consul's domain. Other names go to the upstreams, in the order given, and
+those of Consul's domain never do. SIGTERM and SIGINT end it with status 0.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Lookup {
@@ -153,6 +155,11 @@ pub(crate) struct Serve {
     /// Where to answer, on UDP and TCP; may be given several times.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8653")]
     pub(crate) listen: Vec<std::net::SocketAddr>,
+    /// Who is asked for other names: an address, DOMAIN=ADDR for one domain, system
+    /// for the servers of resolv.conf, or none to refuse them; may be given several
+    /// times.
+    #[arg(long, value_name = "ADDR", default_value = "system")]
+    pub(crate) upstream: Vec<String>,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }

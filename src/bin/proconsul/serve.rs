@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use proconsul::{Error, Resolver, stub::Stub};
+use proconsul::{
+    Error, Resolver,
+    stub::{Stub, Upstreams},
+};
 
 use crate::{
     args::{Output, Serve, Stale},
@@ -31,8 +34,9 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
 }
 
 async fn bind(command: &Serve) -> Result<(Stub, Resolver), Error> {
+    let upstreams = Upstreams::parse(&command.upstream)?;
     let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     let stub = Stub::bind(resolver.clone(), &command.listen).await?;
-    Ok((stub, resolver))
+    Ok((stub.forwarding(upstreams), resolver))
 }

@@ -12,7 +12,7 @@ use super::*;
 pub fn packet(bytes: &[u8]) {
     let (&count, packet) = bytes.split_first().unwrap_or((&0, &[]));
     let id = packet.first_chunk().copied().map(u16::from_be_bytes);
-    let question = match judge(packet, &Domain::default()) {
+    let question = match judge(packet, &Domain::default(), Recursion::None) {
         Judged::Drop => return,
         Judged::Reply(reply) => return check(&reply, id),
         Judged::Ask(question) => question,

@@ -22,7 +22,11 @@ fn query(kind: RecordType, payload: Option<u16>) -> Message {
 }
 
 fn question(kind: RecordType, payload: Option<u16>) -> Box<Question> {
-    match judge(&query(kind, payload).to_vec().unwrap(), &Domain::default()) {
+    match judge(
+        &query(kind, payload).to_vec().unwrap(),
+        &Domain::default(),
+        Recursion::None,
+    ) {
         Judged::Ask(question) => question,
         other => panic!("{other:?}"),
     }
@@ -153,7 +157,7 @@ fn over_tcp_all_is_sent_and_addresses_go_before_answers_do() {
 #[test]
 fn the_packet_table() {
     let domain = Domain::default();
-    let judge = |packet: &[u8]| judge(packet, &domain);
+    let judge = |packet: &[u8]| judge(packet, &domain, Recursion::None);
     let good = query(RecordType::A, Some(1232)).to_vec().unwrap();
     let with = |at: usize, byte: u8| {
         let mut packet = good.clone();
@@ -218,7 +222,11 @@ fn the_packet_table() {
 fn an_edns_version_that_we_do_not_speak_gets_badvers() {
     let mut message = query(RecordType::A, Some(1232));
     message.edns.as_mut().unwrap().set_version(1);
-    let Judged::Reply(reply) = judge(&message.to_vec().unwrap(), &Domain::default()) else {
+    let Judged::Reply(reply) = judge(
+        &message.to_vec().unwrap(),
+        &Domain::default(),
+        Recursion::None,
+    ) else {
         panic!("answered")
     };
     let message = read(&reply);
@@ -240,7 +248,7 @@ fn a_failure_tells_its_cause_to_who_speaks_edns() {
 proptest! {
     #[test]
     fn no_packet_is_too_odd_and_every_reply_can_be_read(packet in vec(any::<u8>(), 0..600)) {
-        if let Judged::Reply(reply) = judge(&packet, &Domain::default()) {
+        if let Judged::Reply(reply) = judge(&packet, &Domain::default(), Recursion::None) {
             let message = Message::from_vec(&reply).unwrap();
             prop_assert_eq!(message.metadata.id.to_be_bytes(), [packet[0], packet[1]]);
             prop_assert_eq!(message.metadata.message_type, MessageType::Response);

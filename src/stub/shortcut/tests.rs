@@ -18,7 +18,7 @@ use crate::{
     endpoint::Transport,
     name::Domain,
     records::write::Sections,
-    stub::answer::{Judged, judge},
+    stub::answer::{Judged, Recursion, judge},
 };
 
 fn name(text: &str) -> Name {
@@ -63,13 +63,14 @@ fn services(count: u32, ttl: u32) -> Sections {
 
 /// The slow lane's reply and what the fast one makes of it.
 fn fill(packet: &[u8], sections: &Sections, until: Instant) -> (Vec<u8>, Fill) {
-    let Judged::Ask(question) = judge(packet, &Domain::default()) else {
+    let Judged::Ask(question) = judge(packet, &Domain::default(), Recursion::None) else {
         panic!("no question");
     };
     let body = question.body(sections, Transport::Udp);
     let fill = Fill {
         key: read(packet, false).unwrap().key.as_bytes().into(),
         recipe: Recipe::of(&body, sections.extended).unwrap(),
+        since: until.checked_sub(LONGEST).unwrap(),
         until,
         fate: Some(Fate::default()),
     };
@@ -284,7 +285,7 @@ fn the_memory_is_bounded_and_keeps_what_is_used() {
     let sum: usize = shortcuts
         .entries
         .iter()
-        .map(|(key, entry)| weigh(key, &entry.recipe))
+        .map(|(key, entry)| entry.recipe.weigh(key))
         .sum();
     assert_eq!(bytes, sum);
     assert!(names > 100, "{names}");
@@ -304,7 +305,7 @@ proptest! {
             packet = ordinary;
         }
         if let Some(plain) = read(&packet, false) {
-            let read = match judge(&packet, &Domain::default()) {
+            let read = match judge(&packet, &Domain::default(), Recursion::None) {
                 Judged::Ask(question) => question.asked.owner.to_lowercase(),
                 other => panic!("{other:?} for {packet:?}"),
             };

@@ -1,0 +1,528 @@
+//! **Shell.** Names that are not Consul's: each packet goes on as it came, with an id
+//! and a port of its own, and what comes back goes back, so that types and options that
+//! nobody here knows stay whole. Who is asked is [`upstreams`](super::upstreams)' to
+//! say.
+//!
+//! | upstream | the client gets |
+//! | --- | --- |
+//! | answers | that, kept for its TTL |
+//! | is silent for [`TRY`], refuses, says SERVFAIL or REFUSED | the next one's answer; whoever failed is asked last for a while |
+//! | all of them, for a name that was answered before | that answer, as stale (RFC 8767), after [`PATIENCE`] at most |
+//! | all of them, otherwise | SERVFAIL and an extended error |
+//! | sends the question back to us | it is found out by a question of ours, and asked no more |
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use lru::LruCache;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, UdpSocket},
+    time::{timeout, timeout_at},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    shortcut::{Fill, Plain, Recipe},
+    upstreams::{self, Upstreams},
+};
+use crate::{clock, endpoint::Transport, flight::Flights, stamp::Stamp};
+
+/// One upstream is waited for so long before the next one is asked.
+const TRY: Duration = Duration::from_millis(400);
+
+/// Who has a stale answer waits so long for a newer one.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// All of them together.
+const LIMIT: Duration = Duration::from_millis(820);
+
+/// Whoever failed is asked last for so long, doubled with each failure.
+const REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// How long an answer is kept to be given as stale, and its TTL then (RFC 8767,
+/// section 4).
+const KEEP: Duration = Duration::from_secs(86_400);
+const STALE_TTL: u32 = 30;
+
+/// TTLs above this are cut (RFC 8767, section 4), those of what does not exist above
+/// that (RFC 2308, section 5, asks for less than three hours).
+const LONGEST_TTL: u32 = 86_400;
+const LONGEST_NEGATIVE: u32 = 300;
+
+/// Bytes of answers kept.
+const MOST_BYTES: usize = 8 << 20;
+
+/// How often resolv.conf is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Where the system's name servers stand, the first that names one that is not us.
+const SYSTEM: [&str; 3] = [
+    "/etc/resolv.conf",
+    "/run/systemd/resolve/resolv.conf",
+    "/run/NetworkManager/no-stub-resolv.conf",
+];
+
+/// Datagrams looked at for one question: a flood must not keep us busy.
+const MOST_STRANGERS: usize = 64;
+
+/// Forwards to upstreams, and remembers.
+#[derive(Debug)]
+pub(super) struct Forwarder {
+    upstreams: Upstreams,
+    own: Vec<SocketAddr>,
+    /// Std mutexes: held for one look, never across an await.
+    system: Mutex<System>,
+    health: Mutex<HashMap<SocketAddr, Health>>,
+    answers: Mutex<Answers>,
+    flights: Flights<Box<[u8]>, Option<Arc<Told>>>,
+    /// Names that only we ask for, and of whom.
+    probes: Mutex<HashMap<Box<[u8]>, SocketAddr>>,
+}
+
+#[derive(Debug, Default)]
+struct System {
+    servers: Vec<SocketAddr>,
+    looked: Option<Instant>,
+    stamps: Vec<Option<Stamp>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Health {
+    failures: u32,
+    /// It is asked last until then.
+    until: Option<Instant>,
+    /// It sends questions back to us.
+    loops: bool,
+    /// It was asked whether it does.
+    probed: bool,
+}
+
+/// What an upstream answered.
+#[derive(Debug)]
+struct Told {
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Answers {
+    kept: LruCache<Box<[u8]>, Kept>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    recipe: Recipe,
+    since: Instant,
+    ttl: Duration,
+}
+
+/// What the client gets.
+#[derive(Debug)]
+pub(super) enum Forwarded {
+    Reply(Vec<u8>),
+    /// Nobody answered.
+    Failed,
+    /// There is nobody to ask.
+    Nobody,
+}
+
+impl Forwarder {
+    pub(super) fn new(upstreams: Upstreams, own: Vec<SocketAddr>) -> Self {
+        let answers = Answers {
+            kept: LruCache::unbounded(),
+            bytes: 0,
+        };
+        Self {
+            upstreams,
+            own,
+            system: Mutex::default(),
+            health: Mutex::default(),
+            answers: Mutex::new(answers),
+            flights: Flights::new(),
+            probes: Mutex::default(),
+        }
+    }
+
+    /// The answer to a packet about the name with these labels. `plain`: the packet, if it is an ordinary
+    /// question.
+    pub(super) async fn answer(
+        self: &Arc<Self>,
+        packet: &[u8],
+        labels: &[&[u8]],
+        plain: Option<&Plain>,
+        transport: Transport,
+    ) -> Forwarded {
+        if self.is_probe(labels) {
+            return Forwarded::Nobody;
+        }
+        let servers = self.servers(labels);
+        if servers.is_empty() {
+            return Forwarded::Nobody;
+        }
+        let key = plain.map(|plain| plain.key.as_bytes());
+        if let (Some(plain), Some(key)) = (plain, key)
+            && let Some(reply) = self.kept(packet, plain, key, false)
+        {
+            return Forwarded::Reply(reply);
+        }
+        let deadline = clock::now() + LIMIT;
+        let asking = self.ask(packet, key, servers, transport, deadline);
+        let patience = if key.is_some_and(|key| self.knows(key)) {
+            PATIENCE
+        } else {
+            LIMIT
+        };
+        let told = timeout(patience, asking).await.ok().flatten();
+        let stale = || self.kept(packet, plain?, key?, true);
+        match told {
+            Some(told) => match told.bytes.get(3).map(|flags| flags & 0x0F) {
+                // Whoever says that it cannot tell knows less than what was known.
+                Some(2 | 5) if let Some(reply) = stale() => Forwarded::Reply(reply),
+                _ => Forwarded::Reply(own_head(&told.bytes, packet)),
+            },
+            None => stale().map_or(Forwarded::Failed, Forwarded::Reply),
+        }
+    }
+
+    /// Asks one upstream after the other; whoever asks the same meanwhile is given the
+    /// same. What was heard is kept even if nobody waits any more.
+    async fn ask(
+        self: &Arc<Self>,
+        packet: &[u8],
+        key: Option<&[u8]>,
+        servers: Vec<SocketAddr>,
+        transport: Transport,
+        deadline: Instant,
+    ) -> Option<Arc<Told>> {
+        let (forwarder, question) = (Arc::clone(self), packet.to_vec());
+        let keep: Option<Box<[u8]>> = key.map(Into::into);
+        let asking = async move {
+            let told = forwarder
+                .climb(&question, &servers, transport, deadline)
+                .await;
+            if let (Some(told), Some(key)) = (&told, keep) {
+                forwarder.keep(key, &told.bytes);
+            }
+            told.map(Arc::new)
+        };
+        match key {
+            Some(key) => self.flights.join(&key.into(), || None, || asking).await?,
+            None => asking.await,
+        }
+    }
+
+    async fn climb(
+        self: &Arc<Self>,
+        packet: &[u8],
+        servers: &[SocketAddr],
+        transport: Transport,
+        deadline: Instant,
+    ) -> Option<Told> {
+        let mut last = None;
+        for (at, &server) in servers.iter().enumerate() {
+            let left = deadline.saturating_duration_since(clock::now());
+            if left.is_zero() {
+                break;
+            }
+            let limit = if at + 1 < servers.len() {
+                TRY.min(left)
+            } else {
+                left
+            };
+            self.probe(server);
+            let asked = async {
+                match transport {
+                    Transport::Udp => over_udp(server, packet).await,
+                    _ => over_tcp(server, packet).await,
+                }
+            };
+            let until = clock::now() + limit;
+            match timeout_at(until.into(), asked).await {
+                Ok(Ok(bytes)) => {
+                    let code = bytes.get(3).map_or(2, |flags| flags & 0x0F);
+                    self.heard(server, !matches!(code, 2 | 5));
+                    if !matches!(code, 2 | 5) {
+                        return Some(Told { bytes });
+                    }
+                    last = Some(Told { bytes });
+                }
+                Ok(Err(error)) => {
+                    debug!(%server, %error, "upstream failed");
+                    self.heard(server, false);
+                }
+                Err(_) => {
+                    debug!(%server, "upstream was silent");
+                    self.heard(server, false);
+                }
+            }
+        }
+        last
+    }
+
+    /// The upstreams for a name: those that are well first, those that loop not at all.
+    fn servers(&self, labels: &[&[u8]]) -> Vec<SocketAddr> {
+        let system = self.system_servers();
+        let mut servers = self.upstreams.of(labels, &system);
+        servers.retain(|server| !upstreams::is_ours(*server, &self.own));
+        let (health, now) = (lock(&self.health), clock::now());
+        servers.retain(|server| !health.get(server).is_some_and(|health| health.loops));
+        // Stable: otherwise in the order in which they were named.
+        servers.sort_by_key(|server| {
+            let until = health.get(server).and_then(|health| health.until);
+            until.is_some_and(|until| now < until)
+        });
+        servers
+    }
+
+    fn heard(&self, server: SocketAddr, well: bool) {
+        let mut health = lock(&self.health);
+        let health = health.entry(server).or_default();
+        if well {
+            health.failures = 0;
+            health.until = None;
+            return;
+        }
+        let rest = REST.saturating_mul(1 << health.failures.min(5));
+        health.failures = health.failures.saturating_add(1);
+        health.until = Some(clock::now() + rest.min(LONGEST_REST));
+    }
+
+    /// The servers of resolv.conf, read again when it changes.
+    fn system_servers(&self) -> Vec<SocketAddr> {
+        if !self.upstreams.wants_system() {
+            return Vec::new();
+        }
+        let mut system = lock(&self.system);
+        let now = clock::now();
+        if system
+            .looked
+            .is_some_and(|looked| now.saturating_duration_since(looked) < LOOK)
+        {
+            return system.servers.clone();
+        }
+        system.looked = Some(now);
+        let files = SYSTEM.map(PathBuf::from);
+        let stamp = |file: &PathBuf| fs::metadata(file).ok().map(|file| Stamp::of(&file));
+        let stamps: Vec<_> = files.iter().map(stamp).collect();
+        if system.stamps != stamps {
+            system.stamps = stamps;
+            let read = |file: &Path| {
+                let text = fs::read_to_string(file).unwrap_or_default();
+                upstreams::resolv_conf(&text, &self.own)
+            };
+            let mut all = files.iter().map(|file| read(file));
+            let servers = all.find(|servers| !servers.is_empty()).unwrap_or_default();
+            if servers.is_empty() {
+                warn!("resolv.conf names no server but us: other names are refused");
+            } else if servers != system.servers {
+                info!(?servers, "other names go to the servers of resolv.conf");
+            }
+            system.servers = servers;
+        }
+        system.servers.clone()
+    }
+
+    /// Asks an upstream once, beside its first question, for a name that only we know:
+    /// if that comes back here, it would send every question in a circle.
+    fn probe(self: &Arc<Self>, server: SocketAddr) {
+        {
+            let mut health = lock(&self.health);
+            let health = health.entry(server).or_default();
+            if health.probed {
+                return;
+            }
+            health.probed = true;
+        }
+        let label = format!("{:016x}{:016x}", clock::nonce(), clock::nonce());
+        lock(&self.probes).insert(label.as_bytes().into(), server);
+        let mut packet = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in [label.as_bytes(), b"test"] {
+            packet.push(u8::try_from(label.len()).unwrap_or_default());
+            packet.extend_from_slice(label);
+        }
+        // TXT, IN.
+        packet.extend_from_slice(&[0, 0, 16, 0, 1]);
+        // Bounded by its own limit.
+        tokio::spawn(async move {
+            _ = timeout(LIMIT, over_udp(server, &packet)).await;
+        });
+    }
+
+    /// Whether a name is one of ours that went round. Whoever sent it on is asked no
+    /// more.
+    fn is_probe(&self, labels: &[&[u8]]) -> bool {
+        let &[label, _] = labels else {
+            return false;
+        };
+        let Some(server) = lock(&self.probes).remove(&label.to_ascii_lowercase()[..]) else {
+            return false;
+        };
+        warn!(%server, "this upstream sends questions back to us: it is asked no more");
+        lock(&self.health).entry(server).or_default().loops = true;
+        true
+    }
+
+    /// A kept answer, made to fit a packet; `stale`: whatever its TTL.
+    fn kept(&self, packet: &[u8], plain: &Plain, key: &[u8], stale: bool) -> Option<Vec<u8>> {
+        let mut answers = lock(&self.answers);
+        let kept = answers.kept.get(key)?;
+        let age = clock::now().saturating_duration_since(kept.since);
+        if age >= kept.ttl && (!stale || age >= KEEP) {
+            return None;
+        }
+        let mut reply = vec![0; usize::from(u16::MAX)];
+        let length = if age < kept.ttl {
+            let elapsed = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
+            kept.recipe.give(packet, plain, elapsed, &mut reply)?
+        } else {
+            kept.recipe
+                .give_stale(packet, plain, STALE_TTL, &mut reply)?
+        };
+        reply.truncate(length);
+        Some(reply)
+    }
+
+    /// For the fast lane: what is known and holds.
+    pub(super) fn fill(&self, plain: &Plain) -> Option<Fill> {
+        let mut answers = lock(&self.answers);
+        let kept = answers.kept.get(plain.key.as_bytes())?;
+        let until = kept.since.checked_add(kept.ttl)?;
+        (clock::now() < until).then(|| Fill {
+            key: plain.key.as_bytes().into(),
+            recipe: kept.recipe.clone(),
+            since: kept.since,
+            until,
+            fate: None,
+        })
+    }
+
+    fn knows(&self, key: &[u8]) -> bool {
+        lock(&self.answers).kept.contains(key)
+    }
+
+    fn keep(&self, key: Box<[u8]>, reply: &[u8]) {
+        let Some((recipe, ttl)) = Recipe::of_forwarded(reply, LONGEST_TTL, LONGEST_NEGATIVE) else {
+            return;
+        };
+        let kept = Kept {
+            recipe,
+            since: clock::now(),
+            ttl: Duration::from_secs(ttl.into()),
+        };
+        let mut answers = lock(&self.answers);
+        answers.bytes += kept.recipe.weigh(&key);
+        if let Some((key, before)) = answers.kept.push(key, kept) {
+            answers.bytes -= before.recipe.weigh(&key);
+        }
+        while answers.bytes > MOST_BYTES
+            && let Some((key, oldest)) = answers.kept.pop_lru()
+        {
+            answers.bytes -= oldest.recipe.weigh(&key);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A reply with the client's own id and the case of its question.
+fn own_head(reply: &[u8], packet: &[u8]) -> Vec<u8> {
+    let mut reply = reply.to_vec();
+    for (own, asked) in reply.iter_mut().zip(packet).take(2) {
+        *own = *asked;
+    }
+    let end = question_end(packet).unwrap_or(12);
+    if let (Some(own), Some(asked)) = (reply.get_mut(12..end), packet.get(12..end))
+        && own.eq_ignore_ascii_case(asked)
+    {
+        own.copy_from_slice(asked);
+    }
+    reply
+}
+
+/// Where the only question of a message ends.
+fn question_end(packet: &[u8]) -> Option<usize> {
+    let mut at = 12;
+    loop {
+        match usize::from(*packet.get(at)?) {
+            0 => return Some(at + 5).filter(|end| *end <= packet.len()),
+            length @ 1..=63 => at += length + 1,
+            _ => return None,
+        }
+    }
+}
+
+/// Whether a datagram answers a packet that went out with this id (RFC 5452, section
+/// 9.1).
+fn answers(reply: &[u8], packet: &[u8], id: [u8; 2]) -> bool {
+    let (Some(head), Some(end)) = (reply.first_chunk::<12>(), question_end(packet)) else {
+        return false;
+    };
+    let is_reply = head[2] & 0x80 != 0 && head[2] & 0x78 == packet[2] & 0x78;
+    let about = |from: &[u8]| from.get(12..end).map(<[u8]>::to_ascii_lowercase);
+    head[..2] == id && is_reply && head[4..6] == [0, 1] && about(reply) == about(packet)
+}
+
+fn with_id(packet: &[u8]) -> (Vec<u8>, [u8; 2]) {
+    let id = clock::query_id().to_be_bytes();
+    let mut packet = packet.to_vec();
+    for (byte, own) in packet.iter_mut().zip(id) {
+        *byte = own;
+    }
+    (packet, id)
+}
+
+/// A socket of its own for each question, on a port that nobody can foretell.
+async fn over_udp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = Socket::new(
+        Domain::for_address(server),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&server.into())?;
+    let socket = UdpSocket::from_std(socket.into())?;
+    let (packet, id) = with_id(packet);
+    socket.send(&packet).await?;
+    let mut reply = Vec::with_capacity(4_096);
+    for _ in 0..MOST_STRANGERS {
+        reply.clear();
+        socket.recv_buf(&mut reply).await?;
+        if answers(&reply, &packet, id) {
+            return Ok(reply);
+        }
+    }
+    Err(io::ErrorKind::InvalidData.into())
+}
+
+async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = match server {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    let mut stream = socket.connect(server).await?;
+    stream.set_nodelay(true)?;
+    let (packet, id) = with_id(packet);
+    let length = u16::try_from(packet.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut framed = length.to_be_bytes().to_vec();
+    framed.extend_from_slice(&packet);
+    stream.write_all(&framed).await?;
+    let length = stream.read_u16().await?;
+    let mut reply = Vec::new();
+    stream.take(length.into()).read_to_end(&mut reply).await?;
+    if reply.len() == usize::from(length) && answers(&reply, &packet, id) {
+        Ok(reply)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}

@@ -1,0 +1,280 @@
+//! **Pure.** Who is asked for names that are not Consul's: which servers, for which
+//! domains, and which names nobody is asked for (RFC 6761, RFC 7686).
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
+
+use crate::error::{Error, ErrorKind};
+
+/// The port of DNS.
+const PORT: u16 = 53;
+
+/// Servers that are read from resolv.conf; more are not looked at there either
+/// (resolv.conf(5)).
+const MOST_SYSTEM: usize = 3;
+
+/// The labels of a domain, from left to right.
+type Labels = Box<[Box<[u8]>]>;
+
+/// Servers for names that are not in Consul's domain, as `serve --upstream` takes them.
+///
+/// ```
+/// use proconsul::stub::Upstreams;
+///
+/// let upstreams = Upstreams::parse(["system", "corp.example=10.0.0.53"])?;
+/// # Ok::<(), proconsul::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upstreams {
+    /// The servers of `/etc/resolv.conf` for what no other route is for.
+    system: bool,
+    /// For all names.
+    servers: Vec<SocketAddr>,
+    /// For names in a domain, the longest first.
+    routes: Vec<(Labels, Vec<SocketAddr>)>,
+}
+
+impl Upstreams {
+    /// Nobody: other names are refused.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The servers of `/etc/resolv.conf`, followed as it changes.
+    pub fn system() -> Self {
+        Self {
+            system: true,
+            ..Self::default()
+        }
+    }
+
+    /// Reads `system`, `none`, addresses (`10.0.0.53`, `10.0.0.53:5353`,
+    /// `[::1]:53`), and addresses for one domain (`corp.example=10.0.0.53`). Several
+    /// servers for the same names are asked in turn.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for anything else, and for `none` beside others.
+    pub fn parse<T: AsRef<str>>(words: impl IntoIterator<Item = T>) -> Result<Self, Error> {
+        let mut all = Self::default();
+        let (mut count, mut none) = (0, false);
+        for word in words {
+            let word = word.as_ref().trim();
+            count += 1;
+            if word.eq_ignore_ascii_case("none") {
+                none = true;
+            } else if word.eq_ignore_ascii_case("system") {
+                all.system = true;
+            } else if let Some((domain, server)) = word.split_once('=') {
+                let (domain, server) = (labels(domain)?, address(server)?);
+                match all.routes.iter_mut().find(|(known, _)| *known == domain) {
+                    Some((_, servers)) => servers.push(server),
+                    None => all.routes.push((domain, vec![server])),
+                }
+            } else {
+                all.servers.push(address(word)?);
+            }
+        }
+        if none && count > 1 {
+            let message = "--upstream none turns forwarding off: it cannot stand beside others";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        all.routes
+            .sort_by_key(|(domain, _)| std::cmp::Reverse(domain.len()));
+        Ok(all)
+    }
+
+    /// Whether nobody is asked.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether resolv.conf is to be read.
+    pub(crate) fn wants_system(&self) -> bool {
+        self.system
+    }
+
+    /// The servers for the labels of a name, in the order in which they are asked. `system`: those of
+    /// resolv.conf.
+    pub(crate) fn of(&self, labels: &[&[u8]], system: &[SocketAddr]) -> Vec<SocketAddr> {
+        let route = self.routes.iter().find(|(domain, _)| {
+            let start = labels.len().checked_sub(domain.len());
+            let end = start.and_then(|start| labels.get(start..));
+            end.is_some_and(|end| {
+                end.iter()
+                    .zip(domain)
+                    .all(|(one, other)| one.eq_ignore_ascii_case(other))
+            })
+        });
+        match route {
+            Some((_, servers)) => servers.clone(),
+            None => self.servers.iter().chain(system).copied().collect(),
+        }
+    }
+}
+
+fn labels(domain: &str) -> Result<Labels, Error> {
+    let domain = domain.trim().trim_matches('.');
+    let fits = |label: &str| (1..=63).contains(&label.len());
+    if domain.is_empty() || !domain.split('.').all(fits) {
+        let message = format!("--upstream {domain:?}=...: that is no domain");
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    let labels = domain.split('.').map(|label| label.as_bytes().into());
+    Ok(labels.collect())
+}
+
+fn address(text: &str) -> Result<SocketAddr, Error> {
+    let text = text.trim();
+    let bare = IpAddr::from_str(text.trim_matches(['[', ']']));
+    let address = match bare {
+        Ok(ip) => Some(SocketAddr::new(ip, PORT)),
+        Err(_) => text.parse().ok(),
+    };
+    address
+        .filter(|address| address.port() != 0)
+        .ok_or_else(|| {
+            let message = format!(
+                "--upstream {text:?}: write an address as 10.0.0.53 or 10.0.0.53:5353, one for a \
+             domain as corp.example=10.0.0.53, or system, or none"
+            );
+            Error::new(ErrorKind::Invalid, message)
+        })
+}
+
+/// The name servers in the text of a resolv.conf, without those that are ours.
+pub(crate) fn resolv_conf(text: &str, own: &[SocketAddr]) -> Vec<SocketAddr> {
+    let servers = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let word = words.next().filter(|word| *word == "nameserver")?;
+        debug_assert_eq!(word, "nameserver");
+        // A zone of a link-local address is not followed.
+        let ip: IpAddr = words.next()?.split('%').next()?.parse().ok()?;
+        Some(SocketAddr::new(ip, PORT))
+    });
+    servers
+        .take(MOST_SYSTEM)
+        .filter(|server| !is_ours(*server, own))
+        .collect()
+}
+
+/// Whether a question to that server would come back to us.
+pub(crate) fn is_ours(server: SocketAddr, own: &[SocketAddr]) -> bool {
+    own.iter().any(|own| {
+        let same = own.ip() == server.ip();
+        let every = own.ip().is_unspecified() && server.ip().is_loopback();
+        own.port() == server.port() && (same || every)
+    })
+}
+
+/// What is answered here, whatever is asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Local {
+    /// This machine (RFC 6761, section 6.3).
+    Loopback,
+    /// There is no such name (RFC 6761, section 6.4; RFC 7686).
+    NoSuchName,
+}
+
+/// Whether the labels of a name are answered here.
+pub(crate) fn local(labels: &[&[u8]]) -> Option<Local> {
+    let last = labels.last()?.to_ascii_lowercase();
+    match last.as_slice() {
+        b"localhost" => Some(Local::Loopback),
+        b"invalid" | b"onion" => Some(Local::NoSuchName),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels_of(name: &str) -> Vec<&[u8]> {
+        let labels = name.split('.').filter(|label| !label.is_empty());
+        labels.map(str::as_bytes).collect()
+    }
+
+    fn of(upstreams: &Upstreams, name: &str) -> Vec<String> {
+        let system = ["192.0.2.1:53".parse().unwrap()];
+        let system: &[SocketAddr] = if upstreams.wants_system() {
+            &system
+        } else {
+            &[]
+        };
+        let servers = upstreams.of(&labels_of(name), system);
+        servers.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_longest_domain_has_its_own_servers() {
+        let words = [
+            "10.0.0.1",
+            "corp.example=10.0.0.2:54",
+            "a.corp.example=10.0.0.3",
+            "Corp.Example=[::1]:55",
+        ];
+        let upstreams = Upstreams::parse(words).unwrap();
+        assert_eq!(of(&upstreams, "www.example.com."), ["10.0.0.1:53"]);
+        assert_eq!(of(&upstreams, "corp.example."), ["10.0.0.2:54"]);
+        assert_eq!(of(&upstreams, "X.Corp.EXAMPLE."), ["10.0.0.2:54"]);
+        assert_eq!(of(&upstreams, "b.a.corp.example."), ["10.0.0.3:53"]);
+        assert_eq!(of(&upstreams, "mycorp.example."), ["10.0.0.1:53"]);
+    }
+
+    #[test]
+    fn the_systems_servers_come_after_those_that_are_named() {
+        let both = Upstreams::parse(["system", "10.0.0.1"]).unwrap();
+        assert_eq!(of(&both, "example.com."), ["10.0.0.1:53", "192.0.2.1:53"]);
+        assert_eq!(of(&Upstreams::system(), "example.com."), ["192.0.2.1:53"]);
+        assert!(of(&Upstreams::parse(["none"]).unwrap(), "example.com.").is_empty());
+    }
+
+    #[test]
+    fn what_is_no_server_is_refused_with_what_to_write() {
+        for bad in [
+            "",
+            "dns",
+            "10.0.0.1:0",
+            "=10.0.0.1",
+            "a..b=10.0.0.1",
+            "corp=",
+        ] {
+            let error = Upstreams::parse([bad]).unwrap_err();
+            assert!(error.to_string().contains("--upstream"), "{bad}");
+        }
+        assert!(Upstreams::parse(["none", "system"]).is_err());
+    }
+
+    #[test]
+    fn resolv_conf_is_read_without_our_own_addresses() {
+        let text = "# nameserver 10.0.0.9\nsearch corp.example\nnameserver 127.0.0.1\n\
+                    nameserver 10.0.0.1 # first\n  nameserver fe80::1%eth0\nnameserver 10.0.0.2\nnameserver x\n";
+        let own = ["127.0.0.1:53".parse().unwrap()];
+        let read = |own: &[SocketAddr]| -> Vec<String> {
+            resolv_conf(text, own)
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        };
+        assert_eq!(read(&own), ["10.0.0.1:53", "[fe80::1]:53"]);
+        assert_eq!(
+            read(&["0.0.0.0:53".parse().unwrap()]),
+            ["10.0.0.1:53", "[fe80::1]:53"]
+        );
+        assert_eq!(read(&["127.0.0.1:8653".parse().unwrap()]).len(), 3);
+    }
+
+    #[test]
+    fn some_names_are_answered_here() {
+        let local = |name: &str| local(&labels_of(name));
+        assert_eq!(local("LocalHost."), Some(Local::Loopback));
+        assert_eq!(local("a.localhost."), Some(Local::Loopback));
+        assert_eq!(local("x.invalid."), Some(Local::NoSuchName));
+        assert_eq!(local("x.onion."), Some(Local::NoSuchName));
+        assert_eq!(local("localhost.example."), None);
+        assert_eq!(local("."), None);
+    }
+}

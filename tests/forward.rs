@@ -1,0 +1,377 @@
+//! Names that are not Consul's: the stub sends them on, and remembers.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hickory_proto::{
+    op::{Message, ResponseCode},
+    rr::RecordType,
+};
+use proconsul::{
+    Resolver,
+    stub::{Stub, Upstreams},
+};
+use support::{Agent, Over, SilentDns, ask, ask_tcp, ask_udp, closed_port, exchange, wait_for};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UdpSocket},
+};
+
+type Script = dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync;
+
+/// A name server of bytes: what it gets and sends is not read by anybody's library.
+struct Upstream {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    async fn start(script: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
+        let script: Arc<Script> = Arc::new(script);
+        let (udp, tcp) = loop {
+            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
+                break (udp, tcp);
+            }
+        };
+        let (address, asked) = (tcp.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let (counted, answer) = (Arc::clone(&asked), Arc::clone(&script));
+        tokio::spawn(async move {
+            let mut packet = [0; 4_096];
+            while let Ok((length, client)) = udp.recv_from(&mut packet).await {
+                let packet = &packet[..length];
+                // The stub's own question, whether we send its questions back.
+                if packet.windows(5).any(|five| five == b"\x04test") {
+                    continue;
+                }
+                counted.fetch_add(1, Ordering::Relaxed);
+                if let Some(reply) = answer(packet) {
+                    udp.send_to(&reply, client).await.unwrap();
+                }
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = tcp.accept().await {
+                let script = Arc::clone(&script);
+                tokio::spawn(async move { converse(stream, &*script).await });
+            }
+        });
+        Self { address, asked }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+async fn converse(mut stream: TcpStream, script: &Script) -> Option<()> {
+    loop {
+        let mut packet = vec![0; stream.read_u16().await.ok()?.into()];
+        stream.read_exact(&mut packet).await.ok()?;
+        let reply = script(&packet)?;
+        let length = u16::try_from(reply.len()).unwrap();
+        stream.write_u16(length).await.ok()?;
+        stream.write_all(&reply).await.ok()?;
+    }
+}
+
+/// Where the question ends.
+fn end(packet: &[u8]) -> usize {
+    12 + packet[12..].iter().position(|byte| *byte == 0).unwrap() + 5
+}
+
+/// A reply of one record of that type, TTL and data, with OPT if it was asked with one.
+fn record(packet: &[u8], kind: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
+    let mut reply = packet[..end(packet)].to_vec();
+    reply[2] |= 0x80;
+    reply[3] |= 0x80;
+    reply[6..12].copy_from_slice(&[0, 1, 0, 0, 0, packet[11]]);
+    reply.extend([0xC0, 12]);
+    reply.extend(kind.to_be_bytes());
+    reply.extend([0, 1]);
+    reply.extend(ttl.to_be_bytes());
+    reply.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+    reply.extend(data);
+    reply.extend(&packet[end(packet)..]);
+    reply
+}
+
+fn coded(packet: &[u8], code: u8) -> Vec<u8> {
+    let mut reply = packet[..end(packet)].to_vec();
+    reply[2] |= 0x80;
+    reply[3] = 0x80 | code;
+    reply[11] = 0;
+    reply
+}
+
+async fn stub_of(resolver: Resolver, upstreams: &[&str]) -> SocketAddr {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let stub = Stub::bind(resolver, &[any]).await.unwrap();
+    let stub = stub.forwarding(Upstreams::parse(upstreams).unwrap());
+    let address = stub.addresses()[0];
+    tokio::spawn(stub.run(std::future::pending()));
+    address
+}
+
+/// A stub that knows no Consul.
+async fn stub(upstreams: &[&str]) -> SocketAddr {
+    let builder = Resolver::builder().dns("none").http("none");
+    stub_of(builder.build().unwrap(), upstreams).await
+}
+
+fn addresses(reply: &Message) -> Vec<String> {
+    let answers = reply.answers.iter();
+    answers
+        .map(|record| format!("{} {}", record.ttl, record.data))
+        .collect()
+}
+
+async fn a(stub: SocketAddr, name: &str) -> Message {
+    ask_udp(stub, name, RecordType::A).await.unwrap()
+}
+
+#[tokio::test]
+async fn other_names_go_on_and_their_answers_are_kept_for_their_ttl() {
+    let upstream = Upstream::start(|packet| Some(record(packet, 1, 2, &[10, 0, 0, 1]))).await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let first = a(stub, "www.example.com.").await;
+    assert_eq!(addresses(&first), ["2 10.0.0.1"]);
+    assert!(first.metadata.recursion_available && !first.metadata.authoritative);
+    for name in ["www.example.com.", "WWW.example.COM."] {
+        let kept = a(stub, name).await;
+        assert!(addresses(&kept)[0].ends_with("10.0.0.1"));
+        assert_eq!(kept.queries[0].name().to_string(), name);
+    }
+    assert_eq!(upstream.asked(), 1);
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    assert_eq!(
+        addresses(&a(stub, "www.example.com.").await),
+        ["2 10.0.0.1"]
+    );
+    assert_eq!(upstream.asked(), 2);
+}
+
+#[tokio::test]
+async fn types_and_options_that_nobody_knows_stay_whole() {
+    // A type of the private range, its data, and an option with it.
+    let upstream = Upstream::start(|packet| {
+        let mut reply = record(packet, 65_400, 60, b"\x01\x02anything");
+        let last = reply.len() - 2;
+        if packet[11] == 1 {
+            reply[last..].copy_from_slice(&[0, 6]);
+            reply.extend(b"\xfd\xe9\x00\x02hi");
+        }
+        Some(reply)
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let mut packet = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x01".to_vec();
+    packet.extend(b"\x01x\x07example\x00\xff\x78\x00\x01");
+    packet.extend(b"\x00\x00\x29\x04\xd0\x00\x00\x80\x00\x00\x00");
+    for over in [Over::Udp, Over::Tcp] {
+        let reply = exchange(stub, &packet, over).await.unwrap();
+        assert_eq!(reply[..2], [0x12, 0x34]);
+        assert!(reply.windows(10).any(|ten| ten == b"\x01\x02anything"));
+        assert!(reply.ends_with(b"\xfd\xe9\x00\x02hi"), "{over:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_next_upstream_is_asked_and_whoever_failed_comes_last() {
+    let silent = SilentDns::start();
+    let refusing = Upstream::start(|packet| Some(coded(packet, 5))).await;
+    let good = Upstream::start(|packet| Some(record(packet, 1, 0, &[10, 0, 0, 1]))).await;
+    let all = [
+        silent.address().to_string(),
+        closed_port().to_string(),
+        refusing.address.to_string(),
+        good.address.to_string(),
+    ];
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let stub = stub(&all).await;
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["0 10.0.0.1"]);
+    let before = silent.questions().len();
+    assert!(before > 0);
+    // At once now: who failed a moment ago is not waited for again.
+    assert_eq!(addresses(&a(stub, "b.example.").await), ["0 10.0.0.1"]);
+    assert_eq!(silent.questions().len(), 0);
+    assert_eq!(refusing.asked(), 1);
+}
+
+#[tokio::test]
+async fn when_all_upstreams_are_gone_known_names_are_stale_and_others_fail() {
+    let well = Arc::new(AtomicBool::new(true));
+    let told = Arc::clone(&well);
+    let upstream = Upstream::start(move |packet| {
+        told.load(Ordering::Relaxed)
+            .then(|| record(packet, 1, 0, &[10, 0, 0, 1]))
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["0 10.0.0.1"]);
+    well.store(false, Ordering::Relaxed);
+    let edns = Over::Edns(1232);
+    _ = ask(stub, "a.example.", RecordType::A, edns).await;
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["30 10.0.0.1"]);
+    let (failed, _) = ask(stub, "b.example.", RecordType::A, edns).await.unwrap();
+    assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
+    let options = failed.edns.unwrap();
+    assert!(!options.options().as_ref().is_empty(), "an extended error");
+    well.store(true, Ordering::Relaxed);
+    wait_for("the truth again", async || {
+        let reply = a(stub, "a.example.").await;
+        (addresses(&reply) == ["0 10.0.0.1"]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn consuls_own_names_are_never_sent_on() {
+    let upstream = Upstream::start(|packet| Some(record(packet, 1, 60, &[10, 0, 0, 1]))).await;
+    let agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let builder = Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http("none");
+    let to = upstream.address.to_string();
+    let stub = stub_of(builder.build().unwrap(), &[&to]).await;
+    let web = a(stub, "web.service.consul.").await;
+    assert_eq!(web.answers.len(), 2);
+    assert!(web.metadata.recursion_available && web.metadata.authoritative);
+    for name in [
+        "nosuch.service.consul.",
+        "web.consul.",
+        "consul.",
+        "x.nosuch.consul.",
+    ] {
+        let reply = a(stub, name).await;
+        assert_eq!(
+            reply.metadata.response_code,
+            ResponseCode::NXDomain,
+            "{name}"
+        );
+    }
+    // Nor where the configured domain is another one.
+    let builder = Resolver::builder()
+        .dns("none")
+        .http("none")
+        .domain("corp.example");
+    let other = stub_of(builder.build().unwrap(), &[&to]).await;
+    let reply = a(other, "web.service.consul.").await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
+    assert_eq!(upstream.asked(), 0);
+}
+
+#[tokio::test]
+async fn an_address_that_consul_does_not_know_is_asked_of_others() {
+    let name = b"\x04host\x07example\x00";
+    let upstream = Upstream::start(|packet| Some(record(packet, 12, 60, name))).await;
+    let agent = Agent::start().await;
+    agent
+        .register_catalog(serde_json::json!({ "Node": "known", "Address": "10.7.7.7" }))
+        .await;
+    let builder = Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http("none");
+    let stub = stub_of(builder.build().unwrap(), &[&upstream.address.to_string()]).await;
+    let names = async |name: &str| {
+        let reply = ask_udp(stub, name, RecordType::PTR).await.unwrap();
+        reply.answers[0].data.to_string()
+    };
+    assert_eq!(
+        names("7.7.7.10.in-addr.arpa.").await,
+        "known.node.dc1.consul."
+    );
+    assert_eq!(upstream.asked(), 0);
+    assert_eq!(names("9.9.9.10.in-addr.arpa.").await, "host.example.");
+}
+
+#[tokio::test]
+async fn names_of_this_machine_and_names_that_are_nobodys_are_answered_here() {
+    let upstream = Upstream::start(|packet| Some(record(packet, 1, 60, &[10, 0, 0, 1]))).await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    assert_eq!(addresses(&a(stub, "localhost.").await), ["3600 127.0.0.1"]);
+    let v6 = ask_udp(stub, "x.localhost.", RecordType::AAAA)
+        .await
+        .unwrap();
+    assert_eq!(addresses(&v6), ["3600 ::1"]);
+    for name in ["x.invalid.", "x.onion."] {
+        let code = a(stub, name).await.metadata.response_code;
+        assert_eq!(code, ResponseCode::NXDomain, "{name}");
+    }
+    assert_eq!(upstream.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_domain_has_its_own_servers() {
+    let corp = Upstream::start(|packet| Some(record(packet, 1, 60, &[10, 0, 0, 2]))).await;
+    let rest = Upstream::start(|packet| Some(record(packet, 1, 60, &[10, 0, 0, 1]))).await;
+    let routes = [
+        rest.address.to_string(),
+        format!("corp.example={}", corp.address),
+    ];
+    let stub = stub(&[&routes[0], &routes[1]]).await;
+    assert_eq!(
+        addresses(&a(stub, "a.corp.example.").await),
+        ["60 10.0.0.2"]
+    );
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["60 10.0.0.1"]);
+}
+
+#[tokio::test]
+async fn an_upstream_that_sends_questions_back_is_found_out() {
+    // Two stubs that forward to each other, as a stub and a cache in front of it may.
+    let any = "127.0.0.1:0".parse().unwrap();
+    let resolver = || {
+        Resolver::builder()
+            .dns("none")
+            .http("none")
+            .build()
+            .unwrap()
+    };
+    let one = Stub::bind(resolver(), &[any]).await.unwrap();
+    let other = Stub::bind(resolver(), &[any]).await.unwrap();
+    let (at_one, at_other) = (one.addresses()[0], other.addresses()[0]);
+    let to = |address: SocketAddr| Upstreams::parse([address.to_string()]).unwrap();
+    tokio::spawn(one.forwarding(to(at_other)).run(std::future::pending()));
+    tokio::spawn(other.forwarding(to(at_one)).run(std::future::pending()));
+    wait_for("the circle to be cut", async || {
+        let code = a(at_one, "www.example.com.").await.metadata.response_code;
+        (code == ResponseCode::Refused).then_some(())
+    })
+    .await;
+    // Both still answer what is theirs.
+    for stub in [at_one, at_other] {
+        assert_eq!(a(stub, "0a000001.addr.consul.").await.answers.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_long_answer_is_had_over_tcp_and_a_question_by_itself_is_refused() {
+    let upstream = Upstream::start(|packet| Some(record(packet, 16, 60, &[9; 10_000]))).await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let reply = ask_tcp(stub, "long.example.", RecordType::from(65_400)).await;
+    assert_eq!(reply.unwrap().answers.len(), 1);
+    // Nobody to send it to but ourselves.
+    let any = "127.0.0.1:0".parse().unwrap();
+    let resolver = Resolver::builder()
+        .dns("none")
+        .http("none")
+        .build()
+        .unwrap();
+    let alone = Stub::bind(resolver, &[any]).await.unwrap();
+    let address = alone.addresses()[0];
+    let alone = alone.forwarding(Upstreams::parse([address.to_string()]).unwrap());
+    tokio::spawn(alone.run(std::future::pending()));
+    let code = a(address, "www.example.com.").await.metadata.response_code;
+    assert_eq!(code, ResponseCode::Refused);
+}
