@@ -1,0 +1,407 @@
+//! **Pure.** A reply that was encoded before: which of its bytes may be changed, and the
+//! reply to another question made of it.
+
+use super::{EXTENDED, HEADER, OPT, OVERHEAD, Plain, TYPE_OPT, pair};
+
+const A: u16 = 1;
+const SOA: u16 = 6;
+const TXT: u16 = 16;
+const AAAA: u16 = 28;
+const SRV: u16 = 33;
+
+/// A pointer to the question's name.
+const QUESTION: u16 = 0xC00C;
+
+/// Extended error: Stale Answer (RFC 8914, section 4.4).
+const STALE_ANSWER: u16 = 3;
+
+/// An encoded reply, and where it may be changed.
+#[derive(Clone, Debug)]
+pub(crate) struct Recipe {
+    /// Without OPT.
+    pub(super) bytes: Box<[u8]>,
+    /// Where the question ends.
+    question: usize,
+    /// Where each answer starts; empty where their order is not to be changed.
+    starts: Box<[u16]>,
+    /// Where the last answer ends.
+    end: usize,
+    /// Where a name behind the answers points into one of them.
+    pointers: Box<[u16]>,
+    /// Where a TTL that is not 0 stands.
+    ttls: Box<[u16]>,
+    /// Extended error for clients that speak EDNS.
+    extended: Option<u16>,
+}
+
+impl Recipe {
+    /// Of a reply without OPT. `None`: it is none that can be given again.
+    pub(crate) fn of(reply: &[u8], extended: Option<u16>) -> Option<Self> {
+        let mut records = Records::of(reply)?;
+        let (mut starts, mut ttls, mut pointers) = (Vec::new(), Vec::new(), Vec::new());
+        let question = records.at;
+        let mut end = question;
+        let mut first = None;
+        let mut alike = true;
+        for _ in 0..records.answers {
+            let record = records.next()?;
+            starts.push(small(record.start)?);
+            let owner = pair(reply, record.start)?;
+            alike &= owner == QUESTION && *first.get_or_insert(record.kind) == record.kind;
+            if record.ttl != 0 {
+                ttls.push(small(record.ttl_at)?);
+            }
+            end = records.at;
+        }
+        let turns = alike && matches!(first, Some(A | AAAA | SRV)) && end < 0x4000;
+        if !turns || starts.len() < 2 {
+            starts.clear();
+        }
+        for _ in 0..records.others {
+            let record = records.next()?;
+            if record.ttl != 0 {
+                ttls.push(small(record.ttl_at)?);
+            }
+            if let Some(at) = record.pointer
+                && (question..end).contains(&usize::from(pair(reply, at)? & 0x3FFF))
+            {
+                pointers.push(small(at)?);
+            }
+            if !matches!(record.kind, A | AAAA | TXT) {
+                // Its data may point into the answers as well.
+                starts.clear();
+            }
+        }
+        if records.at != reply.len() {
+            return None;
+        }
+        if starts.is_empty() {
+            pointers.clear();
+        }
+        // What is copied from each question is not the first one's.
+        let mut bytes: Box<[u8]> = reply.into();
+        bytes[..2].fill(0);
+        bytes[2] &= !0x01;
+        bytes[3] &= !0x10;
+        Some(Self {
+            bytes,
+            question,
+            starts: starts.into(),
+            end,
+            pointers: pointers.into(),
+            ttls: ttls.into(),
+            extended,
+        })
+    }
+
+    /// Of a reply of somebody else's, and for how many seconds it holds. `None`: it is
+    /// none to be kept. TTLs above `longest` are cut, that of what does not exist
+    /// above `longest_negative`.
+    pub(crate) fn of_forwarded(
+        reply: &[u8],
+        longest: u32,
+        longest_negative: u32,
+    ) -> Option<(Self, u32)> {
+        // TC; NOERROR or NXDOMAIN.
+        let (flags, code) = (*reply.get(2)?, *reply.get(3)? & 0x0F);
+        if flags & 0x02 != 0 || !matches!(code, 0 | 3) {
+            return None;
+        }
+        let mut records = Records::of(reply)?;
+        let (question, total) = (records.at, u32::from(records.answers) + records.others);
+        let (mut least, mut negative) = (None::<u32>, None);
+        let (mut ttls, mut end, mut opts) = (Vec::new(), reply.len(), 0);
+        let mut bytes = reply.to_vec();
+        for _ in 0..total {
+            let record = records.next()?;
+            if record.kind == TYPE_OPT {
+                // Ours takes its place, so it has to be the last. Its TTL is more code.
+                if records.at != reply.len() || record.ttl >> 24 != 0 {
+                    return None;
+                }
+                (end, opts) = (record.start, 1);
+                continue;
+            }
+            // The highest bit means that it is too long (RFC 8767, section 4).
+            let mut ttl = record.ttl.min(longest);
+            if record.kind == SOA && records.answers == 0 {
+                let minimum = records
+                    .at
+                    .checked_sub(4)
+                    .and_then(|at| reply.get(at..at + 4))?;
+                let minimum = u32::from_be_bytes(minimum.try_into().ok()?);
+                ttl = ttl.min(minimum).min(longest_negative);
+                negative = Some(ttl);
+            }
+            let told = bytes.get_mut(record.ttl_at..record.ttl_at + 4)?;
+            told.copy_from_slice(&ttl.to_be_bytes());
+            ttls.push(small(record.ttl_at)?);
+            least = Some(least.map_or(ttl, |least| least.min(ttl)));
+        }
+        // Without an SOA nobody says how long nothing holds (RFC 2308, section 5).
+        let holds = if records.answers == 0 {
+            negative?
+        } else {
+            least?
+        };
+        if records.at != reply.len() {
+            return None;
+        }
+        bytes.truncate(end);
+        let additionals = pair(&bytes, 10)?.checked_sub(opts)?;
+        bytes
+            .get_mut(10..12)?
+            .copy_from_slice(&additionals.to_be_bytes());
+        let head = bytes.get_mut(..4)?;
+        head[..2].fill(0);
+        // Of AA and what is copied from each question.
+        head[2] &= !0x05;
+        head[3] &= !0x10;
+        let recipe = Self {
+            bytes: bytes.into(),
+            question,
+            starts: Box::default(),
+            end: question,
+            pointers: Box::default(),
+            ttls: ttls.into(),
+            extended: None,
+        };
+        Some((recipe, holds))
+    }
+
+    /// Writes the reply to a packet, so many seconds after it was made.
+    pub(crate) fn give(
+        &self,
+        packet: &[u8],
+        plain: &Plain,
+        elapsed: u32,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        self.write(packet, plain, 0, Age::Fresh(elapsed), out)
+    }
+
+    /// Writes the reply to a packet, with that TTL and the extended error of what is
+    /// stale.
+    pub(crate) fn give_stale(
+        &self,
+        packet: &[u8],
+        plain: &Plain,
+        ttl: u32,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        self.write(packet, plain, 0, Age::Stale(ttl), out)
+    }
+
+    /// Bytes that it costs in a map, by this key.
+    pub(crate) fn weigh(&self, key: &[u8]) -> usize {
+        OVERHEAD + key.len() + self.bytes()
+    }
+
+    fn bytes(&self) -> usize {
+        let places = self.starts.len() + self.pointers.len() + self.ttls.len();
+        self.bytes.len() + 2 * places
+    }
+
+    /// Writes the reply to a packet. `None`: it does not fit `out`.
+    pub(super) fn write(
+        &self,
+        packet: &[u8],
+        plain: &Plain,
+        turn: usize,
+        age: Age,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let length = self.bytes.len();
+        let extended = match age {
+            Age::Fresh(_) => self.extended,
+            Age::Stale(_) => Some(STALE_ANSWER),
+        };
+        let opt = plain
+            .edns
+            .map_or(0, |_| OPT + extended.map_or(0, |_| EXTENDED));
+        if length + opt > plain.size {
+            return None;
+        }
+        let body = out.get_mut(..length)?;
+        let start = self
+            .starts
+            .first()
+            .map_or(self.end, |first| usize::from(*first));
+        let middle = match self.starts.len() {
+            0 => start,
+            many => usize::from(*self.starts.get(turn % many)?),
+        };
+        if middle == start {
+            body.copy_from_slice(&self.bytes);
+        } else {
+            let (later, end) = (self.end - middle, self.end);
+            body.get_mut(..start)?
+                .copy_from_slice(self.bytes.get(..start)?);
+            body.get_mut(start..start + later)?
+                .copy_from_slice(self.bytes.get(middle..end)?);
+            body.get_mut(start + later..end)?
+                .copy_from_slice(self.bytes.get(start..middle)?);
+            body.get_mut(end..)?.copy_from_slice(self.bytes.get(end..)?);
+        }
+        let turned = Turned {
+            start,
+            middle,
+            end: self.end,
+        };
+        if middle != start {
+            for &at in &self.pointers {
+                let at = usize::from(at);
+                let target = usize::from(pair(body, at)? & 0x3FFF);
+                let moved = 0xC000 | small(turned.to(target))?;
+                body.get_mut(at..at + 2)?
+                    .copy_from_slice(&moved.to_be_bytes());
+            }
+        }
+        if age != Age::Fresh(0) {
+            for &at in &self.ttls {
+                let at = turned.to(usize::from(at));
+                let ttl: &mut [u8; 4] = body.get_mut(at..at + 4)?.try_into().ok()?;
+                let told = match age {
+                    Age::Fresh(elapsed) => u32::from_be_bytes(*ttl).saturating_sub(elapsed),
+                    Age::Stale(ttl) => ttl,
+                };
+                *ttl = told.to_be_bytes();
+            }
+        }
+        // The question in the asker's case, its id, and what is copied of its flags.
+        let question = self.question;
+        if question != plain.end {
+            return None;
+        }
+        body.get_mut(HEADER..question)?
+            .copy_from_slice(packet.get(HEADER..question)?);
+        body.get_mut(..2)?.copy_from_slice(packet.get(..2)?);
+        *body.get_mut(2)? |= packet.get(2)? & 0x01;
+        *body.get_mut(3)? |= packet.get(3)? & 0x10;
+        let Some(size) = plain.edns else {
+            return Some(length);
+        };
+        let more = write_opt(size, extended, out.get_mut(length..)?)?;
+        let counted = pair(out, 10)?.checked_add(1)?;
+        out.get_mut(10..12)?.copy_from_slice(&counted.to_be_bytes());
+        Some(length + more)
+    }
+}
+
+/// An OPT record that says our version and the client's own size, as Consul does.
+fn write_opt(size: u16, extended: Option<u16>, out: &mut [u8]) -> Option<usize> {
+    let [high, low] = size.to_be_bytes();
+    let head = [0, 0, 41, high, low, 0, 0, 0, 0, 0, 0];
+    out.get_mut(..OPT)?.copy_from_slice(&head);
+    let Some(code) = extended else {
+        return Some(OPT);
+    };
+    let [high, low] = code.to_be_bytes();
+    *out.get_mut(OPT - 1)? = 6;
+    out.get_mut(OPT..OPT + EXTENDED)?
+        .copy_from_slice(&[0, 15, 0, 2, high, low]);
+    Some(OPT + EXTENDED)
+}
+
+/// How a reply's TTLs are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Age {
+    /// So many seconds less.
+    Fresh(u32),
+    /// All the same.
+    Stale(u32),
+}
+
+/// Where a byte stands after the answers were turned.
+struct Turned {
+    start: usize,
+    middle: usize,
+    end: usize,
+}
+
+impl Turned {
+    fn to(&self, at: usize) -> usize {
+        if !(self.start..self.end).contains(&at) {
+            at
+        } else if at < self.middle {
+            at + (self.end - self.middle)
+        } else {
+            at - (self.middle - self.start)
+        }
+    }
+}
+
+fn small(number: usize) -> Option<u16> {
+    u16::try_from(number).ok()
+}
+
+/// The records of a message, one after the other.
+struct Records<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    answers: u16,
+    others: u32,
+}
+
+struct Record {
+    start: usize,
+    /// Where the pointer at the end of the owner stands, if it has one.
+    pointer: Option<usize>,
+    kind: u16,
+    ttl_at: usize,
+    ttl: u32,
+}
+
+impl<'a> Records<'a> {
+    /// Behind the one question.
+    fn of(bytes: &'a [u8]) -> Option<Self> {
+        if pair(bytes, 4)? != 1 {
+            return None;
+        }
+        let mut records = Self {
+            bytes,
+            at: HEADER,
+            answers: pair(bytes, 6)?,
+            others: u32::from(pair(bytes, 8)?) + u32::from(pair(bytes, 10)?),
+        };
+        records.name()?;
+        records.at += 4;
+        Some(records)
+    }
+
+    /// Skips a name; where its pointer stands, if it ends with one.
+    fn name(&mut self) -> Option<Option<usize>> {
+        loop {
+            let length = usize::from(*self.bytes.get(self.at)?);
+            match length {
+                0 => {
+                    self.at += 1;
+                    return Some(None);
+                }
+                1..=63 => self.at += length + 1,
+                0xC0.. => {
+                    self.at += 2;
+                    return Some(Some(self.at - 2));
+                }
+                _ => return None,
+            }
+        }
+    }
+
+    fn next(&mut self) -> Option<Record> {
+        let start = self.at;
+        let pointer = self.name()?;
+        let kind = pair(self.bytes, self.at)?;
+        let ttl_at = self.at + 4;
+        let ttl = self.bytes.get(ttl_at..ttl_at + 4)?.try_into().ok()?;
+        let length = usize::from(pair(self.bytes, self.at + 8)?);
+        self.at += 10 + length;
+        (self.at <= self.bytes.len()).then_some(Record {
+            start,
+            pointer,
+            kind,
+            ttl_at,
+            ttl: u32::from_be_bytes(ttl),
+        })
+    }
+}
