@@ -414,7 +414,7 @@ async fn a_unix_socket_is_spoken_to() {
     let _ = fs::remove_file(&path);
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let (tell, asked) = mpsc::channel();
-    thread::spawn(move || {
+    let server = thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         converse(stream, reply("200 OK", "[]").as_bytes(), Then::Close, &tell);
     });
@@ -424,6 +424,8 @@ async fn a_unix_socket_is_spoken_to() {
     assert_eq!(ask(&agent).await.unwrap().body, b"[]");
     let asked = asked.recv().unwrap();
     assert!(asked.contains("\r\nhost: localhost\r\n"), "{asked}");
+    // Only then is nobody listening any more.
+    server.join().unwrap();
     assert_eq!(ask(&agent).await, Err(Trouble::Refused));
     fs::remove_file(&path).unwrap();
     assert!(matches!(ask(&agent).await, Err(Trouble::Transport(_))));
