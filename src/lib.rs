@@ -131,6 +131,7 @@ mod resolver;
 mod snapshot;
 mod source;
 mod stamp;
+mod status;
 pub mod stub;
 #[cfg(test)]
 mod world;
@@ -146,3 +147,4 @@ pub use name::{ConsulName, Domain, Locality, NameError, Subject};
 pub use protection::{Protection, Reason};
 pub use record::{Record, Records, Section};
 pub use resolver::{Changes, Endpoints, Lookup, Name, Resolver, Service};
+pub use status::{Cached, SourceStatus, Status};

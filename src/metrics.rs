@@ -17,6 +17,8 @@
 //! | `proconsul_dns_ignored_replies_total` | DNS replies that answered no question of ours |
 //! | `proconsul_build_info{version}` | always 1 |
 //!
+//! A stub has more: `src/stub/tally.rs`.
+//!
 //! Names that are asked for are never labels: whoever asks must not decide how many
 //! series there are.
 
@@ -79,17 +81,32 @@ const BUCKETS: [(f64, &str); 10] = [
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     lookups: [[[AtomicU64; 6]; 2]; 5],
-    durations: [Durations; 5],
+    durations: [Histogram; 5],
     errors: [[AtomicU64; 8]; 2],
     fallbacks: [[AtomicU64; 5]; 5],
     pub(crate) membership_changes: AtomicU64,
 }
 
+/// Times, by upper bounds.
 #[derive(Debug, Default)]
-struct Durations {
+pub(crate) struct Histogram {
     buckets: [AtomicU64; 10],
     count: AtomicU64,
     nanoseconds: AtomicU64,
+}
+
+impl Histogram {
+    pub(crate) fn observe(&self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        for ((bound, _), bucket) in BUCKETS.iter().zip(&self.buckets) {
+            if seconds <= *bound {
+                add(bucket);
+            }
+        }
+        add(&self.count);
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
 }
 
 fn place(source: Source) -> usize {
@@ -126,16 +143,7 @@ impl Counters {
 
     /// A look-up that had to ask took so long, and this source answered it.
     pub(crate) fn took(&self, source: Option<Source>, time: Duration) {
-        let durations = &self.durations[source.map_or(NONE, place)];
-        let seconds = time.as_secs_f64();
-        for ((bound, _), bucket) in BUCKETS.iter().zip(&durations.buckets) {
-            if seconds <= *bound {
-                add(bucket);
-            }
-        }
-        add(&durations.count);
-        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        (durations.nanoseconds).fetch_add(nanoseconds, Ordering::Relaxed);
+        self.durations[source.map_or(NONE, place)].observe(time);
     }
 
     /// A question to a source ended so.
@@ -144,6 +152,12 @@ impl Counters {
         if let (Some(reason), Some(errors)) = (reason, self.errors.get(place(source))) {
             add(&errors[reason]);
         }
+    }
+
+    /// Stale answers given.
+    pub(crate) fn stale(&self) -> u64 {
+        let stale = self.lookups.iter().flat_map(|by| &by[1]);
+        stale.map(|counter| counter.load(Ordering::Relaxed)).sum()
     }
 
     /// One source was asked first, and another answered.
@@ -179,7 +193,7 @@ impl fmt::Display for Metrics {
 
 impl Metrics {
     pub(crate) fn new(counters: &Counters, gauges: &Gauges) -> Self {
-        let mut text = Text(String::new());
+        let mut text = Text::default();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
 
         text.head("lookups_total", "counter", "Look-ups, by what was given.");
@@ -207,20 +221,10 @@ impl Metrics {
         let help = "Time of look-ups that had to ask a source.";
         text.head("lookup_duration_seconds", "histogram", help);
         for (source, durations) in SOURCES.iter().zip(&counters.durations) {
-            let count = load(&durations.count);
-            if count == 0 {
-                continue;
+            if load(&durations.count) > 0 {
+                let label = format!("source=\"{source}\"");
+                text.histogram("lookup_duration_seconds", &label, durations, 0);
             }
-            for ((_, bound), bucket) in BUCKETS.iter().zip(&durations.buckets) {
-                let labels = format!("{{source=\"{source}\",le=\"{bound}\"}}");
-                text.sample("lookup_duration_seconds_bucket", &labels, load(bucket));
-            }
-            let labels = format!("{{source=\"{source}\",le=\"+Inf\"}}");
-            text.sample("lookup_duration_seconds_bucket", &labels, count);
-            let labels = format!("{{source=\"{source}\"}}");
-            let sum = Duration::from_nanos(load(&durations.nanoseconds)).as_secs_f64();
-            text.sample("lookup_duration_seconds_sum", &labels, sum);
-            text.sample("lookup_duration_seconds_count", &labels, count);
         }
 
         text.head(
@@ -317,16 +321,39 @@ impl Metrics {
 }
 
 /// Text in the making. Writing to a `String` cannot fail.
-struct Text(String);
+#[derive(Default)]
+pub(crate) struct Text(pub(crate) String);
 
 impl Text {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(crate) fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP proconsul_{name} {help}");
         let _ = writeln!(self.0, "# TYPE proconsul_{name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, labels: &str, value: impl fmt::Display) {
+    pub(crate) fn sample(&mut self, name: &str, labels: &str, value: impl fmt::Display) {
         let _ = writeln!(self.0, "proconsul_{name}{labels} {value}");
+    }
+
+    /// A histogram under one label, or under none. `quick`: so many more that took next
+    /// to no time.
+    pub(crate) fn histogram(&mut self, name: &str, label: &str, times: &Histogram, quick: u64) {
+        let load = |counter: &AtomicU64| quick + counter.load(Ordering::Relaxed);
+        let comma = if label.is_empty() { "" } else { "," };
+        let bucket = format!("{name}_bucket");
+        for ((_, bound), counter) in BUCKETS.iter().zip(&times.buckets) {
+            let labels = format!("{{{label}{comma}le=\"{bound}\"}}");
+            self.sample(&bucket, &labels, load(counter));
+        }
+        let labels = format!("{{{label}{comma}le=\"+Inf\"}}");
+        self.sample(&bucket, &labels, load(&times.count));
+        let labels = match label {
+            "" => String::new(),
+            label => format!("{{{label}}}"),
+        };
+        let nanoseconds = times.nanoseconds.load(Ordering::Relaxed);
+        let sum = Duration::from_nanos(nanoseconds).as_secs_f64();
+        self.sample(&format!("{name}_sum"), &labels, sum);
+        self.sample(&format!("{name}_count"), &labels, load(&times.count));
     }
 }
 

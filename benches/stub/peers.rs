@@ -105,7 +105,14 @@ pub(crate) fn ours(dns: SocketAddr, http: SocketAddr, question: &[u8]) -> Outcom
             let listen = format!("127.0.0.1:{port}");
             let program = env!("CARGO_BIN_EXE_proconsul");
             let mut all = words(&[program, "serve", "--dns", &dns, "--http", &http]);
-            all.extend(words(&["--listen", &listen, "--upstream", "none"]));
+            all.extend(words(&[
+                "--listen",
+                &listen,
+                "--upstream",
+                "none",
+                "--admin",
+                "none",
+            ]));
             all
         },
     )?;

@@ -32,7 +32,7 @@ use lru::LruCache;
 
 use self::fate::Fate;
 use crate::{
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Freshness},
     found::{Found, Held, Instance},
 };
 
@@ -331,6 +331,26 @@ impl Cache {
             let age = now.saturating_duration_since(entry.since);
             match known {
                 Known::Set(held) if age < keep => Some((held, age)),
+                Known::Set(_) | Known::Nothing(_) => None,
+            }
+        })
+    }
+
+    /// The same, and whether each would be given without asking again.
+    pub(crate) fn list(
+        &self,
+        now: Instant,
+    ) -> impl Iterator<Item = (&Arc<Held>, Duration, Freshness)> {
+        let keep = self.limits.keep;
+        self.entries.iter().filter_map(move |(known, entry)| {
+            let age = now.saturating_duration_since(entry.since);
+            let freshness = if now < entry.until {
+                Freshness::Fresh
+            } else {
+                Freshness::Stale
+            };
+            match known {
+                Known::Set(held) if age < keep || now < entry.until => Some((held, age, freshness)),
                 Known::Set(_) | Known::Nothing(_) => None,
             }
         })

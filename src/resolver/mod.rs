@@ -41,6 +41,7 @@ use crate::{
     record::Records,
     records::{self, Asked},
     source::{Sources, hosts::Hosts, snapshot_file::SnapshotFile},
+    status::{Cached, SourceStatus, Status},
     zone,
 };
 
@@ -170,6 +171,58 @@ impl Resolver {
     /// [`protected`](Self::protected): the operator knows better.
     pub fn release_protected(&self) {
         self.0.evidence().release();
+    }
+
+    /// Which sources are asked, and what is held, as it is now.
+    pub fn status(&self) -> Status {
+        let inner = &self.0;
+        let now = clock::now();
+        let rungs = [(Rung::Dns, Source::Dns), (Rung::Http, Source::Http)];
+        let sources = rungs.into_iter().filter_map(|(rung, source)| {
+            let circuits = inner.sources.circuits(rung)?;
+            let addresses = circuits.states().into_iter().map(|(address, since)| {
+                let down = since.map(|since| now.saturating_duration_since(since));
+                (address.into(), down)
+            });
+            let status = SourceStatus {
+                source,
+                up: inner.sources.gate(rung, now) == Gate::Pass,
+                addresses: addresses.collect(),
+            };
+            inner.sources.rungs().contains(&rung).then_some(status)
+        });
+        let sources = sources.collect();
+        let protected = inner.evidence().held(now).len();
+        let cache = inner.cache();
+        Status {
+            sources,
+            names: cache.len(),
+            bytes: cache.bytes(),
+            hits: cache.hits().iter().sum(),
+            stale: inner.counters.stale(),
+            watches: inner.followers.watches(),
+            protected,
+        }
+    }
+
+    /// The sets in the cache, those that were used last first, at most `most`.
+    pub fn cached(&self, most: usize) -> Vec<Cached> {
+        let sets: Vec<_> = {
+            let cache = self.0.cache();
+            let all = cache.list(clock::now()).take(most);
+            all.map(|(held, age, freshness)| (Arc::clone(held), age, freshness))
+                .collect()
+        };
+        let cached = |(held, age, freshness): (Arc<Held>, Duration, Freshness)| Cached {
+            name: held.name.clone(),
+            source: held.source,
+            freshness,
+            age,
+            endpoints: held.endpoints.len(),
+            complete: held.complete,
+            protected: self.0.evidence().reason(&held.key),
+        };
+        sets.into_iter().map(cached).collect()
     }
 
     /// The metrics of this resolver, as they are now. Prints as Prometheus text.

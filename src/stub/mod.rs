@@ -6,11 +6,10 @@ pub(crate) mod answer;
 mod forward;
 mod listen;
 mod shortcut;
-#[cfg(target_os = "linux")]
 mod tally;
 mod upstreams;
 
-pub use self::upstreams::Upstreams;
+pub use self::{tally::Traffic, upstreams::Upstreams};
 
 use std::{
     io,
@@ -26,6 +25,7 @@ use self::{
     forward::{Forwarded, Forwarder},
     listen::Sockets,
     shortcut::{Fill, Given, Plain, Recipe, Shortcuts},
+    tally::Counted,
     upstreams::Local,
 };
 use crate::{
@@ -57,6 +57,7 @@ struct Server {
     resolver: Resolver,
     /// `None`: names that are not Consul's are refused.
     forwarder: Option<Arc<Forwarder>>,
+    counted: Arc<Counted>,
     /// Of connections. A std mutex: held for one look, never across an await.
     shortcuts: Mutex<Shortcuts>,
 }
@@ -104,12 +105,18 @@ impl Stub {
         let forwarder = (!upstreams.is_none()).then(|| Arc::new(Forwarder::new(upstreams, own)));
         let server = Server {
             forwarder,
+            counted: Arc::clone(&self.server.counted),
             ..Server::new(self.server.resolver.clone())
         };
         Self {
             sockets: self.sockets,
             server: Arc::new(server),
         }
+    }
+
+    /// What it has answered, now and later: the handle outlives [`run`](Self::run).
+    pub fn traffic(&self) -> Traffic {
+        Traffic(Arc::clone(&self.server.counted))
     }
 
     /// Answers until `stop` completes; then takes no more questions, sends the
@@ -129,6 +136,7 @@ impl Server {
         Self {
             resolver,
             forwarder: None,
+            counted: Arc::default(),
             shortcuts,
         }
     }
@@ -146,6 +154,7 @@ impl Server {
                 if let Ok(prefix) = u16::try_from(length) {
                     out[start..start + 2].copy_from_slice(&prefix.to_be_bytes());
                     out.truncate(start + 2 + length);
+                    self.counted.remembered(&out[start + 2..], Transport::Tcp);
                     return true;
                 }
                 0
@@ -159,6 +168,17 @@ impl Server {
 
     /// The life of one packet. `None`: nothing is to be sent.
     async fn answer(&self, packet: &[u8], transport: Transport) -> Option<Reply> {
+        let start = clock::now();
+        let reply = self.reply(packet, transport).await;
+        let took = clock::now().saturating_duration_since(start);
+        match &reply {
+            Some(reply) => self.counted.answered(&reply.bytes, transport, took),
+            None => self.counted.dropped(),
+        }
+        reply
+    }
+
+    async fn reply(&self, packet: &[u8], transport: Transport) -> Option<Reply> {
         let unremembered = |bytes| Some(Reply { bytes, fill: None });
         let recursion = match self.forwarder {
             Some(_) => Recursion::Available,

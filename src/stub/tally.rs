@@ -1,10 +1,38 @@
-//! **Word.** What one thread of the stub has answered. Each thread writes its own and
-//! shares it with nobody; who asks for the sum reads all.
+//! **Word.** What a stub has answered. Each thread of the fast lane writes its own
+//! numbers and shares them with nobody; who asks for the sum reads all.
+//!
+//! | metric | counted |
+//! | --- | --- |
+//! | `proconsul_dns_queries_total{transport,rcode}` | each question that was answered |
+//! | `proconsul_dns_query_duration_seconds` | the same; what is known takes microseconds and counts in the lowest bucket |
+//! | `proconsul_dns_remembered_total` | those that were answered from memory |
+//! | `proconsul_dns_malformed_total{reason}` | packets that are no question: `formerr` was answered so, `dropped` not at all |
+//! | `proconsul_dns_shed_total` | datagrams that nobody had time for |
+//! | `proconsul_dns_shortcuts`, `proconsul_dns_shortcut_bytes` | replies kept, and their bytes |
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-/// Response codes that are counted one by one; others count as the last.
-const CODES: usize = 16;
+use crate::{
+    endpoint::Transport,
+    metrics::{Histogram, Text},
+};
+
+/// Response codes that fit a header.
+const CODES: [&str; 16] = [
+    "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "6", "7", "8", "9", "10",
+    "11", "12", "13", "14", "15",
+];
+
+const TRANSPORTS: [&str; 2] = ["udp", "tcp"];
+
+type ByCode = [AtomicU64; CODES.len()];
 
 /// Written by one thread. Aligned so that two threads never write one line of the
 /// processor's cache.
@@ -12,7 +40,7 @@ const CODES: usize = 16;
 #[repr(align(128))]
 pub(crate) struct Tally {
     /// Replies from memory, by response code.
-    gave: [AtomicU64; CODES],
+    gave: ByCode,
     /// Datagrams that nobody had time for.
     shed: AtomicU64,
     names: AtomicU64,
@@ -43,4 +71,161 @@ impl Tally {
 fn add(counter: &AtomicU64, more: u64) {
     let before = counter.load(Ordering::Relaxed);
     counter.store(before.wrapping_add(more), Ordering::Relaxed);
+}
+
+/// All that a stub counts.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    lanes: Mutex<Vec<Arc<Tally>>>,
+    /// By transport: answers that took more than a look into memory, and those from
+    /// memory that go through no thread of the fast lane.
+    slow: [ByCode; 2],
+    remembered: [ByCode; 2],
+    durations: Histogram,
+    dropped: AtomicU64,
+}
+
+impl Counted {
+    /// Numbers for one more thread.
+    #[cfg(target_os = "linux")]
+    pub(super) fn lane(&self) -> Arc<Tally> {
+        let tally = Arc::new(Tally::default());
+        self.lanes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&tally));
+        tally
+    }
+
+    /// A reply that was made.
+    pub(super) fn answered(&self, reply: &[u8], transport: Transport, took: Duration) {
+        if let Some(counter) = of(&self.slow, reply, transport) {
+            counter.fetch_add(1, Ordering::Relaxed);
+            self.durations.observe(took);
+        }
+    }
+
+    /// A reply that was remembered.
+    pub(super) fn remembered(&self, reply: &[u8], transport: Transport) {
+        if let Some(counter) = of(&self.remembered, reply, transport) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A packet that got no reply.
+    pub(super) fn dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn sum(&self) -> Sum {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut sum = Sum {
+            dropped: load(&self.dropped),
+            ..Sum::default()
+        };
+        for transport in 0..TRANSPORTS.len() {
+            for code in 0..CODES.len() {
+                let fast = load(&self.remembered[transport][code]);
+                sum.remembered += fast;
+                sum.queries[transport][code] += fast + load(&self.slow[transport][code]);
+            }
+        }
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        for tally in lanes.iter() {
+            for (code, gave) in tally.gave.iter().enumerate() {
+                sum.queries[0][code] += load(gave);
+                sum.remembered += load(gave);
+            }
+            sum.shed += load(&tally.shed);
+            sum.names += load(&tally.names);
+            sum.bytes += load(&tally.bytes);
+        }
+        sum
+    }
+}
+
+fn of<'a>(counters: &'a [ByCode; 2], reply: &[u8], transport: Transport) -> Option<&'a AtomicU64> {
+    let code = usize::from(reply.get(3)? & 0x0F);
+    counters[usize::from(transport != Transport::Udp)].get(code)
+}
+
+#[derive(Default)]
+struct Sum {
+    queries: [[u64; CODES.len()]; 2],
+    remembered: u64,
+    shed: u64,
+    dropped: u64,
+    names: u64,
+    bytes: u64,
+}
+
+/// What a stub has answered so far: a handle that is cheap to clone. Its `Display` is
+/// Prometheus text.
+#[derive(Clone, Debug)]
+pub struct Traffic(pub(super) Arc<Counted>);
+
+impl Traffic {
+    /// Questions answered, over UDP and TCP.
+    pub fn queries(&self) -> u64 {
+        self.0.sum().queries.iter().flatten().sum()
+    }
+
+    /// Those of them that were answered from memory.
+    pub fn remembered(&self) -> u64 {
+        self.0.sum().remembered
+    }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sum = self.0.sum();
+        let mut text = Text::default();
+        text.head("dns_queries_total", "counter", "Questions answered.");
+        for (transport, codes) in TRANSPORTS.iter().zip(sum.queries) {
+            for (code, count) in CODES.iter().zip(codes) {
+                if count > 0 {
+                    let labels = format!("{{transport=\"{transport}\",rcode=\"{code}\"}}");
+                    text.sample("dns_queries_total", &labels, count);
+                }
+            }
+        }
+        let help = "Time until a question was answered.";
+        text.head("dns_query_duration_seconds", "histogram", help);
+        text.histogram(
+            "dns_query_duration_seconds",
+            "",
+            &self.0.durations,
+            sum.remembered,
+        );
+        let help = "Packets that are no question.";
+        text.head("dns_malformed_total", "counter", help);
+        let formerr: u64 = sum.queries.iter().map(|codes| codes[1]).sum();
+        text.sample("dns_malformed_total", "{reason=\"formerr\"}", formerr);
+        text.sample("dns_malformed_total", "{reason=\"dropped\"}", sum.dropped);
+        for (name, kind, help, value) in [
+            (
+                "dns_remembered_total",
+                "counter",
+                "Questions answered from memory.",
+                sum.remembered,
+            ),
+            (
+                "dns_shed_total",
+                "counter",
+                "Datagrams that nobody had time for.",
+                sum.shed,
+            ),
+            ("dns_shortcuts", "gauge", "Replies kept encoded.", sum.names),
+            (
+                "dns_shortcut_bytes",
+                "gauge",
+                "Bytes that they use, reckoned.",
+                sum.bytes,
+            ),
+        ] {
+            text.head(name, kind, help);
+            text.sample(name, "", value);
+        }
+        f.write_str(&text.0)
+    }
 }

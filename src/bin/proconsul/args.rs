@@ -155,6 +155,9 @@ pub(crate) struct Serve {
     /// Where to answer, on UDP and TCP; may be given several times.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8653")]
     pub(crate) listen: Vec<std::net::SocketAddr>,
+    /// Where health, metrics and a page for people are, over HTTP; none turns it off.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8654")]
+    pub(crate) admin: AdminAddress,
     /// Who is asked for other names: an address, DOMAIN=ADDR for one domain, system
     /// for the servers of resolv.conf, or none to refuse them; may be given several
     /// times.
@@ -162,6 +165,22 @@ pub(crate) struct Serve {
     pub(crate) upstream: Vec<String>,
     #[command(flatten)]
     pub(crate) sources: Sources,
+}
+
+/// An address, or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AdminAddress(pub(crate) Option<std::net::SocketAddr>);
+
+impl std::str::FromStr for AdminAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.eq_ignore_ascii_case("none") {
+            return Ok(Self(None));
+        }
+        let address = text.parse().map(|address| Self(Some(address)));
+        address.map_err(|_| "write an address as 127.0.0.1:8654, or none".to_owned())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

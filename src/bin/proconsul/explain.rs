@@ -16,12 +16,7 @@ pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
     };
     if form.form() == Form::Json {
         return match &result {
-            Ok(answer) => {
-                let mut told = output::head(answer);
-                told["count"] = answer.endpoints().len().into();
-                told["attempts"] = output::attempts(answer.attempts());
-                output::object(&told)
-            }
+            Ok(_) => output::object(&output::explained(&result)),
             Err(error) => output::failure(error, form),
         };
     }

@@ -1,9 +1,11 @@
 //! The program `proconsul`: parses the command line, calls the library, prints.
 
+mod admin;
 mod args;
 mod explain;
 mod lookup;
 mod output;
+mod page;
 mod pick;
 mod serve;
 mod signals;

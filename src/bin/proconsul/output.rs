@@ -118,14 +118,30 @@ fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// Every step of a look-up.
+pub(crate) fn explained(found: &Result<Answer, Error>) -> Value {
+    match found {
+        Ok(answer) => {
+            let mut told = head(answer);
+            told["count"] = answer.endpoints().len().into();
+            told["attempts"] = attempts(answer.attempts());
+            told
+        }
+        Err(error) => failed(error),
+    }
+}
+
+fn failed(error: &Error) -> Value {
+    json!({
+        "error": {"kind": error.kind().as_str(), "message": error.to_string()},
+        "attempts": attempts(error.attempts()),
+    })
+}
+
 /// An error of the library: told on stderr, as JSON also on stdout.
 pub(crate) fn failure(error: &Error, output: &Output) -> ExitCode {
     if output.form() == Form::Json {
-        let told = json!({
-            "error": {"kind": error.kind().as_str(), "message": error.to_string()},
-            "attempts": attempts(error.attempts()),
-        });
-        object(&told);
+        object(&failed(error));
     }
     say(&format!("proconsul: {error}"));
     status(error)

@@ -6,8 +6,10 @@ use proconsul::{
     Error, Resolver,
     stub::{Stub, Upstreams},
 };
+use tokio::{net::TcpListener, time::Instant};
 
 use crate::{
+    admin::{self, Admin},
     args::{Output, Serve, Stale},
     output, signals,
 };
@@ -23,11 +25,32 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         Err(error) => return output::failure(&error, form),
     };
     let addresses: Vec<_> = stub.addresses().iter().map(ToString::to_string).collect();
-    let (domain, addresses) = (resolver.domain(), addresses.join(", "));
-    output::remark(
-        form,
-        &format!("serving {domain}. on {addresses} (udp, tcp)"),
+    let mut line = format!(
+        "serving {}. on {} (udp, tcp)",
+        resolver.domain(),
+        addresses.join(", ")
     );
+    if let Some(address) = command.admin.0 {
+        let bound = TcpListener::bind(address).await;
+        let listener = match bound.and_then(|bound| Ok((bound.local_addr()?, bound))) {
+            Ok(listener) => listener,
+            Err(error) => {
+                let next = "choose another with --admin, or none";
+                return output::trouble(&format!("{address} cannot be bound: {error}; {next}"));
+            }
+        };
+        let (address, listener) = listener;
+        line.push_str(&format!(", admin {address}"));
+        let admin = Admin {
+            resolver: resolver.clone(),
+            traffic: stub.traffic(),
+            listen: stub.addresses(),
+            since: Instant::now(),
+        };
+        // Ends with the program.
+        tokio::spawn(admin::serve(listener, admin));
+    }
+    output::remark(form, &line);
     stub.run(stop).await;
     output::saved(&resolver, form).await;
     ExitCode::SUCCESS

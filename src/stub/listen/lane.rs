@@ -125,7 +125,7 @@ pub(super) fn spawn(
             misses: miss,
             fills,
             stop: Arc::clone(stop),
-            tally: Arc::new(Tally::default()),
+            tally: server.counted.lane(),
         };
         match start(work, number) {
             // Ends when the flag is set.

@@ -1,0 +1,181 @@
+//! The admin address of `proconsul serve`.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use hickory_proto::rr::RecordType;
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use support::{Agent, ask_tcp, ask_udp, closed_port, http_client, wait_for};
+
+/// The program, serving; ended when dropped.
+struct Serving {
+    child: Child,
+    dns: std::net::SocketAddr,
+    admin: String,
+    client: reqwest::Client,
+}
+
+impl Serving {
+    fn start(dns: &str, http: &str) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_proconsul"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--upstream", "none", "--dns", dns, "--http", http])
+            .env_clear()
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let errors = child.stderr.take().unwrap();
+        BufReader::new(errors).read_line(&mut line).unwrap();
+        // serving consul. on 127.0.0.1:1 (udp, tcp), admin 127.0.0.1:2
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [.., "on", dns, "(udp,", "tcp),", "admin", admin] = words[..] else {
+            panic!("{line}");
+        };
+        Self {
+            child,
+            dns: dns.parse().unwrap(),
+            admin: format!("http://{admin}"),
+            client: http_client(),
+        }
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> (StatusCode, String) {
+        let request = self.client.request(method, format!("{}{path}", self.admin));
+        let reply = request.send().await.unwrap();
+        (reply.status(), reply.text().await.unwrap())
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        let (status, text) = self.ask(Method::GET, path).await;
+        (status.as_u16(), text)
+    }
+
+    async fn json(&self, path: &str) -> Value {
+        let (status, text) = self.get(path).await;
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn what_is_answered_and_known_is_told() {
+    let agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let serving = Serving::start(&agent.dns().to_string(), &agent.http());
+    assert_eq!(serving.get("/healthz").await.0, 200);
+    assert_eq!(serving.get("/readyz").await.0, 200);
+    for _ in 0..20 {
+        let reply = ask_udp(serving.dns, "web.service.consul.", RecordType::SRV).await;
+        assert_eq!(reply.unwrap().answers.len(), 2);
+    }
+    ask_tcp(serving.dns, "web.service.consul.", RecordType::A)
+        .await
+        .unwrap();
+    ask_udp(serving.dns, "nosuch.service.consul.", RecordType::A)
+        .await
+        .unwrap();
+
+    let status = serving.json("/v1/status").await;
+    assert_eq!(status["ready"], true);
+    assert_eq!(status["sources"][0]["source"], "dns");
+    assert_eq!(status["sources"][1]["addresses"][0]["up"], true);
+    assert_eq!(status["queries"], 22);
+    assert!(status["remembered"].as_u64().unwrap() >= 15, "{status}");
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+
+    let cache = serving.json("/v1/cache").await;
+    let web = cache["names"].as_array().unwrap().iter();
+    let web = web
+        .clone()
+        .find(|one| one["name"] == "web.service.consul.")
+        .unwrap();
+    assert_eq!((&web["count"], &web["complete"]), (&2.into(), &true.into()));
+
+    let (_, metrics) = serving.get("/metrics").await;
+    for line in [
+        "proconsul_dns_queries_total{transport=\"udp\",rcode=\"NOERROR\"} 20",
+        "proconsul_dns_queries_total{transport=\"udp\",rcode=\"NXDOMAIN\"} 1",
+        "proconsul_dns_queries_total{transport=\"tcp\",rcode=\"NOERROR\"} 1",
+        "proconsul_dns_query_duration_seconds_count 22",
+        "proconsul_source_up{source=\"dns\"} 1",
+    ] {
+        assert!(metrics.lines().any(|own| own == line), "{line}\n{metrics}");
+    }
+    let heads = metrics.lines().filter(|line| line.starts_with("# TYPE"));
+    let mut names: Vec<_> = heads.collect();
+    let all = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), all, "a metric is told twice");
+
+    let told = serving.json("/v1/explain?name=web").await;
+    assert_eq!(told["count"], 2);
+    assert_eq!(told["attempts"][0]["outcome"], "answered");
+    let told = serving.json("/v1/explain?name=no%20name").await;
+    assert_eq!(told["error"]["kind"], "invalid");
+}
+
+#[tokio::test]
+async fn what_is_not_there_or_not_allowed_is_said() {
+    let closed = closed_port().to_string();
+    let serving = Serving::start(&closed, "none");
+    assert_eq!(serving.get("/nosuch").await.0, 404);
+    assert_eq!(serving.get("/v1/explain").await.0, 400);
+    assert_eq!(serving.ask(Method::POST, "/healthz").await.0, 405);
+    // Before anybody asked, nobody knows that Consul is not there.
+    wait_for("the failure to be seen", async || {
+        ask_udp(serving.dns, "web.service.consul.", RecordType::A).await;
+        (serving.get("/readyz").await.0 == 503).then_some(())
+    })
+    .await;
+    assert_eq!(serving.get("/healthz").await.0, 200);
+    let status = serving.json("/v1/status").await;
+    assert_eq!(status["sources"][0]["up"], false);
+    assert!(serving.get("/").await.1.contains("cannot answer"));
+}
+
+#[tokio::test]
+async fn the_page_tells_a_fault_and_the_recovery() {
+    let mut agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let serving = Serving::start(&agent.dns().to_string(), &agent.http());
+    let ask = async || ask_udp(serving.dns, "web.service.consul.", RecordType::A).await;
+    ask().await.unwrap();
+    let (_, page) = serving.get("/").await;
+    assert!(
+        page.contains("web.service.consul.") && page.contains(">well<"),
+        "{page}"
+    );
+    agent.kill();
+    wait_for("the fault on the page", async || {
+        ask().await;
+        serving
+            .get("/")
+            .await
+            .1
+            .contains("answers from memory")
+            .then_some(())
+    })
+    .await;
+    agent.restart().await;
+    agent.register_instances("web", 2).await;
+    wait_for("the recovery on the page", async || {
+        ask().await;
+        serving.get("/").await.1.contains(">well<").then_some(())
+    })
+    .await;
+}
