@@ -1,6 +1,6 @@
 //! **Shell.** Names that are not Consul's: each packet goes on as it came, with an id
 //! and a port of its own, and what comes back goes back, so that types and options that
-//! nobody here knows stay whole. Who is asked is [`upstreams`](super::upstreams)' to
+//! nobody here knows stay whole. Who is asked is [`upstreams`]' to
 //! say.
 //!
 //! | upstream | the client gets |

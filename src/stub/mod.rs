@@ -136,7 +136,7 @@ impl Server {
         Self {
             resolver,
             forwarder: None,
-            counted: Arc::default(),
+            counted: Arc::new(Counted::new(clock::now())),
             shortcuts,
         }
     }

@@ -1,4 +1,4 @@
-//! **Word.** What a stub has answered. Each thread of the fast lane writes its own
+//! **Shell.** What a stub has answered. Each thread of the fast lane writes its own
 //! numbers and shares them with nobody; who asks for the sum reads all.
 //!
 //! | metric | counted |
@@ -16,10 +16,11 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
+    clock,
     endpoint::Transport,
     metrics::{Histogram, Text},
 };
@@ -74,8 +75,9 @@ fn add(counter: &AtomicU64, more: u64) {
 }
 
 /// All that a stub counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Counted {
+    since: Instant,
     lanes: Mutex<Vec<Arc<Tally>>>,
     /// By transport: answers that took more than a look into memory, and those from
     /// memory that go through no thread of the fast lane.
@@ -86,6 +88,17 @@ pub(super) struct Counted {
 }
 
 impl Counted {
+    pub(super) fn new(since: Instant) -> Self {
+        Self {
+            since,
+            lanes: Mutex::default(),
+            slow: Default::default(),
+            remembered: Default::default(),
+            durations: Histogram::default(),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
     /// Numbers for one more thread.
     #[cfg(target_os = "linux")]
     pub(super) fn lane(&self) -> Arc<Tally> {
@@ -168,6 +181,11 @@ impl Traffic {
     /// Questions answered, over UDP and TCP.
     pub fn queries(&self) -> u64 {
         self.0.sum().queries.iter().flatten().sum()
+    }
+
+    /// Time since the stub was made.
+    pub fn uptime(&self) -> Duration {
+        clock::now().saturating_duration_since(self.0.since)
     }
 
     /// Those of them that were answered from memory.

@@ -14,7 +14,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proconsul::{Cached, Resolver, Status, stub::Traffic};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::{output, page};
 
@@ -36,7 +36,6 @@ pub(crate) struct Admin {
     pub(crate) traffic: Traffic,
     /// Where DNS is answered.
     pub(crate) listen: Vec<SocketAddr>,
-    pub(crate) since: Instant,
 }
 
 /// Serves until it is dropped.
@@ -120,7 +119,7 @@ impl Admin {
         page::Head {
             domain: self.resolver.domain().to_string(),
             listen: self.listen.iter().map(ToString::to_string).collect(),
-            uptime: self.since.elapsed(),
+            uptime: self.traffic.uptime(),
             queries: self.traffic.queries(),
             remembered: self.traffic.remembered(),
             ready: status.is_ready(),

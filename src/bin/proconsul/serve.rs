@@ -6,7 +6,7 @@ use proconsul::{
     Error, Resolver,
     stub::{Stub, Upstreams},
 };
-use tokio::{net::TcpListener, time::Instant};
+use tokio::net::TcpListener;
 
 use crate::{
     admin::{self, Admin},
@@ -45,7 +45,6 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
             resolver: resolver.clone(),
             traffic: stub.traffic(),
             listen: stub.addresses(),
-            since: Instant::now(),
         };
         // Ends with the program.
         tokio::spawn(admin::serve(listener, admin));

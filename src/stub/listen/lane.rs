@@ -1,6 +1,6 @@
 //! **Shell.** The fast lane: a thread with a socket of its own, which takes datagrams
 //! in batches, answers what it knows, and hands the rest to the slow lane. What it
-//! knows is [`shortcut`](crate::stub::shortcut)'s.
+//! knows is [`shortcut`]'s.
 //!
 //! Behind each thread stands its part of the slow lane, a task that works on what the
 //! thread has no answer to, and tells it what it found.
