@@ -56,6 +56,12 @@ impl Error {
         Self::with_attempts(kind, message, Vec::new())
     }
 
+    /// [`ErrorKind::Invalid`] with a message, for programs that have settings of their
+    /// own beside ours.
+    pub fn invalid_setting(message: impl Into<Box<str>>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
+    }
+
     pub(crate) fn with_attempts(
         kind: ErrorKind,
         message: impl Into<Box<str>>,

@@ -1,9 +1,15 @@
 //! The command line: every flag once, with what it means to a user.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use proconsul::{Error, Resolver, Strategy};
+
+use crate::config::{self, File};
 
 /// Find every healthy instance of a service registered in HashiCorp Consul.
 #[derive(Debug, Parser)]
@@ -47,7 +53,48 @@ pub(crate) enum Command {
     /// Answer DNS clients for Consul's domain, on UDP and TCP.
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
+    /// The configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
 }
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Read configuration and all files it names, and tell what is wrong with them.
+    #[command(after_help = CHECK_HELP)]
+    Check(Check),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+const CHECK_HELP: &str = "Examples:
+  proconsul config check --config /etc/proconsul.toml
+
+A file:
+  [sources]
+  dns = [\"127.0.0.1:8600\"]
+  http = [\"http://127.0.0.1:8500\"]
+  snapshot = \"/var/lib/proconsul/snapshot\"
+  timeout = \"1s\"
+
+  [cache]
+  bytes = 16777216
+  ttl-floor = \"1s\"
+  keep-stale = \"1d\"
+
+  [serve]
+  listen = [\"127.0.0.1:8653\"]
+  admin = \"127.0.0.1:8654\"
+  upstream = [\"system\", \"corp.example=10.0.0.53\"]
+
+  [default]
+  web = \"10.0.0.1:8080\"
+
+Keys have the names of the flags. Exit status: 0 fine, 2 not.";
 
 const LOOKUP_HELP: &str = "Names:
   web                   the service web
@@ -152,24 +199,26 @@ pub(crate) struct Watch {
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Where to answer, on UDP and TCP; may be given several times.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8653")]
-    pub(crate) listen: Vec<std::net::SocketAddr>,
-    /// Where health, metrics and a page for people are, over HTTP; none turns it off.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8654")]
-    pub(crate) admin: AdminAddress,
+    /// Where to answer, on UDP and TCP; may be given several times [default:
+    /// 127.0.0.1:8653]
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<SocketAddr>,
+    /// Where health, metrics and a page for people are, over HTTP, or none [default:
+    /// 127.0.0.1:8654]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<AdminAddress>,
     /// Who is asked for other names: an address, DOMAIN=ADDR for one domain, system
     /// for the servers of resolv.conf, or none to refuse them; may be given several
-    /// times.
-    #[arg(long, value_name = "ADDR", default_value = "system")]
-    pub(crate) upstream: Vec<String>,
+    /// times [default: system]
+    #[arg(long, value_name = "ADDR")]
+    upstream: Vec<String>,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }
 
 /// An address, or `none`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct AdminAddress(pub(crate) Option<std::net::SocketAddr>);
+pub(crate) struct AdminAddress(pub(crate) Option<SocketAddr>);
 
 impl std::str::FromStr for AdminAddress {
     type Err = String;
@@ -190,10 +239,14 @@ pub(crate) enum OnlySource {
     Static,
 }
 
-/// Where answers come from. A flag wins over the environment.
+/// Where answers come from. A flag wins over the environment, that over the
+/// configuration.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Where answers come from")]
 pub(crate) struct Sources {
+    /// Configuration in TOML; see `proconsul config check --help` [env: PROCONSUL_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Consul's DNS interface, or none [env: PROCONSUL_DNS] [default: 127.0.0.1:8600]
     #[arg(long, value_name = "ADDR[,ADDR]")]
     dns: Option<String>,
@@ -295,14 +348,61 @@ impl Output {
     }
 }
 
+impl Serve {
+    /// Flags, then the file, then defaults.
+    pub(crate) fn settings(&self) -> Result<ServeSettings, Error> {
+        let file = self.sources.file()?.serve;
+        let first = |flags: &[String], file: Vec<String>| match flags {
+            [] if file.is_empty() => vec!["system".to_owned()],
+            [] => file,
+            flags => flags.to_vec(),
+        };
+        let mut listen = self.listen.clone();
+        if listen.is_empty() {
+            listen = file.listen;
+        }
+        if listen.is_empty() {
+            listen.push(LISTEN);
+        }
+        Ok(ServeSettings {
+            listen,
+            admin: self.admin.or(file.admin).unwrap_or(ADMIN).0,
+            upstream: first(&self.upstream, file.upstream),
+        })
+    }
+}
+
+/// What `serve` does.
+#[derive(Debug)]
+pub(crate) struct ServeSettings {
+    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) upstream: Vec<String>,
+}
+
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8653);
+const ADMIN: AdminAddress =
+    AdminAddress(Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8654)));
+
 impl Sources {
+    /// The configuration that is meant.
+    pub(crate) fn config_path(&self) -> Option<PathBuf> {
+        config::path(self.config.as_deref())
+    }
+
+    fn file(&self) -> Result<File, Error> {
+        let read = File::load(self.config.as_deref());
+        read.map_err(Error::invalid_setting)
+    }
+
     /// A resolver over these sources, or over one of them alone.
     pub(crate) fn resolver(
         &self,
         only: Option<OnlySource>,
         stale: Stale,
     ) -> Result<Resolver, Error> {
-        let mut builder = Resolver::builder().environment();
+        let file = self.file()?;
+        let mut builder = file.apply(Resolver::builder()).environment();
         macro_rules! set {
             ($($flag:ident),*) => {
                 $(if let Some(value) = &self.$flag { builder = builder.$flag(value); })*

@@ -2,6 +2,7 @@
 
 mod admin;
 mod args;
+mod config;
 mod explain;
 mod lookup;
 mod output;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, ConfigCommand};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -34,6 +35,9 @@ fn main() -> ExitCode {
             Command::Explain(command) => explain::run(command, &cli.output).await,
             Command::Watch(command) => watch::run(command, &cli.output).await,
             Command::Serve(command) => serve::run(command, &cli.output).await,
+            Command::Config(ConfigCommand::Check(command)) => {
+                config::check(command, &cli.output).await
+            }
         }
     });
     // A host name that the system's resolver still works on must not hold us up.

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     admin::{self, Admin},
-    args::{Output, Serve, Stale},
+    args::{Output, Serve, ServeSettings, Stale},
     output, signals,
 };
 
@@ -20,7 +20,11 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         Ok(stop) => stop,
         Err(failed) => return failed,
     };
-    let (stub, resolver) = match bind(&command).await {
+    let settings = match command.settings() {
+        Ok(settings) => settings,
+        Err(error) => return output::failure(&error, form),
+    };
+    let (stub, resolver) = match bind(&command, &settings).await {
         Ok(bound) => bound,
         Err(error) => return output::failure(&error, form),
     };
@@ -30,7 +34,7 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         resolver.domain(),
         addresses.join(", ")
     );
-    if let Some(address) = command.admin.0 {
+    if let Some(address) = settings.admin {
         let bound = TcpListener::bind(address).await;
         let listener = match bound.and_then(|bound| Ok((bound.local_addr()?, bound))) {
             Ok(listener) => listener,
@@ -55,10 +59,10 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-async fn bind(command: &Serve) -> Result<(Stub, Resolver), Error> {
-    let upstreams = Upstreams::parse(&command.upstream)?;
+async fn bind(command: &Serve, settings: &ServeSettings) -> Result<(Stub, Resolver), Error> {
+    let upstreams = Upstreams::parse(&settings.upstream)?;
     let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
-    let stub = Stub::bind(resolver.clone(), &command.listen).await?;
+    let stub = Stub::bind(resolver.clone(), &settings.listen).await?;
     Ok((stub.forwarding(upstreams), resolver))
 }

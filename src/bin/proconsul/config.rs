@@ -1,0 +1,265 @@
+//! The configuration file: the flags' names in tables, in TOML. An unknown key is an
+//! error, with line and column.
+//!
+//! A flag wins over the environment, that over the file, and that over the default.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use proconsul::{Protection, ResolverBuilder};
+use serde::{Deserialize, Deserializer, de};
+
+use crate::{
+    args::{AdminAddress, Check, Output, Stale},
+    output,
+};
+
+/// Names the file where no flag does.
+const VARIABLE: &str = "PROCONSUL_CONFIG";
+
+/// All that a file may hold.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct File {
+    sources: Sources,
+    cache: Cache,
+    pub(crate) serve: Serve,
+    /// Default addresses, by service.
+    default: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct Sources {
+    dns: Option<List>,
+    http: Option<List>,
+    token_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    tls_server_name: Option<String>,
+    catalog: Option<PathBuf>,
+    snapshot: Option<PathBuf>,
+    domain: Option<String>,
+    datacenter: Option<String>,
+    namespace: Option<String>,
+    partition: Option<String>,
+    timeout: Option<Span>,
+    must_be_found: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct Cache {
+    bytes: Option<usize>,
+    entries: Option<NonZeroUsize>,
+    ttl_floor: Option<Span>,
+    ttl_cap: Option<Span>,
+    keep_stale: Option<Span>,
+    watches: Option<usize>,
+    protection: Option<Protected>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Protected {
+    Evidence,
+    KeepAll,
+    Off,
+}
+
+/// What only `serve` needs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Serve {
+    pub(crate) listen: Vec<SocketAddr>,
+    #[serde(deserialize_with = "admin")]
+    pub(crate) admin: Option<AdminAddress>,
+    pub(crate) upstream: Vec<String>,
+}
+
+/// One text or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum List {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(text) => f.write_str(text),
+            Self::Many(texts) => f.write_str(&texts.join(",")),
+        }
+    }
+}
+
+/// A time as `500ms` or `1s`.
+#[derive(Clone, Copy, Debug)]
+struct Span(Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let time = humantime::parse_duration(&text);
+        time.map(Self).map_err(|error| {
+            de::Error::custom(format!("{text:?} is no time such as 500ms or 1s: {error}"))
+        })
+    }
+}
+
+fn admin<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AdminAddress>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(de::Error::custom)
+}
+
+impl File {
+    /// Reads the file that a flag or the environment names; without one it is empty.
+    pub(crate) fn load(flag: Option<&Path>) -> Result<Self, String> {
+        match path(flag) {
+            Some(path) => Self::read(&path),
+            None => Ok(Self::default()),
+        }
+    }
+
+    fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("the configuration {}: {error}", path.display()))?;
+        toml::from_str(&text)
+            .map_err(|error| format!("the configuration {}: {error}", path.display()))
+    }
+
+    /// Sets what the file says.
+    pub(crate) fn apply(&self, mut builder: ResolverBuilder) -> ResolverBuilder {
+        macro_rules! set {
+            ($table:expr, $($key:ident),*) => {
+                $(if let Some(value) = &$table.$key { builder = builder.$key(value); })*
+            };
+        }
+        let Self { sources, cache, .. } = self;
+        if let Some(list) = &sources.dns {
+            builder = builder.dns(&list.to_string());
+        }
+        if let Some(list) = &sources.http {
+            builder = builder.http(&list.to_string());
+        }
+        set!(
+            sources,
+            token_file,
+            ca_file,
+            cert_file,
+            key_file,
+            tls_server_name,
+            catalog
+        );
+        set!(sources, snapshot, domain, datacenter, namespace, partition);
+        for (span, set) in [
+            (
+                sources.timeout,
+                ResolverBuilder::timeout as fn(ResolverBuilder, Duration) -> _,
+            ),
+            (cache.ttl_floor, ResolverBuilder::ttl_floor),
+            (cache.ttl_cap, ResolverBuilder::ttl_cap),
+            (cache.keep_stale, ResolverBuilder::keep_stale),
+        ] {
+            if let Some(Span(time)) = span {
+                builder = set(builder, time);
+            }
+        }
+        if let Some(must) = sources.must_be_found {
+            builder = builder.must_be_found(must);
+        }
+        if let Some(bytes) = cache.bytes {
+            builder = builder.cache_bytes(bytes);
+        }
+        if let Some(entries) = cache.entries {
+            builder = builder.cache_entries(entries);
+        }
+        if let Some(watches) = cache.watches {
+            builder = builder.watches(watches);
+        }
+        if let Some(protection) = cache.protection {
+            builder = builder.protection(match protection {
+                Protected::Evidence => Protection::Evidence,
+                Protected::KeepAll => Protection::KeepAll,
+                Protected::Off => Protection::Off,
+            });
+        }
+        for (service, address) in &self.default {
+            builder = builder.default_address(service, address);
+        }
+        builder
+    }
+}
+
+/// The file that is meant.
+pub(crate) fn path(flag: Option<&Path>) -> Option<PathBuf> {
+    let variable = || std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
+    flag.map(Into::into).or_else(|| variable().map(Into::into))
+}
+
+/// `proconsul config check`.
+pub(crate) async fn check(command: Check, form: &Output) -> ExitCode {
+    let resolver = match command.sources.resolver(None, Stale::Yes) {
+        Ok(resolver) => resolver,
+        Err(error) => return output::failure(&error, form),
+    };
+    if let Err(error) = resolver.check().await {
+        return output::failure(&error, form);
+    }
+    let file = command.sources.config_path();
+    let what = file.map_or_else(
+        || "there is no file: flags, environment and defaults".to_owned(),
+        |file| file.display().to_string(),
+    );
+    output::data(&format!("{what}: fine\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<File, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let file = read(
+            "[sources]\ndns = ['127.0.0.1:8600', '127.0.0.2:8600']\nhttp = 'none'\ntimeout = '500ms'\n\
+             domain = 'corp.example'\nmust-be-found = true\n\
+             [cache]\nbytes = 1000000\nttl-floor = '2s'\nprotection = 'off'\nwatches = 8\n\
+             [serve]\nlisten = ['127.0.0.1:53']\nadmin = 'none'\nupstream = ['system']\n\
+             [default]\nweb = '10.0.0.1:80'\n",
+        )
+        .unwrap();
+        assert_eq!(file.serve.admin, Some(AdminAddress(None)));
+        assert_eq!(file.serve.listen.len(), 1);
+        let resolver = file.apply(proconsul::Resolver::builder()).build().unwrap();
+        assert_eq!(resolver.domain().to_string(), "corp.example");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_place() {
+        for (text, place) in [
+            ("[sources]\ndsn = 'x'\n", "line 2, column 1"),
+            ("[source]\n", "line 1, column 2"),
+            ("[sources]\ntimeout = 'soon'\n", "line 2, column 11"),
+            ("[serve]\nlisten = ['here']\n", "line 2, column 11"),
+            ("[cache]\nbytes = -1\n", "line 2, column 9"),
+            ("[cache]\nprotection = 'on'\n", "line 2, column 14"),
+            ("[sources\n", "line 1"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(place), "{text}: {error}");
+        }
+    }
+}
