@@ -287,6 +287,23 @@ impl Cache {
         asked.map(std::mem::take).unwrap_or_default()
     }
 
+    /// Takes over the sets of another cache; whoever holds what is there is told to look
+    /// here. Nobody follows them here yet: they hold for the floor at most.
+    pub(crate) fn take_over(&mut self, other: &mut Self, now: Instant) {
+        let longest = now + self.limits.floor;
+        while let Some((known, entry)) = other.entries.pop_lru() {
+            other.left(&known, &entry);
+            if matches!(known, Known::Set(_)) {
+                let entry = Entry {
+                    until: entry.until.min(longest),
+                    fate: None,
+                    ..entry
+                };
+                self.insert(known, entry);
+            }
+        }
+    }
+
     /// What is known of a name holds no longer.
     pub(crate) fn expire(&mut self, key: &str, now: Instant) {
         if let Some(entry) = self.entries.peek_mut(key) {

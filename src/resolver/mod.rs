@@ -65,7 +65,7 @@ struct Inner {
     /// The same.
     evidence: Mutex<Evidence>,
     flights: Flights<ConsulName, Landed>,
-    counters: Counters,
+    counters: Arc<Counters>,
     /// The sources kept somebody waiting for longer than a stale set is waited for:
     /// until one answers in time nobody waits for them who has such a set.
     slow: AtomicBool,
@@ -80,7 +80,24 @@ impl ResolverBuilder {
     ///
     /// [`ErrorKind::Invalid`] for the first setting that is not valid.
     pub fn build(self) -> Result<Resolver, Error> {
-        Resolver::new(self.finish()?)
+        Resolver::new(self.finish()?, Arc::default())
+    }
+
+    /// Makes a resolver that takes over what another one knows and has counted, which
+    /// goes on without: for settings that change while a process runs. Nothing is
+    /// taken over where the domain is another one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for the first setting that is not valid; the other
+    /// resolver is as it was then.
+    pub fn build_after(self, before: &Resolver) -> Result<Resolver, Error> {
+        let resolver = Resolver::new(self.finish()?, Arc::clone(&before.0.counters))?;
+        if resolver.domain() == before.domain() {
+            let mut cache = resolver.0.cache();
+            cache.take_over(&mut before.0.cache(), clock::now());
+        }
+        Ok(resolver)
     }
 }
 
@@ -100,7 +117,7 @@ impl Resolver {
         Self::builder().environment().build()
     }
 
-    fn new(config: Config) -> Result<Self, Error> {
+    fn new(config: Config, counters: Arc<Counters>) -> Result<Self, Error> {
         let cache = Mutex::new(Cache::new(config.cache.clone()));
         let evidence = Mutex::new(Evidence::new(config.protection));
         let sources = Arc::new(Sources::new(&config)?);
@@ -113,7 +130,7 @@ impl Resolver {
             hosts: Hosts::new(),
             cache,
             evidence,
-            counters: Counters::default(),
+            counters,
             slow: AtomicBool::new(false),
             followers,
             snapshot,

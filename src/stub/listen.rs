@@ -45,11 +45,11 @@ const PORT_TRIES: usize = 16;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1_024;
 
-/// One address, bound for UDP and for TCP.
+/// One address, bound for UDP, for TCP, or for both.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    udp: Udp,
-    tcp: TcpListener,
+    udp: Option<Udp>,
+    tcp: Option<TcpListener>,
     address: SocketAddr,
 }
 
@@ -93,11 +93,47 @@ impl Sockets {
 
         #[cfg(target_os = "linux")]
         if !address.ip().is_unspecified() {
-            let udp = Udp::Lanes(lane::bind(address)?);
-            return Ok(Self { udp, tcp, address });
+            return Ok(Self {
+                udp: Some(Udp::Lanes(lane::bind(address)?)),
+                tcp: Some(tcp),
+                address,
+            });
         }
-        let udp = Udp::One(Self::bind_one(address)?);
-        Ok(Self { udp, tcp, address })
+        Ok(Self {
+            udp: Some(Udp::One(Self::bind_one(address)?)),
+            tcp: Some(tcp),
+            address,
+        })
+    }
+
+    /// A socket for UDP that is bound.
+    pub(super) fn of_udp(socket: std::net::UdpSocket) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        let socket = Socket::from(socket);
+        #[cfg(target_os = "linux")]
+        if !address.ip().is_unspecified() {
+            return Ok(Self {
+                udp: Some(Udp::Lanes(vec![lane::Lane::of(socket)?])),
+                tcp: None,
+                address,
+            });
+        }
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            udp: Some(Udp::One(Datagrams::new(socket, address)?)),
+            tcp: None,
+            address,
+        })
+    }
+
+    /// A socket for TCP that is bound and listens.
+    pub(super) fn of_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            address: listener.local_addr()?,
+            udp: None,
+            tcp: Some(TcpListener::from_std(listener)?),
+        })
     }
 
     fn bind_one(address: SocketAddr) -> io::Result<Datagrams> {
@@ -139,7 +175,8 @@ pub(super) async fn run(
     let mut loops = JoinSet::new();
     for Sockets { udp, tcp, .. } in sockets {
         match udp {
-            Udp::One(udp) => {
+            None => {}
+            Some(Udp::One(udp)) => {
                 loops.spawn(datagrams(
                     Arc::new(udp),
                     Arc::clone(server),
@@ -147,9 +184,11 @@ pub(super) async fn run(
                 ));
             }
             #[cfg(target_os = "linux")]
-            Udp::Lanes(lanes) => lane::spawn(lanes, server, &threads.0, &mut loops),
+            Some(Udp::Lanes(lanes)) => lane::spawn(lanes, server, &threads.0, &mut loops),
         }
-        loops.spawn(connections(tcp, Arc::clone(server), stopped.clone()));
+        if let Some(tcp) = tcp {
+            loops.spawn(connections(tcp, Arc::clone(server), stopped.clone()));
+        }
     }
     stop.await;
     drop(stopping);

@@ -14,7 +14,7 @@ pub use self::{tally::Traffic, upstreams::Upstreams};
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -54,12 +54,37 @@ const LIMIT: Duration = Duration::from_millis(850);
 /// What every packet is answered from.
 #[derive(Debug)]
 struct Server {
-    resolver: Resolver,
-    /// `None`: names that are not Consul's are refused.
-    forwarder: Option<Arc<Forwarder>>,
+    /// Where it answers.
+    addresses: Vec<SocketAddr>,
+    /// A std lock: held for one look, never across an await.
+    current: RwLock<Arc<Current>>,
     counted: Arc<Counted>,
     /// Of connections. A std mutex: held for one look, never across an await.
     shortcuts: Mutex<Shortcuts>,
+}
+
+/// What may be replaced while a stub runs.
+#[derive(Debug)]
+struct Current {
+    resolver: Resolver,
+    /// `None`: names that are not Consul's are refused.
+    forwarder: Option<Arc<Forwarder>>,
+}
+
+/// Changes what a stub answers from while it runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Control(Arc<Server>);
+
+impl Control {
+    /// The resolver that it answers from now.
+    pub fn resolver(&self) -> Resolver {
+        self.0.current().resolver.clone()
+    }
+
+    /// From now on it answers from this resolver, and sends other names there.
+    pub fn replace(&self, resolver: Resolver, upstreams: Upstreams) {
+        self.0.replace(resolver, upstreams);
+    }
 }
 
 /// What goes out, and what may be remembered of it.
@@ -86,32 +111,53 @@ impl Stub {
                     .map_err(|error| not_bound(*address, error))?,
             );
         }
-        Ok(Self {
-            sockets,
-            server: Arc::new(Server::new(resolver)),
-        })
+        Ok(Self::over(resolver, sockets))
+    }
+
+    /// Takes sockets that are bound already, as a service manager hands them over.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] for a socket that cannot be used.
+    pub fn with_sockets(
+        resolver: Resolver,
+        udp: Vec<std::net::UdpSocket>,
+        tcp: Vec<std::net::TcpListener>,
+    ) -> Result<Self, Error> {
+        let udp = udp.into_iter().map(Sockets::of_udp);
+        let tcp = tcp.into_iter().map(Sockets::of_tcp);
+        let sockets: io::Result<Vec<_>> = udp.chain(tcp).collect();
+        let sockets = sockets.map_err(|error| {
+            let message = format!("a socket that was handed over cannot be used: {error}");
+            Error::caused(ErrorKind::Io, message, error)
+        })?;
+        Ok(Self::over(resolver, sockets))
+    }
+
+    fn over(resolver: Resolver, sockets: Vec<Sockets>) -> Self {
+        let addresses = sockets.iter().map(Sockets::address).collect();
+        let server = Arc::new(Server::new(resolver, addresses));
+        Self { sockets, server }
     }
 
     /// Where it answers.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.sockets.iter().map(Sockets::address).collect()
+        self.server.addresses.clone()
     }
 
     /// Sends questions for names that are not Consul's to these servers; otherwise they
     /// are refused. Answers say then that recursion is available.
     #[must_use]
     pub fn forwarding(self, upstreams: Upstreams) -> Self {
-        let own = self.addresses();
-        let forwarder = (!upstreams.is_none()).then(|| Arc::new(Forwarder::new(upstreams, own)));
-        let server = Server {
-            forwarder,
-            counted: Arc::clone(&self.server.counted),
-            ..Server::new(self.server.resolver.clone())
-        };
-        Self {
-            sockets: self.sockets,
-            server: Arc::new(server),
-        }
+        let resolver = self.server.current().resolver.clone();
+        self.server.replace(resolver, upstreams);
+        self
+    }
+
+    /// Changes what it answers from, now and later: the handle outlives
+    /// [`run`](Self::run).
+    pub fn control(&self) -> Control {
+        Control(Arc::clone(&self.server))
     }
 
     /// What it has answered, now and later: the handle outlives [`run`](Self::run).
@@ -131,14 +177,33 @@ impl Stub {
 }
 
 impl Server {
-    fn new(resolver: Resolver) -> Self {
+    fn new(resolver: Resolver, addresses: Vec<SocketAddr>) -> Self {
         let shortcuts = Mutex::new(Shortcuts::new(resolver.cache_bytes()));
-        Self {
+        let forwarder = None;
+        let current = Current {
             resolver,
-            forwarder: None,
+            forwarder,
+        };
+        Self {
+            addresses,
+            current: RwLock::new(Arc::new(current)),
             counted: Arc::new(Counted::new(clock::now())),
             shortcuts,
         }
+    }
+
+    fn current(&self) -> Arc<Current> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn replace(&self, resolver: Resolver, upstreams: Upstreams) {
+        let own = self.addresses.clone();
+        let forwarder = (!upstreams.is_none()).then(|| Arc::new(Forwarder::new(upstreams, own)));
+        let current = Arc::new(Current {
+            resolver,
+            forwarder,
+        });
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
     }
 
     /// Adds the reply to a packet that came by a connection, where one is remembered.
@@ -180,23 +245,28 @@ impl Server {
 
     async fn reply(&self, packet: &[u8], transport: Transport) -> Option<Reply> {
         let unremembered = |bytes| Some(Reply { bytes, fill: None });
-        let recursion = match self.forwarder {
+        let current = self.current();
+        let Current {
+            resolver,
+            forwarder,
+        } = &*current;
+        let recursion = match forwarder {
             Some(_) => Recursion::Available,
             None => Recursion::None,
         };
-        let question = match answer::judge(packet, self.resolver.domain(), recursion) {
+        let question = match answer::judge(packet, resolver.domain(), recursion) {
             Judged::Drop => return None,
             Judged::Reply(reply) => return unremembered(reply),
             Judged::Ask(question) => question,
         };
         let plain = shortcut::read(packet, transport == Transport::Tcp);
         if self.is_elsewhere(&question)
-            && let Some(forwarder) = &self.forwarder
+            && let Some(forwarder) = forwarder
         {
             let reply = self.forwarded(forwarder, packet, &question, plain.as_ref(), transport);
             return reply.await;
         }
-        let answer = timeout(LIMIT, zone::answer(&self.resolver, &question.asked));
+        let answer = timeout(LIMIT, zone::answer(resolver, &question.asked));
         let Ok((sections, answer)) = answer.await else {
             let sections = Sections::failed(ErrorKind::Timeout);
             return unremembered(question.reply(&sections, transport));
@@ -204,7 +274,7 @@ impl Server {
         // An address that Consul does not know may be known to others.
         if question.asked.is_reverse()
             && (answer.as_ref()).map_or_else(Error::is_not_found, Option::is_none)
-            && let Some(forwarder) = &self.forwarder
+            && let Some(forwarder) = forwarder
             && let Some(reply) = self
                 .forwarded(forwarder, packet, &question, plain.as_ref(), transport)
                 .await
@@ -213,7 +283,7 @@ impl Server {
         }
         let body = question.body(&sections, transport);
         let fill = || {
-            let (until, fate) = zone::hold(&self.resolver, &question.asked, &answer)?;
+            let (until, fate) = zone::hold(resolver, &question.asked, &answer)?;
             Some(Fill {
                 key: plain?.key.as_bytes().into(),
                 recipe: Recipe::of(&body, sections.extended)?,
@@ -271,12 +341,15 @@ impl Server {
 
     /// The answer to a question was given so often without asking the resolver.
     fn served(&self, packet: &[u8], times: u32) {
-        if times > 0
-            && let Judged::Ask(question) =
-                answer::judge(packet, self.resolver.domain(), Recursion::None)
+        if times == 0 {
+            return;
+        }
+        let current = self.current();
+        let resolver = &current.resolver;
+        if let Judged::Ask(question) = answer::judge(packet, resolver.domain(), Recursion::None)
             && let Ok(name) = &question.asked.meaning
         {
-            self.resolver.served(name, times);
+            resolver.served(name, times);
         }
     }
 

@@ -12,7 +12,10 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use proconsul::{Cached, Resolver, Status, stub::Traffic};
+use proconsul::{
+    Cached, Resolver, Status,
+    stub::{Control, Traffic},
+};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Semaphore};
 
@@ -32,7 +35,7 @@ const MOST_NAMES: usize = 1_000;
 
 /// What is told.
 pub(crate) struct Admin {
-    pub(crate) resolver: Resolver,
+    pub(crate) control: Control,
     pub(crate) traffic: Traffic,
     /// Where DNS is answered.
     pub(crate) listen: Vec<SocketAddr>,
@@ -72,19 +75,23 @@ pub(crate) async fn serve(listener: TcpListener, admin: Admin) {
 type Reply = Response<Full<Bytes>>;
 
 impl Admin {
+    fn resolver(&self) -> Resolver {
+        self.control.resolver()
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Reply {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         match request.uri().path() {
             "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if self.resolver.status().is_ready() => text(StatusCode::OK, "ready\n"),
+            "/readyz" if self.resolver().status().is_ready() => text(StatusCode::OK, "ready\n"),
             "/readyz" => {
                 let why = "not ready: no source answers and nothing is known\n";
                 text(StatusCode::SERVICE_UNAVAILABLE, why)
             }
             "/metrics" => {
-                let told = format!("{}{}", self.resolver.metrics(), self.traffic);
+                let told = format!("{}{}", self.resolver().metrics(), self.traffic);
                 typed(StatusCode::OK, "text/plain; version=0.0.4", told)
             }
             "/v1/status" => object(&self.status()),
@@ -105,8 +112,8 @@ impl Admin {
     }
 
     fn page(&self) -> Reply {
-        let status = self.resolver.status();
-        let cached = self.resolver.cached(MOST_NAMES);
+        let status = self.resolver().status();
+        let cached = self.resolver().cached(MOST_NAMES);
         let html = page::html(&self.head(&status), &status, &cached);
         let mut reply = typed(StatusCode::OK, "text/html; charset=utf-8", html);
         let policy = HeaderValue::from_static(page::POLICY);
@@ -117,7 +124,7 @@ impl Admin {
     /// What is true of the process as a whole.
     fn head(&self, status: &Status) -> page::Head {
         page::Head {
-            domain: self.resolver.domain().to_string(),
+            domain: self.resolver().domain().to_string(),
             listen: self.listen.iter().map(ToString::to_string).collect(),
             uptime: self.traffic.uptime(),
             queries: self.traffic.queries(),
@@ -127,7 +134,7 @@ impl Admin {
     }
 
     fn status(&self) -> Value {
-        let status = self.resolver.status();
+        let status = self.resolver().status();
         let head = self.head(&status);
         let sources = status.sources.iter().map(|source| {
             let addresses = source.addresses.iter().map(|(address, down)| {
@@ -171,7 +178,7 @@ impl Admin {
                 "protected": cached.protected.map(proconsul::Reason::as_str),
             })
         };
-        json!({ "names": self.resolver.cached(MOST_NAMES).iter().map(one).collect::<Value>() })
+        json!({ "names": self.resolver().cached(MOST_NAMES).iter().map(one).collect::<Value>() })
     }
 
     async fn explain(&self, query: &str) -> Reply {
@@ -184,7 +191,7 @@ impl Admin {
         };
         let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
         // As a look-up that nothing was known of.
-        let found = self.resolver.lookup(&*name).max_age(Duration::ZERO).await;
+        let found = self.resolver().lookup(&*name).max_age(Duration::ZERO).await;
         object(&output::explained(&found))
     }
 }

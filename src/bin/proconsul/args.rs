@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use proconsul::{Error, Resolver, Strategy};
+use proconsul::{Error, Resolver, ResolverBuilder, Strategy};
 
 use crate::config::{self, File};
 
@@ -141,7 +141,9 @@ const SERVE_HELP: &str = "Examples:
   dig @127.0.0.1 -p 8653 web.service.consul SRV
 
 It answers for Consul's domain. Other names go to the upstreams, in the order given, and
-those of Consul's domain never do. SIGTERM and SIGINT end it with status 0.";
+those of Consul's domain never do. SIGHUP reads the configuration again and keeps what
+is known; SIGTERM and SIGINT end it with status 0. Under systemd it says when it is
+ready and takes sockets that are handed over.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Lookup {
@@ -401,6 +403,15 @@ impl Sources {
         only: Option<OnlySource>,
         stale: Stale,
     ) -> Result<Resolver, Error> {
+        self.builder(only, stale)?.build()
+    }
+
+    /// The same, not yet made.
+    pub(crate) fn builder(
+        &self,
+        only: Option<OnlySource>,
+        stale: Stale,
+    ) -> Result<ResolverBuilder, Error> {
         let file = self.file()?;
         let mut builder = file.apply(Resolver::builder()).environment();
         macro_rules! set {
@@ -435,7 +446,7 @@ impl Sources {
         if stale == Stale::No {
             builder = builder.keep_stale(Duration::ZERO).no_snapshot();
         }
-        builder.build()
+        Ok(builder)
     }
 }
 

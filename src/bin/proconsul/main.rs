@@ -10,6 +10,7 @@ mod page;
 mod pick;
 mod serve;
 mod signals;
+mod systemd;
 mod watch;
 
 use std::process::ExitCode;

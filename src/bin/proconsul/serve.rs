@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use proconsul::{
     Error, Resolver,
-    stub::{Stub, Upstreams},
+    stub::{Control, Stub, Upstreams},
 };
 use tokio::net::TcpListener;
 
@@ -12,41 +12,43 @@ use crate::{
     admin::{self, Admin},
     args::{Output, Serve, ServeSettings, Stale},
     output, signals,
+    systemd::{self, Sockets},
 };
 
 pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     // Before the line that says that we answer: whoever reads it may send one.
-    let stop = match signals::stop() {
-        Ok(stop) => stop,
+    let (stop, mut reload) = match signals::stop().and_then(|stop| Ok((stop, signals::reload()?))) {
+        Ok(both) => both,
         Err(failed) => return failed,
     };
     let settings = match command.settings() {
         Ok(settings) => settings,
         Err(error) => return output::failure(&error, form),
     };
-    let (stub, resolver) = match bind(&command, &settings).await {
+    let stub = match bind(&command, &settings).await {
         Ok(bound) => bound,
         Err(error) => return output::failure(&error, form),
     };
-    let addresses: Vec<_> = stub.addresses().iter().map(ToString::to_string).collect();
+    let control = stub.control();
+    let mut addresses: Vec<_> = stub.addresses().iter().map(ToString::to_string).collect();
+    addresses.dedup();
     let mut line = format!(
         "serving {}. on {} (udp, tcp)",
-        resolver.domain(),
+        control.resolver().domain(),
         addresses.join(", ")
     );
     if let Some(address) = settings.admin {
         let bound = TcpListener::bind(address).await;
-        let listener = match bound.and_then(|bound| Ok((bound.local_addr()?, bound))) {
-            Ok(listener) => listener,
+        let (address, listener) = match bound.and_then(|bound| Ok((bound.local_addr()?, bound))) {
+            Ok(bound) => bound,
             Err(error) => {
                 let next = "choose another with --admin, or none";
                 return output::trouble(&format!("{address} cannot be bound: {error}; {next}"));
             }
         };
-        let (address, listener) = listener;
         line.push_str(&format!(", admin {address}"));
         let admin = Admin {
-            resolver: resolver.clone(),
+            control: control.clone(),
             traffic: stub.traffic(),
             listen: stub.addresses(),
         };
@@ -54,15 +56,62 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         tokio::spawn(admin::serve(listener, admin));
     }
     output::remark(form, &line);
-    stub.run(stop).await;
-    output::saved(&resolver, form).await;
+    systemd::ready(&line);
+    let reloading = async {
+        while reload.recv().await.is_some() {
+            systemd::reloading();
+            let told = match again(&command, &settings, &control).await {
+                Ok(told) => told,
+                Err(error) => format!("reload failed, all stays as it was: {error}"),
+            };
+            output::remark(form, &format!("proconsul: {told}"));
+            systemd::ready(&line);
+        }
+        // There are no signals any more.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = stub.run(async { stop.await; systemd::stopping() }) => {}
+        () = reloading => {}
+    }
+    output::saved(&control.resolver(), form).await;
     ExitCode::SUCCESS
 }
 
-async fn bind(command: &Serve, settings: &ServeSettings) -> Result<(Stub, Resolver), Error> {
+async fn bind(command: &Serve, settings: &ServeSettings) -> Result<Stub, Error> {
     let upstreams = Upstreams::parse(&settings.upstream)?;
     let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
-    let stub = Stub::bind(resolver.clone(), &settings.listen).await?;
-    Ok((stub.forwarding(upstreams), resolver))
+    let sockets = Sockets::handed_over();
+    let stub = if sockets.is_empty() {
+        Stub::bind(resolver, &settings.listen).await?
+    } else {
+        Stub::with_sockets(resolver, sockets.udp, sockets.tcp)?
+    };
+    Ok(stub.forwarding(upstreams))
+}
+
+/// Reads the configuration again. What is known and the sockets stay; where anything is
+/// wrong, all stays.
+async fn again(
+    command: &Serve,
+    before: &ServeSettings,
+    control: &Control,
+) -> Result<String, Error> {
+    let settings = command.settings()?;
+    let upstreams = Upstreams::parse(&settings.upstream)?;
+    let old = control.resolver();
+    // Tried first: from then on the old one knows nothing.
+    let tried: Resolver = command.sources.resolver(None, Stale::Yes)?;
+    tried.check().await?;
+    let resolver = command
+        .sources
+        .builder(None, Stale::Yes)?
+        .build_after(&old)?;
+    control.replace(resolver, upstreams);
+    let mut told = "reloaded".to_owned();
+    if settings.listen != before.listen || settings.admin != before.admin {
+        told.push_str("; addresses stay until a restart");
+    }
+    Ok(told)
 }

@@ -114,7 +114,7 @@ pub(super) fn spawn(
     stop: &Arc<AtomicBool>,
     loops: &mut JoinSet<()>,
 ) {
-    let bytes = server.resolver.cache_bytes() / lanes.len().max(1);
+    let bytes = server.current().resolver.cache_bytes() / lanes.len().max(1);
     for (number, lane) in lanes.into_iter().enumerate() {
         let (miss, missed) = mpsc::channel(MOST_WAITING);
         let (fill, fills) = sync_channel(MOST_WAITING);
@@ -152,6 +152,13 @@ impl Lane {
         // As much as is allowed: a burst waits there.
         _ = socket.set_recv_buffer_size(WAITING);
         socket.bind(&address.into())?;
+        Ok(Self { socket })
+    }
+
+    /// Takes a socket that is bound.
+    pub(super) fn of(socket: Socket) -> io::Result<Self> {
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(LOOK))?;
         Ok(Self { socket })
     }
 

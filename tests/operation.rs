@@ -1,0 +1,298 @@
+//! `proconsul serve` as an operator has it: configuration, reload, systemd.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use hickory_proto::rr::RecordType;
+use support::{Agent, PATIENCE, ask_tcp, ask_udp, closed_port, wait_for};
+
+/// A directory of its own for each test.
+fn directory(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("operation-{name}"));
+    _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+fn program() -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    program.env_clear();
+    program
+}
+
+/// The program, serving, and the lines that it says.
+struct Serving {
+    child: Child,
+    said: mpsc::Receiver<String>,
+    dns: SocketAddr,
+}
+
+impl Serving {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let errors = BufReader::new(child.stderr.take().unwrap());
+        let (tell, said) = mpsc::channel();
+        thread::spawn(move || {
+            for line in errors.lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let line: String = said.recv_timeout(PATIENCE).unwrap();
+        let (_, rest) = line.split_once(" on ").unwrap_or_else(|| panic!("{line}"));
+        let dns = rest.split([' ', ',']).next().unwrap().parse().unwrap();
+        Self { child, said, dns }
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args([name, &id]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    fn says(&self) -> String {
+        self.said.recv_timeout(PATIENCE).unwrap()
+    }
+
+    async fn instances(&self) -> usize {
+        let reply = ask_udp(self.dns, "web.service.consul.", RecordType::A).await;
+        reply.map_or(0, |reply| reply.answers.len())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+fn config(dns: &str, http: &str, more: &str) -> String {
+    format!(
+        "[sources]\ndns = \"{dns}\"\nhttp = \"{http}\"\n\
+         [serve]\nlisten = [\"127.0.0.1:0\"]\nadmin = \"none\"\nupstream = [\"none\"]\n{more}"
+    )
+}
+
+fn check(config: &str, name: &str) -> Output {
+    let file = directory(name).join("config.toml");
+    fs::write(&file, config).unwrap();
+    let mut command = program();
+    command.args(["config", "check", "--config"]).arg(&file);
+    command.output().unwrap()
+}
+
+#[test]
+fn a_configuration_is_checked_with_all_that_it_names() {
+    let good = check(&config("127.0.0.1:1", "none", ""), "good");
+    assert_eq!(good.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&good.stdout).contains("config.toml: fine"));
+    for (at, (config, place)) in [
+        (
+            config("127.0.0.1:1", "none", "\n[cache]\nbites = 1\n"),
+            "line 10, column 1",
+        ),
+        (config("nowhere", "none", ""), "127.0.0.1:8600"),
+        (config("none", "none", "\n[default]\nweb = \"\"\n"), "web"),
+        (
+            "[sources]\ncatalog = \"/nosuch/file\"\n".to_owned(),
+            "/nosuch/file",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let bad = check(&config, &format!("bad{at}"));
+        let said = String::from_utf8_lossy(&bad.stderr).into_owned();
+        assert_eq!(bad.status.code(), Some(2), "{said}");
+        assert!(said.contains(place), "{said}");
+    }
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let file = directory("order").join("config.toml");
+    fs::write(
+        &file,
+        "[sources]\ndomain = \"file.example\"\ndns = \"none\"\nhttp = \"none\"\n",
+    )
+    .unwrap();
+    let asked = |flag: Option<&str>, variable: Option<&str>| {
+        let mut command = program();
+        command.args(["lookup", "web", "--config"]).arg(&file);
+        command.args(
+            flag.map(|domain| ["--domain", domain])
+                .into_iter()
+                .flatten(),
+        );
+        command.envs(variable.map(|domain| ("PROCONSUL_DOMAIN", domain)));
+        command
+            .envs([("PROCONSUL_DEFAULT_WEB", "10.0.0.1:80")])
+            .arg("--json");
+        let told: serde_json::Value =
+            serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        told["name"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(asked(None, None), "web.service.file.example.");
+    assert_eq!(asked(None, Some("env.example")), "web.service.env.example.");
+    assert_eq!(
+        asked(Some("flag.example"), Some("env.example")),
+        "web.service.flag.example."
+    );
+}
+
+#[tokio::test]
+async fn a_reload_takes_new_settings_and_keeps_what_is_known() {
+    let mut one = Agent::start().await;
+    one.register_instances("web", 2).await;
+    let other = Agent::start().await;
+    other.register_instances("web", 3).await;
+    let file = directory("reload").join("config.toml");
+    fs::write(&file, config(&one.dns().to_string(), "none", "")).unwrap();
+    let mut command = program();
+    command.arg("serve").arg("--config").arg(&file);
+    let serving = Serving::start(command);
+    assert_eq!(serving.instances().await, 2);
+
+    // Nothing is lost by a reload while nobody answers.
+    one.kill();
+    fs::write(&file, config(&closed_port().to_string(), "none", "")).unwrap();
+    serving.signal("-HUP");
+    assert!(serving.says().contains("reloaded"));
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(serving.instances().await, 2);
+
+    // What is wrong changes nothing.
+    fs::write(&file, "[sources]\ndns = 1\n").unwrap();
+    serving.signal("-HUP");
+    let said = serving.says();
+    assert!(
+        said.contains("reload failed") && said.contains("line 2"),
+        "{said}"
+    );
+    assert_eq!(serving.instances().await, 2);
+
+    fs::write(&file, config(&other.dns().to_string(), &other.http(), "")).unwrap();
+    serving.signal("-HUP");
+    while !serving.says().contains("reloaded") {}
+    wait_for("the other agent's instances", async || {
+        (serving.instances().await == 3).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn systemd_is_told_of_each_step() {
+    let socket = directory("notify").join("notify");
+    let heard = UnixDatagram::bind(&socket).unwrap();
+    heard.set_read_timeout(Some(PATIENCE)).unwrap();
+    let state = || {
+        let mut state = [0; 4_096];
+        let length = heard.recv(&mut state).unwrap();
+        String::from_utf8_lossy(&state[..length]).into_owned()
+    };
+    let mut command = program();
+    command.env("NOTIFY_SOCKET", &socket);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "none"]);
+    command.args(["--upstream", "none", "--dns", "none", "--http", "none"]);
+    command.env("PROCONSUL_DEFAULT_WEB", "10.0.0.1:80");
+    let mut serving = Serving::start(command);
+    assert!(state().contains("READY=1"));
+    serving.signal("-HUP");
+    let reloading = state();
+    assert!(
+        reloading.contains("RELOADING=1") && reloading.contains("MONOTONIC_USEC="),
+        "{reloading}"
+    );
+    assert!(state().contains("READY=1"));
+    serving.signal("-TERM");
+    assert!(state().contains("STOPPING=1"));
+    assert_eq!(serving.child.wait().unwrap().code(), Some(0));
+}
+
+/// Hands sockets over as systemd does: from descriptor 3 on, to this very process.
+const HANDING_OVER: &str = "
+import os, socket, sys
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(('127.0.0.1', int(sys.argv[1])))
+tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+tcp.bind(('127.0.0.1', int(sys.argv[1])))
+tcp.listen(16)
+held = [os.dup(udp.fileno()), os.dup(tcp.fileno())]
+for at, descriptor in enumerate(held):
+    os.dup2(descriptor, 3 + at, inheritable=True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2')
+os.execv(sys.argv[2], sys.argv[2:])
+";
+
+#[tokio::test]
+async fn sockets_that_are_handed_over_are_answered_on() {
+    let port = loop {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        if UdpSocket::bind(address).is_ok() {
+            break address.port();
+        }
+    };
+    let mut command = Command::new("python3");
+    command.args([
+        "-c",
+        HANDING_OVER,
+        &port.to_string(),
+        env!("CARGO_BIN_EXE_proconsul"),
+    ]);
+    command.args(["serve", "--admin", "none", "--upstream", "none"]);
+    command.args(["--dns", "none", "--http", "none"]);
+    command.env("PROCONSUL_DEFAULT_WEB", "10.0.0.1:80");
+    let serving = Serving::start(command);
+    assert_eq!(serving.dns.port(), port);
+    assert_eq!(serving.instances().await, 1);
+    let reply = ask_tcp(serving.dns, "web.service.consul.", RecordType::A).await;
+    assert_eq!(reply.unwrap().answers.len(), 1);
+}
+
+/// The settings of a file of `packaging/`, without its comments.
+fn packaged(name: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("packaging")
+        .join(name);
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with('#'));
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn what_is_packaged_speaks_to_the_default_address() {
+    let has = |name: &str, line: &str| {
+        assert!(
+            packaged(name).iter().any(|own| own == line),
+            "{name}: {line}"
+        );
+    };
+    has("resolved.conf", "DNS=127.0.0.1:8653");
+    has("resolved.conf", "Domains=~consul");
+    has("dnsmasq.conf", "server=/consul/127.0.0.1#8653");
+    has("unbound.conf", "forward-addr: 127.0.0.1@8653");
+    has("proconsul.service", "ExecStart=/usr/bin/proconsul serve");
+    has("proconsul.service", "Type=notify-reload");
+    let help = program().args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.contains("127.0.0.1:8653"), "{help}");
+}
