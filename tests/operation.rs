@@ -291,8 +291,55 @@ fn what_is_packaged_speaks_to_the_default_address() {
     has("dnsmasq.conf", "server=/consul/127.0.0.1#8653");
     has("unbound.conf", "forward-addr: 127.0.0.1@8653");
     has("proconsul.service", "ExecStart=/usr/bin/proconsul serve");
-    has("proconsul.service", "Type=notify-reload");
+    has("proconsul.service", "ExecReload=/bin/kill -HUP $MAINPID");
     let help = program().args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     assert!(help.contains("127.0.0.1:8653"), "{help}");
+}
+
+#[tokio::test]
+async fn doctor_says_what_is_wrong_and_what_mends_it() {
+    let mut agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let closed = closed_port().to_string();
+    let doctor = |http: &str, more: &[&str]| {
+        let dns = agent.dns().to_string();
+        let mut command = program();
+        command.args([
+            "doctor", "--json", "--dns", &dns, "--http", http, "--stub", &closed,
+        ]);
+        let output = command.args(more).output().unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = told["checks"].as_array().unwrap().clone();
+        let verdict = move |check: &str| {
+            let found = checks.iter().find(|one| one["check"] == check);
+            let word = |one: &serde_json::Value| one["verdict"].as_str().unwrap().to_owned();
+            found.map_or_else(|| "none".to_owned(), word)
+        };
+        (output.status.code(), verdict)
+    };
+    let (code, verdict) = doctor(&agent.http(), &["web"]);
+    for check in [
+        "configuration",
+        "DNS door",
+        "HTTP door",
+        "cluster",
+        "agreement",
+        "name",
+    ] {
+        assert_eq!(verdict(check), "ok", "{check}");
+    }
+    assert_eq!((code, verdict("stub")), (Some(0), "warn".to_owned()));
+    let (code, verdict) = doctor(&closed, &["nosuch"]);
+    assert_eq!((code, verdict("HTTP door")), (Some(1), "FAIL".to_owned()));
+    assert_eq!(
+        (verdict("DNS door"), verdict("name")),
+        ("ok".to_owned(), "FAIL".to_owned())
+    );
+    let (code, verdict) = doctor("http://", &[]);
+    assert_eq!(
+        (code, verdict("configuration")),
+        (Some(1), "FAIL".to_owned())
+    );
+    agent.kill();
 }

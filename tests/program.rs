@@ -338,6 +338,8 @@ fn help_teaches_with_examples() {
         &["explain"],
         &["watch"],
         &["serve"],
+        &["doctor"],
+        &["config", "check"],
     ] {
         let mut arguments = command.to_vec();
         arguments.push("--help");

@@ -12,7 +12,7 @@ const LIBRARY: &str = include_str!("../src/lib.rs");
 
 /// Commands that are not run here, because they ask an agent, go on until they are
 /// stopped, or are no command of ours.
-const NOT_RUN_HERE: [&str; 13] = [
+const NOT_RUN_HERE: [&str; 14] = [
     "scripts/test",
     "scripts/bench",
     "scripts/bench --events",
@@ -22,6 +22,7 @@ const NOT_RUN_HERE: [&str; 13] = [
     "proconsul lookup web SRV",
     "proconsul pick web",
     "proconsul explain web",
+    "proconsul doctor web",
     "proconsul watch web api",
     "proconsul explain big1500",
     "proconsul serve",

@@ -53,6 +53,10 @@ pub(crate) enum Command {
     /// Answer DNS clients for Consul's domain, on UDP and TCP.
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
+    /// Check the whole path, from configuration to resolv.conf: what is wrong, and what
+    /// mends it.
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(Doctor),
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -64,6 +68,25 @@ pub(crate) enum ConfigCommand {
     #[command(after_help = CHECK_HELP)]
     Check(Check),
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// A name that somebody misses.
+    pub(crate) name: Option<String>,
+    /// Where proconsul serve should answer on this machine.
+    #[arg(long, value_name = "ADDR", default_value_t = LISTEN)]
+    pub(crate) stub: SocketAddr,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+const DOCTOR_HELP: &str = "Examples:
+  proconsul doctor
+  proconsul doctor web --json
+
+One line a check: ok, warn or FAIL, what was seen, and what mends it. It asks Consul for
+its own service, this machine's stub for an address, and reads resolv.conf; it asks
+nobody else. Exit status: 0 without a FAIL, else 1.";
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {

@@ -3,6 +3,7 @@
 mod admin;
 mod args;
 mod config;
+mod doctor;
 mod explain;
 mod lookup;
 mod output;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
             Command::Explain(command) => explain::run(command, &cli.output).await,
             Command::Watch(command) => watch::run(command, &cli.output).await,
             Command::Serve(command) => serve::run(command, &cli.output).await,
+            Command::Doctor(command) => doctor::run(command, &cli.output).await,
             Command::Config(ConfigCommand::Check(command)) => {
                 config::check(command, &cli.output).await
             }
