@@ -2,7 +2,10 @@
 //! only with `--cfg fuzzing`; each function panics where its rule is broken.
 
 use crate::{ConsulName, Domain};
-pub use crate::{records::fuzz::reply, snapshot::snapshot, stub::answer::fuzz::packet};
+pub use crate::{
+    records::fuzz::reply, snapshot::snapshot, stub::answer::fuzz::packet,
+    stub::answer::fuzz_lanes::shortcut,
+};
 
 /// Labels off the wire, and text: what is read is printed and read again as the
 /// same, and no error lets a raw byte through.

@@ -18,6 +18,8 @@
 mod encode;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz_lanes;
 
 use std::collections::HashSet;
 

@@ -5,7 +5,7 @@
 pub(crate) mod answer;
 mod forward;
 mod listen;
-mod shortcut;
+pub(crate) mod shortcut;
 mod tally;
 mod upstreams;
 

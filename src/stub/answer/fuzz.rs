@@ -49,7 +49,7 @@ fn check(reply: &[u8], id: Option<u16>) {
     assert_eq!(message.metadata.message_type, MessageType::Response);
 }
 
-fn sections(count: usize, owner: &Name) -> Sections {
+pub(crate) fn sections(count: usize, owner: &Name) -> Sections {
     let mut sections = Sections::empty();
     for at in 0..count {
         let bits = 0x0a00_0000 + u32::try_from(at).unwrap_or_default();

@@ -21,7 +21,7 @@ pub(crate) struct Recipe {
     /// Without OPT.
     pub(super) bytes: Box<[u8]>,
     /// Where the question ends.
-    question: usize,
+    pub(crate) question: usize,
     /// Where each answer starts; empty where their order is not to be changed.
     starts: Box<[u16]>,
     /// Where the last answer ends.
