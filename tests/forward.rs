@@ -375,3 +375,29 @@ async fn a_long_answer_is_had_over_tcp_and_a_question_by_itself_is_refused() {
     let code = a(address, "www.example.com.").await.metadata.response_code;
     assert_eq!(code, ResponseCode::Refused);
 }
+
+#[tokio::test]
+async fn nobody_gets_more_than_they_can_take_because_others_asked_the_same() {
+    // Late, so that both wait for one answer.
+    let upstream = Upstream::start(|packet| {
+        std::thread::sleep(Duration::from_millis(100));
+        Some(record(packet, 65_400, 0, &[7; 2_000]))
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let of = async |size| {
+        let asked = ask(
+            stub,
+            "big.example.",
+            RecordType::from(65_400),
+            Over::Edns(size),
+        )
+        .await;
+        let (reply, length) = asked.unwrap();
+        (reply.metadata.truncation, length)
+    };
+    let (large, small) = tokio::join!(of(3_000), of(1_400));
+    assert!(!large.0 && large.1 > 2_000, "{large:?}");
+    assert!(small.0 && small.1 <= 1_400, "{small:?}");
+    assert_eq!(upstream.asked(), 1);
+}

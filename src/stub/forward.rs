@@ -187,6 +187,10 @@ impl Forwarder {
             Some(told) => match told.bytes.get(3).map(|flags| flags & 0x0F) {
                 // Whoever says that it cannot tell knows less than what was known.
                 Some(2 | 5) if let Some(reply) = stale() => Forwarded::Reply(reply),
+                // Asked by another client, who can take more.
+                _ if plain.is_some_and(|plain| told.bytes.len() > plain.limit()) => {
+                    Forwarded::Reply(own_head(&truncated(&told.bytes), packet))
+                }
                 _ => Forwarded::Reply(own_head(&told.bytes, packet)),
             },
             None => stale().map_or(Forwarded::Failed, Forwarded::Reply),
@@ -448,6 +452,19 @@ fn own_head(reply: &[u8], packet: &[u8]) -> Vec<u8> {
         own.copy_from_slice(asked);
     }
     reply
+}
+
+/// The head of a reply, with TC: the client is to come back over TCP.
+fn truncated(reply: &[u8]) -> Vec<u8> {
+    let end = question_end(reply).unwrap_or(reply.len());
+    let mut head = reply.get(..end).unwrap_or_default().to_vec();
+    if let Some(flags) = head.get_mut(2) {
+        *flags |= 0x02;
+    }
+    if let Some(counts) = head.get_mut(6..12) {
+        counts.fill(0);
+    }
+    head
 }
 
 /// Where the only question of a message ends.

@@ -170,7 +170,7 @@ impl Stub {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the sockets at once.
+    /// Dropping the future closes the sockets, those for UDP within 100 ms.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         listen::run(self.sockets, &self.server, stop).await;
     }

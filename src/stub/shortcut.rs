@@ -112,6 +112,17 @@ pub(crate) struct Plain {
     pub(crate) key: Key,
 }
 
+impl Plain {
+    /// Bytes that the client itself can take, whatever others in its bucket can.
+    pub(crate) fn limit(&self) -> usize {
+        match self.edns {
+            _ if self.size == usize::from(u16::MAX) => self.size,
+            None => 512,
+            Some(size) => usize::from(size).max(512),
+        }
+    }
+}
+
 /// Reads a packet, if it is an ordinary question of class IN. `tcp`: it came by a
 /// connection.
 pub(crate) fn read(packet: &[u8], tcp: bool) -> Option<Plain> {
