@@ -245,3 +245,80 @@ pub(crate) fn probe(server: SocketAddr, question: &[u8]) -> Outcome<[usize; 4]> 
     let pair = |at: usize| usize::from(u16::from_be_bytes([reply[at], reply[at + 1]]));
     Ok([usize::from(reply[3] & 15), pair(6), pair(10), length])
 }
+
+/// A cached question beside a flood of names that nobody knows.
+#[derive(Debug)]
+pub(crate) struct Flooded {
+    /// Of the cached question: the median, 99 of 100, and the share that got no reply.
+    pub(crate) median: Duration,
+    pub(crate) p99: Duration,
+    pub(crate) lost: f64,
+    /// Unknown names a second, and bytes that the server grew by.
+    pub(crate) unknown: f64,
+    pub(crate) grown: i64,
+}
+
+/// Floods the server with so many unknown names a second for `length`; each is another.
+pub(crate) fn flood(
+    server: SocketAddr,
+    process: u32,
+    cached: &[u8],
+    rate: u32,
+    length: Duration,
+) -> Outcome<Flooded> {
+    let before = memory(process)?;
+    let start = Instant::now();
+    let flood = std::thread::spawn(move || -> Outcome<u64> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(server)?;
+        socket.set_nonblocking(true)?;
+        let (mut sent, mut reply) = (0_u64, [0; 4_096]);
+        while start.elapsed() < length {
+            let due = (start.elapsed().as_secs_f64() * f64::from(rate)) as u64;
+            while sent < due {
+                let name = format!("f{sent}x{}.service.consul", process);
+                // What does not fit the queue is lost, as in a flood.
+                _ = socket.send(&question(&name, 1));
+                sent += 1;
+            }
+            while socket.recv(&mut reply).is_ok() {}
+            sleep(Duration::from_micros(200));
+        }
+        Ok(sent)
+    });
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let (mut times, mut asked, mut reply) = (Vec::new(), 0_u16, [0; 4_096]);
+    while start.elapsed() < length {
+        asked += 1;
+        let mut packet = cached.to_vec();
+        packet[..2].copy_from_slice(&asked.to_be_bytes());
+        let sent = Instant::now();
+        socket.send(&packet)?;
+        // A late reply to an earlier question is none to this one.
+        while let Ok(length) = socket.recv(&mut reply) {
+            if length > 12 && reply[..2] == packet[..2] {
+                times.push(sent.elapsed());
+                break;
+            }
+        }
+        sleep(Duration::from_millis(1));
+    }
+    let sent = flood.join().map_err(|_| "the flood ended early")??;
+    times.sort();
+    let at = |share: f64| {
+        let place = (times.len() as f64 * share) as usize;
+        times
+            .get(place.min(times.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or_default()
+    };
+    Ok(Flooded {
+        median: at(0.5),
+        p99: at(0.99),
+        lost: 1.0 - times.len() as f64 / f64::from(asked.max(1)),
+        unknown: sent as f64 / length.as_secs_f64(),
+        grown: i64::try_from(memory(process)?)? - i64::try_from(before)?,
+    })
+}

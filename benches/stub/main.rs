@@ -41,6 +41,9 @@ const SRV: u16 = 33;
 /// Bytes of an echo: those of an ordinary answer.
 const ECHO: usize = 400;
 
+/// How long a flood lasts.
+const FLOOD: Duration = Duration::from_secs(10);
+
 /// One run of one server.
 const LENGTH: Duration = Duration::from_millis(700);
 
@@ -73,7 +76,7 @@ fn main() -> Outcome<()> {
     let first = question("ten.service.consul", A);
     let mut all = vec![
         peers::echo(ECHO)?,
-        peers::ours(agent.dns(), agent.http(), &first)?,
+        peers::ours(agent.dns(), agent.http(), &first, "")?,
     ];
     all.extend(peers::others(agent.dns(), &first));
 
@@ -122,9 +125,36 @@ fn main() -> Outcome<()> {
             let unknown: Questions = (0..20_000)
                 .map(|at| question(&format!("u{round}x{at}.service.consul"), A))
                 .collect();
-            load::udp(peer.address, peer.id(), &unknown, LENGTH, Some(4_000))
+            load::udp(peer.address, peer.id(), &unknown, LENGTH, None)
         },
     )?;
+    flooded(&all[1..], &first, only.as_deref())
+}
+
+/// A cached question beside a flood.
+fn flooded(peers: &[Peer], cached: &[u8], only: Option<&str>) -> Outcome<()> {
+    let label = "a cached name beside a flood of 30,000 unknown names a second";
+    if only.is_some_and(|only| !label.contains(only)) {
+        return Ok(());
+    }
+    println!("\n{label}");
+    println!(
+        "  {:<16} {:>10} {:>10} {:>8} {:>12} {:>12}",
+        "", "median", "p99", "lost", "unknown/s", "grown"
+    );
+    for peer in peers {
+        load::probe(peer.address, cached)?;
+        let seen = load::flood(peer.address, peer.id(), cached, 30_000, FLOOD)?;
+        println!(
+            "  {:<16} {:>10.1?} {:>10.1?} {:>7.2}% {:>12.0} {:>9} KiB",
+            peer.name,
+            seen.median,
+            seen.p99,
+            seen.lost * 100.0,
+            seen.unknown,
+            seen.grown / 1024
+        );
+    }
     Ok(())
 }
 
@@ -179,6 +209,9 @@ fn table(
     Ok(())
 }
 
+/// Room for all of them.
+const ROOM: &str = "[cache]\nbytes = 268435456\n";
+
 /// The cost among many names, which are `addr` names: nobody is asked for them.
 fn names() -> Outcome<()> {
     let agent = Agent::start()?;
@@ -191,7 +224,7 @@ fn names() -> Outcome<()> {
         let all: Questions = (0..count)
             .map(|at| question(&format!("0a{at:06x}.addr.consul"), A))
             .collect();
-        let peer = peers::ours(agent.dns(), agent.http(), &all[0])?;
+        let peer = peers::ours(agent.dns(), agent.http(), &all[0], ROOM)?;
         let before = load::memory(peer.id())?;
         // At a pace that fills: each name is a miss once.
         for _ in 0..3 {

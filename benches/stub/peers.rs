@@ -95,16 +95,23 @@ pub(crate) fn echo(length: usize) -> Outcome<Peer> {
     Ok(peer)
 }
 
-/// Ours, with Consul behind it.
-pub(crate) fn ours(dns: SocketAddr, http: SocketAddr, question: &[u8]) -> Outcome<Peer> {
+/// Ours, with Consul behind it, and this configuration.
+pub(crate) fn ours(
+    dns: SocketAddr,
+    http: SocketAddr,
+    question: &[u8],
+    config: &str,
+) -> Outcome<Peer> {
     let peer = Peer::start(
         "proconsul",
-        |_| String::new(),
-        |port, _| {
+        |_| config.to_owned(),
+        |port, file| {
             let (dns, http) = (dns.to_string(), format!("http://{http}"));
             let listen = format!("127.0.0.1:{port}");
             let program = env!("CARGO_BIN_EXE_proconsul");
-            let mut all = words(&[program, "serve", "--dns", &dns, "--http", &http]);
+            let mut all = words(&[
+                program, "serve", "--config", file, "--dns", &dns, "--http", &http,
+            ]);
             all.extend(words(&[
                 "--listen",
                 &listen,
