@@ -231,10 +231,7 @@ fn serve<S: Address>(work: Work) {
         let mut from: [(usize, Option<S>); BATCH] = [(0, None); BATCH];
         let count = match take(&lane, &mut incoming, &mut taken, &mut from) {
             Ok(count) => count,
-            Err(Errno::EAGAIN | Errno::EINTR) => {
-                tally.holds(shortcuts.size());
-                continue;
-            }
+            Err(Errno::EAGAIN | Errno::EINTR) => continue,
             Err(error) => {
                 warn!(%error, "socket cannot be read");
                 thread::sleep(LOOK);
@@ -242,8 +239,13 @@ fn serve<S: Address>(work: Work) {
             }
         };
         let now = clock::lately();
+        let mut filled = false;
         while let Ok(fill) = fills.try_recv() {
             shortcuts.keep(fill, now);
+            filled = true;
+        }
+        if filled {
+            tally.holds(shortcuts.size());
         }
         let mut lengths = [0; BATCH];
         let mut to: [Option<S>; BATCH] = [None; BATCH];
