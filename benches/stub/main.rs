@@ -143,7 +143,8 @@ fn flooded(peers: &[Peer], cached: &[u8], only: Option<&str>) -> Outcome<()> {
         "", "median", "p99", "lost", "unknown/s", "grown"
     );
     for peer in peers {
-        load::probe(peer.address, cached)?;
+        // What is to be cached is.
+        _ = load::probe(peer.address, cached);
         let seen = load::flood(peer.address, peer.id(), cached, 30_000, FLOOD)?;
         println!(
             "  {:<16} {:>10.1?} {:>10.1?} {:>7.2}% {:>12.0} {:>9} KiB",
