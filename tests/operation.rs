@@ -343,3 +343,57 @@ async fn doctor_says_what_is_wrong_and_what_mends_it() {
     );
     agent.kill();
 }
+
+#[tokio::test]
+async fn root_is_given_up_once_the_ports_are_bound() {
+    let mut command = program();
+    command.args([
+        "serve",
+        "--listen",
+        "127.0.0.90:53",
+        "--admin",
+        "none",
+        "--user",
+        "nobody",
+    ]);
+    command.args(["--upstream", "none", "--dns", "none", "--http", "none"]);
+    command.env("PROCONSUL_DEFAULT_WEB", "10.0.0.1:80");
+    let serving = Serving::start(command);
+    let status = fs::read_to_string(format!("/proc/{}/status", serving.child.id())).unwrap();
+    let of = |what: &str| {
+        let line = status.lines().find(|line| line.starts_with(what)).unwrap();
+        line.split_whitespace()
+            .skip(1)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let user = of("Uid:");
+    assert!(
+        user.iter().all(|id| *id == user[0] && id != "0"),
+        "{user:?}"
+    );
+    assert!(of("Gid:").iter().all(|id| id != "0"));
+    assert_eq!(of("Groups:"), Vec::<String>::new());
+    for thread in fs::read_dir(format!("/proc/{}/task", serving.child.id())).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        assert!(!status.contains("Uid:\t0"), "{status}");
+    }
+    assert_eq!(serving.instances().await, 1);
+
+    let mut command = program();
+    command.args([
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "none",
+        "--user",
+        "no-such-user",
+    ]);
+    let refused = command
+        .args(["--dns", "none", "--http", "none"])
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no such user"));
+}

@@ -237,8 +237,9 @@ impl Sources {
         };
         let heard = match rung {
             Rung::Dns => self.ask_dns(question, asker, limit, &mut attempts).await,
-            Rung::Http => self.ask_http(question, asker, limit, &mut attempts).await,
-            Rung::Static => self.ask_static(question, &mut attempts).await,
+            // Large, and seldom: a question to DNS is not to carry their room with it.
+            Rung::Http => Box::pin(self.ask_http(question, asker, limit, &mut attempts)).await,
+            Rung::Static => Box::pin(self.ask_static(question, &mut attempts)).await,
         };
         let heard = heard.unwrap_or_else(|| failure(&attempts));
         (heard, attempts)

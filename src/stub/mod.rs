@@ -264,7 +264,7 @@ impl Server {
             && let Some(forwarder) = forwarder
         {
             let reply = self.forwarded(forwarder, packet, &question, plain.as_ref(), transport);
-            return reply.await;
+            return Box::pin(reply).await;
         }
         let answer = timeout(LIMIT, zone::answer(resolver, &question.asked));
         let Ok((sections, answer)) = answer.await else {
@@ -275,9 +275,8 @@ impl Server {
         if question.asked.is_reverse()
             && (answer.as_ref()).map_or_else(Error::is_not_found, Option::is_none)
             && let Some(forwarder) = forwarder
-            && let Some(reply) = self
-                .forwarded(forwarder, packet, &question, plain.as_ref(), transport)
-                .await
+            && let reply = self.forwarded(forwarder, packet, &question, plain.as_ref(), transport)
+            && let Some(reply) = Box::pin(reply).await
         {
             return Some(reply);
         }

@@ -237,6 +237,10 @@ pub(crate) struct Serve {
     /// times [default: system]
     #[arg(long, value_name = "ADDR")]
     upstream: Vec<String>,
+    /// Become this user once all ports are bound; files are read as that user from then
+    /// on
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }
@@ -393,6 +397,7 @@ impl Serve {
             listen,
             admin: self.admin.or(file.admin).unwrap_or(ADMIN).0,
             upstream: first(&self.upstream, file.upstream),
+            user: self.user.clone().or(file.user),
         })
     }
 }
@@ -403,6 +408,7 @@ pub(crate) struct ServeSettings {
     pub(crate) listen: Vec<SocketAddr>,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) upstream: Vec<String>,
+    pub(crate) user: Option<String>,
 }
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8653);

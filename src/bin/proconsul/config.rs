@@ -83,6 +83,7 @@ pub(crate) struct Serve {
     #[serde(deserialize_with = "admin")]
     pub(crate) admin: Option<AdminAddress>,
     pub(crate) upstream: Vec<String>,
+    pub(crate) user: Option<String>,
 }
 
 /// One text or several.

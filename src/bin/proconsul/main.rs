@@ -9,6 +9,7 @@ mod lookup;
 mod output;
 mod page;
 mod pick;
+mod privileges;
 mod serve;
 mod signals;
 mod systemd;

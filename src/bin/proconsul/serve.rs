@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use crate::{
     admin::{self, Admin},
     args::{Output, Serve, ServeSettings, Stale},
-    output, signals,
+    output, privileges, signals,
     systemd::{self, Sockets},
 };
 
@@ -54,6 +54,11 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         };
         // Ends with the program.
         tokio::spawn(admin::serve(listener, admin));
+    }
+    if let Some(user) = &settings.user
+        && let Err(error) = privileges::drop_to(user)
+    {
+        return output::trouble(&error);
     }
     output::remark(form, &line);
     systemd::ready(&line);

@@ -292,7 +292,8 @@ impl Round<'_> {
             (Ok(heard), _) => heard,
             (Err(_), None) => {
                 self.source.learn(self.name, false);
-                self.over_udp(self.payload()).await.unwrap_or(Heard::Failed)
+                let udp = Box::pin(self.over_udp(self.payload()));
+                udp.await.unwrap_or(Heard::Failed)
             }
         };
         let Heard::Records { reply, doubt } = heard else {
@@ -310,7 +311,7 @@ impl Round<'_> {
         };
         match (doubt, other) {
             (Some(Reason::NoText), Some(payload)) if self.kind == RecordType::SRV => {
-                self.second_opinion(reply, payload).await
+                Box::pin(self.second_opinion(reply, payload)).await
             }
             (doubt, _) => Heard::Records { reply, doubt },
         }
@@ -367,7 +368,8 @@ impl Round<'_> {
                 return reply;
             }
             // An error of one says nothing of the other.
-            let mut second = std::pin::pin!(udp::exchange(server, &query, strangers));
+            // In a box, as all that is seldom: no question is to carry its room.
+            let mut second = Box::pin(udp::exchange(server, &query, strangers));
             tokio::select! {
                 reply = &mut first => if reply.is_ok() { reply } else { second.await },
                 reply = &mut second => if reply.is_ok() { reply } else { first.await },

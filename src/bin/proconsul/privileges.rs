@@ -1,0 +1,21 @@
+//! Root is needed to bind port 53, and for nothing after that.
+
+use nix::unistd::{Uid, User, setgid, setgroups, setuid};
+
+/// Becomes this user, for good. Nobody but root can.
+pub(crate) fn drop_to(name: &str) -> Result<(), String> {
+    let failed = |error: nix::Error| format!("--user {name}: {error}");
+    let user = User::from_name(name).map_err(failed)?;
+    let user = user.ok_or_else(|| format!("--user {name}: there is no such user"))?;
+    if Uid::effective() == user.uid {
+        return Ok(());
+    }
+    // Groups first: afterwards they are not ours to change.
+    setgroups(&[]).map_err(failed)?;
+    setgid(user.gid).map_err(failed)?;
+    setuid(user.uid).map_err(failed)?;
+    if Uid::current().is_root() || Uid::effective().is_root() {
+        return Err(format!("--user {name}: still root"));
+    }
+    Ok(())
+}
