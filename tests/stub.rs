@@ -428,3 +428,18 @@ async fn a_client_that_asks_for_much_at_once_does_not_keep_others_waiting() {
     let reply = ask_udp(address, "0a000001.addr.consul.", RecordType::A).await;
     assert_eq!(reply.expect("a reply").answers.len(), 1);
 }
+
+#[tokio::test]
+async fn connections_that_say_nothing_make_room_for_others() {
+    let stub = stub("none", "none").await;
+    let mut idle = Vec::new();
+    for _ in 0..256 {
+        idle.push(TcpStream::connect(stub).await.expect("a connection"));
+    }
+    wait_for("room for one more", async || {
+        let reply = ask_tcp(stub, "0a000001.addr.consul.", RecordType::A).await?;
+        (reply.answers.len() == 1).then_some(())
+    })
+    .await;
+    drop(idle);
+}

@@ -26,7 +26,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use self::datagrams::Datagrams;
-use super::Server;
+use super::{Server, shortcut};
 use crate::endpoint::Transport;
 
 /// Questions over UDP that are worked on at once, per socket. Above it new ones
@@ -35,6 +35,10 @@ const MOST_DATAGRAMS: usize = 1_024;
 
 /// Connections at once, per address.
 const MOST_CONNECTIONS: usize = 256;
+
+/// From so many on, those that say nothing make room for others (RFC 7766, section
+/// 6.2.3).
+const CROWDED: usize = MOST_CONNECTIONS / 4 * 3;
 
 /// Time for answers that are due when the stub is stopped.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -215,13 +219,27 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
             _ = asked.join_next(), if !asked.is_empty() => {}
             received = socket.receive(&mut buffer), if !full => match received {
                 Ok((length, peer)) => {
+                    let plain = shortcut::read(&buffer[..length], false);
+                    let mut reply = Vec::new();
+                    if let Some(plain) = plain
+                        && server.remembered(&buffer[..length], &plain, Transport::Udp, &mut reply)
+                    {
+                        // Behind the length, which a datagram needs not.
+                        if let Err(error) = socket.send(&reply[2..], peer).await {
+                            debug!(client = %peer.client, %error, "reply not sent");
+                        }
+                        continue;
+                    }
                     let packet: Box<[u8]> = buffer[..length].into();
                     let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
                     asked.spawn(async move {
-                        if let Some(reply) = server.answer(&packet, Transport::Udp).await
-                            && let Err(error) = socket.send(&reply.bytes, peer).await
-                        {
-                            debug!(client = %peer.client, %error, "reply not sent");
+                        if let Some(reply) = server.answer(&packet, Transport::Udp).await {
+                            if let Err(error) = socket.send(&reply.bytes, peer).await {
+                                debug!(client = %peer.client, %error, "reply not sent");
+                            }
+                            if let Some(fill) = reply.fill {
+                                server.keep(fill);
+                            }
                         }
                     });
                 }
@@ -239,16 +257,19 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
 
 async fn connections(listener: TcpListener, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
     let mut open = JoinSet::new();
+    let crowd = Arc::new(AtomicBool::new(false));
     loop {
         let full = open.len() >= MOST_CONNECTIONS;
+        crowd.store(open.len() >= CROWDED, Ordering::Relaxed);
         tokio::select! {
             () = told(&mut stopped) => break,
             _ = open.join_next(), if !open.is_empty() => {}
             accepted = listener.accept(), if !full => match accepted {
                 Ok((stream, client)) => {
                     let (server, stopped) = (Arc::clone(&server), stopped.clone());
+                    let crowd = Arc::clone(&crowd);
                     open.spawn(async move {
-                        let ended = connection::converse(stream, &server, stopped).await;
+                        let ended = connection::converse(stream, &server, &crowd, stopped).await;
                         debug!(%client, ?ended, "connection closed");
                     });
                 }

@@ -59,7 +59,7 @@ struct Server {
     /// A std lock: held for one look, never across an await.
     current: RwLock<Arc<Current>>,
     counted: Arc<Counted>,
-    /// Of connections. A std mutex: held for one look, never across an await.
+    /// Of connections, and of sockets bound to every address. A std mutex: held for one look, never across an await.
     shortcuts: Mutex<Shortcuts>,
 }
 
@@ -206,8 +206,14 @@ impl Server {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
     }
 
-    /// Adds the reply to a packet that came by a connection, where one is remembered.
-    fn remembered(&self, packet: &[u8], plain: &Plain, out: &mut Vec<u8>) -> bool {
+    /// Adds the reply to a packet, with its length before it, where one is remembered.
+    fn remembered(
+        &self,
+        packet: &[u8],
+        plain: &Plain,
+        transport: Transport,
+        out: &mut Vec<u8>,
+    ) -> bool {
         let start = out.len();
         let mut shortcuts = self.shortcuts();
         let room = shortcuts.room(plain);
@@ -219,7 +225,7 @@ impl Server {
                 if let Ok(prefix) = u16::try_from(length) {
                     out[start..start + 2].copy_from_slice(&prefix.to_be_bytes());
                     out.truncate(start + 2 + length);
-                    self.counted.remembered(&out[start + 2..], Transport::Tcp);
+                    self.counted.remembered(&out[start + 2..], transport);
                     return true;
                 }
                 0

@@ -5,11 +5,18 @@
 //! | client | treated |
 //! | --- | --- |
 //! | has asked [`MOST_PENDING`] things that are not answered yet | not read from |
-//! | is idle for [`IDLE`], ends its side, or the stub is stopped | gets what is due, then the connection is closed |
+//! | is idle for [`IDLE`], in a crowd for [`IDLE_IN_A_CROWD`], ends its side, or the stub is stopped | gets what is due, then the connection is closed |
 //! | needs longer than [`MESSAGE`] for one message, or to take one write | cut off |
 //! | announces a message that is shorter than a header | cut off |
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -31,6 +38,12 @@ const MOST_PENDING: usize = 64;
 /// Time between two questions of one connection (RFC 7766, section 6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
 
+/// The same while there is hardly room for others.
+const IDLE_IN_A_CROWD: Duration = Duration::from_millis(200);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Time for one message to arrive whole once it has begun, and to be sent.
 const MESSAGE: Duration = Duration::from_secs(2);
 
@@ -47,6 +60,7 @@ const TOGETHER: usize = 64 << 10;
 pub(super) async fn converse(
     stream: TcpStream,
     server: &Arc<Server>,
+    crowd: &AtomicBool,
     mut stopped: watch::Receiver<()>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -62,7 +76,9 @@ pub(super) async fn converse(
                 break;
             };
             let plain = shortcut::read(packet, true);
-            if plain.is_some_and(|plain| server.remembered(packet, &plain, &mut out)) {
+            if plain
+                .is_some_and(|plain| server.remembered(packet, &plain, Transport::Tcp, &mut out))
+            {
                 continue;
             }
             pending += 1;
@@ -86,7 +102,9 @@ pub(super) async fn converse(
         if ended && pending == 0 {
             return Ok(());
         }
-        let until = incoming.until();
+        // Looked at now and then: whether it is crowded changes while one waits.
+        let until = incoming.until(crowd);
+        let look = until.min(Instant::from(clock::now()) + LOOK);
         tokio::select! {
             () = told(&mut stopped), if !ended => ended = true,
             reply = due.recv() => {
@@ -102,10 +120,14 @@ pub(super) async fn converse(
                 0 => ended = true,
                 length => incoming.came(length),
             },
-            () = sleep_until(until), if !ended && pending < MOST_PENDING => match incoming.has_begun() {
-                true => return Err(io::ErrorKind::TimedOut.into()),
-                false => ended = true,
-            },
+            () = sleep_until(look), if !ended && pending < MOST_PENDING => {
+                let over = Instant::from(clock::now()) >= incoming.until(crowd);
+                match incoming.has_begun() {
+                    _ if !over => {}
+                    true => return Err(io::ErrorKind::TimedOut.into()),
+                    false => ended = true,
+                }
+            }
         }
     }
 }
@@ -187,7 +209,12 @@ impl Incoming {
     }
 
     /// When the client has had time enough.
-    fn until(&self) -> Instant {
-        self.since + if self.has_begun() { MESSAGE } else { IDLE }
+    fn until(&self, crowd: &AtomicBool) -> Instant {
+        let idle = if crowd.load(Ordering::Relaxed) {
+            IDLE_IN_A_CROWD
+        } else {
+            IDLE
+        };
+        self.since + if self.has_begun() { MESSAGE } else { idle }
     }
 }
