@@ -401,3 +401,45 @@ async fn nobody_gets_more_than_they_can_take_because_others_asked_the_same() {
     assert!(small.0 && small.1 <= 1_400, "{small:?}");
     assert_eq!(upstream.asked(), 1);
 }
+
+#[tokio::test]
+async fn answers_that_lead_into_this_network_are_held_back_where_that_is_wished() {
+    let inside = Upstream::start(|packet| Some(record(packet, 1, 60, &[192, 168, 0, 1]))).await;
+    let outside = Upstream::start(|packet| Some(record(packet, 1, 60, &[203, 0, 113, 1]))).await;
+    let all = [
+        inside.address.to_string(),
+        format!("corp.example={}", inside.address),
+        format!("net.example={}", outside.address),
+    ];
+    let resolver = || {
+        Resolver::builder()
+            .dns("none")
+            .http("none")
+            .build()
+            .unwrap()
+    };
+    let any = "127.0.0.1:0".parse().unwrap();
+    let stub = Stub::bind(resolver(), &[any]).await.unwrap();
+    let address = stub.addresses()[0];
+    let stub = stub.forwarding(Upstreams::parse(&all).unwrap().stop_rebind(true));
+    tokio::spawn(stub.run(std::future::pending()));
+    for _ in 0..2 {
+        let held = a(address, "evil.example.").await;
+        assert_eq!(held.metadata.response_code, ResponseCode::NXDomain);
+        assert!(held.answers.is_empty());
+    }
+    assert_eq!(
+        addresses(&a(address, "a.corp.example.").await),
+        ["60 192.168.0.1"]
+    );
+    assert_eq!(
+        addresses(&a(address, "a.net.example.").await),
+        ["60 203.0.113.1"]
+    );
+    // By itself everything is handed on.
+    let open = stub_of(resolver(), &[&all[0]]).await;
+    assert_eq!(
+        addresses(&a(open, "evil.example.").await),
+        ["60 192.168.0.1"]
+    );
+}

@@ -397,3 +397,34 @@ async fn root_is_given_up_once_the_ports_are_bound() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no such user"));
 }
+
+#[tokio::test]
+async fn clients_that_use_up_all_descriptors_do_not_keep_others_from_an_answer() {
+    let mut command = Command::new("prlimit");
+    command.args(["--nofile=48:48", env!("CARGO_BIN_EXE_proconsul"), "serve"]);
+    command.args([
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "none",
+        "--upstream",
+        "none",
+    ]);
+    command.args(["--dns", "none", "--http", "none"]);
+    command.env_clear().env("PATH", "/usr/bin:/bin");
+    command.env("PROCONSUL_DEFAULT_WEB", "10.0.0.1:80");
+    let serving = Serving::start(command);
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(std::net::TcpStream::connect(serving.dns).unwrap());
+    }
+    for _ in 0..20 {
+        assert_eq!(serving.instances().await, 1);
+    }
+    drop(clients);
+    wait_for("an answer over TCP again", async || {
+        let reply = ask_tcp(serving.dns, "web.service.consul.", RecordType::A).await?;
+        (reply.answers.len() == 1).then_some(())
+    })
+    .await;
+}

@@ -39,6 +39,7 @@ use crate::{
 
 /// Extended errors (RFC 8914, section 5.2).
 const STALE_ANSWER: u16 = 3;
+const FILTERED: u16 = 17;
 const PROHIBITED: u16 = 18;
 const NO_REACHABLE_AUTHORITY: u16 = 22;
 
@@ -87,6 +88,14 @@ impl Sections {
     /// Nothing but a code.
     pub(crate) fn code(code: ResponseCode) -> Self {
         Self::new(code)
+    }
+
+    /// NXDOMAIN, since what there is must not be given.
+    pub(crate) fn filtered() -> Self {
+        Self {
+            extended: Some(FILTERED),
+            ..Self::nowhere()
+        }
     }
 
     /// NXDOMAIN in no zone of ours.

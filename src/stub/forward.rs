@@ -30,7 +30,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    shortcut::{Fill, Plain, Recipe},
+    shortcut::{Fill, Plain, Recipe, addresses},
     upstreams::{self, Upstreams},
 };
 use crate::{clock, endpoint::Transport, flight::Flights, stamp::Stamp};
@@ -129,6 +129,8 @@ struct Kept {
 #[derive(Debug)]
 pub(super) enum Forwarded {
     Reply(Vec<u8>),
+    /// It leads where it must not.
+    Filtered,
     /// Nobody answered.
     Failed,
     /// There is nobody to ask.
@@ -155,6 +157,27 @@ impl Forwarder {
     /// The answer to a packet about the name with these labels. `plain`: the packet, if it is an ordinary
     /// question.
     pub(super) async fn answer(
+        self: &Arc<Self>,
+        packet: &[u8],
+        labels: &[&[u8]],
+        plain: Option<&Plain>,
+        transport: Transport,
+    ) -> Forwarded {
+        let forwarded = self.ask_or_remember(packet, labels, plain, transport).await;
+        if let Forwarded::Reply(reply) = &forwarded {
+            let all = addresses(reply).unwrap_or_default();
+            if !all
+                .iter()
+                .all(|address| self.upstreams.trusts(labels, *address))
+            {
+                debug!("an answer that leads into this network is not handed on");
+                return Forwarded::Filtered;
+            }
+        }
+        forwarded
+    }
+
+    async fn ask_or_remember(
         self: &Arc<Self>,
         packet: &[u8],
         labels: &[&[u8]],

@@ -338,6 +338,7 @@ impl Server {
                 let fill = plain.and_then(|plain| forwarder.fill(plain));
                 Some(Reply { bytes, fill })
             }
+            Forwarded::Filtered => own(&Sections::filtered()),
             Forwarded::Nobody | Forwarded::Failed if question.asked.is_reverse() => None,
             Forwarded::Nobody => own(&Sections::refused()),
             Forwarded::Failed => own(&Sections::failed(ErrorKind::Unavailable)),

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use self::recipe::Age;
-pub(crate) use self::recipe::Recipe;
+pub(crate) use self::recipe::{Recipe, addresses};
 use crate::cache::fate::Fate;
 
 /// Length of a header.

@@ -34,6 +34,8 @@ pub struct Upstreams {
     servers: Vec<SocketAddr>,
     /// For names in a domain, the longest first.
     routes: Vec<(Labels, Vec<SocketAddr>)>,
+    /// Answers with private addresses are not handed on.
+    stop_rebind: bool,
 }
 
 impl Upstreams {
@@ -86,9 +88,24 @@ impl Upstreams {
         Ok(all)
     }
 
+    /// Does not hand on answers that lead into this network (loopback, private,
+    /// link-local addresses): a name on the Internet that does so may be meant to make
+    /// a browser talk to a machine of ours (DNS rebinding). Domains with servers of
+    /// their own are trusted. Default: everything is handed on.
+    #[must_use]
+    pub fn stop_rebind(mut self, stop: bool) -> Self {
+        self.stop_rebind = stop;
+        self
+    }
+
     /// Whether nobody is asked.
     pub fn is_none(&self) -> bool {
-        *self == Self::default()
+        !self.system && self.servers.is_empty() && self.routes.is_empty()
+    }
+
+    /// Whether an answer for the labels of a name may hold that address.
+    pub(crate) fn trusts(&self, labels: &[&[u8]], address: IpAddr) -> bool {
+        !self.stop_rebind || !is_inside(address) || self.route(labels).is_some()
     }
 
     /// Whether resolv.conf is to be read.
@@ -99,6 +116,14 @@ impl Upstreams {
     /// The servers for the labels of a name, in the order in which they are asked. `system`: those of
     /// resolv.conf.
     pub(crate) fn of(&self, labels: &[&[u8]], system: &[SocketAddr]) -> Vec<SocketAddr> {
+        match self.route(labels) {
+            Some(servers) => servers.to_vec(),
+            None => self.servers.iter().chain(system).copied().collect(),
+        }
+    }
+
+    /// The servers of the longest domain that the name is in.
+    fn route(&self, labels: &[&[u8]]) -> Option<&[SocketAddr]> {
         let route = self.routes.iter().find(|(domain, _)| {
             let start = labels.len().checked_sub(domain.len());
             let end = start.and_then(|start| labels.get(start..));
@@ -108,10 +133,7 @@ impl Upstreams {
                     .all(|(one, other)| one.eq_ignore_ascii_case(other))
             })
         });
-        match route {
-            Some((_, servers)) => servers.clone(),
-            None => self.servers.iter().chain(system).copied().collect(),
-        }
+        route.map(|(_, servers)| servers.as_slice())
     }
 }
 
@@ -167,6 +189,21 @@ pub(crate) fn is_ours(server: SocketAddr, own: &[SocketAddr]) -> bool {
         let every = own.ip().is_unspecified() && server.ip().is_loopback();
         own.port() == server.port() && (same || every)
     })
+}
+
+/// Whether an address is one of this machine's or of a private network.
+fn is_inside(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            v4.is_loopback() || v4.is_private() || v4.is_link_local() || v4.is_unspecified()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_loopback()
+                || v6.is_unique_local()
+                || v6.is_unicast_link_local()
+                || v6.is_unspecified()
+        }
+    }
 }
 
 /// What is answered here, whatever is asked for it.

@@ -237,6 +237,10 @@ pub(crate) struct Serve {
     /// times [default: system]
     #[arg(long, value_name = "ADDR")]
     upstream: Vec<String>,
+    /// Hand on no answers for other names that lead into this network, except from
+    /// domains with upstreams of their own
+    #[arg(long)]
+    stop_rebind: bool,
     /// Become this user once all ports are bound; files are read as that user from then
     /// on
     #[arg(long, value_name = "NAME")]
@@ -397,6 +401,7 @@ impl Serve {
             listen,
             admin: self.admin.or(file.admin).unwrap_or(ADMIN).0,
             upstream: first(&self.upstream, file.upstream),
+            stop_rebind: self.stop_rebind || file.stop_rebind,
             user: self.user.clone().or(file.user),
         })
     }
@@ -408,6 +413,7 @@ pub(crate) struct ServeSettings {
     pub(crate) listen: Vec<SocketAddr>,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) upstream: Vec<String>,
+    pub(crate) stop_rebind: bool,
     pub(crate) user: Option<String>,
 }
 

@@ -83,6 +83,7 @@ pub(crate) struct Serve {
     #[serde(deserialize_with = "admin")]
     pub(crate) admin: Option<AdminAddress>,
     pub(crate) upstream: Vec<String>,
+    pub(crate) stop_rebind: bool,
     pub(crate) user: Option<String>,
 }
 

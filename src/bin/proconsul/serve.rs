@@ -84,7 +84,7 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
 }
 
 async fn bind(command: &Serve, settings: &ServeSettings) -> Result<Stub, Error> {
-    let upstreams = Upstreams::parse(&settings.upstream)?;
+    let upstreams = Upstreams::parse(&settings.upstream)?.stop_rebind(settings.stop_rebind);
     let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     let sockets = Sockets::handed_over();
@@ -104,7 +104,7 @@ async fn again(
     control: &Control,
 ) -> Result<String, Error> {
     let settings = command.settings()?;
-    let upstreams = Upstreams::parse(&settings.upstream)?;
+    let upstreams = Upstreams::parse(&settings.upstream)?.stop_rebind(settings.stop_rebind);
     let old = control.resolver();
     // Tried first: from then on the old one knows nothing.
     let tried: Resolver = command.sources.resolver(None, Stale::Yes)?;

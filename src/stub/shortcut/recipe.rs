@@ -1,6 +1,8 @@
 //! **Pure.** A reply that was encoded before: which of its bytes may be changed, and the
 //! reply to another question made of it.
 
+use std::net::IpAddr;
+
 use super::{EXTENDED, HEADER, OPT, OVERHEAD, Plain, TYPE_OPT, pair};
 
 const A: u16 = 1;
@@ -329,6 +331,22 @@ impl Turned {
             at - (self.middle - self.start)
         }
     }
+}
+
+/// The addresses among the answers of a reply; `None` where it cannot be read.
+pub(crate) fn addresses(reply: &[u8]) -> Option<Vec<IpAddr>> {
+    let mut records = Records::of(reply)?;
+    let mut found = Vec::new();
+    for _ in 0..records.answers {
+        let record = records.next()?;
+        let data = reply.get(record.ttl_at + 6..records.at)?;
+        match record.kind {
+            A => found.push(IpAddr::from(<[u8; 4]>::try_from(data).ok()?)),
+            AAAA => found.push(IpAddr::from(<[u8; 16]>::try_from(data).ok()?)),
+            _ => {}
+        }
+    }
+    Some(found)
 }
 
 fn small(number: usize) -> Option<u16> {
