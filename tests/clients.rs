@@ -246,3 +246,57 @@ async fn haproxy_fills_its_servers() {
         .await;
     }
 }
+
+/// As [`GETADDRINFO`]: Prometheus reads /etc/resolv.conf itself.
+const PROMETHEUS: &str = "
+mount --bind \"$0\" /etc/resolv.conf
+exec prometheus --config.file=\"$1\" --storage.tsdb.path=\"$2\" --web.listen-address=\"$3\"
+";
+
+#[tokio::test]
+async fn prometheus_finds_its_targets() {
+    let world = World::start().await;
+    let resolver = Resolver::builder()
+        .dns("none")
+        .http(&world.agent.http())
+        .build()
+        .unwrap();
+    let address: SocketAddr = "127.0.0.91:53".parse().unwrap();
+    let stub = Stub::bind(resolver, &[address]).await;
+    let stub = stub.unwrap_or_else(|error| panic!("{error}; this test is root's"));
+    tokio::spawn(stub.run(std::future::pending()));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients-prometheus");
+    _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    let (resolv, config) = (
+        directory.join("resolv.conf"),
+        directory.join("prometheus.yml"),
+    );
+    fs::write(&resolv, "nameserver 127.0.0.91\n").unwrap();
+    // Found out there, but asked here: nothing leaves the machine.
+    let text = "scrape_configs:\n- job_name: web\n  dns_sd_configs:\n  - refresh_interval: 1s\n    \
+                names: [many.service.consul]\n    type: SRV\n  relabel_configs:\n  \
+                - source_labels: [__address__]\n    target_label: instance\n  \
+                - target_label: __address__\n    replacement: 127.0.0.1:1\n";
+    fs::write(&config, text).unwrap();
+    let listen = format!("127.0.0.1:{}", support::closed_port().port());
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-e", "-c", PROMETHEUS]);
+    command
+        .args([&resolv, &config, &directory.join("data")])
+        .arg(&listen);
+    let started = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let _running = Running(started.unwrap());
+    let client = support::http_client();
+    wait_for("prometheus to know all targets", async || {
+        let url = format!("http://{listen}/api/v1/targets");
+        let told: serde_json::Value = client.get(url).send().await.ok()?.json().await.ok()?;
+        let targets = told["data"]["activeTargets"].as_array()?;
+        let ports = targets.iter().filter_map(|target| {
+            let address = target["discoveredLabels"]["__address__"].as_str()?;
+            address.rsplit_once(':')?.1.parse::<u16>().ok()
+        });
+        (ports.collect::<BTreeSet<_>>() == world.many).then_some(())
+    })
+    .await;
+}
