@@ -443,3 +443,16 @@ async fn answers_that_lead_into_this_network_are_held_back_where_that_is_wished(
         ["60 192.168.0.1"]
     );
 }
+
+#[tokio::test]
+async fn an_address_is_asked_of_others_in_time_while_consul_is_silent() {
+    let name = b"\x04host\x07example\x00";
+    let upstream = Upstream::start(|packet| Some(record(packet, 12, 60, name))).await;
+    let silent = SilentDns::start();
+    let builder = Resolver::builder()
+        .dns(&silent.address().to_string())
+        .http("none");
+    let stub = stub_of(builder.build().unwrap(), &[&upstream.address.to_string()]).await;
+    let reply = ask_udp(stub, "9.9.9.10.in-addr.arpa.", RecordType::PTR).await;
+    assert_eq!(reply.unwrap().answers[0].data.to_string(), "host.example.");
+}

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use self::{
     answer::{Judged, Question, Recursion},
@@ -272,20 +272,27 @@ impl Server {
             let reply = self.forwarded(forwarder, packet, &question, plain.as_ref(), transport);
             return Box::pin(reply).await;
         }
-        let answer = timeout(LIMIT, zone::answer(resolver, &question.asked));
-        let Ok((sections, answer)) = answer.await else {
+        let deadline = clock::now() + LIMIT;
+        // An address that Consul does not know may be known to others, who need time too.
+        let others = forwarder.as_ref().filter(|_| question.asked.is_reverse());
+        let own = if others.is_some() { LIMIT / 2 } else { LIMIT };
+        let answer = timeout(own, zone::answer(resolver, &question.asked)).await;
+        let nobodys = match &answer {
+            Ok((_, Err(error))) => error.is_not_found(),
+            Ok((_, Ok(answer))) => answer.is_none(),
+            Err(_) => true,
+        };
+        if let Some(others) = others.filter(|_| nobodys) {
+            let reply = self.forwarded(others, packet, &question, plain.as_ref(), transport);
+            let reply = timeout_at(deadline.into(), Box::pin(reply)).await;
+            if let Ok(Some(reply)) = reply {
+                return Some(reply);
+            }
+        }
+        let Ok((sections, answer)) = answer else {
             let sections = Sections::failed(ErrorKind::Timeout);
             return unremembered(question.reply(&sections, transport));
         };
-        // An address that Consul does not know may be known to others.
-        if question.asked.is_reverse()
-            && (answer.as_ref()).map_or_else(Error::is_not_found, Option::is_none)
-            && let Some(forwarder) = forwarder
-            && let reply = self.forwarded(forwarder, packet, &question, plain.as_ref(), transport)
-            && let Some(reply) = Box::pin(reply).await
-        {
-            return Some(reply);
-        }
         let body = question.body(&sections, transport);
         let fill = || {
             let (until, fate) = zone::hold(resolver, &question.asked, &answer)?;

@@ -5,7 +5,7 @@
 //! arrives at once instead of a time-out, and a late reply finds nobody
 //! (RFC 5452, sections 4.5 and 9.2).
 
-use std::{cell::RefCell, io, net::SocketAddr};
+use std::{io, net::SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
@@ -39,10 +39,14 @@ pub(super) async fn exchange(
         .await
         .map_err(Trouble::from_io)?;
 
-    let room = usize::from(query.payload()) + SLACK;
+    let mut buffer = Vec::with_capacity(usize::from(query.payload()) + SLACK);
     let mut wrong_ids = 0;
     for _ in 0..MOST_STRANGERS {
-        let buffer = receive(&socket, room).await.map_err(Trouble::from_io)?;
+        buffer.clear();
+        socket
+            .recv_buf(&mut buffer)
+            .await
+            .map_err(Trouble::from_io)?;
         let stranger = match query.is_answered_by(id, &buffer) {
             Ok(()) => match message::decode(&buffer) {
                 Ok(message) => {
@@ -66,28 +70,6 @@ pub(super) async fn exchange(
         }
     }
     Err(Trouble::Flooded)
-}
-
-/// The next datagram. It is read into room that the thread's questions share, since most
-/// are far shorter than what they might be.
-async fn receive(socket: &UdpSocket, room: usize) -> io::Result<Vec<u8>> {
-    thread_local! {
-        static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
-    loop {
-        socket.readable().await?;
-        let received: io::Result<_> = ROOM.with_borrow_mut(|shared| {
-            if shared.len() < room {
-                shared.resize(room, 0);
-            }
-            let length = socket.try_recv(&mut shared[..room])?;
-            Ok(shared[..length].to_vec())
-        });
-        match received {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            received => return received,
-        }
-    }
 }
 
 fn connected(server: SocketAddr) -> io::Result<UdpSocket> {
