@@ -87,6 +87,12 @@ struct Entry {
     bytes: usize,
     /// How often it was given since it was put.
     asked: u32,
+    /// What most entries do not have. In a box, so that a hit reads less memory.
+    rare: Option<Box<Rare>>,
+}
+
+#[derive(Debug, Default)]
+struct Rare {
     /// A refresh failed: when the next one is due.
     again: Option<Instant>,
     /// When the set last lost instances.
@@ -97,7 +103,22 @@ struct Entry {
 
 impl Entry {
     fn shrank_within(&self, window: Duration, now: Instant) -> bool {
-        (self.shrunk).is_some_and(|when| now.saturating_duration_since(when) < window)
+        (self.shrunk()).is_some_and(|when| now.saturating_duration_since(when) < window)
+    }
+
+    fn shrunk(&self) -> Option<Instant> {
+        self.rare.as_ref()?.shrunk
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Tells who gives it without asking here that it is not so any more.
+    fn end(&mut self) {
+        if let Some(fate) = self.rare.as_mut().and_then(|rare| rare.fate.take()) {
+            fate.end();
+        }
     }
 }
 
@@ -163,7 +184,8 @@ impl Cache {
                     entry.asked = entry.asked.saturating_add(1);
                     Look::Fresh(Arc::clone(held), age)
                 } else if age < self.limits.keep {
-                    let resting = entry.again.is_some_and(|again| now < again);
+                    let again = entry.rare.as_ref().and_then(|rare| rare.again);
+                    let resting = again.is_some_and(|again| now < again);
                     let rest = if resting { Rest::Resting } else { Rest::Due };
                     Look::Stale(Arc::clone(held), age, rest)
                 } else {
@@ -203,9 +225,12 @@ impl Cache {
             since,
             bytes: weigh(&held),
             asked: 0,
-            again: None,
-            shrunk,
-            fate: None,
+            rare: shrunk.map(|when| {
+                Box::new(Rare {
+                    shrunk: Some(when),
+                    ..Rare::default()
+                })
+            }),
         };
         self.insert(Known::Set(held), entry);
         before.map(|(before, _)| before)
@@ -219,9 +244,7 @@ impl Cache {
                 since,
                 bytes: weigh(&held),
                 asked: 0,
-                again: None,
-                shrunk: None,
-                fate: None,
+                rare: None,
             };
             self.insert(Known::Set(held), entry);
         }
@@ -237,9 +260,7 @@ impl Cache {
             since: now,
             bytes: OVERHEAD + key.len(),
             asked: 0,
-            again: None,
-            shrunk: None,
-            fate: None,
+            rare: None,
         };
         self.insert(Known::Nothing(key.into()), entry);
     }
@@ -254,7 +275,7 @@ impl Cache {
     /// A refresh of the name failed: none is due before then.
     pub(crate) fn rest(&mut self, key: &str, until: Instant) {
         if let Some(entry) = self.entries.peek_mut(key) {
-            entry.again = Some(until);
+            entry.rare().again = Some(until);
         }
     }
 
@@ -268,7 +289,12 @@ impl Cache {
             (Known::Nothing(_), None) => true,
             _ => false,
         };
-        same.then(|| (entry.until, entry.fate.get_or_insert_default().clone()))
+        same.then(|| {
+            (
+                entry.until,
+                entry.rare().fate.get_or_insert_default().clone(),
+            )
+        })
     }
 
     /// A name was given so often by whoever [holds](Self::hold) it.
@@ -291,14 +317,10 @@ impl Cache {
     /// here. Nobody follows them here yet: they hold for the floor at most.
     pub(crate) fn take_over(&mut self, other: &mut Self, now: Instant) {
         let longest = now + self.limits.floor;
-        while let Some((known, entry)) = other.entries.pop_lru() {
-            other.left(&known, &entry);
+        while let Some((known, mut entry)) = other.entries.pop_lru() {
+            other.left(&known, &mut entry);
             if matches!(known, Known::Set(_)) {
-                let entry = Entry {
-                    until: entry.until.min(longest),
-                    fate: None,
-                    ..entry
-                };
+                entry.until = entry.until.min(longest);
                 self.insert(known, entry);
             }
         }
@@ -308,9 +330,7 @@ impl Cache {
     pub(crate) fn expire(&mut self, key: &str, now: Instant) {
         if let Some(entry) = self.entries.peek_mut(key) {
             entry.until = entry.until.min(now);
-            if let Some(fate) = entry.fate.take() {
-                fate.end();
-            }
+            entry.end();
         }
     }
 
@@ -398,7 +418,7 @@ impl Cache {
     /// The set of a name, and when it last lost instances.
     fn set(&mut self, key: &str) -> Option<(Arc<Held>, Option<Instant>)> {
         match self.entries.get_key_value_mut(key) {
-            Some((Known::Set(held), entry)) => Some((Arc::clone(held), entry.shrunk)),
+            Some((Known::Set(held), entry)) => Some((Arc::clone(held), entry.shrunk())),
             _ => None,
         }
     }
@@ -414,26 +434,24 @@ impl Cache {
         self.sets += usize::from(matches!(known, Known::Set(_)));
         self.entries.put(known, entry);
         while self.bytes > self.limits.bytes || self.entries.len() > self.limits.entries.get() {
-            let Some((known, old)) = self.entries.pop_lru() else {
+            let Some((known, mut old)) = self.entries.pop_lru() else {
                 break;
             };
-            self.left(&known, &old);
+            self.left(&known, &mut old);
         }
     }
 
     fn forget(&mut self, known: &Known) {
-        if let Some((known, old)) = self.entries.pop_entry(known) {
-            self.left(&known, &old);
+        if let Some((known, mut old)) = self.entries.pop_entry(known) {
+            self.left(&known, &mut old);
         }
     }
 
-    fn left(&mut self, known: &Known, entry: &Entry) {
+    fn left(&mut self, known: &Known, entry: &mut Entry) {
         self.bytes = self.bytes.saturating_sub(entry.bytes);
         let sets = usize::from(matches!(known, Known::Set(_)));
         self.sets = self.sets.saturating_sub(sets);
-        if let Some(fate) = &entry.fate {
-            fate.end();
-        }
+        entry.end();
     }
 }
 
