@@ -87,6 +87,8 @@ struct Entry {
     bytes: usize,
     /// How often it was given since it was put.
     asked: u32,
+    /// The set, where the key is one; so that a hit need not read the key for it.
+    set: Option<Arc<Held>>,
     /// What most entries do not have. In a box, so that a hit reads less memory.
     rare: Option<Box<Rare>>,
 }
@@ -169,31 +171,37 @@ impl Cache {
         }
     }
 
-    /// What is known at `now`. Serving moves an entry to the front and renews nothing.
+    /// What is known at `now`. Serving renews nothing; once the cache is half full it
+    /// moves an entry to the front.
     pub(crate) fn look(&mut self, key: &str, now: Instant) -> Look {
-        let Some((known, entry)) = self.entries.get_key_value_mut(key) else {
+        // Relinking touches four more places in memory: it waits until there is a need.
+        let roomy = self.bytes < self.limits.bytes / 2
+            && self.entries.len() < self.limits.entries.get() / 2;
+        let entry = if roomy {
+            self.entries.peek_mut(key)
+        } else {
+            self.entries.get_mut(key)
+        };
+        let Some(entry) = entry else {
             return Look::Unknown;
         };
         // A clock that is a tick behind must not make something of no time at all.
         let holds = now < entry.until && entry.since < entry.until;
-        match known {
-            Known::Set(held) => {
-                let age = now.saturating_duration_since(entry.since);
-                if holds {
-                    self.hits[held.source as usize] += 1;
-                    entry.asked = entry.asked.saturating_add(1);
-                    Look::Fresh(Arc::clone(held), age)
-                } else if age < self.limits.keep {
-                    let again = entry.rare.as_ref().and_then(|rare| rare.again);
-                    let resting = again.is_some_and(|again| now < again);
-                    let rest = if resting { Rest::Resting } else { Rest::Due };
-                    Look::Stale(Arc::clone(held), age, rest)
-                } else {
-                    Look::Unknown
-                }
-            }
-            Known::Nothing(_) if holds => Look::Nothing,
-            Known::Nothing(_) => Look::Unknown,
+        let Some(held) = &entry.set else {
+            return if holds { Look::Nothing } else { Look::Unknown };
+        };
+        let age = now.saturating_duration_since(entry.since);
+        if holds {
+            self.hits[held.source as usize] += 1;
+            entry.asked = entry.asked.saturating_add(1);
+            Look::Fresh(Arc::clone(held), age)
+        } else if age < self.limits.keep {
+            let again = entry.rare.as_ref().and_then(|rare| rare.again);
+            let resting = again.is_some_and(|again| now < again);
+            let rest = if resting { Rest::Resting } else { Rest::Due };
+            Look::Stale(Arc::clone(held), age, rest)
+        } else {
+            Look::Unknown
         }
     }
 
@@ -225,6 +233,7 @@ impl Cache {
             since,
             bytes: weigh(&held),
             asked: 0,
+            set: None,
             rare: shrunk.map(|when| {
                 Box::new(Rare {
                     shrunk: Some(when),
@@ -244,6 +253,7 @@ impl Cache {
                 since,
                 bytes: weigh(&held),
                 asked: 0,
+                set: None,
                 rare: None,
             };
             self.insert(Known::Set(held), entry);
@@ -260,6 +270,7 @@ impl Cache {
             since: now,
             bytes: OVERHEAD + key.len(),
             asked: 0,
+            set: None,
             rare: None,
         };
         self.insert(Known::Nothing(key.into()), entry);
@@ -430,8 +441,13 @@ impl Cache {
         if entry.bytes > self.limits.bytes / 4 {
             return;
         }
+        let set = match &known {
+            Known::Set(held) => Some(Arc::clone(held)),
+            Known::Nothing(_) => None,
+        };
         self.bytes += entry.bytes;
-        self.sets += usize::from(matches!(known, Known::Set(_)));
+        self.sets += usize::from(set.is_some());
+        let entry = Entry { set, ..entry };
         self.entries.put(known, entry);
         while self.bytes > self.limits.bytes || self.entries.len() > self.limits.entries.get() {
             let Some((known, mut old)) = self.entries.pop_lru() else {
