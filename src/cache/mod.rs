@@ -277,9 +277,20 @@ impl Cache {
     }
 
     /// The source of a followed name said just now that nothing changed.
-    pub(crate) fn confirm(&mut self, key: &str, now: Instant, until: Instant) {
-        if let Some(entry) = self.entries.peek_mut(key) {
-            (entry.since, entry.until) = (now, until);
+    /// False: it is not that set which is known now.
+    pub(crate) fn confirm(
+        &mut self,
+        key: &str,
+        held: &Arc<Held>,
+        now: Instant,
+        until: Instant,
+    ) -> bool {
+        match self.entries.peek_mut(key) {
+            Some(entry) if entry.set.as_ref().is_some_and(|set| Arc::ptr_eq(set, held)) => {
+                (entry.since, entry.until) = (now, until);
+                true
+            }
+            _ => false,
         }
     }
 

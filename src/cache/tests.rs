@@ -150,8 +150,9 @@ fn a_followed_set_holds_until_its_follower_says_otherwise() {
     let start = clock::now();
     let mut cache = Cache::new(limits());
     let at = |seconds| start + Duration::from_secs(seconds);
-    cache.put_until(held("1", 0), start, at(60));
-    cache.confirm("1", at(55), at(115));
+    let set = held("1", 0);
+    cache.put_until(Arc::clone(&set), start, at(60));
+    assert!(cache.confirm("1", &set, at(55), at(115)));
     let Look::Fresh(_, age) = cache.look("1", at(100)) else {
         panic!("gone")
     };
@@ -247,4 +248,18 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn only_the_set_that_is_known_can_be_confirmed() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    let (old, new) = (held("1", 0), held("1", 0));
+    cache.put(Arc::clone(&old), start);
+    cache.put(Arc::clone(&new), start);
+    let (now, until) = (start, start + Duration::from_secs(60));
+    assert!(!cache.confirm("1", &old, now, until));
+    assert!(cache.confirm("1", &new, now, until));
+    cache.put_nothing("1", None, start);
+    assert!(!cache.confirm("1", &new, now, until));
 }

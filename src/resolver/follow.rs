@@ -39,6 +39,7 @@ use crate::{
     found::Held,
     ladder::{Heard, Rung},
     name::ConsulName,
+    records,
     source::{Finding, Question, Sources, catalog::Miss},
 };
 
@@ -185,7 +186,8 @@ impl Following {
     /// Follows by blocking queries until nobody wants it any more.
     async fn block(&self) {
         let mut blocking = Blocking::new(clock::now());
-        let mut before: Option<Finding> = None;
+        // What was last told, and what the cache made of it.
+        let mut before: Option<(Finding, Arc<Held>)> = None;
         let mut address = 0;
         loop {
             let turn = blocking.turn(self.limit);
@@ -206,21 +208,29 @@ impl Following {
             let mut heard_of = |news| blocking.answered(blocked.index, news, took, now, &mut dice);
             let follows = match heard {
                 Some(Heard::Whole(finding) | Heard::Partial(finding)) => {
-                    let news = before.as_ref() != Some(&finding);
-                    let follows = heard_of(news);
+                    let same = before.take().filter(|(told, _)| *told == finding);
+                    let follows = heard_of(same.is_none());
+                    // Consul does not tell when a host name in a set moves.
+                    let settled = records::unresolved(&finding.found).next().is_none();
                     let until = now
-                        + if follows {
+                        + if follows && settled {
                             blocking::longest()
                         } else {
                             self.pace
                         };
-                    if news {
-                        before = Some(finding.clone());
-                        let held = inner.keep_followed(question, finding, until).await;
-                        self.tell(Known::Set(held));
-                    } else {
-                        inner.cache().confirm(self.name.key(), now, until);
-                    }
+                    // Another source may have put something else there meanwhile.
+                    let confirmed = same.filter(|(_, held)| {
+                        settled && inner.cache().confirm(self.name.key(), held, now, until)
+                    });
+                    before = match confirmed {
+                        Some(known) => Some(known),
+                        None => {
+                            let kept = inner.keep_followed(question, finding.clone(), until);
+                            let held = kept.await;
+                            self.tell(Known::Set(Arc::clone(&held)));
+                            Some((finding, held))
+                        }
+                    };
                     follows
                 }
                 Some(Heard::Nothing(nothing)) => {
@@ -243,6 +253,7 @@ impl Following {
                     follows
                 }
                 Some(_) | None => {
+                    before = None;
                     inner.cache().expire(self.name.key(), now);
                     let (failure, asked) = failure(&blocked.told, blocked.outcome);
                     debug!(name = %self.fqdn, outcome = %blocked.outcome, "not followed for now");

@@ -338,8 +338,9 @@ impl Server {
             Some(Local::NoSuchName) => return own(&Sections::nowhere()),
             None => {}
         }
-        // What is signed is not taken apart.
-        let plain = plain.filter(|plain| !plain.wants_signatures);
+        // What is signed is not taken apart, and what a client says of itself is neither
+        // kept nor shared.
+        let plain = plain.filter(|plain| !plain.wants_signatures && !plain.has_options);
         match forwarder.answer(packet, &labels, plain, transport).await {
             Forwarded::Reply(bytes) => {
                 let fill = plain.and_then(|plain| forwarder.fill(plain));

@@ -79,7 +79,7 @@ impl Room {
 }
 
 /// The name of a reply: the question's name in lower case, its type, the room, and the
-/// flags that may change what is answered (RD, AD, CD).
+/// flags that may change what is answered (RD, AD, CD, DO).
 #[derive(Clone, Copy)]
 pub(crate) struct Key {
     bytes: [u8; NAME + 4],
@@ -107,6 +107,8 @@ pub(crate) struct Plain {
     edns: Option<u16>,
     /// It asks for signatures (RFC 3225).
     pub(crate) wants_signatures: bool,
+    /// It has EDNS options, which may be this client's alone.
+    pub(crate) has_options: bool,
     /// Bytes that it can take.
     size: usize,
     pub(crate) key: Key,
@@ -177,17 +179,16 @@ pub(crate) fn read(packet: &[u8], tcp: bool) -> Option<Plain> {
         Room::udp(edns)
     };
     let [high, low] = kind.to_be_bytes();
-    key.bytes.get_mut(at..at + 4)?.copy_from_slice(&[
-        high,
-        low,
-        room.bucket,
-        header[2] & 0x01 | header[3] & 0x30,
-    ]);
+    let flags = header[2] & 0x01 | header[3] & 0x30 | u8::from(wants_signatures) << 7;
+    key.bytes
+        .get_mut(at..at + 4)?
+        .copy_from_slice(&[high, low, room.bucket, flags]);
     key.length = at + 4;
     Some(Plain {
         end,
         edns,
         wants_signatures,
+        has_options: edns.is_some() && packet.len() > end + OPT,
         size: room.size,
         key,
     })
@@ -256,6 +257,8 @@ struct Entry {
     fate: Option<Fate>,
     turn: u32,
     hits: u32,
+    /// It was given on while it was renewed.
+    graced: bool,
 }
 
 /// What a packet comes to.
@@ -304,7 +307,8 @@ impl Shortcuts {
         };
         let over = entry.fate.as_ref().is_some_and(Fate::is_over);
         if over || now >= entry.until {
-            if !over {
+            // Once: what cannot be renewed is not given for ever.
+            if !over && !std::mem::replace(&mut entry.graced, true) {
                 entry.until = now + GRACE;
             }
             return Given::Miss {
@@ -345,6 +349,7 @@ impl Shortcuts {
             // Not the same first answer after each renewal.
             turn: self.entries.peek(&key).map_or(0, |before| before.turn),
             hits: 0,
+            graced: false,
         };
         self.bytes += bytes;
         if let Some((key, before)) = self.entries.push(key, entry) {

@@ -167,7 +167,11 @@ fn what_holds_no_more_is_asked_for_once_and_given_meanwhile() {
     let given = shortcuts.answer(&packet, &plain, until, &mut [0; 512]);
     assert_eq!(given, Given::Miss { hits: 3 });
     assert!(ask(&mut shortcuts, &packet, until).is_some());
-    assert!(ask(&mut shortcuts, &packet, until + GRACE).is_none());
+    // Once: what nobody renews is not given for ever.
+    for late in 1..4 {
+        assert!(ask(&mut shortcuts, &packet, until + late * GRACE).is_none());
+        assert!(ask(&mut shortcuts, &packet, until + late * GRACE).is_none());
+    }
 }
 
 #[test]
@@ -290,6 +294,20 @@ fn the_memory_is_bounded_and_keeps_what_is_used() {
         .sum();
     assert_eq!(bytes, sum);
     assert!(names > 100, "{names}");
+}
+
+#[test]
+fn whoever_asks_for_signatures_is_not_given_what_was_asked_without() {
+    let now = clock::now();
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let packet = question("web.service.consul.", RecordType::SRV, Some(1232));
+    shortcuts.keep(fill(&packet, &services(1, 0), now + LONGEST).1, now);
+    let mut signed = packet.clone();
+    let flags = signed.len() - 4;
+    signed[flags] |= 0x80;
+    assert!(read(&signed, false).is_some_and(|plain| plain.wants_signatures));
+    assert!(ask(&mut shortcuts, &packet, now).is_some());
+    assert!(ask(&mut shortcuts, &signed, now).is_none());
 }
 
 proptest! {
