@@ -431,7 +431,8 @@ impl ResolverBuilder {
     }
 
     /// Bytes that the cache may use, reckoned. Default 16 MiB, at least 64 KiB.
-    /// What was not used for longest goes first; a set larger than a quarter of
+    /// What was not used for longest goes first; names that do not exist have an eighth
+    /// of it beside, and push out no set; a set larger than a quarter of
     /// it is not kept.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.problems.remove("cache_bytes");
@@ -445,7 +446,8 @@ impl ResolverBuilder {
         self
     }
 
-    /// Names that the cache may hold. Default: as many as fit its bytes.
+    /// Names that the cache may hold; names that do not exist count apart. Default: as
+    /// many as fit its bytes.
     pub fn cache_entries(mut self, entries: NonZeroUsize) -> Self {
         self.config.cache.entries = entries;
         self

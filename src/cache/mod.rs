@@ -14,7 +14,8 @@
 //! below it: Consul's zone has no empty non-terminals, so RFC 8020 would cut off
 //! every service.
 //!
-//! Bounded in entries and in bytes; what was not used for longest goes first.
+//! Bounded in entries and in bytes; what was not used for longest goes first. Names that
+//! do not exist have an eighth of the bytes for themselves, and never push out a set.
 
 pub(crate) mod fate;
 pub(crate) mod stale;
@@ -128,8 +129,10 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Cache {
     entries: LruCache<Known, Entry>,
-    /// Names that have a set.
-    sets: usize,
+    /// Names that do not exist, apart and with room of their own: whoever asks for
+    /// thousands of them pushes out no set.
+    nothing: LruCache<Known, Entry>,
+    nothing_bytes: usize,
     /// Fresh sets given, by source.
     hits: [u64; 4],
     bytes: usize,
@@ -164,7 +167,8 @@ impl Cache {
         // Not allocated ahead: a service that knows ten names pays for ten.
         Self {
             entries: LruCache::unbounded(),
-            sets: 0,
+            nothing: LruCache::unbounded(),
+            nothing_bytes: 0,
             hits: [0; 4],
             bytes: 0,
             limits,
@@ -183,12 +187,17 @@ impl Cache {
             self.entries.get_mut(key)
         };
         let Some(entry) = entry else {
-            return Look::Unknown;
+            let nothing = self.nothing.get(key);
+            return match nothing.is_some_and(|entry| now < entry.until && entry.since < entry.until)
+            {
+                true => Look::Nothing,
+                false => Look::Unknown,
+            };
         };
         // A clock that is a tick behind must not make something of no time at all.
         let holds = now < entry.until && entry.since < entry.until;
         let Some(held) = &entry.set else {
-            return if holds { Look::Nothing } else { Look::Unknown };
+            return Look::Unknown;
         };
         let age = now.saturating_duration_since(entry.since);
         if holds {
@@ -305,25 +314,24 @@ impl Cache {
     /// tells if that ends before. `held`: the set that is meant; `None`: that there is
     /// no such name.
     pub(crate) fn hold(&mut self, key: &str, held: Option<&Arc<Held>>) -> Option<(Instant, Fate)> {
-        let (known, entry) = self.entries.get_key_value_mut(key)?;
-        let same = match (known, held) {
-            (Known::Set(known), Some(held)) => Arc::ptr_eq(known, held),
-            (Known::Nothing(_), None) => true,
-            _ => false,
+        let entry = match held {
+            Some(held) => {
+                let entry = self.entries.get_mut(key)?;
+                let set = entry.set.as_ref();
+                set.is_some_and(|set| Arc::ptr_eq(set, held))
+                    .then_some(entry)?
+            }
+            None => self.nothing.get_mut(key)?,
         };
-        same.then(|| {
-            (
-                entry.until,
-                entry.rare().fate.get_or_insert_default().clone(),
-            )
-        })
+        let fate = entry.rare().fate.get_or_insert_default().clone();
+        Some((entry.until, fate))
     }
 
     /// A name was given so often by whoever [holds](Self::hold) it.
     pub(crate) fn served(&mut self, key: &str, times: u32) {
-        if let Some((known, entry)) = self.entries.get_key_value_mut(key) {
+        if let Some(entry) = self.entries.get_mut(key) {
             entry.asked = entry.asked.saturating_add(times);
-            if let Known::Set(held) = known {
+            if let Some(held) = &entry.set {
                 self.hits[held.source as usize] += u64::from(times);
             }
         }
@@ -339,6 +347,9 @@ impl Cache {
     /// here. Nobody follows them here yet: they hold for the floor at most.
     pub(crate) fn take_over(&mut self, other: &mut Self, now: Instant) {
         let longest = now + self.limits.floor;
+        while let Some((known, mut entry)) = other.nothing.pop_lru() {
+            other.left(&known, &mut entry);
+        }
         while let Some((known, mut entry)) = other.entries.pop_lru() {
             other.left(&known, &mut entry);
             if matches!(known, Known::Set(_)) {
@@ -350,7 +361,8 @@ impl Cache {
 
     /// What is known of a name holds no longer.
     pub(crate) fn expire(&mut self, key: &str, now: Instant) {
-        if let Some(entry) = self.entries.peek_mut(key) {
+        let sets = self.entries.peek_mut(key).into_iter();
+        for entry in sets.chain(self.nothing.peek_mut(key)) {
             entry.until = entry.until.min(now);
             entry.end();
         }
@@ -417,7 +429,7 @@ impl Cache {
 
     /// Names known, whether or not what is known of them still holds.
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.len() + self.nothing.len()
     }
 
     /// Fresh sets given, by source in the order in which [`Source`] lists them.
@@ -429,12 +441,12 @@ impl Cache {
 
     /// Names that have a set, whether or not it still holds.
     pub(crate) fn sets_held(&self) -> usize {
-        self.sets
+        self.entries.len()
     }
 
     /// Bytes used, reckoned.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.nothing_bytes
     }
 
     /// The set of a name, and when it last lost instances.
@@ -448,39 +460,50 @@ impl Cache {
     fn insert(&mut self, known: Known, entry: Entry) {
         // The key of an entry is what is known: it is never left in place.
         self.forget(&known);
+        let most = self.limits.entries.get();
+        let Known::Set(held) = &known else {
+            self.nothing_bytes += entry.bytes;
+            self.nothing.put(known, entry);
+            while (self.nothing_bytes > self.limits.bytes / NOTHING || self.nothing.len() > most)
+                && let Some((known, mut old)) = self.nothing.pop_lru()
+            {
+                self.left(&known, &mut old);
+            }
+            return;
+        };
         // One set may not push out a cache full of others.
         if entry.bytes > self.limits.bytes / 4 {
             return;
         }
-        let set = match &known {
-            Known::Set(held) => Some(Arc::clone(held)),
-            Known::Nothing(_) => None,
-        };
+        let set = Some(Arc::clone(held));
         self.bytes += entry.bytes;
-        self.sets += usize::from(set.is_some());
-        let entry = Entry { set, ..entry };
-        self.entries.put(known, entry);
-        while self.bytes > self.limits.bytes || self.entries.len() > self.limits.entries.get() {
-            let Some((known, mut old)) = self.entries.pop_lru() else {
-                break;
-            };
+        self.entries.put(known, Entry { set, ..entry });
+        while (self.bytes > self.limits.bytes || self.entries.len() > most)
+            && let Some((known, mut old)) = self.entries.pop_lru()
+        {
             self.left(&known, &mut old);
         }
     }
 
     fn forget(&mut self, known: &Known) {
-        if let Some((known, mut old)) = self.entries.pop_entry(known) {
+        let sets = self.entries.pop_entry(known).into_iter();
+        for (known, mut old) in sets.chain(self.nothing.pop_entry(known)) {
             self.left(&known, &mut old);
         }
     }
 
     fn left(&mut self, known: &Known, entry: &mut Entry) {
-        self.bytes = self.bytes.saturating_sub(entry.bytes);
-        let sets = usize::from(matches!(known, Known::Set(_)));
-        self.sets = self.sets.saturating_sub(sets);
+        let bytes = match known {
+            Known::Set(_) => &mut self.bytes,
+            Known::Nothing(_) => &mut self.nothing_bytes,
+        };
+        *bytes = bytes.saturating_sub(entry.bytes);
         entry.end();
     }
 }
+
+/// Of a cache's bytes, what names that do not exist may use beside them: one in so many.
+const NOTHING: usize = 8;
 
 /// Bytes that the map itself, its links and the texts of a name cost an entry,
 /// rounded up.

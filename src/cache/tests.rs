@@ -236,10 +236,15 @@ proptest! {
             } else {
                 cache.put_nothing(&name.to_string(), Some(Duration::from_secs(ttl)), now);
             }
-            prop_assert!(cache.len() <= bounds.entries.get());
-            prop_assert!(cache.bytes() <= bounds.bytes);
-            let sum: usize = cache.entries.iter().map(|(_, entry)| entry.bytes).sum();
-            prop_assert_eq!(cache.bytes(), sum);
+            for (map, used, most) in [
+                (&cache.entries, cache.bytes, bounds.bytes),
+                (&cache.nothing, cache.nothing_bytes, bounds.bytes / NOTHING),
+            ] {
+                prop_assert!(map.len() <= bounds.entries.get());
+                prop_assert!(used <= most);
+                let sum: usize = map.iter().map(|(_, entry)| entry.bytes).sum();
+                prop_assert_eq!(used, sum);
+            }
             for name in 0..8 {
                 if let Look::Fresh(held, age) = cache.look(&name.to_string(), now) {
                     let most = held.ttl.max(bounds.floor).min(bounds.cap);
@@ -262,4 +267,18 @@ fn only_the_set_that_is_known_can_be_confirmed() {
     assert!(cache.confirm("1", &new, now, until));
     cache.put_nothing("1", None, start);
     assert!(!cache.confirm("1", &new, now, until));
+}
+
+#[test]
+fn names_that_do_not_exist_push_out_no_set() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    cache.put(held("kept", 0), start);
+    for at in 0..100_000 {
+        cache.put_nothing(&format!("nosuch{at}"), None, start);
+    }
+    assert!(matches!(cache.look("kept", start), Look::Fresh(..)));
+    assert!(matches!(cache.look("nosuch99999", start), Look::Nothing));
+    assert!(matches!(cache.look("nosuch0", start), Look::Unknown));
+    assert_eq!(cache.sets_held(), 1);
 }
