@@ -106,6 +106,7 @@
 //! library turns default features off.
 
 mod balance;
+mod bounded;
 mod cache;
 mod change;
 mod circuit;
@@ -133,6 +134,7 @@ mod source;
 mod stamp;
 mod status;
 pub mod stub;
+mod udp;
 #[cfg(test)]
 mod world;
 mod zone;

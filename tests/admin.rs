@@ -3,51 +3,34 @@
 
 mod support;
 
-use std::{
-    io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
-};
+use std::net::SocketAddr;
 
 use hickory_proto::rr::RecordType;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
-use support::{Agent, ask_tcp, ask_udp, closed_port, http_client, wait_for};
+use support::{Agent, Serving, ask_tcp, ask_udp, closed_port, http_client, serve, wait_for};
 
-/// The program, serving; ended when dropped.
-struct Serving {
-    child: Child,
-    dns: std::net::SocketAddr,
-    admin: String,
+/// The program, serving, and a client of its admin address.
+struct Admin {
+    dns: SocketAddr,
     client: reqwest::Client,
+    serving: Serving,
 }
 
-impl Serving {
+impl Admin {
     fn start(dns: &str, http: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_proconsul"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-            .args(["--upstream", "none", "--dns", dns, "--http", http])
-            .env_clear()
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let errors = child.stderr.take().unwrap();
-        BufReader::new(errors).read_line(&mut line).unwrap();
-        // serving consul. on 127.0.0.1:1 (udp, tcp), admin 127.0.0.1:2
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [.., "on", dns, "(udp,", "tcp),", "admin", admin] = words[..] else {
-            panic!("{line}");
-        };
+        let mut command = serve(dns, http);
+        command.args(["--admin", "127.0.0.1:0"]);
+        let serving = Serving::start(command);
         Self {
-            child,
-            dns: dns.parse().unwrap(),
-            admin: format!("http://{admin}"),
+            dns: serving.dns,
             client: http_client(),
+            serving,
         }
     }
 
     async fn ask(&self, method: Method, path: &str) -> (StatusCode, String) {
-        let request = self.client.request(method, format!("{}{path}", self.admin));
+        let request = (self.client).request(method, format!("http://{}{path}", self.serving.admin));
         let reply = request.send().await.unwrap();
         (reply.status(), reply.text().await.unwrap())
     }
@@ -64,18 +47,11 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
 #[tokio::test]
 async fn what_is_answered_and_known_is_told() {
     let agent = Agent::start().await;
     agent.register_instances("web", 2).await;
-    let serving = Serving::start(&agent.dns().to_string(), &agent.http());
+    let serving = Admin::start(&agent.dns().to_string(), &agent.http());
     assert_eq!(serving.get("/healthz").await.0, 200);
     assert_eq!(serving.get("/readyz").await.0, 200);
     for _ in 0..20 {
@@ -132,7 +108,7 @@ async fn what_is_answered_and_known_is_told() {
 #[tokio::test]
 async fn what_is_not_there_or_not_allowed_is_said() {
     let closed = closed_port().to_string();
-    let serving = Serving::start(&closed, "none");
+    let serving = Admin::start(&closed, "none");
     assert_eq!(serving.get("/nosuch").await.0, 404);
     assert_eq!(serving.get("/v1/explain").await.0, 400);
     assert_eq!(serving.ask(Method::POST, "/healthz").await.0, 405);
@@ -152,7 +128,7 @@ async fn what_is_not_there_or_not_allowed_is_said() {
 async fn the_page_tells_a_fault_and_the_recovery() {
     let mut agent = Agent::start().await;
     agent.register_instances("web", 2).await;
-    let serving = Serving::start(&agent.dns().to_string(), &agent.http());
+    let serving = Admin::start(&agent.dns().to_string(), &agent.http());
     let ask = async || ask_udp(serving.dns, "web.service.consul.", RecordType::A).await;
     ask().await.unwrap();
     let (_, page) = serving.get("/").await;

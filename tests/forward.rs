@@ -114,9 +114,13 @@ fn coded(packet: &[u8], code: u8) -> Vec<u8> {
 }
 
 async fn stub_of(resolver: Resolver, upstreams: &[&str]) -> SocketAddr {
+    forwarding(resolver, Upstreams::parse(upstreams).unwrap()).await
+}
+
+async fn forwarding(resolver: Resolver, upstreams: Upstreams) -> SocketAddr {
     let any = "127.0.0.1:0".parse().unwrap();
     let stub = Stub::bind(resolver, &[any]).await.unwrap();
-    let stub = stub.forwarding(Upstreams::parse(upstreams).unwrap());
+    let stub = stub.forwarding(upstreams);
     let address = stub.addresses()[0];
     tokio::spawn(stub.run(std::future::pending()));
     address
@@ -411,18 +415,9 @@ async fn answers_that_lead_into_this_network_are_held_back_where_that_is_wished(
         format!("corp.example={}", inside.address),
         format!("net.example={}", outside.address),
     ];
-    let resolver = || {
-        Resolver::builder()
-            .dns("none")
-            .http("none")
-            .build()
-            .unwrap()
-    };
-    let any = "127.0.0.1:0".parse().unwrap();
-    let stub = Stub::bind(resolver(), &[any]).await.unwrap();
-    let address = stub.addresses()[0];
-    let stub = stub.forwarding(Upstreams::parse(&all).unwrap().stop_rebind(true));
-    tokio::spawn(stub.run(std::future::pending()));
+    let upstreams = Upstreams::parse(&all).unwrap();
+    let resolver = Resolver::builder().dns("none").http("none");
+    let address = forwarding(resolver.build().unwrap(), upstreams.stop_rebind(true)).await;
     for _ in 0..2 {
         let held = a(address, "evil.example.").await;
         assert_eq!(held.metadata.response_code, ResponseCode::NXDomain);
@@ -437,7 +432,7 @@ async fn answers_that_lead_into_this_network_are_held_back_where_that_is_wished(
         ["60 203.0.113.1"]
     );
     // By itself everything is handed on.
-    let open = stub_of(resolver(), &[&all[0]]).await;
+    let open = stub(&[&all[0]]).await;
     assert_eq!(
         addresses(&a(open, "evil.example.").await),
         ["60 192.168.0.1"]

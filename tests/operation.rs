@@ -5,18 +5,15 @@ mod support;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{TcpListener, UdpSocket},
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    sync::mpsc,
-    thread,
+    process::{Command, Output},
     time::Duration,
 };
 
 use hickory_proto::rr::RecordType;
-use support::{Agent, PATIENCE, ask_tcp, ask_udp, closed_port, wait_for};
+use support::{Agent, PATIENCE, Serving, ask_tcp, closed_port, wait_for};
 
 /// A directory of its own for each test.
 fn directory(name: &str) -> PathBuf {
@@ -30,54 +27,6 @@ fn program() -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_proconsul"));
     program.env_clear();
     program
-}
-
-/// The program, serving, and the lines that it says.
-struct Serving {
-    child: Child,
-    said: mpsc::Receiver<String>,
-    dns: SocketAddr,
-}
-
-impl Serving {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let errors = BufReader::new(child.stderr.take().unwrap());
-        let (tell, said) = mpsc::channel();
-        thread::spawn(move || {
-            for line in errors.lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let line: String = said.recv_timeout(PATIENCE).unwrap();
-        let (_, rest) = line.split_once(" on ").unwrap_or_else(|| panic!("{line}"));
-        let dns = rest.split([' ', ',']).next().unwrap().parse().unwrap();
-        Self { child, said, dns }
-    }
-
-    fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        let sent = Command::new("kill").args([name, &id]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    fn says(&self) -> String {
-        self.said.recv_timeout(PATIENCE).unwrap()
-    }
-
-    async fn instances(&self) -> usize {
-        let reply = ask_udp(self.dns, "web.service.consul.", RecordType::A).await;
-        reply.map_or(0, |reply| reply.answers.len())
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
 }
 
 fn config(dns: &str, http: &str, more: &str) -> String {
@@ -220,7 +169,7 @@ async fn systemd_is_told_of_each_step() {
     assert!(state().contains("READY=1"));
     serving.signal("-TERM");
     assert!(state().contains("STOPPING=1"));
-    assert_eq!(serving.child.wait().unwrap().code(), Some(0));
+    assert_eq!(serving.wait().code(), Some(0));
 }
 
 /// Hands sockets over as systemd does: from descriptor 3 on, to this very process.
@@ -359,7 +308,7 @@ async fn root_is_given_up_once_the_ports_are_bound() {
     command.args(["--upstream", "none", "--dns", "none", "--http", "none"]);
     command.env("PROCONSUL_DEFAULT_WEB", "10.0.0.1:80");
     let serving = Serving::start(command);
-    let status = fs::read_to_string(format!("/proc/{}/status", serving.child.id())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", serving.id())).unwrap();
     let of = |what: &str| {
         let line = status.lines().find(|line| line.starts_with(what)).unwrap();
         line.split_whitespace()
@@ -374,7 +323,7 @@ async fn root_is_given_up_once_the_ports_are_bound() {
     );
     assert!(of("Gid:").iter().all(|id| id != "0"));
     assert_eq!(of("Groups:"), Vec::<String>::new());
-    for thread in fs::read_dir(format!("/proc/{}/task", serving.child.id())).unwrap() {
+    for thread in fs::read_dir(format!("/proc/{}/task", serving.id())).unwrap() {
         let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
         assert!(!status.contains("Uid:\t0"), "{status}");
     }

@@ -6,8 +6,7 @@ mod support;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -15,7 +14,7 @@ use std::{
 use hickory_proto::rr::RecordType;
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{Agent, ask_udp, http_client, wait_for};
+use support::{Agent, Serving, ask_udp, http_client, serve, wait_for};
 
 /// Ended when dropped.
 struct Running(Child);
@@ -27,9 +26,10 @@ impl Drop for Running {
     }
 }
 
-fn started(program: &str, arguments: &[&str], errors: Stdio) -> Running {
+fn started(program: &str, arguments: &[&str]) -> Running {
     let mut command = Command::new(program);
-    command.args(arguments).stdout(Stdio::null()).stderr(errors);
+    command.args(arguments);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn();
     Running(child.unwrap_or_else(|error| {
         panic!("{program}: {error}; scripts/test installs what the tests need")
@@ -50,7 +50,7 @@ impl Browser {
             .local_addr()
             .unwrap()
             .port();
-        let driver = started("chromedriver", &[&format!("--port={port}")], Stdio::null());
+        let driver = started("chromedriver", &[&format!("--port={port}")]);
         let (client, base) = (http_client(), format!("http://127.0.0.1:{port}"));
         wait_for("the browser's driver", async || {
             let status = client.get(format!("{base}/status")).send().await.ok()?;
@@ -128,33 +128,10 @@ impl Browser {
 async fn a_browser_shows_a_service_a_fault_and_the_recovery() {
     let mut agent = Agent::start().await;
     agent.register_instances("web", 2).await;
-    let (dns, http) = (agent.dns().to_string(), agent.http());
-    let mut serving = started(
-        env!("CARGO_BIN_EXE_proconsul"),
-        &[
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--admin",
-            "127.0.0.1:0",
-            "--upstream",
-            "none",
-            "--dns",
-            &dns,
-            "--http",
-            &http,
-        ],
-        Stdio::piped(),
-    );
-    let mut line = String::new();
-    BufReader::new(serving.0.stderr.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let [.., "on", stub, "(udp,", "tcp),", "admin", admin] = words[..] else {
-        panic!("{line}");
-    };
-    let stub: SocketAddr = stub.parse().unwrap();
+    let mut command = serve(&agent.dns().to_string(), &agent.http());
+    command.args(["--admin", "127.0.0.1:0"]);
+    let serving = Serving::start(command);
+    let (stub, admin) = (serving.dns, serving.admin.clone());
     let ask = async || ask_udp(stub, "web.service.consul.", RecordType::A).await;
 
     let browser = Browser::open(&format!("http://{admin}/")).await;

@@ -4,13 +4,12 @@
 mod support;
 
 use std::{
-    io::{BufRead as _, BufReader},
     net::UdpSocket,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
 };
 
 use serde_json::{Value, json};
-use support::{Agent, closed_port};
+use support::{Agent, Serving, closed_port};
 
 const CATALOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/catalog.json");
 
@@ -356,58 +355,15 @@ fn help_teaches_with_examples() {
 }
 
 /// A stub that is ended when its test is.
-struct Serving {
-    child: Child,
-    line: String,
-}
-
-impl Serving {
-    fn start(arguments: &[&str]) -> Self {
-        // Nothing leaves the machine.
-        let mut all = vec!["serve", "--upstream", "none", "--admin", "127.0.0.1:0"];
-        all.extend(arguments);
-        let mut child = program(&all).stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stderr.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        Self { child, line }
-    }
-
-    fn signal(&self, signal: &str) {
-        let id = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([signal, &id])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn serve_says_where_it_answers_and_a_signal_ends_it_with_0() {
     for signal in ["-TERM", "-INT"] {
         let port = closed_port().port();
         let listen = format!("127.0.0.1:{port}");
-        let mut serving = Serving::start(&[
-            "--listen",
-            &listen,
-            "--dns",
-            "none",
-            "--http",
-            "none",
-            "--catalog",
-            CATALOG,
-        ]);
+        let mut command = program(&["serve", "--listen", &listen, "--admin", "127.0.0.1:0"]);
+        command.args(["--upstream", "none", "--dns", "none", "--http", "none"]);
+        command.args(["--catalog", CATALOG]);
+        let mut serving = Serving::start(command);
         let line = format!("serving consul. on {listen} (udp, tcp), admin 127.0.0.1:");
         assert!(serving.line.starts_with(&line), "{}", serving.line);
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -420,7 +376,7 @@ fn serve_says_where_it_answers_and_a_signal_ends_it_with_0() {
         assert_eq!(reply[7], 2, "two of the three have IPv4 addresses");
         assert!(length < 512);
         serving.signal(signal);
-        assert_eq!(serving.child.wait().unwrap().code(), Some(0));
+        assert_eq!(serving.wait().code(), Some(0));
     }
 }
 

@@ -54,7 +54,7 @@ pub(crate) struct DnsSettings {
 
 /// What an agent does not know of, so that there is no such name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Lacks {
+pub(crate) struct Lacks {
     /// Namespaces, partitions, sameness groups: Consul Enterprise.
     places: bool,
     /// Peers: since 1.13.
@@ -177,12 +177,7 @@ impl DnsSettings {
     /// Whether the agent does not know of such names. Asked over HTTP it would give
     /// local instances for some of them.
     pub(crate) fn has_no_such(&self, name: &ConsulName) -> bool {
-        let place = name.locality();
-        let is_virtual = matches!(name.subject(), Subject::Virtual { .. });
-        let apart = [&place.namespace, &place.partition, &place.sameness_group];
-        self.lacks.places && apart.iter().any(|part| part.is_some())
-            || self.lacks.peers && place.peer.is_some()
-            || self.lacks.virtual_addresses && is_virtual
+        self.lacks.has(name)
     }
 
     /// Whether an agent leaves out instances with a warning behind this name.
@@ -196,6 +191,25 @@ impl DnsSettings {
 }
 
 impl Lacks {
+    /// All that some edition or version does not know.
+    pub(crate) fn everything() -> Self {
+        Self {
+            places: true,
+            peers: true,
+            virtual_addresses: true,
+        }
+    }
+
+    /// Whether a name asks for something of it.
+    pub(crate) fn has(self, name: &ConsulName) -> bool {
+        let place = name.locality();
+        let is_virtual = matches!(name.subject(), Subject::Virtual { .. });
+        let apart = [&place.namespace, &place.partition, &place.sameness_group];
+        self.places && apart.iter().any(|part| part.is_some())
+            || self.peers && place.peer.is_some()
+            || self.virtual_addresses && is_virtual
+    }
+
     /// By a version such as `1.8.7` or `1.18.0+ent`; nothing by one that is none.
     fn of(version: &str) -> Self {
         let mut numbers = version

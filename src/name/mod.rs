@@ -49,7 +49,7 @@ use self::{
 pub(crate) use self::{
     parse::NotAName,
     target::{Target, classify_target, hex},
-    text::{canonical, labels, text},
+    text::{below, canonical, is_reverse, labels, text},
 };
 
 /// Longest name on the wire, in bytes (RFC 1035, section 2.3.4).

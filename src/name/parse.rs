@@ -1,6 +1,11 @@
 //! **Word.** The grammar: labels to meaning.
 
-use super::{ConsulName, Domain, Locality, NameError, Subject, error::Fault, target};
+use super::{
+    ConsulName, Domain, Locality, NameError, Subject,
+    error::Fault,
+    target,
+    text::{below, is_reverse},
+};
 
 /// Labels that name the kind of place before them.
 pub(super) const PLACES: [&str; 6] = ["dc", "ns", "ap", "peer", "sg", "port"];
@@ -68,25 +73,13 @@ pub(super) fn text(text: &str, domain: &Domain) -> Result<ConsulName, NameError>
 
 /// Labels off the wire, the root's left out.
 pub(super) fn wire(labels: &[&[u8]], srv: bool, domain: &Domain) -> Result<ConsulName, NotAName> {
-    let zone: Vec<&[u8]> = domain.as_str().split('.').map(str::as_bytes).collect();
-    let is_suffix = |suffix: &[&[u8]]| {
-        let start = labels.len().checked_sub(suffix.len())?;
-        let (rest, end) = labels.split_at(start);
-        let same = end
-            .iter()
-            .zip(suffix)
-            .all(|(a, b)| a.eq_ignore_ascii_case(b));
-        same.then_some(rest)
-    };
-    if let Some(rest) = is_suffix(&zone) {
+    let zone: Vec<&str> = domain.as_str().split('.').collect();
+    if let Some(rest) = below(labels, &zone) {
         let rest = texts(rest).ok_or(NotAName::NoSuchName)?;
         let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
         return full(&rest, srv).map_err(|_| NotAName::NoSuchName);
     }
-    if is_suffix(&[b"in-addr", b"arpa"])
-        .or_else(|| is_suffix(&[b"ip6", b"arpa"]))
-        .is_some()
-    {
+    if is_reverse(labels) {
         let labels = texts(labels).ok_or(NotAName::NoSuchName)?;
         let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
         let address = target::unreverse(&labels).ok_or(NotAName::NoSuchName)?;

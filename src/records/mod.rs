@@ -19,7 +19,7 @@ use hickory_proto::{
 use crate::{
     endpoint::Endpoint,
     found::{Found, TargetKind},
-    name::{ConsulName, Domain, NotAName, Subject, Target, classify_target},
+    name::{self, ConsulName, Domain, NotAName, Subject, Target, classify_target},
     record::Section,
 };
 
@@ -124,12 +124,6 @@ pub(crate) fn is_within(fqdn: &str, zone: &Domain) -> bool {
     classify_target(fqdn, std::slice::from_ref(zone)) != Target::Host { in_zone: false }
 }
 
-/// Whether a name lies in a domain.
-pub(crate) fn is_below(name: &Name, domain: &Domain) -> bool {
-    wire_name::from_text(&format!("{domain}."))
-        .is_some_and(|zone| zone.to_lowercase().zone_of(&name.to_lowercase()))
-}
-
 /// One question for records, as it came and as it is meant.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
@@ -180,15 +174,8 @@ impl Asked {
 
     /// Asks who has an address.
     pub(crate) fn is_reverse(&self) -> bool {
-        let below = |zone: [&[u8]; 2]| {
-            let labels: Vec<&[u8]> = self.owner.iter().collect();
-            let start = labels.len().checked_sub(2);
-            let end = start.and_then(|start| labels.get(start..));
-            end.is_some_and(|end| {
-                (end.iter().zip(zone)).all(|(one, other)| one.eq_ignore_ascii_case(other))
-            })
-        };
-        below([b"in-addr", b"arpa"]) || below([b"ip6", b"arpa"])
+        let labels: Vec<&[u8]> = self.owner.iter().collect();
+        name::is_reverse(&labels)
     }
 
     /// A type that a node has no records of. Consul says so without looking

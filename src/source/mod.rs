@@ -32,7 +32,7 @@ use crate::{
     consul::{
         address::HttpAddress,
         blocking::Turn,
-        dns_settings::DnsSettings,
+        dns_settings::{DnsSettings, Lacks},
         health::ask::{self, Ask, Place},
         http::Agent,
     },
@@ -350,15 +350,7 @@ impl Sources {
 
     /// Whether the agent does not know of such names at all.
     async fn is_beyond(&self, name: &ConsulName, limit: Instant) -> bool {
-        let place = name.locality();
-        let apart = [
-            &place.namespace,
-            &place.partition,
-            &place.sameness_group,
-            &place.peer,
-        ];
-        let is_virtual = matches!(name.subject(), Subject::Virtual { .. });
-        if !is_virtual && apart.iter().all(|part| part.is_none()) {
+        if !Lacks::everything().has(name) {
             return false;
         }
         self.refresh_manners(limit).await;

@@ -1,7 +1,6 @@
 //! **Shell.** Names that are not Consul's: each packet goes on as it came, with an id
 //! and a port of its own, and what comes back goes back, so that types and options that
-//! nobody here knows stay whole. Who is asked is [`upstreams`]' to
-//! say.
+//! nobody here knows stay whole. Who is asked is [`upstreams`]' to say.
 //!
 //! | upstream | the client gets |
 //! | --- | --- |
@@ -20,11 +19,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lru::LruCache;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpSocket, UdpSocket},
+    net::TcpSocket,
     time::{timeout, timeout_at},
 };
 use tracing::{debug, info, warn};
@@ -33,7 +30,14 @@ use super::{
     shortcut::{Fill, Plain, Recipe, addresses},
     upstreams::{self, Upstreams},
 };
-use crate::{clock, endpoint::Transport, flight::Flights, stamp::Stamp};
+use crate::{
+    bounded::{Bounded, Weigh},
+    clock,
+    endpoint::Transport,
+    flight::Flights,
+    stamp::Stamp,
+    udp::{MOST_STRANGERS, connected},
+};
 
 /// One upstream is waited for so long before the next one is asked.
 const TRY: Duration = Duration::from_millis(400);
@@ -71,9 +75,6 @@ const SYSTEM: [&str; 3] = [
     "/run/NetworkManager/no-stub-resolv.conf",
 ];
 
-/// Datagrams looked at for one question: a flood must not keep us busy.
-const MOST_STRANGERS: usize = 64;
-
 /// Forwards to upstreams, and remembers.
 #[derive(Debug)]
 pub(super) struct Forwarder {
@@ -82,8 +83,8 @@ pub(super) struct Forwarder {
     /// Std mutexes: held for one look, never across an await.
     system: Mutex<System>,
     health: Mutex<HashMap<SocketAddr, Health>>,
-    answers: Mutex<Answers>,
-    flights: Flights<Box<[u8]>, Option<Arc<Told>>>,
+    answers: Mutex<Bounded<Kept>>,
+    flights: Flights<Box<[u8]>, Option<Reply>>,
     /// Names that only we ask for, and of whom.
     probes: Mutex<HashMap<Box<[u8]>, SocketAddr>>,
 }
@@ -106,24 +107,21 @@ struct Health {
     probed: bool,
 }
 
-/// What an upstream answered.
-#[derive(Debug)]
-struct Told {
-    bytes: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Answers {
-    kept: LruCache<Box<[u8]>, Kept>,
-    bytes: usize,
-}
-
 #[derive(Debug)]
 struct Kept {
     recipe: Recipe,
     since: Instant,
     ttl: Duration,
 }
+
+impl Weigh for Kept {
+    fn weigh(&self, key: &[u8]) -> usize {
+        self.recipe.weigh(key)
+    }
+}
+
+/// What an upstream answered.
+type Reply = Arc<Vec<u8>>;
 
 /// What the client gets.
 #[derive(Debug)]
@@ -139,23 +137,19 @@ pub(super) enum Forwarded {
 
 impl Forwarder {
     pub(super) fn new(upstreams: Upstreams, own: Vec<SocketAddr>) -> Self {
-        let answers = Answers {
-            kept: LruCache::unbounded(),
-            bytes: 0,
-        };
         Self {
             upstreams,
             own,
             system: Mutex::default(),
             health: Mutex::default(),
-            answers: Mutex::new(answers),
+            answers: Mutex::new(Bounded::new(MOST_BYTES)),
             flights: Flights::new(),
             probes: Mutex::default(),
         }
     }
 
-    /// The answer to a packet about the name with these labels. `plain`: the packet, if it is an ordinary
-    /// question.
+    /// The answer to a packet about the name with these labels. `plain`: the packet, if
+    /// it is an ordinary question.
     pub(super) async fn answer(
         self: &Arc<Self>,
         packet: &[u8],
@@ -164,15 +158,11 @@ impl Forwarder {
         transport: Transport,
     ) -> Forwarded {
         let forwarded = self.ask_or_remember(packet, labels, plain, transport).await;
-        if let Forwarded::Reply(reply) = &forwarded {
-            let all = addresses(reply).unwrap_or_default();
-            if !all
-                .iter()
-                .all(|address| self.upstreams.trusts(labels, *address))
-            {
-                debug!("an answer that leads into this network is not handed on");
-                return Forwarded::Filtered;
-            }
+        if let Forwarded::Reply(reply) = &forwarded
+            && !(self.upstreams).trusts(labels, || addresses(reply).unwrap_or_default())
+        {
+            debug!("an answer that leads into this network is not handed on");
+            return Forwarded::Filtered;
         }
         forwarded
     }
@@ -207,15 +197,18 @@ impl Forwarder {
         let told = timeout(patience, asking).await.ok().flatten();
         let stale = || self.kept(packet, plain?, key?, true);
         match told {
-            Some(told) => match told.bytes.get(3).map(|flags| flags & 0x0F) {
-                // Whoever says that it cannot tell knows less than what was known.
-                Some(2 | 5) if let Some(reply) = stale() => Forwarded::Reply(reply),
-                // Asked by another client, who can take more.
-                _ if plain.is_some_and(|plain| told.bytes.len() > plain.limit()) => {
-                    Forwarded::Reply(own_head(&truncated(&told.bytes), packet))
-                }
-                _ => Forwarded::Reply(own_head(&told.bytes, packet)),
-            },
+            // Whoever says that it cannot tell knows less than what was known.
+            Some(told)
+                if cannot_tell(&told)
+                    && let Some(reply) = stale() =>
+            {
+                Forwarded::Reply(reply)
+            }
+            // Asked by another client, who can take more.
+            Some(told) if plain.is_some_and(|plain| told.len() > plain.limit()) => {
+                Forwarded::Reply(own_head(&truncated(&told), packet))
+            }
+            Some(told) => Forwarded::Reply(own_head(&told, packet)),
             None => stale().map_or(Forwarded::Failed, Forwarded::Reply),
         }
     }
@@ -229,7 +222,7 @@ impl Forwarder {
         servers: Vec<SocketAddr>,
         transport: Transport,
         deadline: Instant,
-    ) -> Option<Arc<Told>> {
+    ) -> Option<Reply> {
         let (forwarder, question) = (Arc::clone(self), packet.to_vec());
         let keep: Option<Box<[u8]>> = key.map(Into::into);
         let asking = async move {
@@ -237,9 +230,9 @@ impl Forwarder {
                 .climb(&question, &servers, transport, deadline)
                 .await;
             if let (Some(told), Some(key)) = (&told, keep) {
-                forwarder.keep(key, &told.bytes);
+                forwarder.keep(key, told);
             }
-            told.map(Arc::new)
+            told
         };
         match key {
             Some(key) => self.flights.join(&key.into(), || None, || asking).await?,
@@ -253,7 +246,7 @@ impl Forwarder {
         servers: &[SocketAddr],
         transport: Transport,
         deadline: Instant,
-    ) -> Option<Told> {
+    ) -> Option<Reply> {
         let mut last = None;
         for (at, &server) in servers.iter().enumerate() {
             let left = deadline.saturating_duration_since(clock::now());
@@ -274,13 +267,14 @@ impl Forwarder {
             };
             let until = clock::now() + limit;
             match timeout_at(until.into(), asked).await {
-                Ok(Ok(bytes)) => {
-                    let code = bytes.get(3).map_or(2, |flags| flags & 0x0F);
-                    self.heard(server, !matches!(code, 2 | 5));
-                    if !matches!(code, 2 | 5) {
-                        return Some(Told { bytes });
+                Ok(Ok(reply)) => {
+                    let reply = Arc::new(reply);
+                    let failed = cannot_tell(&reply);
+                    self.heard(server, !failed);
+                    if !failed {
+                        return Some(reply);
                     }
-                    last = Some(Told { bytes });
+                    last = Some(reply);
                 }
                 Ok(Err(error)) => {
                     debug!(%server, %error, "upstream failed");
@@ -401,12 +395,12 @@ impl Forwarder {
     /// A kept answer, made to fit a packet; `stale`: whatever its TTL.
     fn kept(&self, packet: &[u8], plain: &Plain, key: &[u8], stale: bool) -> Option<Vec<u8>> {
         let mut answers = lock(&self.answers);
-        let kept = answers.kept.get(key)?;
+        let kept = answers.get(key)?;
         let age = clock::now().saturating_duration_since(kept.since);
         if age >= kept.ttl && (!stale || age >= KEEP) {
             return None;
         }
-        let mut reply = vec![0; usize::from(u16::MAX)];
+        let mut reply = vec![0; kept.recipe.room()];
         let length = if age < kept.ttl {
             let elapsed = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
             kept.recipe.give(packet, plain, elapsed, &mut reply)?
@@ -421,7 +415,7 @@ impl Forwarder {
     /// For the fast lane: what is known and holds.
     pub(super) fn fill(&self, plain: &Plain) -> Option<Fill> {
         let mut answers = lock(&self.answers);
-        let kept = answers.kept.get(plain.key.as_bytes())?;
+        let kept = answers.get(plain.key.as_bytes())?;
         let until = kept.since.checked_add(kept.ttl)?;
         (clock::now() < until).then(|| Fill {
             key: plain.key.as_bytes().into(),
@@ -433,7 +427,7 @@ impl Forwarder {
     }
 
     fn knows(&self, key: &[u8]) -> bool {
-        lock(&self.answers).kept.contains(key)
+        lock(&self.answers).peek(key).is_some()
     }
 
     fn keep(&self, key: Box<[u8]>, reply: &[u8]) {
@@ -445,21 +439,19 @@ impl Forwarder {
             since: clock::now(),
             ttl: Duration::from_secs(ttl.into()),
         };
-        let mut answers = lock(&self.answers);
-        answers.bytes += kept.recipe.weigh(&key);
-        if let Some((key, before)) = answers.kept.push(key, kept) {
-            answers.bytes -= before.recipe.weigh(&key);
-        }
-        while answers.bytes > MOST_BYTES
-            && let Some((key, oldest)) = answers.kept.pop_lru()
-        {
-            answers.bytes -= oldest.recipe.weigh(&key);
-        }
+        lock(&self.answers).keep(key, kept);
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a reply is SERVFAIL or REFUSED.
+fn cannot_tell(reply: &[u8]) -> bool {
+    reply
+        .get(3)
+        .is_none_or(|flags| matches!(flags & 0x0F, 2 | 5))
 }
 
 /// A reply with the client's own id and the case of its question.
@@ -522,16 +514,8 @@ fn with_id(packet: &[u8]) -> (Vec<u8>, [u8; 2]) {
     (packet, id)
 }
 
-/// A socket of its own for each question, on a port that nobody can foretell.
 async fn over_udp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = Socket::new(
-        Domain::for_address(server),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&server.into())?;
-    let socket = UdpSocket::from_std(socket.into())?;
+    let socket = connected(server)?;
     let (packet, id) = with_id(packet);
     socket.send(&packet).await?;
     let mut reply = Vec::with_capacity(4_096);

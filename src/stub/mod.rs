@@ -32,11 +32,8 @@ use crate::{
     clock,
     endpoint::Transport,
     error::{Error, ErrorKind},
-    name::{Domain, NotAName},
-    records::{
-        self,
-        write::{self, Sections},
-    },
+    name::{self, NotAName},
+    records::write::{self, Sections},
     resolver::Resolver,
     zone,
 };
@@ -266,7 +263,7 @@ impl Server {
             Judged::Ask(question) => question,
         };
         let plain = shortcut::read(packet, transport == Transport::Tcp);
-        if self.is_elsewhere(&question)
+        if is_elsewhere(&question)
             && let Some(forwarder) = forwarder
         {
             let reply = self.forwarded(forwarder, packet, &question, plain.as_ref(), transport);
@@ -309,14 +306,6 @@ impl Server {
             bytes: question.finish(body, &sections),
             fill,
         })
-    }
-
-    /// Whether a name is none that Consul knows of. `consul` is Consul's also where
-    /// another domain is configured: it is never asked of others.
-    fn is_elsewhere(&self, question: &Question) -> bool {
-        let consul = Domain::default();
-        question.asked.meaning == Err(NotAName::Elsewhere)
-            && !records::is_below(&question.asked.owner, &consul)
     }
 
     /// The answer of others. `None`: nobody knows who has an address.
@@ -376,6 +365,13 @@ impl Server {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a name is none that Consul knows of. `consul` is Consul's also where another
+/// domain is configured: it is never asked of others.
+fn is_elsewhere(question: &Question) -> bool {
+    question.asked.meaning == Err(NotAName::Elsewhere)
+        && name::below(&question.labels(), &["consul"]).is_none()
 }
 
 fn not_bound(address: SocketAddr, error: io::Error) -> Error {

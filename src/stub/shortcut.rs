@@ -17,11 +17,12 @@ mod recipe;
 
 use std::time::{Duration, Instant};
 
-use lru::LruCache;
-
 use self::recipe::Age;
 pub(crate) use self::recipe::{Recipe, addresses};
-use crate::cache::fate::Fate;
+use crate::{
+    bounded::{Bounded, Weigh},
+    cache::fate::Fate,
+};
 
 /// Length of a header.
 const HEADER: usize = 12;
@@ -261,6 +262,12 @@ struct Entry {
     graced: bool,
 }
 
+impl Weigh for Entry {
+    fn weigh(&self, key: &[u8]) -> usize {
+        self.recipe.weigh(key)
+    }
+}
+
 /// What a packet comes to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Given {
@@ -273,25 +280,21 @@ pub(crate) enum Given {
 /// The replies that one thread knows.
 #[derive(Debug)]
 pub(crate) struct Shortcuts {
-    entries: LruCache<Box<[u8]>, Entry>,
-    bytes: usize,
-    most: usize,
+    entries: Bounded<Entry>,
 }
 
 impl Shortcuts {
     /// At most `most` bytes, reckoned.
     pub(crate) fn new(most: usize) -> Self {
         Self {
-            entries: LruCache::unbounded(),
-            bytes: 0,
-            most,
+            entries: Bounded::new(most),
         }
     }
 
     /// Bytes that the reply may need; 0 where none is known.
     pub(crate) fn room(&self, plain: &Plain) -> usize {
         let entry = self.entries.peek(plain.key.as_bytes());
-        entry.map_or(0, |entry| entry.recipe.bytes.len() + OPT + EXTENDED)
+        entry.map_or(0, |entry| entry.recipe.room())
     }
 
     /// The reply to a packet, written to `out`.
@@ -302,7 +305,7 @@ impl Shortcuts {
         now: Instant,
         out: &mut [u8],
     ) -> Given {
-        let Some(entry) = self.entries.get_mut(plain.key.as_bytes()) else {
+        let Some(entry) = self.entries.get(plain.key.as_bytes()) else {
             return Given::Miss { hits: 0 };
         };
         let over = entry.fate.as_ref().is_some_and(Fate::is_over);
@@ -336,11 +339,6 @@ impl Shortcuts {
             until,
             fate,
         } = fill;
-        let bytes = recipe.weigh(&key);
-        // One reply may not push out all others.
-        if bytes > self.most / 4 {
-            return;
-        }
         let entry = Entry {
             recipe,
             since,
@@ -351,20 +349,12 @@ impl Shortcuts {
             hits: 0,
             graced: false,
         };
-        self.bytes += bytes;
-        if let Some((key, before)) = self.entries.push(key, entry) {
-            self.bytes -= before.recipe.weigh(&key);
-        }
-        while self.bytes > self.most
-            && let Some((key, oldest)) = self.entries.pop_lru()
-        {
-            self.bytes -= oldest.recipe.weigh(&key);
-        }
+        self.entries.keep(key, entry);
     }
 
     /// Replies kept, and the bytes they are reckoned at.
     pub(crate) fn size(&self) -> (usize, usize) {
-        (self.entries.len(), self.bytes)
+        self.entries.size()
     }
 }
 

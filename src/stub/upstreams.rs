@@ -6,7 +6,10 @@ use std::{
     str::FromStr,
 };
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    name,
+};
 
 /// The port of DNS.
 const PORT: u16 = 53;
@@ -103,9 +106,10 @@ impl Upstreams {
         !self.system && self.servers.is_empty() && self.routes.is_empty()
     }
 
-    /// Whether an answer for the labels of a name may hold that address.
-    pub(crate) fn trusts(&self, labels: &[&[u8]], address: IpAddr) -> bool {
-        !self.stop_rebind || !is_inside(address) || self.route(labels).is_some()
+    /// Whether a reply about the labels of a name may be handed on. `addresses`: those
+    /// in it, asked for only where they count.
+    pub(crate) fn trusts(&self, labels: &[&[u8]], addresses: impl FnOnce() -> Vec<IpAddr>) -> bool {
+        !self.stop_rebind || self.route(labels).is_some() || !addresses().into_iter().any(is_inside)
     }
 
     /// Whether resolv.conf is to be read.
@@ -113,8 +117,8 @@ impl Upstreams {
         self.system
     }
 
-    /// The servers for the labels of a name, in the order in which they are asked. `system`: those of
-    /// resolv.conf.
+    /// The servers for the labels of a name, in the order in which they are asked.
+    /// `system`: those of resolv.conf.
     pub(crate) fn of(&self, labels: &[&[u8]], system: &[SocketAddr]) -> Vec<SocketAddr> {
         match self.route(labels) {
             Some(servers) => servers.to_vec(),
@@ -124,15 +128,8 @@ impl Upstreams {
 
     /// The servers of the longest domain that the name is in.
     fn route(&self, labels: &[&[u8]]) -> Option<&[SocketAddr]> {
-        let route = self.routes.iter().find(|(domain, _)| {
-            let start = labels.len().checked_sub(domain.len());
-            let end = start.and_then(|start| labels.get(start..));
-            end.is_some_and(|end| {
-                end.iter()
-                    .zip(domain)
-                    .all(|(one, other)| one.eq_ignore_ascii_case(other))
-            })
-        });
+        let is_within = |(domain, _): &&(Labels, _)| name::below(labels, domain).is_some();
+        let route = self.routes.iter().find(is_within);
         route.map(|(_, servers)| servers.as_slice())
     }
 }

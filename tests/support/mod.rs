@@ -15,12 +15,14 @@ mod agent;
 mod peers;
 mod ports;
 mod register;
+mod serving;
 mod wire;
 
 #[allow(unused_imports, reason = "each test binary uses its part")]
 pub(crate) use {
     agent::{Agent, Builder},
     peers::{SilentDns, closed_port},
+    serving::{Serving, serve},
     wire::{Over, ask, ask_tcp, ask_udp, exchange, http_client},
 };
 

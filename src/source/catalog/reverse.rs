@@ -3,6 +3,7 @@
 
 use std::{
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,6 @@ use crate::{
     },
     endpoint::{Attempt, Outcome, Source, Transport},
 };
-use std::sync::Arc;
 
 /// Services that are asked at once.
 const AT_ONCE: usize = 8;

@@ -1,23 +1,16 @@
-//! **Shell.** One question over one UDP socket.
-//!
-//! Each question gets a socket of its own, connected, on a port that the kernel
-//! draws at random: only datagrams of that very server reach it, an ICMP refusal
-//! arrives at once instead of a time-out, and a late reply finds nobody
-//! (RFC 5452, sections 4.5 and 9.2).
+//! **Shell.** One question over one UDP socket of its own.
 
-use std::{io, net::SocketAddr};
+use std::net::SocketAddr;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::UdpSocket;
 use tracing::debug;
 
 use super::message::{self, Query, Stranger, Strangers};
 use super::{Reply, Trouble};
-use crate::{clock, endpoint::Transport};
-
-/// Datagrams looked at for one question before the port is given up: a flood
-/// must not keep us busy.
-const MOST_STRANGERS: usize = 64;
+use crate::{
+    clock,
+    endpoint::Transport,
+    udp::{MOST_STRANGERS, connected},
+};
 
 /// Wrong ids before a question goes over to TCP, where guesses are useless.
 const MOST_WRONG_IDS: usize = 16;
@@ -70,15 +63,4 @@ pub(super) async fn exchange(
         }
     }
     Err(Trouble::Flooded)
-}
-
-fn connected(server: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(
-        Domain::for_address(server),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&server.into())?;
-    UdpSocket::from_std(socket.into())
 }

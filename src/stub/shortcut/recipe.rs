@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use super::{EXTENDED, HEADER, OPT, OVERHEAD, Plain, TYPE_OPT, pair};
+use crate::records::write::STALE_ANSWER;
 
 const A: u16 = 1;
 const SOA: u16 = 6;
@@ -13,9 +14,6 @@ const SRV: u16 = 33;
 
 /// A pointer to the question's name.
 const QUESTION: u16 = 0xC00C;
-
-/// Extended error: Stale Answer (RFC 8914, section 4.4).
-const STALE_ANSWER: u16 = 3;
 
 /// An encoded reply, and where it may be changed.
 #[derive(Clone, Debug)]
@@ -192,6 +190,11 @@ impl Recipe {
         out: &mut [u8],
     ) -> Option<usize> {
         self.write(packet, plain, 0, Age::Stale(ttl), out)
+    }
+
+    /// Bytes that a reply made of it may need.
+    pub(crate) fn room(&self) -> usize {
+        self.bytes.len() + OPT + EXTENDED
     }
 
     /// Bytes that it costs in a map, by this key.

@@ -1,0 +1,95 @@
+//! The program, serving: where it answers, and what it says.
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+};
+
+use hickory_proto::rr::RecordType;
+
+use super::{PATIENCE, ask_udp};
+
+/// Ended when dropped.
+pub(crate) struct Serving {
+    child: Child,
+    said: mpsc::Receiver<String>,
+    /// `serving consul. on 127.0.0.1:1 (udp, tcp), admin 127.0.0.1:2`
+    pub(crate) line: String,
+    /// Its first address.
+    pub(crate) dns: SocketAddr,
+    /// The admin address; empty without one.
+    pub(crate) admin: String,
+}
+
+/// `proconsul serve` on free ports, which asks these and nobody else.
+pub(crate) fn serve(dns: &str, http: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command
+        .env_clear()
+        .args(["serve", "--listen", "127.0.0.1:0", "--upstream", "none"])
+        .args(["--dns", dns, "--http", http]);
+    command
+}
+
+impl Serving {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let errors = BufReader::new(child.stderr.take().unwrap());
+        let (tell, said) = mpsc::channel();
+        thread::spawn(move || {
+            for line in errors.lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let line: String = said.recv_timeout(PATIENCE).unwrap();
+        let (_, rest) = line.split_once(" on ").unwrap_or_else(|| panic!("{line}"));
+        let dns = rest.split([' ', ',']).next().unwrap().parse().unwrap();
+        let admin = line.split_once(", admin ").map_or("", |(_, admin)| admin);
+        let admin = admin.to_owned();
+        Self {
+            child,
+            said,
+            line,
+            dns,
+            admin,
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.id().to_string();
+        let sent = Command::new("kill").args([name, &id]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// The next line on stderr.
+    pub(crate) fn says(&self) -> String {
+        self.said.recv_timeout(PATIENCE).unwrap()
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    /// How many addresses of `web` it gives.
+    pub(crate) async fn instances(&self) -> usize {
+        let reply = ask_udp(self.dns, "web.service.consul.", RecordType::A).await;
+        reply.map_or(0, |reply| reply.answers.len())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
