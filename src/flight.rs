@@ -74,7 +74,8 @@ where
             }
         };
         if let Some((sender, seat)) = seat {
-            let question = start();
+            // In a box: what is spawned is moved about.
+            let question = Box::pin(start());
             tokio::spawn(async move {
                 let result = question.await;
                 // Whoever comes now finds the result where `landed` looks.

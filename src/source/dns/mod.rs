@@ -39,6 +39,7 @@ use tokio::time::{timeout, timeout_at};
 use self::{
     message::{Query, Strangers},
     tcp::Connection,
+    udp::Sockets,
 };
 use crate::{
     clock,
@@ -154,6 +155,7 @@ pub(crate) struct DnsSource {
 struct Server {
     address: SocketAddr,
     connection: Arc<Connection>,
+    sockets: Sockets,
 }
 
 impl DnsSource {
@@ -162,6 +164,7 @@ impl DnsSource {
         let server = |&address| Server {
             address,
             connection: Arc::new(Connection::new(address, Arc::clone(&strangers))),
+            sockets: Sockets::new(address, Arc::clone(&strangers)),
         };
         Self {
             servers: servers.iter().map(server).collect(),
@@ -361,15 +364,15 @@ impl Round<'_> {
     /// more than that, and a slow answer still has all the time there is.
     async fn over_udp(&mut self, payload: u16) -> Result<Heard, Trouble> {
         let query = self.query(payload)?;
-        let (server, strangers) = (self.server.address, &self.source.strangers);
+        let sockets = &self.server.sockets;
         let exchange = async {
-            let mut first = std::pin::pin!(udp::exchange(server, &query, strangers));
+            let mut first = std::pin::pin!(sockets.exchange(&query));
             if let Ok(reply) = timeout(FIRST_TRY, &mut first).await {
                 return reply;
             }
             // An error of one says nothing of the other.
             // In a box, as all that is seldom: no question is to carry its room.
-            let mut second = Box::pin(udp::exchange(server, &query, strangers));
+            let mut second = Box::pin(sockets.exchange(&query));
             tokio::select! {
                 reply = &mut first => if reply.is_ok() { reply } else { second.await },
                 reply = &mut second => if reply.is_ok() { reply } else { first.await },

@@ -1,7 +1,19 @@
-//! **Shell.** One question over one UDP socket of its own.
+//! **Shell.** One question over one UDP socket, which no other question uses meanwhile.
+//!
+//! On loopback a socket whose question was answered serves others after it, a bounded
+//! number of times: a port drawn anew for each question (RFC 5452, section 9.2) defends
+//! against forgers elsewhere on the network, and no datagram of theirs gets there. A
+//! late reply to an earlier question still finds another id.
 
-use std::net::SocketAddr;
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
+use tokio::{net::UdpSocket, runtime::Handle};
 use tracing::debug;
 
 use super::message::{self, Query, Stranger, Strangers};
@@ -15,52 +27,227 @@ use crate::{
 /// Wrong ids before a question goes over to TCP, where guesses are useless.
 const MOST_WRONG_IDS: usize = 16;
 
+/// Questions that one socket serves.
+const MOST_USES: u32 = 64;
+
+/// Sockets kept for the next questions, and for how long.
+const MOST_IDLE: usize = 256;
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Bytes that an idle socket keeps to receive into.
+const ROOM: usize = 8 << 10;
+
 /// Consul 1.8 sends a few bytes more than was advertised (issue 9945).
 const SLACK: usize = 512;
 
-/// Asks `server` and waits for its reply. The caller bounds the time; dropping
-/// the future closes the socket.
-pub(super) async fn exchange(
+/// The sockets to one server.
+#[derive(Debug)]
+pub(super) struct Sockets {
     server: SocketAddr,
-    query: &Query,
-    strangers: &Strangers,
-) -> Result<Reply, Trouble> {
-    let socket = connected(server).map_err(Trouble::from_io)?;
-    let id = clock::query_id();
-    socket
-        .send(&query.with_id(id))
-        .await
-        .map_err(Trouble::from_io)?;
+    strangers: Arc<Strangers>,
+    /// The one used last is last. A std mutex: held for a look, never across an await.
+    idle: Mutex<VecDeque<Idle>>,
+}
 
-    let mut buffer = Vec::with_capacity(usize::from(query.payload()) + SLACK);
-    let mut wrong_ids = 0;
-    for _ in 0..MOST_STRANGERS {
-        buffer.clear();
-        socket
-            .recv_buf(&mut buffer)
-            .await
-            .map_err(Trouble::from_io)?;
-        let stranger = match query.is_answered_by(id, &buffer) {
-            Ok(()) => match message::decode(&buffer) {
-                Ok(message) => {
-                    return Ok(Reply {
-                        message,
-                        size: buffer.len(),
-                        limit: usize::from(query.payload()),
-                        advertised: query.payload(),
-                        transport: Transport::Udp,
-                    });
-                }
-                Err(stranger) => stranger,
-            },
-            Err(stranger) => stranger,
-        };
-        strangers.count(stranger);
-        debug!(%server, ?stranger, bytes = buffer.len(), "datagram ignored");
-        wrong_ids += usize::from(stranger == Stranger::WrongId);
-        if wrong_ids >= MOST_WRONG_IDS {
-            break;
+#[derive(Debug)]
+struct Idle {
+    port: Port,
+    since: Instant,
+}
+
+/// A socket, and room for what it receives.
+#[derive(Debug)]
+struct Port {
+    socket: UdpSocket,
+    room: Vec<u8>,
+    uses: u32,
+    /// Whose it is: no other runtime can wait on it.
+    runtime: tokio::runtime::Id,
+}
+
+impl Sockets {
+    pub(super) fn new(server: SocketAddr, strangers: Arc<Strangers>) -> Self {
+        Self {
+            server,
+            strangers,
+            idle: Mutex::default(),
         }
     }
-    Err(Trouble::Flooded)
+
+    /// Asks the server and waits for its reply. The caller bounds the time; dropping
+    /// the future closes the socket.
+    pub(super) async fn exchange(&self, query: &Query) -> Result<Reply, Trouble> {
+        let mut port = self.take().map_err(Trouble::from_io)?;
+        let reply = port.exchange(query, self.server, &self.strangers).await?;
+        self.give_back(port);
+        Ok(reply)
+    }
+
+    fn take(&self) -> io::Result<Port> {
+        let runtime = Handle::current().id();
+        let last = self.idle().pop_back().map(|idle| idle.port);
+        if let Some(port) = last.filter(|port| port.runtime == runtime) {
+            return Ok(port);
+        }
+        Ok(Port {
+            socket: connected(self.server)?,
+            room: Vec::new(),
+            uses: 0,
+            runtime,
+        })
+    }
+
+    /// Keeps a socket that has nothing more to hear.
+    fn give_back(&self, mut port: Port) {
+        if !self.server.ip().is_loopback() || port.uses >= MOST_USES {
+            return;
+        }
+        // The seldom ones that take more are not to hold it.
+        port.room.clear();
+        port.room.shrink_to(ROOM);
+        let since = clock::now();
+        let mut idle = self.idle();
+        // Two at most: who gives back has no time for more.
+        for _ in 0..2 {
+            let is_old = |first: &Idle| since.saturating_duration_since(first.since) > IDLE;
+            if idle.front().is_some_and(is_old) || idle.len() >= MOST_IDLE {
+                idle.pop_front();
+            }
+        }
+        idle.push_back(Idle { port, since });
+    }
+
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Port {
+    async fn exchange(
+        &mut self,
+        query: &Query,
+        server: SocketAddr,
+        strangers: &Strangers,
+    ) -> Result<Reply, Trouble> {
+        self.uses += 1;
+        let id = clock::query_id();
+        self.socket
+            .send(&query.with_id(id))
+            .await
+            .map_err(Trouble::from_io)?;
+
+        let buffer = &mut self.room;
+        buffer.clear();
+        buffer.reserve(usize::from(query.payload()) + SLACK);
+        let mut wrong_ids = 0;
+        for _ in 0..MOST_STRANGERS {
+            buffer.clear();
+            self.socket
+                .recv_buf(buffer)
+                .await
+                .map_err(Trouble::from_io)?;
+            let stranger = match query.is_answered_by(id, buffer) {
+                Ok(()) => match message::decode(buffer) {
+                    Ok(message) => {
+                        return Ok(Reply {
+                            message,
+                            size: buffer.len(),
+                            limit: usize::from(query.payload()),
+                            advertised: query.payload(),
+                            transport: Transport::Udp,
+                        });
+                    }
+                    Err(stranger) => stranger,
+                },
+                Err(stranger) => stranger,
+            };
+            strangers.count(stranger);
+            debug!(%server, ?stranger, bytes = buffer.len(), "datagram ignored");
+            wrong_ids += usize::from(stranger == Stranger::WrongId);
+            if wrong_ids >= MOST_WRONG_IDS {
+                break;
+            }
+        }
+        Err(Trouble::Flooded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, net::UdpSocket as Std, thread};
+
+    use hickory_proto::rr::RecordType;
+
+    use super::*;
+
+    /// Answers so many questions with nothing, twice each, and tells the ports that
+    /// asked.
+    fn server(questions: usize) -> (SocketAddr, thread::JoinHandle<Vec<u16>>) {
+        let socket = Std::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let served = thread::spawn(move || {
+            let mut packet = [0; 512];
+            let mut serve = || {
+                let (length, client) = socket.recv_from(&mut packet).unwrap();
+                packet[2] |= 0x80;
+                for _ in 0..2 {
+                    socket.send_to(&packet[..length], client).unwrap();
+                }
+                client.port()
+            };
+            (0..questions).map(|_| serve()).collect()
+        });
+        (address, served)
+    }
+
+    fn query(name: &str) -> Query {
+        Query::new(name, RecordType::A, 4_093).unwrap()
+    }
+
+    fn sockets(server: SocketAddr) -> (Sockets, Arc<Strangers>) {
+        let strangers = Arc::<Strangers>::default();
+        (Sockets::new(server, Arc::clone(&strangers)), strangers)
+    }
+
+    #[tokio::test]
+    async fn a_socket_serves_many_questions_and_no_late_reply_is_taken_for_another() {
+        let all = MOST_USES as usize + 1;
+        let (address, served) = server(all);
+        let (sockets, strangers) = sockets(address);
+        for at in 0..all {
+            let name = format!("n{at}.service.consul.");
+            let reply = sockets.exchange(&query(&name)).await.unwrap();
+            assert_eq!(reply.message.queries[0].name().to_ascii(), name);
+        }
+        // The second replies to all but the last of each socket.
+        assert_eq!(strangers.total(), u64::from(MOST_USES) - 1);
+        let ports = served.join().unwrap();
+        let first: HashSet<_> = ports[..MOST_USES as usize].iter().collect();
+        assert_eq!((first.len(), first.contains(&ports[all - 1])), (1, false));
+    }
+
+    #[tokio::test]
+    async fn a_question_that_is_given_up_takes_its_socket_along() {
+        let silent = Std::bind("127.0.0.1:0").unwrap();
+        let (sockets, _) = sockets(silent.local_addr().unwrap());
+        let asked = query("web.service.consul.");
+        let asking = tokio::time::timeout(Duration::from_millis(10), sockets.exchange(&asked));
+        assert!(asking.await.is_err());
+        assert!(sockets.idle().is_empty());
+    }
+
+    #[test]
+    fn a_socket_of_a_runtime_that_is_gone_is_not_used() {
+        let (address, served) = server(2);
+        let (sockets, _) = sockets(address);
+        for _ in 0..2 {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let asked = query("web.service.consul.");
+            runtime.block_on(sockets.exchange(&asked)).unwrap();
+        }
+        served.join().unwrap();
+    }
 }
