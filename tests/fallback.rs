@@ -498,3 +498,25 @@ async fn where_the_operator_says_so_nothing_is_believed_gone() {
     .await;
     assert_eq!(held, Reason::KeepAll);
 }
+
+#[tokio::test]
+async fn a_resolver_built_after_another_keeps_what_was_known_in_the_snapshot() {
+    let file = File::new("after");
+    let mut agent = agent_with(&["web"]).await;
+    let first = builder(&agent).snapshot(&file.0).build().unwrap();
+    assert_eq!(find(&first, &["web"]).await, [Ok(1)]);
+    first.save_snapshot().await.unwrap();
+    let second = builder(&agent).snapshot(&file.0);
+    let second = second.build_after(&first).unwrap();
+    // The first is held by somebody still, and finds something.
+    register(&agent, &["api"]).await;
+    assert_eq!(find(&first, &["api"]).await, [Ok(1)]);
+    first.save_snapshot().await.unwrap();
+    second.save_snapshot().await.unwrap();
+    agent.stop().await;
+    drop(second);
+    let third = builder(&agent).snapshot(&file.0).build().unwrap();
+    assert_eq!(find(&third, &["web"]).await, [Ok(1)]);
+    assert!(third.lookup("api").await.is_err());
+    third.save_snapshot().await.unwrap();
+}

@@ -451,3 +451,35 @@ async fn an_address_is_asked_of_others_in_time_while_consul_is_silent() {
     let reply = ask_udp(stub, "9.9.9.10.in-addr.arpa.", RecordType::PTR).await;
     assert_eq!(reply.unwrap().answers[0].data.to_string(), "host.example.");
 }
+
+#[tokio::test]
+async fn upstreams_that_are_silent_keep_nobody_from_consuls_names() {
+    let agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let upstream = Upstream::start(|_| None).await;
+    let builder = Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http("none");
+    let stub = stub_of(builder.build().unwrap(), &[&upstream.address.to_string()]).await;
+    let mut packet = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x08aaaaaaaa\x07example\0\0\x01\0\x01".to_vec();
+    let mut clients = Vec::new();
+    for client in 0..40_u8 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        for number in 0..100_u8 {
+            packet[13] = b'a' + client / 26;
+            packet[14] = b'a' + client % 26;
+            packet[15] = b'a' + number / 26;
+            packet[16] = b'a' + number % 26;
+            socket.send_to(&packet, stub).await.unwrap();
+        }
+        clients.push(socket);
+    }
+    wait_for("a full house", async || {
+        (upstream.asked() >= 500).then_some(())
+    })
+    .await;
+    // Those who wait for the upstream do so for twice that.
+    let asked = ask_udp(stub, "web.service.consul.", RecordType::A);
+    let reply = tokio::time::timeout(Duration::from_millis(400), asked).await;
+    assert_eq!(reply.expect("a seat").unwrap().answers.len(), 2);
+}

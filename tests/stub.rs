@@ -443,3 +443,29 @@ async fn connections_that_say_nothing_make_room_for_others() {
     .await;
     drop(idle);
 }
+
+#[tokio::test]
+async fn connections_that_always_ask_make_room_for_others_too() {
+    let stub = stub("none", "none").await;
+    let question =
+        b"\0\x26\0\x01\x01\0\0\x01\0\0\0\0\0\0\x080a000001\x04addr\x06consul\0\0\x01\0\x01";
+    let mut busy = tokio::task::JoinSet::new();
+    for _ in 0..256 {
+        let mut stream = TcpStream::connect(stub).await.expect("a connection");
+        busy.spawn(async move {
+            let mut reply = [0; 512];
+            while stream.write_all(question).await.is_ok() {
+                if !stream.read(&mut reply).await.is_ok_and(|length| length > 0) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+    }
+    wait_for("room for one more", async || {
+        let reply = ask_tcp(stub, "0a000001.addr.consul.", RecordType::A).await?;
+        (reply.answers.len() == 1).then_some(())
+    })
+    .await;
+    busy.abort_all();
+}

@@ -332,3 +332,63 @@ async fn the_program_prints_a_line_for_each_change_until_it_is_interrupted() {
     );
     assert!(table.0.wait().unwrap().success());
 }
+
+#[tokio::test]
+async fn a_handle_that_is_dropped_leaves_its_watch_to_the_next() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    register(&agent, "api", 2, "a").await;
+    let resolver = builder(&agent).watches(1).build().unwrap();
+    let web = resolver.service("web").unwrap();
+    web.ready().await;
+    let api = resolver.service("api").unwrap();
+    api.ready().await;
+    // Before anything changes: what waits for a change is given up.
+    drop(web);
+    wait_for("the end of the first watch", async || {
+        let names = resolver.cached(10);
+        let one = names.iter().find(|one| &*one.name == "web.service.consul.");
+        one.is_none_or(|one| one.freshness == Freshness::Stale)
+            .then_some(())
+    })
+    .await;
+    wait_for("the second name's watch", async || {
+        (resolver.status().watches == 1).then_some(())
+    })
+    .await;
+    let mut changes = api.changes();
+    next(&mut changes).await;
+    register(&agent, "api", 3, "a").await;
+    assert_eq!(ports(&next(&mut changes).await.added), [3]);
+}
+
+#[test]
+fn a_resolver_that_outlives_a_runtime_follows_in_the_next() {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (first, second) = (runtime(), runtime());
+    let agent = second.block_on(Agent::start());
+    second.block_on(register(&agent, "web", 1, "a"));
+    let (resolver, early) = first.block_on(async {
+        let resolver = builder(&agent).build().unwrap();
+        let service = resolver.service("web").unwrap();
+        service.ready().await;
+        (resolver, service)
+    });
+    drop(first);
+    second.block_on(async {
+        let service = resolver.service("web").unwrap();
+        register(&agent, "web", 2, "a").await;
+        for service in [service, early] {
+            wait_for("the change", async || {
+                (ports(&service.endpoints()) == [1, 2]).then_some(())
+            })
+            .await;
+        }
+    });
+}

@@ -9,7 +9,7 @@
 //! | a lower index than before | index 0: the servers' data is another one |
 //! | no index | not to be followed |
 //! | the same content as before, at once | [`BURST`] times at once, then after 1 s, doubling to [`SLOWEST`]: indexes move for other reasons too |
-//! | other content | at once |
+//! | other content | at once; from [`CHANGES`] in a row on, one each [`CHANGE`] |
 //! | refused | after [`REFUSED`]: that costs nothing, and who is back is to be found within a second |
 //! | silence, an error, 429 | after 0.25 s, doubling to [`SLOWEST`], never less than what the server asks for |
 //!
@@ -25,6 +25,11 @@ const WAIT: Duration = Duration::from_secs(55);
 
 /// Replies without news that cost no pause.
 const BURST: u32 = 2;
+
+/// Changes that are asked for as quickly as they come, and how often then: a service
+/// that changes without end is not to keep an agent busy.
+const CHANGES: u32 = 20;
+const CHANGE: Duration = Duration::from_millis(100);
 
 /// A reply that took so long waited: it is no sign of a loop.
 const WAITED: Duration = Duration::from_secs(1);
@@ -66,6 +71,8 @@ pub(crate) struct Blocking {
     due: Instant,
     /// Replies in a row that came at once and brought nothing.
     idle: u32,
+    /// When all changes so far would be told at one each [`CHANGE`].
+    told: Instant,
     failures: u32,
 }
 
@@ -75,6 +82,7 @@ impl Blocking {
             index: 0,
             due: now,
             idle: 0,
+            told: now,
             failures: 0,
         }
     }
@@ -106,6 +114,11 @@ impl Blocking {
             return false;
         };
         self.index = if index < self.index { 0 } else { index };
+        if news {
+            self.told = self.told.max(now) + CHANGE;
+            let due = self.told.checked_sub(CHANGES * CHANGE);
+            self.due = due.map_or(now, |due| due.max(now));
+        }
         if news || took >= WAITED {
             self.idle = 0;
             return true;
@@ -218,6 +231,24 @@ mod tests {
     }
 
     #[test]
+    fn changes_are_followed_at_once_unless_they_never_end() {
+        let (mut blocking, start, mut dice) = begun();
+        let mut now = start;
+        for index in 1..=1_000 {
+            blocking.answered(Some(index), true, SHORT, now, &mut dice);
+            let due = blocking.turn(LIMIT).due;
+            assert!(index > u64::from(CHANGES) || due == now);
+            now = due;
+        }
+        let least = (1_000 - CHANGES) * CHANGE;
+        assert!(now - start >= least && now - start < least + CHANGE);
+        // A pause later they are quick again.
+        now += CHANGES * CHANGE;
+        blocking.answered(Some(2_000), true, SHORT, now, &mut dice);
+        assert_eq!(blocking.turn(LIMIT).due, now);
+    }
+
+    #[test]
     fn failures_pause_longer_each_and_refusals_always_the_same() {
         let (mut blocking, now, mut dice) = begun();
         blocking.answered(Some(7), true, SHORT, now, &mut dice);
@@ -236,9 +267,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the servers say, without news no more than this is asked.
+        /// Whatever the servers say, no more than this is asked.
         #[test]
-        fn it_never_spins(said in prop::collection::vec((0u8..4, any::<u64>()), 1..400)) {
+        fn it_never_spins(said in prop::collection::vec((0u8..5, any::<u64>()), 1..400)) {
             let (mut blocking, start, mut dice) = begun();
             let mut now = start;
             let mut asked = 0_u32;
@@ -249,13 +280,14 @@ mod tests {
                     0 => blocking.failed(Failure::Refused, None, now, &mut dice),
                     1 => blocking.failed(Failure::Other, None, now, &mut dice),
                     _ => {
-                        blocking.answered(Some(index), false, SHORT, now, &mut dice);
+                        blocking.answered(Some(index), what == 4, SHORT, now, &mut dice);
                     }
                 }
             }
             // A failure between replies costs its own pause.
             let seconds = (now - start).as_secs_f64();
-            prop_assert!(f64::from(asked) <= 4.0 + seconds * 8.0, "{asked} in {seconds} s");
+            let most = f64::from(CHANGES) * 4.0 + seconds * 32.0;
+            prop_assert!(f64::from(asked) <= most, "{asked} in {seconds} s");
         }
     }
 }

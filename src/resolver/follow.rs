@@ -119,10 +119,13 @@ impl Inner {
     /// Panics outside a tokio runtime.
     pub(super) fn follow(self: &Arc<Self>, name: &ConsulName) -> watch::Receiver<Known> {
         let mut all = self.followers.all();
-        if let Some(follower) = all.get(name.key()) {
-            return follower.news.subscribe();
-        }
-        let (news, heard) = watch::channel(Known::Unheard);
+        let news = match all.get(name.key()) {
+            Some(follower) if !follower.task.is_finished() => return follower.news.subscribe(),
+            // Its runtime has ended: whoever listens still does.
+            Some(follower) => follower.news.clone(),
+            None => watch::Sender::new(Known::Unheard),
+        };
+        let heard = news.subscribe();
         let following = Following {
             inner: Arc::downgrade(self),
             sources: Arc::clone(&self.sources),
@@ -171,15 +174,17 @@ struct Following {
 
 impl Following {
     async fn run(self) {
-        let permit = if self.sources.can_follow(&self.name) {
-            self.connections.clone().try_acquire_owned().ok()
-        } else {
-            None
-        };
-        if permit.is_some() {
-            self.block().await;
-        } else {
-            self.poll_until(None).await;
+        let can_follow = self.sources.can_follow(&self.name);
+        loop {
+            // Others may have gone since it was last looked.
+            if can_follow && let Ok(_permit) = self.connections.try_acquire() {
+                return self.block().await;
+            }
+            let next = clock::now() + self.pace;
+            if self.poll().await.is_none() || self.is_left() {
+                return;
+            }
+            sleep_until(next.into()).await;
         }
     }
 
@@ -191,12 +196,16 @@ impl Following {
         let mut address = 0;
         loop {
             let turn = blocking.turn(self.limit);
-            if self.poll_until(Some(turn.due)).await.is_none() {
+            if self.poll_until(turn.due).await.is_none() {
                 return;
             }
             let start = clock::now();
             let question = self.question();
-            let Some((heard, blocked)) = self.sources.block(question, address, &turn).await else {
+            let told = tokio::select! {
+                told = self.sources.block(question, address, &turn) => told,
+                () = self.deserted() => return,
+            };
+            let Some((heard, blocked)) = told else {
                 return;
             };
             let Some(inner) = self.inner.upgrade() else {
@@ -271,29 +280,47 @@ impl Following {
         }
     }
 
-    /// Asks all rungs once a pace until `due`; without it until nobody wants it any
-    /// more. `None`: that is so.
-    async fn poll_until(&self, due: Option<Instant>) -> Option<()> {
+    /// Asks all rungs once a pace until `due`. `None`: there is no resolver any more.
+    async fn poll_until(&self, due: Instant) -> Option<()> {
         loop {
             let now = clock::now();
-            if due.is_some_and(|due| now >= due) {
+            if now >= due {
                 return Some(());
             }
-            let inner = self.inner.upgrade()?;
-            match inner.wait(&self.name, Wish::default()).await {
-                Ok(answer) if answer.is_fresh() => self.tell(Known::Set(answer.held)),
-                Err(error) if error.is_not_found() => self.tell(Known::Gone),
-                // What is stale was told before.
-                Ok(answer) => self.tell_first(Known::Set(answer.held)),
-                Err(_) => {}
-            }
-            if due.is_none() && inner.leave(&self.name) {
-                return None;
-            }
-            drop(inner);
-            let next = now + self.pace;
-            sleep_until(due.map_or(next, |due| due.min(next)).into()).await;
+            self.poll().await?;
+            sleep_until(due.min(now + self.pace).into()).await;
         }
+    }
+
+    /// Asks all rungs once. `None`: there is no resolver any more.
+    async fn poll(&self) -> Option<()> {
+        let inner = self.inner.upgrade()?;
+        match inner.wait(&self.name, Wish::default()).await {
+            Ok(answer) if answer.is_fresh() => self.tell(Known::Set(answer.held)),
+            Err(error) if error.is_not_found() => self.tell(Known::Gone),
+            // What is stale was told before.
+            Ok(answer) => self.tell_first(Known::Set(answer.held)),
+            Err(_) => {}
+        }
+        Some(())
+    }
+
+    /// Whether nobody wants it any more, or there is no resolver.
+    fn is_left(&self) -> bool {
+        let inner = self.inner.upgrade();
+        inner.is_none_or(|inner| inner.leave(&self.name))
+    }
+
+    /// Completes when the last handle is dropped of a name that is asked seldom.
+    async fn deserted(&self) {
+        if self.news.receiver_count() > 0 {
+            self.news.closed().await;
+            if self.is_left() {
+                return;
+            }
+        }
+        // Who asks often without a handle is looked at after each query.
+        std::future::pending().await
     }
 
     fn question(&self) -> Question<'_> {

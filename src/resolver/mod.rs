@@ -40,7 +40,7 @@ use crate::{
     protection::Reason,
     record::Records,
     records::{self, Asked},
-    source::{Sources, hosts::Hosts, snapshot_file::SnapshotFile},
+    source::{Sources, hosts::Hosts},
     status::{Cached, SourceStatus, Status},
     zone,
 };
@@ -80,19 +80,19 @@ impl ResolverBuilder {
     ///
     /// [`ErrorKind::Invalid`] for the first setting that is not valid.
     pub fn build(self) -> Result<Resolver, Error> {
-        Resolver::new(self.finish()?, Arc::default())
+        Resolver::new(self.finish()?, None)
     }
 
     /// Makes a resolver that takes over what another one knows and has counted, which
-    /// goes on without: for settings that change while a process runs. Nothing is
-    /// taken over where the domain is another one.
+    /// goes on without and writes no snapshot any more: for settings that change while a
+    /// process runs. Nothing is taken over where the domain is another one.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for the first setting that is not valid; the other
     /// resolver is as it was then.
     pub fn build_after(self, before: &Resolver) -> Result<Resolver, Error> {
-        let resolver = Resolver::new(self.finish()?, Arc::clone(&before.0.counters))?;
+        let resolver = Resolver::new(self.finish()?, Some(&before.0))?;
         if resolver.domain() == before.domain() {
             let mut cache = resolver.0.cache();
             cache.take_over(&mut before.0.cache(), clock::now());
@@ -117,13 +117,22 @@ impl Resolver {
         Self::builder().environment().build()
     }
 
-    fn new(config: Config, counters: Arc<Counters>) -> Result<Self, Error> {
+    fn new(config: Config, before: Option<&Inner>) -> Result<Self, Error> {
         let cache = Mutex::new(Cache::new(config.cache.clone()));
         let evidence = Mutex::new(Evidence::new(config.protection));
         let sources = Arc::new(Sources::new(&config)?);
         let followers = Followers::new(config.watches);
         let flights = Flights::new();
-        let snapshot = (config.snapshot.clone()).map(|path| Snapshot::new(SnapshotFile::new(path)));
+        let written = before.and_then(|before| before.snapshot.as_ref());
+        let snapshot = match (config.snapshot.clone(), written) {
+            (Some(path), Some(written)) => Some(written.hand_over(path)),
+            (Some(path), None) => Some(Snapshot::new(path)),
+            (None, written) => {
+                written.inspect(|written| written.give_up());
+                None
+            }
+        };
+        let counters = before.map_or_else(Arc::default, |before| Arc::clone(&before.counters));
         Ok(Self(Arc::new(Inner {
             config,
             sources,

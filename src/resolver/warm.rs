@@ -2,14 +2,15 @@
 //! look-up that has to wait, and written a moment after something was found.
 
 use std::{
+    path::PathBuf,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 use tracing::{debug, warn};
 
 use super::{Inner, Resolver};
@@ -32,15 +33,33 @@ pub(super) struct Snapshot {
     due: AtomicBool,
     /// Something was found since it was last written.
     changed: AtomicBool,
+    /// Held while it is written: whoever comes then waits for it.
+    writing: Mutex<()>,
 }
 
 impl Snapshot {
-    pub(super) fn new(file: SnapshotFile) -> Self {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self::over(SnapshotFile::new(path), false)
+    }
+
+    /// The snapshot of a resolver that takes over what this one's knows: only the
+    /// new one writes from now on.
+    pub(super) fn hand_over(&self, path: PathBuf) -> Self {
+        Self::over(self.file.hand_over(path), true)
+    }
+
+    /// Writes it no more.
+    pub(super) fn give_up(&self) {
+        self.file.give_up();
+    }
+
+    fn over(file: SnapshotFile, changed: bool) -> Self {
         Self {
             file,
             read: OnceCell::new(),
             due: AtomicBool::new(false),
-            changed: AtomicBool::new(false),
+            changed: AtomicBool::new(changed),
+            writing: Mutex::const_new(()),
         }
     }
 }
@@ -107,13 +126,12 @@ impl Inner {
             return;
         }
         let inner = Arc::downgrade(self);
+        let due = Due(Weak::clone(&inner));
         // Ends by itself, and does nothing where the resolver is gone.
         tokio::spawn(async move {
             tokio::time::sleep(PAUSE).await;
+            drop(due);
             let Some(inner) = inner.upgrade() else { return };
-            if let Some(snapshot) = &inner.snapshot {
-                snapshot.due.store(false, Ordering::Relaxed);
-            }
             if let Err(error) = inner.save().await {
                 warn!("{error}");
             }
@@ -126,6 +144,7 @@ impl Inner {
         };
         // What an earlier run knew is not to be lost by what this one found.
         self.warm().await;
+        let _writing = snapshot.writing.lock().await;
         if !snapshot.changed.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
@@ -142,5 +161,18 @@ impl Inner {
             snapshot.changed.store(true, Ordering::Relaxed);
             Error::new(ErrorKind::Io, trouble.to_string())
         })
+    }
+}
+
+/// A snapshot is about to be written, until this is dropped: also by a runtime that ends.
+struct Due(Weak<Inner>);
+
+impl Drop for Due {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.upgrade()
+            && let Some(snapshot) = &inner.snapshot
+        {
+            snapshot.due.store(false, Ordering::Relaxed);
+        }
     }
 }

@@ -16,7 +16,10 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nix::{
@@ -34,11 +37,13 @@ use crate::{
 const STRANGERS: u32 = 0o022;
 
 /// The file, and the right to write it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SnapshotFile {
     path: Arc<Path>,
     /// Held as long as this lives, once it was had.
     lock: Arc<Mutex<Option<Flock<File>>>>,
+    /// It is not written any more.
+    given_up: Arc<AtomicBool>,
 }
 
 /// Why the file was not read or written: one sentence with its path.
@@ -57,7 +62,33 @@ impl SnapshotFile {
         Self {
             path: path.into(),
             lock: Arc::default(),
+            given_up: Arc::default(),
         }
+    }
+
+    /// Gives up the right to write for ever, after a write that has begun.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+        *self.locked() = None;
+    }
+
+    /// [Gives up](Self::give_up) the right to write to whoever keeps that path from now
+    /// on. Where it is the same, the lock goes with it.
+    pub(crate) fn hand_over(&self, path: PathBuf) -> Self {
+        let next = Self::new(path);
+        if next.path != self.path {
+            self.give_up();
+            return next;
+        }
+        self.given_up.store(true, Ordering::Relaxed);
+        Self {
+            lock: Arc::clone(&self.lock),
+            ..next
+        }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<Flock<File>>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -70,16 +101,19 @@ impl SnapshotFile {
         self.blocking(move || read(&path)).await
     }
 
-    /// Puts `bytes` in its place.
+    /// Puts `bytes` in its place, unless that was given up.
     pub(crate) async fn save(&self, bytes: Vec<u8>) -> Result<(), FileTrouble> {
-        let (path, lock) = (Arc::clone(&self.path), Arc::clone(&self.lock));
+        let file = self.clone();
         self.blocking(move || {
             // Held over the writing on purpose: one writer at a time.
-            let mut lock = lock.lock().unwrap_or_else(PoisonError::into_inner);
-            if lock.is_none() {
-                *lock = Some(take_lock(&path)?);
+            let mut lock = file.locked();
+            if file.given_up.load(Ordering::Relaxed) {
+                return Ok(());
             }
-            write(&path, &bytes)
+            if lock.is_none() {
+                *lock = Some(take_lock(&file.path)?);
+            }
+            write(&file.path, &bytes)
         })
         .await
     }
@@ -294,6 +328,21 @@ mod tests {
         assert!(refused.contains("another process"), "{refused}");
         drop(first);
         second.save(b"two".to_vec()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn whoever_hands_over_writes_no_more_and_keeps_nobody_from_it() {
+        let folder = Folder::new();
+        let first = folder.file();
+        first.save(b"one".to_vec()).await.unwrap();
+        let second = first.hand_over(first.path().to_owned());
+        second.save(b"two".to_vec()).await.unwrap();
+        first.save(b"late".to_vec()).await.unwrap();
+        assert_eq!(second.load().await, Ok(Some(b"two".to_vec())));
+        let elsewhere = second.hand_over(folder.0.join("other"));
+        elsewhere.save(b"three".to_vec()).await.unwrap();
+        folder.file().save(b"four".to_vec()).await.unwrap();
+        assert_eq!(first.load().await, Ok(Some(b"four".to_vec())));
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@
 //! | answers | that, kept for its TTL |
 //! | is silent for [`TRY`], refuses, says SERVFAIL or REFUSED | the next one's answer; whoever failed is asked last for a while |
 //! | all of them, for a name that was answered before | that answer, as stale (RFC 8767), after [`PATIENCE`] at most |
-//! | all of them, otherwise | SERVFAIL and an extended error |
+//! | all of them, otherwise; more than [`MOST_SEATS`] questions are waited for | SERVFAIL and an extended error |
 //! | sends the question back to us | it is found out by a question of ours, and asked no more |
 
 use std::{
@@ -22,6 +22,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpSocket,
+    sync::Semaphore,
     time::{timeout, timeout_at},
 };
 use tracing::{debug, info, warn};
@@ -65,6 +66,10 @@ const LONGEST_NEGATIVE: u32 = 300;
 /// Bytes of answers kept.
 const MOST_BYTES: usize = 8 << 20;
 
+/// Questions sent on at once, half the seats of a lane: those about Consul's names find
+/// one however long others are waited for.
+const MOST_SEATS: usize = 512;
+
 /// How often resolv.conf is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -85,6 +90,7 @@ pub(super) struct Forwarder {
     health: Mutex<HashMap<SocketAddr, Health>>,
     answers: Mutex<Bounded<Kept>>,
     flights: Flights<Box<[u8]>, Option<Reply>>,
+    seats: Semaphore,
     /// Names that only we ask for, and of whom.
     probes: Mutex<HashMap<Box<[u8]>, SocketAddr>>,
 }
@@ -144,6 +150,7 @@ impl Forwarder {
             health: Mutex::default(),
             answers: Mutex::new(Bounded::new(MOST_BYTES)),
             flights: Flights::new(),
+            seats: Semaphore::new(MOST_SEATS),
             probes: Mutex::default(),
         }
     }
@@ -187,6 +194,10 @@ impl Forwarder {
         {
             return Forwarded::Reply(reply);
         }
+        let stale = || self.kept(packet, plain?, key?, true);
+        let Ok(_seat) = self.seats.try_acquire() else {
+            return stale().map_or(Forwarded::Failed, Forwarded::Reply);
+        };
         let deadline = clock::now() + LIMIT;
         let asking = self.ask(packet, key, servers, transport, deadline);
         let patience = if key.is_some_and(|key| self.knows(key)) {
@@ -195,7 +206,6 @@ impl Forwarder {
             LIMIT
         };
         let told = timeout(patience, asking).await.ok().flatten();
-        let stale = || self.kept(packet, plain?, key?, true);
         match told {
             // Whoever says that it cannot tell knows less than what was known.
             Some(told)

@@ -5,7 +5,7 @@
 //! | client | treated |
 //! | --- | --- |
 //! | has asked [`MOST_PENDING`] things that are not answered yet | not read from |
-//! | is idle for [`IDLE`], in a crowd for [`IDLE_IN_A_CROWD`], ends its side, or the stub is stopped | gets what is due, then the connection is closed |
+//! | is idle for [`IDLE`], in a crowd for [`IDLE_IN_A_CROWD`]; is there for [`LIFE`], in a crowd for [`LIFE_IN_A_CROWD`]; ends its side, or the stub is stopped | gets what is due, then the connection is closed |
 //! | needs longer than [`MESSAGE`] for one message, or to take one write | cut off |
 //! | announces a message that is shorter than a header | cut off |
 
@@ -40,6 +40,12 @@ const IDLE: Duration = Duration::from_secs(10);
 
 /// The same while there is hardly room for others.
 const IDLE_IN_A_CROWD: Duration = Duration::from_millis(200);
+
+/// Time for one connection, however much is asked on it.
+const LIFE: Duration = Duration::from_secs(600);
+
+/// The same while there is hardly room for others: they get their turn.
+const LIFE_IN_A_CROWD: Duration = Duration::from_secs(5);
 
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -151,15 +157,19 @@ struct Incoming {
     end: usize,
     /// When the last message was complete, or what follows it has begun.
     since: Instant,
+    /// When the client came.
+    came: Instant,
 }
 
 impl Default for Incoming {
     fn default() -> Self {
+        let came = clock::now().into();
         Self {
             bytes: vec![0; ROOM],
             next: 0,
             end: 0,
-            since: clock::now().into(),
+            since: came,
+            came,
         }
     }
 }
@@ -210,11 +220,15 @@ impl Incoming {
 
     /// When the client has had time enough.
     fn until(&self, crowd: &AtomicBool) -> Instant {
-        let idle = if crowd.load(Ordering::Relaxed) {
-            IDLE_IN_A_CROWD
+        let (idle, life) = if crowd.load(Ordering::Relaxed) {
+            (IDLE_IN_A_CROWD, LIFE_IN_A_CROWD)
         } else {
-            IDLE
+            (IDLE, LIFE)
         };
-        self.since + if self.has_begun() { MESSAGE } else { idle }
+        if self.has_begun() {
+            self.since + MESSAGE
+        } else {
+            (self.since + idle).min(self.came + life)
+        }
     }
 }
