@@ -463,23 +463,61 @@ async fn upstreams_that_are_silent_keep_nobody_from_consuls_names() {
     let stub = stub_of(builder.build().unwrap(), &[&upstream.address.to_string()]).await;
     let mut packet = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x08aaaaaaaa\x07example\0\0\x01\0\x01".to_vec();
     let mut clients = Vec::new();
-    for client in 0..40_u8 {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        for number in 0..100_u8 {
-            packet[13] = b'a' + client / 26;
-            packet[14] = b'a' + client % 26;
-            packet[15] = b'a' + number / 26;
-            packet[16] = b'a' + number % 26;
-            socket.send_to(&packet, stub).await.unwrap();
-        }
-        clients.push(socket);
+    for _ in 0..40 {
+        clients.push(UdpSocket::bind("127.0.0.1:0").await.unwrap());
     }
-    wait_for("a full house", async || {
-        (upstream.asked() >= 500).then_some(())
+    let flood = tokio::spawn(async move {
+        loop {
+            for (client, socket) in (0_u8..).zip(&clients) {
+                for number in 0..100_u8 {
+                    packet[13..17].copy_from_slice(&[
+                        b'a' + client / 26,
+                        b'a' + client % 26,
+                        b'a' + number / 26,
+                        b'a' + number % 26,
+                    ]);
+                    _ = socket.try_send_to(&packet, stub);
+                }
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    // Of what is sent, some is lost on the way: a full house needs several rounds.
+    wait_for("a flood", async || {
+        (upstream.asked() >= 400).then_some(())
     })
     .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     // Those who wait for the upstream do so for twice that.
     let asked = ask_udp(stub, "web.service.consul.", RecordType::A);
     let reply = tokio::time::timeout(Duration::from_millis(400), asked).await;
     assert_eq!(reply.expect("a seat").unwrap().answers.len(), 2);
+    flood.abort();
+}
+
+#[tokio::test]
+async fn what_a_client_says_of_itself_is_neither_shared_nor_kept() {
+    // Echoes the question's OPT record with its options.
+    let upstream = Upstream::start(|packet| {
+        std::thread::sleep(Duration::from_millis(20));
+        Some(record(packet, 1, 60, &[192, 0, 2, 1]))
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let asked = |cookie: [u8; 8]| {
+        let mut packet =
+            b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\x03www\x07example\0\0\x01\0\x01".to_vec();
+        // OPT of 1232 bytes with a client cookie (RFC 7873).
+        packet.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 12, 0, 10, 0, 8]);
+        packet.extend(cookie);
+        async move {
+            let reply = exchange(stub, &packet, Over::Edns(1232)).await.unwrap();
+            reply.ends_with(&cookie)
+        }
+    };
+    let both = tokio::join!(asked([1; 8]), asked([2; 8]));
+    assert_eq!(both, (true, true));
+    assert!(asked([3; 8]).await);
+    assert_eq!(upstream.asked(), 3);
 }
