@@ -484,10 +484,7 @@ async fn upstreams_that_are_silent_keep_nobody_from_consuls_names() {
         }
     });
     // Of what is sent, some is lost on the way: a full house needs several rounds.
-    wait_for("a flood", async || {
-        (upstream.asked() >= 400).then_some(())
-    })
-    .await;
+    wait_for("a flood", async || (upstream.asked() >= 400).then_some(())).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     // Those who wait for the upstream do so for twice that.
     let asked = ask_udp(stub, "web.service.consul.", RecordType::A);

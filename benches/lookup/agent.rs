@@ -78,6 +78,10 @@ impl Agent {
         self.http
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Ends it at once; its ports refuse then.
     pub(crate) fn kill(&mut self) -> Outcome<()> {
         self.process.kill()?;

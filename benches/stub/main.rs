@@ -79,6 +79,7 @@ fn main() -> Outcome<()> {
         peers::ours(agent.dns(), agent.http(), &first, "")?,
     ];
     all.extend(peers::others(agent.dns(), &first));
+    all.push(peers::consul(&agent));
 
     let a: Questions = vec![first.clone()];
     let srv: Questions = vec![question("ten.service.consul", SRV)];

@@ -9,19 +9,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Outcome, SERVER_CORE, load};
+use crate::{Outcome, SERVER_CORE, agent::Agent, load};
 
 /// A server that runs.
 pub(crate) struct Peer {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
+    id: u32,
+    /// None of its own: somebody else ends it.
+    own: Option<Own>,
+}
+
+/// A process and its folder, which end with this.
+struct Own {
     child: Child,
     directory: PathBuf,
 }
 
 impl Peer {
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.id
     }
 
     fn start(
@@ -46,8 +53,8 @@ impl Peer {
         Ok(Self {
             name,
             address: ([127, 0, 0, 1], port).into(),
-            child,
-            directory,
+            id: child.id(),
+            own: Some(Own { child, directory }),
         })
     }
 
@@ -59,8 +66,10 @@ impl Peer {
                 Ok([0, answers, ..]) if answers > 0 => return Ok(self),
                 Ok(_) | Err(_) => sleep(Duration::from_millis(50)),
             }
-            if let Some(status) = self.child.try_wait()? {
-                let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+            if let Some(own) = &mut self.own
+                && let Some(status) = own.child.try_wait()?
+            {
+                let log = fs::read_to_string(own.directory.join("log")).unwrap_or_default();
                 return Err(format!("{} ended: {status}\n{log}", self.name).into());
             }
             if start.elapsed() > Duration::from_secs(15) {
@@ -70,7 +79,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for Own {
     fn drop(&mut self) {
         _ = self.child.kill();
         _ = self.child.wait();
@@ -93,6 +102,16 @@ pub(crate) fn echo(length: usize) -> Outcome<Peer> {
     )?;
     sleep(Duration::from_millis(300));
     Ok(peer)
+}
+
+/// Consul itself, on whatever core it runs.
+pub(crate) fn consul(agent: &Agent) -> Peer {
+    Peer {
+        name: "consul",
+        address: agent.dns(),
+        id: agent.id(),
+        own: None,
+    }
 }
 
 /// Ours, with Consul behind it, and this configuration.

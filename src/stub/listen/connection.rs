@@ -77,6 +77,7 @@ pub(super) async fn converse(
     let (mut pending, mut ended) = (0, false);
     loop {
         // All that is there, as far as there are seats for what has to be looked up.
+        let begun = incoming.next;
         while pending < MOST_PENDING && out.len() < TOGETHER {
             let Some(packet) = incoming.next()? else {
                 break;
@@ -99,6 +100,9 @@ pub(super) async fn converse(
                     server.keep(fill);
                 }
             });
+        }
+        if incoming.next > begun {
+            incoming.since = clock::now().into();
         }
         if !out.is_empty() {
             timeout(MESSAGE, writer.write_all(&out)).await??;
@@ -190,7 +194,6 @@ impl Incoming {
         }
         let start = self.next + 2;
         self.next = start + length;
-        self.since = clock::now().into();
         Ok(Some(&self.bytes[start..start + length]))
     }
 
