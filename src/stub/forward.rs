@@ -206,20 +206,19 @@ impl Forwarder {
             LIMIT
         };
         let told = timeout(patience, asking).await.ok().flatten();
+        // Whoever says that it cannot tell knows less than what was known.
+        if told.as_deref().is_none_or(|told| cannot_tell(told))
+            && let Some(reply) = stale()
+        {
+            return Forwarded::Reply(reply);
+        }
         match told {
-            // Whoever says that it cannot tell knows less than what was known.
-            Some(told)
-                if cannot_tell(&told)
-                    && let Some(reply) = stale() =>
-            {
-                Forwarded::Reply(reply)
-            }
             // Asked by another client, who can take more.
             Some(told) if plain.is_some_and(|plain| told.len() > plain.limit()) => {
                 Forwarded::Reply(own_head(&truncated(&told), packet))
             }
             Some(told) => Forwarded::Reply(own_head(&told, packet)),
-            None => stale().map_or(Forwarded::Failed, Forwarded::Reply),
+            None => Forwarded::Failed,
         }
     }
 

@@ -117,7 +117,7 @@ fn warn_of_readers(path: &Path, metadata: &fs::Metadata) {
     use std::os::unix::fs::MetadataExt as _;
     let mode = metadata.mode() & 0o777;
     if mode & !0o640 != 0 {
-        let (path, mode) = (path.display(), format_args!("{mode:03o}"));
+        let (path, mode) = (path.display(), format!("{mode:03o}"));
         tracing::warn!(%path, %mode, "the token file is open to more than its owner and group; set its mode to 640 or less");
     }
 }
