@@ -396,15 +396,18 @@ fn a_resolver_that_outlives_a_runtime_follows_in_the_next() {
 #[tokio::test]
 async fn a_host_name_in_a_followed_set_is_asked_for_again() {
     let agent = Agent::start().await;
-    let db = |address: &str| json!({ "Name": "db", "ID": "db-1", "Address": address, "Port": 1 });
-    agent.register_service(db("10.0.0.7")).await;
+    // On another node, so that nothing of `web` changes with it, and nobody tells.
+    let db = |address: &str| {
+        json!({ "Node": "apart", "Address": address,
+                "Service": { "Service": "db", "Address": address, "Port": 1 } })
+    };
+    agent.register_catalog(db("10.0.0.7")).await;
     let body = json!({ "Name": "web", "ID": "web-1", "Address": "db.service.consul", "Port": 2 });
     agent.register_service(body).await;
     let resolver = builder(&agent).build().unwrap();
     let service = resolver.service("web").unwrap();
     for address in ["10.0.0.7", "10.0.0.8"] {
-        // Nothing of `web` changes, and nobody tells.
-        agent.register_service(db(address)).await;
+        agent.register_catalog(db(address)).await;
         wait_for(address, async || {
             let endpoints = service.endpoints();
             let there = endpoints.iter().map(|one| one.address.to_string());

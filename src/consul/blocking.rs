@@ -68,6 +68,7 @@ pub(crate) enum Failure {
 pub(crate) struct Blocking {
     /// 0: nothing was heard yet.
     index: u64,
+    wait: Duration,
     due: Instant,
     /// Replies in a row that came at once and brought nothing.
     idle: u32,
@@ -80,6 +81,7 @@ impl Blocking {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             index: 0,
+            wait: WAIT,
             due: now,
             idle: 0,
             told: now,
@@ -92,10 +94,16 @@ impl Blocking {
         let blocks = self.index > 0;
         Turn {
             index: blocks.then_some(self.index),
-            wait: if blocks { WAIT } else { Duration::ZERO },
-            limit: if blocks { longest() } else { limit },
+            wait: if blocks { self.wait } else { Duration::ZERO },
+            limit: if blocks { limit_of(self.wait) } else { limit },
             due: self.due,
         }
+    }
+
+    /// How long the next queries wait at most: [`WAIT`] unless something else has to be
+    /// looked at meanwhile.
+    pub(crate) fn wait(&mut self, most: Option<Duration>) {
+        self.wait = most.map_or(WAIT, |most| most.min(WAIT));
     }
 
     /// A reply came after `took`, with the index of its header and, or not, other
@@ -159,7 +167,11 @@ impl Blocking {
 /// The longest that a query can take whose server is well, and how long what it
 /// said last may be believed.
 pub(crate) fn longest() -> Duration {
-    WAIT + WAIT / 16 + Duration::from_secs(5)
+    limit_of(WAIT)
+}
+
+fn limit_of(wait: Duration) -> Duration {
+    wait + wait / 16 + Duration::from_secs(5)
 }
 
 fn doubled(pause: Duration, times: u32) -> Duration {
@@ -195,6 +207,12 @@ mod tests {
         assert_eq!((second.index, second.wait), (Some(7), WAIT));
         assert!(second.limit > WAIT + WAIT / 16);
         assert_eq!(second.due, now);
+        blocking.wait(Some(LIMIT));
+        let brief = blocking.turn(LIMIT);
+        assert_eq!((brief.index, brief.wait), (Some(7), LIMIT));
+        assert!(brief.limit < WAIT);
+        blocking.wait(None);
+        assert_eq!(blocking.turn(LIMIT), second);
     }
 
     #[test]

@@ -231,6 +231,7 @@ impl Following {
                     let confirmed = same.filter(|(_, held)| {
                         settled && inner.cache().confirm(self.name.key(), held, now, until)
                     });
+                    blocking.wait((!settled).then_some(self.pace));
                     before = match confirmed {
                         Some(known) => Some(known),
                         None => {
