@@ -3,7 +3,11 @@
 
 #[cfg(target_os = "linux")]
 use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    cell::{Cell, RefCell},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use rand::{RngExt as _, rngs::SmallRng};
 
@@ -78,4 +82,29 @@ pub(crate) fn query_id() -> u16 {
 /// Fast dice for the order of answers and the choice of endpoints.
 pub(crate) fn dice() -> SmallRng {
     rand::make_rng()
+}
+
+thread_local! {
+    static DICE: RefCell<Option<SmallRng>> = const { RefCell::new(None) };
+    /// One more than its number; 0: it has none yet.
+    static THREAD: Cell<usize> = const { Cell::new(0) };
+}
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+/// 64 random bits of dice that each thread has for itself.
+pub(crate) fn roll() -> u64 {
+    DICE.with_borrow_mut(|own| own.get_or_insert_with(dice).random())
+}
+
+/// The calling thread's number: the first that asks is 0.
+pub(crate) fn thread() -> usize {
+    THREAD.with(|number| match number.get() {
+        0 => {
+            let own = THREADS.fetch_add(1, Ordering::Relaxed);
+            number.set(own.wrapping_add(1));
+            own
+        }
+        more => more - 1,
+    })
 }

@@ -43,6 +43,19 @@ impl Endpoint {
     pub fn socket_addr(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.port)
     }
+
+    /// With what was known of the same endpoint before and is not told now.
+    pub(crate) fn completed_by(&self, before: &Self) -> Self {
+        let now = self.clone();
+        Self {
+            node: now.node.or_else(|| before.node.clone()),
+            id: now.id.or_else(|| before.id.clone()),
+            tags: now.tags.or_else(|| before.tags.clone()),
+            meta: now.meta.or_else(|| before.meta.clone()),
+            health: now.health.or(before.health),
+            ..now
+        }
+    }
 }
 
 impl fmt::Display for Endpoint {

@@ -125,6 +125,7 @@ pub mod fuzzing;
 mod ladder;
 mod metrics;
 mod name;
+mod pool;
 mod protection;
 mod record;
 mod records;
@@ -146,6 +147,7 @@ pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source
 pub use error::{Error, ErrorKind};
 pub use metrics::Metrics;
 pub use name::{ConsulName, Domain, Locality, NameError, Subject};
+pub use pool::{Breaker, BreakerState, Feedback, Filter, Lease, Policy, Standing};
 pub use protection::{Protection, Reason};
 pub use record::{Record, Records, Section};
 pub use resolver::{Changes, Endpoints, Lookup, Name, Resolver, Service};

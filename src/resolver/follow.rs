@@ -39,6 +39,7 @@ use crate::{
     found::Held,
     ladder::{Heard, Rung},
     name::ConsulName,
+    pool::Pool,
     records,
     source::{Finding, Question, Sources, catalog::Miss},
 };
@@ -74,8 +75,52 @@ pub(super) struct Followers {
 
 #[derive(Debug)]
 struct Follower {
-    news: watch::Sender<Known>,
+    news: Arc<News>,
     task: AbortHandle,
+}
+
+/// What a follower tells, and whom: those who wait for it, and the pools that picks are
+/// made from.
+#[derive(Debug)]
+struct News {
+    known: watch::Sender<Known>,
+    /// Each by the number that it knows this name by. A std mutex: held while they are
+    /// told, so that none is told the older of two after the newer.
+    pools: Mutex<Vec<(Weak<Pool>, usize)>>,
+}
+
+impl Default for News {
+    fn default() -> Self {
+        Self {
+            known: watch::Sender::new(Known::Unheard),
+            pools: Mutex::default(),
+        }
+    }
+}
+
+impl News {
+    fn add(&self, pool: &Arc<Pool>, feed: usize) {
+        self.pools().push((Arc::downgrade(pool), feed));
+        self.tell_pools();
+    }
+
+    fn tell_pools(&self) {
+        self.pools().retain(|(pool, feed)| {
+            let Some(pool) = pool.upgrade() else {
+                return false;
+            };
+            match &*self.known.borrow() {
+                Known::Unheard => {}
+                Known::Set(held) => pool.feed(*feed, Some(Arc::clone(held))),
+                Known::Gone => pool.feed(*feed, None),
+            }
+            true
+        });
+    }
+
+    fn pools(&self) -> MutexGuard<'_, Vec<(Weak<Pool>, usize)>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Followers {
@@ -110,29 +155,37 @@ impl Inner {
     pub(super) fn follow_if_hot(self: &Arc<Self>, name: &ConsulName, asked: u32) {
         let room = self.followers.connections.available_permits() > 0;
         if asked >= HOT && room && self.sources.can_follow(name) {
-            drop(self.follow(name));
+            drop(self.follow(name, None));
         }
     }
 
-    /// Follows a name; whoever holds what is given keeps it followed.
+    /// Follows a name; whoever holds what is given keeps it followed. `pool`: it is told
+    /// too, by that number of the name.
     ///
     /// Panics outside a tokio runtime.
-    pub(super) fn follow(self: &Arc<Self>, name: &ConsulName) -> watch::Receiver<Known> {
+    pub(super) fn follow(
+        self: &Arc<Self>,
+        name: &ConsulName,
+        pool: Option<(&Arc<Pool>, usize)>,
+    ) -> watch::Receiver<Known> {
         let mut all = self.followers.all();
-        let news = match all.get(name.key()) {
-            Some(follower) if !follower.task.is_finished() => return follower.news.subscribe(),
-            // Its runtime has ended: whoever listens still does.
-            Some(follower) => follower.news.clone(),
-            None => watch::Sender::new(Known::Unheard),
-        };
-        let heard = news.subscribe();
+        let known = all.get(name.key());
+        let news = known.map_or_else(Arc::default, |known| Arc::clone(&known.news));
+        let heard = news.known.subscribe();
+        if let Some((pool, feed)) = pool {
+            news.add(pool, feed);
+        }
+        // Its runtime may have ended: whoever listens still does.
+        if known.is_some_and(|known| !known.task.is_finished()) {
+            return heard;
+        }
         let following = Following {
             inner: Arc::downgrade(self),
             sources: Arc::clone(&self.sources),
             connections: Arc::clone(&self.followers.connections),
             fqdn: name.fqdn(&self.config.domain),
             name: name.clone(),
-            news: news.clone(),
+            news: Arc::clone(&news),
             pace: self.config.cache.floor.max(POLL),
             limit: self.config.timeout,
         };
@@ -148,7 +201,7 @@ impl Inner {
         let mut all = self.followers.all();
         let listeners = all
             .get(name.key())
-            .map_or(0, |one| one.news.receiver_count());
+            .map_or(0, |one| one.news.known.receiver_count());
         if listeners > 0 || self.cache().take_asked(name.key()) >= HOT {
             return false;
         }
@@ -166,7 +219,7 @@ struct Following {
     connections: Arc<Semaphore>,
     name: ConsulName,
     fqdn: String,
-    news: watch::Sender<Known>,
+    news: Arc<News>,
     pace: Duration,
     /// Of a query that does not wait.
     limit: Duration,
@@ -314,8 +367,8 @@ impl Following {
 
     /// Completes when the last handle is dropped of a name that is asked seldom.
     async fn deserted(&self) {
-        if self.news.receiver_count() > 0 {
-            self.news.closed().await;
+        if self.news.known.receiver_count() > 0 {
+            self.news.known.closed().await;
             if self.is_left() {
                 return;
             }
@@ -332,7 +385,7 @@ impl Following {
     }
 
     fn tell(&self, known: Known) {
-        self.news.send_if_modified(|before| {
+        let told = self.news.known.send_if_modified(|before| {
             let same = match (&*before, &known) {
                 (Known::Set(before), Known::Set(held)) => Arc::ptr_eq(before, held),
                 (Known::Gone, Known::Gone) => true,
@@ -343,10 +396,13 @@ impl Following {
             }
             !same
         });
+        if told {
+            self.news.tell_pools();
+        }
     }
 
     fn tell_first(&self, known: Known) {
-        if matches!(*self.news.borrow(), Known::Unheard) {
+        if matches!(*self.news.known.borrow(), Known::Unheard) {
             self.tell(known);
         }
     }

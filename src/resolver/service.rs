@@ -10,16 +10,18 @@ use std::{
 };
 
 use futures_core::Stream;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{Name, Resolver, follow::Known};
 use crate::{
+    balance,
     cache::Look,
     change::Change,
     endpoint::{Answer, Endpoint},
     error::{Error, ErrorKind},
     found::Held,
     name::ConsulName,
+    pool::{Lease, Policy, Pool, Standing},
 };
 
 /// A name that is followed as long as this lives: its endpoints are at hand without
@@ -32,26 +34,53 @@ pub struct Service {
     resolver: Resolver,
     name: ConsulName,
     heard: watch::Receiver<Known>,
+    /// The same name in other datacenters, which this keeps followed.
+    _others: Arc<[watch::Receiver<Known>]>,
+    pool: Arc<Pool>,
 }
 
 impl Resolver {
-    /// A live handle of `name`. It is asked for from now on, in the background.
+    /// A live handle of `name`, all of whose endpoints are used, by weight. It is asked
+    /// for from now on, in the background.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a name that DNS cannot carry, and outside a tokio
     /// runtime, where nothing can be followed.
     pub fn service(&self, name: impl Name) -> Result<Service, Error> {
+        self.service_with(name, Policy::default())
+    }
+
+    /// A live handle of `name`, of whose endpoints those are used, and in that way, that
+    /// the policy says.
+    ///
+    /// # Errors
+    ///
+    /// As [`service`](Self::service); [`ErrorKind::Invalid`] also where the policy names a
+    /// datacenter and the name has one of its own.
+    pub fn service_with(&self, name: impl Name, policy: Policy) -> Result<Service, Error> {
         let name = self.complete(name.as_name(self.domain())?)?.into_owned();
         if tokio::runtime::Handle::try_current().is_err() {
             let message = "a service can be followed within a tokio runtime only";
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        let heard = self.0.follow(&name);
+        let there = |place: &str| {
+            let there = name.clone().with_datacenter(place);
+            there.map_err(|error| Error::invalid(error.to_string(), error))
+        };
+        let others = policy.datacenters.iter().map(|place| there(place));
+        let others: Vec<_> = others.collect::<Result<_, _>>()?;
+        let pool = Pool::new(&name.fqdn(self.domain()), policy, 1 + others.len());
+        let follow = |feed, name| self.0.follow(name, Some((&pool, feed)));
         Ok(Service {
             resolver: self.clone(),
+            heard: follow(0, &name),
+            _others: (1..)
+                .zip(&others)
+                .map(|(feed, name)| follow(feed, name))
+                .collect(),
+            pool,
             name,
-            heard,
         })
     }
 }
@@ -62,8 +91,8 @@ impl Service {
         &self.name
     }
 
-    /// The endpoints known now; none before the first answer, and none where the
-    /// name does not exist or nothing behind it is healthy.
+    /// The endpoints of the name known now, used or not; none before the first answer,
+    /// and none where the name does not exist or nothing behind it is healthy.
     pub fn endpoints(&self) -> Endpoints {
         Endpoints(held(&self.heard.borrow()))
     }
@@ -79,16 +108,65 @@ impl Service {
         }
     }
 
-    /// Waits until there is an endpoint.
+    /// Waits until there is an endpoint to pick.
     ///
     /// # Cancel safety
     ///
     /// Safe: it waits for a state and takes nothing.
     pub async fn ready(&self) {
-        let mut heard = self.heard.clone();
-        let there = |known: &Known| held(known).is_some_and(|held| !held.endpoints.is_empty());
-        // The sender lives as long as the resolver, which this holds.
-        let _ = heard.wait_for(there).await;
+        self.pool.ready().await;
+    }
+
+    /// An endpoint for one call, by the policy. At once, without a lock, an allocation or
+    /// a word to anybody.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none, and why: [`ErrorKind::NotFound`] where Consul knows none that
+    /// is healthy and as required, [`ErrorKind::Unavailable`] where nothing is known yet
+    /// or all rest.
+    pub fn try_pick(&self) -> Result<Lease, Error> {
+        self.pool.pick(None).ok_or_else(|| self.pool.why_empty())
+    }
+
+    /// The same for a key: with [`Strategy::Hash`](crate::Strategy::Hash) all who know the
+    /// same set are given the same endpoint for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_pick`](Self::try_pick).
+    pub fn try_pick_for(&self, key: impl AsRef<[u8]>) -> Result<Lease, Error> {
+        let key = balance::hash(key.as_ref());
+        (self.pool.pick(Some(key))).ok_or_else(|| self.pool.why_empty())
+    }
+
+    /// As [`try_pick`](Self::try_pick), but waits for an endpoint where there is none: as
+    /// long as a look-up may take ([`ResolverBuilder::timeout`](crate::ResolverBuilder)).
+    ///
+    /// # Errors
+    ///
+    /// As `try_pick`, after that time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it holds nothing while it waits.
+    pub async fn pick(&self) -> Result<Lease, Error> {
+        let limit = self.resolver.0.config.timeout;
+        let picked = timeout(limit, async {
+            loop {
+                if let Some(lease) = self.pool.pick(None) {
+                    return lease;
+                }
+                self.ready().await;
+            }
+        });
+        picked.await.map_err(|_| self.pool.why_empty())
+    }
+
+    /// What is known of each endpoint that is used: Consul's word on its health, the
+    /// breaker, calls in the air. Each prints as a line.
+    pub fn standings(&self) -> Vec<Standing> {
+        self.pool.standings()
     }
 
     /// The changes from now on. The first is the full set, as soon as it is known;

@@ -1,0 +1,454 @@
+//! **Door.** The endpoints of one service as one user of it sees them: which are used,
+//! which rest, and the [`Set`] that picks are made from. It is made anew when the service
+//! changes and when an endpoint is to rest or to be tried again, and never by a pick.
+
+mod lease;
+mod place;
+mod policy;
+mod set;
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{runtime::Handle, sync::watch, time::sleep_until};
+use tracing::info;
+
+pub use self::{
+    lease::{Lease, Standing},
+    place::{BreakerState, Feedback},
+    policy::{Breaker, Filter, Policy},
+};
+use self::{
+    place::{Failing, Place, Turn},
+    set::{Caller, Member, Seats, Set, View},
+};
+use crate::{
+    balance, clock,
+    endpoint::Endpoint,
+    error::{Error, ErrorKind},
+    found::Held,
+};
+
+/// Threads that have seats of their own, at most; more share them.
+const MOST_THREADS: usize = 16;
+
+/// Turns of one thread. On a line of the cache of its own: it is written by each pick.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Cursor(AtomicUsize);
+
+/// Pools whose views a thread remembers, at most: as many as a power of two.
+const KNOWN: usize = 64;
+
+/// A view that a thread remembers, so that it asks nobody for it. It is let go when another
+/// takes its place, or with the thread.
+struct Known {
+    pool: usize,
+    version: u64,
+    view: Arc<View>,
+}
+
+impl Known {
+    fn is_of(&self, pool: usize, version: u64) -> bool {
+        self.pool == pool && self.version == version
+    }
+}
+
+thread_local! {
+    static VIEWS: RefCell<[Option<Known>; KNOWN]> =
+        const { RefCell::new([const { None }; KNOWN]) };
+}
+
+/// Numbers of pools.
+static POOLS: AtomicUsize = AtomicUsize::new(0);
+
+#[derive(Debug)]
+pub(crate) struct Pool {
+    number: usize,
+    /// Of the set: one that was remembered is as good while it is the same.
+    version: AtomicU64,
+    set: ArcSwap<Set>,
+    /// As many as a power of two.
+    cursors: Box<[Cursor]>,
+    failing: Failing,
+    policy: Policy,
+    /// The name, for errors.
+    name: Box<str>,
+    roster: Mutex<Roster>,
+    /// How many can be picked from: whoever waits for one waits here.
+    ready: watch::Sender<usize>,
+    made: Instant,
+    runtime: Handle,
+    own: Weak<Self>,
+}
+
+/// What the set is made of. A std mutex: held for a rebuild.
+#[derive(Debug)]
+struct Roster {
+    /// What is known by each name that is followed: the service's own, then those in other
+    /// datacenters.
+    feeds: Box<[Feed]>,
+    seats: HashMap<(IpAddr, u16), Seats>,
+    /// The endpoints that the set was made of, resting or not.
+    chosen: Vec<(IpAddr, u16)>,
+    /// Somebody looks again then.
+    alarm: Option<Instant>,
+}
+
+#[derive(Clone, Debug, Default)]
+enum Feed {
+    #[default]
+    Unheard,
+    Set(Arc<Held>),
+    Gone,
+}
+
+impl Pool {
+    /// Of a service that is followed by so many names. Within a runtime.
+    pub(crate) fn new(name: &str, policy: Policy, feeds: usize) -> Arc<Self> {
+        let threads = thread::available_parallelism().map_or(1, |cores| cores.get());
+        let threads = threads.min(MOST_THREADS).next_power_of_two();
+        let failing = Failing::default();
+        let empty = Set::new(
+            &[],
+            policy.strategy,
+            policy.slow_start,
+            threads,
+            &failing,
+            clock::now(),
+        );
+        let roster = Roster {
+            feeds: vec![Feed::default(); feeds].into(),
+            seats: HashMap::new(),
+            chosen: Vec::new(),
+            alarm: None,
+        };
+        Arc::new_cyclic(|own| Self {
+            number: POOLS.fetch_add(1, Ordering::Relaxed),
+            version: AtomicU64::new(0),
+            set: ArcSwap::from_pointee(empty),
+            // Not all begin with the same endpoint.
+            cursors: (0..threads)
+                .map(|_| Cursor(AtomicUsize::new(clock::roll() as u32 as usize)))
+                .collect(),
+            failing,
+            policy,
+            name: name.into(),
+            roster: Mutex::new(roster),
+            ready: watch::Sender::new(0),
+            made: clock::now(),
+            runtime: Handle::current(),
+            own: Weak::clone(own),
+        })
+    }
+
+    fn roster(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A name is known to have these endpoints; `None`: there is no such name.
+    pub(crate) fn feed(&self, feed: usize, held: Option<Arc<Held>>) {
+        let mut roster = self.roster();
+        if let Some(known) = roster.feeds.get_mut(feed) {
+            *known = held.map_or(Feed::Gone, Feed::Set);
+        }
+        self.rebuild(&mut roster);
+    }
+
+    /// An endpoint to call. Without a lock or an allocation.
+    pub(crate) fn pick(&self, key: Option<u64>) -> Option<Lease> {
+        let version = self.version.load(Ordering::Acquire);
+        let picked = VIEWS.try_with(|views| {
+            let mut views = views.borrow_mut();
+            let slot = views.get_mut(self.number & (KNOWN - 1))?;
+            let known = match slot {
+                Some(known) if known.is_of(self.number, version) => known,
+                // Read after the version: at worst it is read once more.
+                _ => slot.insert(Known {
+                    pool: self.number,
+                    version,
+                    view: Arc::clone(self.set.load().view(clock::thread())?),
+                }),
+            };
+            self.pick_from(&known.view, key)
+        });
+        match picked {
+            Ok(lease) => lease,
+            // The thread is about to end.
+            Err(_) => self.pick_from(self.set.load().view(0)?, key),
+        }
+    }
+
+    fn pick_from(&self, view: &Arc<View>, key: Option<u64>) -> Option<Lease> {
+        let mut caller = Here {
+            pool: self,
+            since: None,
+        };
+        let (hold, trial) = view.pick(key, &mut caller)?;
+        Some(Lease::new(hold, trial, caller.since))
+    }
+
+    /// Waits until there is an endpoint to pick.
+    pub(crate) async fn ready(&self) {
+        // The sender is ours: it is there as long as this is.
+        _ = self.ready.subscribe().wait_for(|count| *count > 0).await;
+    }
+
+    /// Why there is nothing to pick.
+    pub(crate) fn why_empty(&self) -> Error {
+        let roster = self.roster();
+        let name = &self.name;
+        let known: Vec<_> = (roster.feeds.iter())
+            .filter_map(|feed| match feed {
+                Feed::Set(held) => Some(held.endpoints.len()),
+                Feed::Gone => Some(0),
+                Feed::Unheard => None,
+            })
+            .collect();
+        let (kind, why) = if known.is_empty() {
+            let why = "nothing is known of it yet: wait with ready() or pick()";
+            (ErrorKind::Unavailable, why.to_owned())
+        } else if known.iter().sum::<usize>() == 0 {
+            let why = "Consul knows no healthy instance of it";
+            (ErrorKind::NotFound, why.to_owned())
+        } else if roster.seats.is_empty() {
+            let why = format!(
+                "none of its {} instances has a port",
+                known.iter().sum::<usize>()
+            );
+            (ErrorKind::NotFound, why)
+        } else if roster.chosen.is_empty() {
+            let why = format!(
+                "none of its {} instances is what is required",
+                roster.seats.len()
+            );
+            (ErrorKind::NotFound, why)
+        } else {
+            let why = format!(
+                "all of its {} instances failed and rest",
+                roster.chosen.len()
+            );
+            (ErrorKind::Unavailable, why)
+        };
+        Error::new(kind, format!("no endpoint of {name} can be picked: {why}"))
+    }
+
+    /// What is known of each endpoint that is used.
+    pub(crate) fn standings(&self) -> Vec<Standing> {
+        let (now, roster) = (clock::now(), self.roster());
+        let seats = roster
+            .chosen
+            .iter()
+            .filter_map(|place| roster.seats.get(place));
+        let standing = |seats: &Seats| {
+            let place = &seats.member.place;
+            let breaker = place.state(now);
+            Standing {
+                endpoint: seats.member.endpoint.clone(),
+                breaker,
+                in_flight: seats.load(),
+                failures: place.failures(),
+                latency: place.latency(),
+            }
+        };
+        seats.map(standing).collect()
+    }
+
+    /// A call of ours ended.
+    fn heard(&self, member: &Member, turn: Turn) {
+        match turn {
+            Turn::Nothing => return,
+            Turn::Opened => info!(endpoint = %member.endpoint, "failed, and rests"),
+            Turn::Closed => info!(endpoint = %member.endpoint, "works again"),
+        }
+        self.rebuild(&mut self.roster());
+    }
+
+    /// Makes the set that is picked from.
+    fn rebuild(&self, roster: &mut Roster) {
+        let now = clock::now();
+        let first = roster.seats.is_empty();
+        let all: Vec<Vec<Endpoint>> = roster.feeds.iter().map(Feed::usable).collect();
+        let mut before = std::mem::take(&mut roster.seats);
+        for endpoint in all.iter().flatten() {
+            let place = (endpoint.address, endpoint.port);
+            let known = before.remove(&place);
+            if roster.seats.contains_key(&place) {
+                continue;
+            }
+            let seats = match known {
+                Some(seats) => {
+                    // DNS tells less of it than is known.
+                    let endpoint = endpoint.completed_by(&seats.member.endpoint);
+                    if endpoint == seats.member.endpoint {
+                        seats
+                    } else {
+                        self.seats(endpoint, Arc::clone(&seats.member.place))
+                    }
+                }
+                None => self.seats(
+                    endpoint.clone(),
+                    Arc::new(Place::new(now, !first, &self.failing)),
+                ),
+            };
+            roster.seats.insert(place, seats);
+        }
+        let (chosen, given) = self.choose(&all, &roster.seats, now);
+        let (strategy, slow_start) = (self.policy.strategy, self.policy.slow_start);
+        let set = Set::new(
+            &given,
+            strategy,
+            slow_start,
+            self.cursors.len(),
+            &self.failing,
+            now,
+        );
+        let count = set.len();
+        self.set.store(Arc::new(set));
+        self.version.fetch_add(1, Ordering::Release);
+        roster.chosen = chosen;
+        self.ready
+            .send_if_modified(|ready| std::mem::replace(ready, count) != count);
+        self.set_alarm(roster, now);
+    }
+
+    fn seats(&self, endpoint: Endpoint, place: Arc<Place>) -> Seats {
+        let member = Member {
+            endpoint,
+            place,
+            pool: Weak::clone(&self.own),
+            made: self.made,
+        };
+        Seats::new(member, self.policy.strategy, self.cursors.len())
+    }
+
+    /// Those that are used, and those of them that are given: the first in the order of
+    /// preference of whom any can be given.
+    fn choose<'a>(
+        &self,
+        all: &[Vec<Endpoint>],
+        seats: &'a HashMap<(IpAddr, u16), Seats>,
+        now: Instant,
+    ) -> (Vec<(IpAddr, u16)>, Vec<&'a Seats>) {
+        let any = Filter::new();
+        let wishes = || self.policy.prefer.iter().chain([&any]);
+        let mut best = (Vec::new(), Vec::new());
+        for (endpoints, wish) in all
+            .iter()
+            .flat_map(|all| wishes().map(move |wish| (all, wish)))
+        {
+            let used: Vec<_> = (endpoints.iter())
+                .filter_map(|one| seats.get(&(one.address, one.port)))
+                .filter(|one| {
+                    let endpoint = &one.member.endpoint;
+                    self.policy.require.matches(endpoint) && wish.matches(endpoint)
+                })
+                .collect();
+            if used.is_empty() {
+                continue;
+            }
+            let given = self.awake(&used, now);
+            let is_first = best.0.is_empty();
+            let place = |one: &&Seats| (one.member.endpoint.address, one.member.endpoint.port);
+            if !given.is_empty() || is_first {
+                best = (used.iter().map(place).collect(), given);
+            }
+            if !best.1.is_empty() {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Those that do not rest; and of those that do, the ones that rest for the shortest
+    /// time where too many would.
+    fn awake<'a>(&self, used: &[&'a Seats], now: Instant) -> Vec<&'a Seats> {
+        let mut resting: Vec<_> = (used.iter().enumerate())
+            .filter_map(|(at, one)| match one.member.place.rests() {
+                Some(until) if now < until => Some((until, at)),
+                Some(_) => {
+                    one.member.place.wake();
+                    None
+                }
+                None => None,
+            })
+            .collect();
+        resting.sort_unstable();
+        let most = (used.len() as f64 * self.policy.breaker.share) as usize;
+        let out: Vec<usize> = resting.into_iter().take(most).map(|(_, at)| at).collect();
+        let stays = |(at, one): (usize, &&'a Seats)| (!out.contains(&at)).then_some(*one);
+        used.iter().enumerate().filter_map(stays).collect()
+    }
+
+    /// Looks again when the next rest is over.
+    fn set_alarm(&self, roster: &mut Roster, now: Instant) {
+        let due = |seats: &Seats| seats.member.place.due(now, self.policy.slow_start);
+        let Some(due) = roster.seats.values().filter_map(due).min() else {
+            return;
+        };
+        if roster
+            .alarm
+            .is_some_and(|alarm| now < alarm && alarm <= due)
+        {
+            return;
+        }
+        roster.alarm = Some(due);
+        let pool = Weak::clone(&self.own);
+        // Ends by itself, and does nothing where the pool is gone.
+        self.runtime.spawn(async move {
+            sleep_until(due.into()).await;
+            if let Some(pool) = pool.upgrade() {
+                pool.rebuild(&mut pool.roster());
+            }
+        });
+    }
+}
+
+impl Feed {
+    fn usable(&self) -> Vec<Endpoint> {
+        match self {
+            Self::Set(held) => balance::usable(held.endpoints.iter()),
+            Self::Unheard | Self::Gone => Vec::new(),
+        }
+    }
+}
+
+/// A pick, where it is made.
+struct Here<'a> {
+    pool: &'a Pool,
+    /// When the call begins, where that counts.
+    since: Option<Instant>,
+}
+
+impl Caller for Here<'_> {
+    fn bits(&mut self) -> u64 {
+        clock::roll()
+    }
+
+    fn turn(&mut self) -> usize {
+        let cursors = &self.pool.cursors;
+        let cursor = cursors.get(clock::thread() & cursors.len().wrapping_sub(1));
+        cursor.map_or(0, |cursor| cursor.0.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn now(&mut self) -> Instant {
+        clock::lately()
+    }
+
+    fn nanoseconds(&mut self) -> u64 {
+        set::nanoseconds(self.pool.made, *self.since.insert(clock::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
