@@ -1,12 +1,7 @@
 //! **Word.** [`Lease`]: an endpoint that was picked, for one call; and [`Standing`]: what
 //! is known of one that is used.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    ops::Deref,
-    time::{Duration, Instant},
-};
+use std::{fmt, net::SocketAddr, ops::Deref, time::Duration};
 
 use super::{BreakerState, Feedback, set::Hold};
 use crate::{clock, endpoint::Endpoint};
@@ -19,11 +14,12 @@ pub struct Lease {
     hold: Hold,
     /// It tries an endpoint that rested.
     trial: bool,
-    since: Option<Instant>,
+    /// In nanoseconds since its pool was made, where the strategy asks for it; else 0.
+    since: u64,
 }
 
 impl Lease {
-    pub(super) fn new(hold: Hold, trial: bool, since: Option<Instant>) -> Self {
+    pub(super) fn new(hold: Hold, trial: bool, since: u64) -> Self {
         Self { hold, trial, since }
     }
 
@@ -58,14 +54,14 @@ impl Lease {
         // The way of nearly all: nothing that other threads read is written, and nothing
         // is read that is this endpoint's alone.
         let is_no_news = feedback == Feedback::Success && !self.trial && self.hold.is_all_well();
-        if is_no_news && self.since.is_none() {
+        if is_no_news && self.since == 0 {
             return;
         }
         let member = self.hold.member();
-        if let Some(since) = self.since {
-            let now = clock::now();
-            let latency = latency.unwrap_or_else(|| now.saturating_duration_since(since));
-            member.place.took(latency, member.nanoseconds(now));
+        if self.since != 0 {
+            let now = member.nanoseconds(clock::now());
+            let took = || Duration::from_nanos(now.saturating_sub(self.since));
+            member.place.took(latency.unwrap_or_else(took), now);
         }
         if is_no_news {
             return;

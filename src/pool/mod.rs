@@ -3,12 +3,12 @@
 //! changes and when an endpoint is to rest or to be tried again, and never by a pick.
 
 mod lease;
+mod near;
 mod place;
 mod policy;
 mod set;
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     net::IpAddr,
     sync::{
@@ -30,7 +30,7 @@ pub use self::{
 };
 use self::{
     place::{Failing, Place, Turn},
-    set::{Caller, Member, Seats, Set, View},
+    set::{Caller, Hold, Member, Seats, Set},
 };
 use crate::{
     balance, clock,
@@ -46,28 +46,6 @@ const MOST_THREADS: usize = 16;
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Cursor(AtomicUsize);
-
-/// Pools whose views a thread remembers, at most: as many as a power of two.
-const KNOWN: usize = 64;
-
-/// A view that a thread remembers, so that it asks nobody for it. It is let go when another
-/// takes its place, or with the thread.
-struct Known {
-    pool: usize,
-    version: u64,
-    view: Arc<View>,
-}
-
-impl Known {
-    fn is_of(&self, pool: usize, version: u64) -> bool {
-        self.pool == pool && self.version == version
-    }
-}
-
-thread_local! {
-    static VIEWS: RefCell<[Option<Known>; KNOWN]> =
-        const { RefCell::new([const { None }; KNOWN]) };
-}
 
 /// Numbers of pools.
 static POOLS: AtomicUsize = AtomicUsize::new(0);
@@ -119,7 +97,9 @@ impl Pool {
         let threads = thread::available_parallelism().map_or(1, |cores| cores.get());
         let threads = threads.min(MOST_THREADS).next_power_of_two();
         let failing = Failing::default();
+        let number = POOLS.fetch_add(1, Ordering::Relaxed);
         let empty = Set::new(
+            number,
             &[],
             policy.strategy,
             policy.slow_start,
@@ -134,7 +114,7 @@ impl Pool {
             alarm: None,
         };
         Arc::new_cyclic(|own| Self {
-            number: POOLS.fetch_add(1, Ordering::Relaxed),
+            number,
             version: AtomicU64::new(0),
             set: ArcSwap::from_pointee(empty),
             // Not all begin with the same endpoint.
@@ -167,35 +147,21 @@ impl Pool {
 
     /// An endpoint to call. Without a lock or an allocation.
     pub(crate) fn pick(&self, key: Option<u64>) -> Option<Lease> {
+        // The set is read after it: at worst it is read once more.
         let version = self.version.load(Ordering::Acquire);
-        let picked = VIEWS.try_with(|views| {
-            let mut views = views.borrow_mut();
-            let slot = views.get_mut(self.number & (KNOWN - 1))?;
-            let known = match slot {
-                Some(known) if known.is_of(self.number, version) => known,
-                // Read after the version: at worst it is read once more.
-                _ => slot.insert(Known {
-                    pool: self.number,
-                    version,
-                    view: Arc::clone(self.set.load().view(clock::thread())?),
-                }),
+        let look = || self.set.load().view(clock::thread()).map(Arc::clone);
+        near::with((self.number, version), look, |view| {
+            let mut caller = Here {
+                pool: self,
+                since: 0,
             };
-            self.pick_from(&known.view, key)
-        });
-        match picked {
-            Ok(lease) => lease,
-            // The thread is about to end.
-            Err(_) => self.pick_from(self.set.load().view(0)?, key),
-        }
-    }
-
-    fn pick_from(&self, view: &Arc<View>, key: Option<u64>) -> Option<Lease> {
-        let mut caller = Here {
-            pool: self,
-            since: None,
-        };
-        let (hold, trial) = view.pick(key, &mut caller)?;
-        Some(Lease::new(hold, trial, caller.since))
+            let (at, trial) = view.pick(key, &mut caller)?;
+            let hold = match view.seat(at) {
+                Some(seat) => Hold::Seat(seat),
+                None => Hold::Set(view.handle(), at),
+            };
+            Some(Lease::new(hold, trial, caller.since))
+        })
     }
 
     /// Waits until there is an endpoint to pick.
@@ -306,6 +272,7 @@ impl Pool {
         let (chosen, given) = self.choose(&all, &roster.seats, now);
         let (strategy, slow_start) = (self.policy.strategy, self.policy.slow_start);
         let set = Set::new(
+            self.number,
             &given,
             strategy,
             slow_start,
@@ -426,8 +393,8 @@ impl Feed {
 /// A pick, where it is made.
 struct Here<'a> {
     pool: &'a Pool,
-    /// When the call begins, where that counts.
-    since: Option<Instant>,
+    /// When the call begins, where that counts; else 0.
+    since: u64,
 }
 
 impl Caller for Here<'_> {
@@ -446,7 +413,8 @@ impl Caller for Here<'_> {
     }
 
     fn nanoseconds(&mut self) -> u64 {
-        set::nanoseconds(self.pool.made, *self.since.insert(clock::now()))
+        self.since = set::nanoseconds(self.pool.made, clock::now());
+        self.since
     }
 }
 

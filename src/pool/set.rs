@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     Pool,
+    near::Handle,
     place::{Failing, Place},
 };
 use crate::{
@@ -36,9 +37,10 @@ impl Member {
     }
 }
 
-/// Nanoseconds since a pool was made: what latencies are reckoned by.
+/// Nanoseconds since a pool was made, never 0: what latencies are reckoned by.
 pub(crate) fn nanoseconds(made: Instant, now: Instant) -> u64 {
-    u64::try_from(now.saturating_duration_since(made).as_nanos()).unwrap_or(u64::MAX)
+    let since = now.saturating_duration_since(made).as_nanos();
+    u64::try_from(since).unwrap_or(u64::MAX).max(1)
 }
 
 /// A set as one thread picks from it: on a line of the processor's cache of its own.
@@ -53,6 +55,8 @@ pub(crate) struct View {
 /// What all threads read.
 #[derive(Debug)]
 struct Core {
+    /// The number of their pool.
+    pool: usize,
     plan: Plan,
     /// Beside each other: a call wants no more.
     addresses: Box<[SocketAddr]>,
@@ -83,8 +87,8 @@ impl Chair {
 
 /// What a call in the air holds.
 #[derive(Debug)]
-pub(crate) enum Hold {
-    Set(Arc<View>, u32),
+pub(super) enum Hold {
+    Set(Handle, u32),
     Seat(Arc<Seat>),
 }
 
@@ -165,6 +169,7 @@ impl Set {
     /// Of members in the order of [`usable`](crate::balance::usable), for so many threads:
     /// a power of two.
     pub(crate) fn new(
+        pool: usize,
         all: &[&Seats],
         strategy: Strategy,
         slow_start: Duration,
@@ -175,6 +180,7 @@ impl Set {
         let endpoints: Vec<_> = all.iter().map(|one| one.member.endpoint.clone()).collect();
         let watched = |one: &&Seats| one.member.place.is_watched(now, slow_start);
         let core = Arc::new(Core {
+            pool,
             plan: Plan::new(&endpoints, strategy),
             addresses: endpoints.iter().map(Endpoint::socket_addr).collect(),
             members: all.iter().map(|one| Arc::clone(&one.member)).collect(),
@@ -204,28 +210,29 @@ impl Set {
 }
 
 impl View {
-    /// What the next call holds, and whether it tries an endpoint that rested.
-    pub(crate) fn pick(
-        self: &Arc<Self>,
-        key: Option<u64>,
-        caller: &mut impl Caller,
-    ) -> Option<(Hold, bool)> {
+    pub(super) fn pool(&self) -> usize {
+        self.core.pool
+    }
+
+    /// The seat for a call, where loads count.
+    pub(super) fn seat(&self, at: u32) -> Option<Arc<Seat>> {
+        let chair = self.seats.get(at as usize)?;
+        Some(Arc::clone(&chair.0))
+    }
+
+    /// The place of the next one in the set, and whether the call tries an endpoint that
+    /// rested.
+    pub(super) fn pick(&self, key: Option<u64>, caller: &mut impl Caller) -> Option<(u32, bool)> {
         let mut own = Own {
             seats: &self.seats,
             caller,
             now: None,
         };
         let at = self.core.plan.draw(key, &mut own)?;
-        let (at, trial) = if self.core.watched {
-            self.pick_watched(at, key, &mut own)?
-        } else {
-            (at, false)
-        };
-        let hold = match self.seats.get(at as usize) {
-            Some(chair) => Hold::Seat(Arc::clone(&chair.0)),
-            None => Hold::Set(Arc::clone(self), at),
-        };
-        Some((hold, trial))
+        if self.core.watched {
+            return self.pick_watched(at, key, &mut own);
+        }
+        Some((at, false))
     }
 
     /// The first who may be given from that draw on, and whether that is a trial.

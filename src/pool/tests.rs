@@ -190,13 +190,14 @@ async fn latency_sends_less_to_the_slow_one_and_looks_at_it_again() {
     );
     // It is well again, and found to be so.
     advance(Duration::from_secs(120)).await;
+    let mut again = 0;
     for _ in 0..2_000 {
-        pool.pick(None)
-            .unwrap()
-            .report(Feedback::Success, Duration::from_millis(10));
+        let lease = pool.pick(None).unwrap();
+        again += usize::from(last(&lease) == 1);
+        lease.report(Feedback::Success, Duration::from_millis(10));
         advance(Duration::from_millis(50)).await;
     }
-    assert!(given(&pool, 600)[&1] > 100);
+    assert!(again > 400, "{again} of 2,000");
 }
 
 #[tokio::test]
