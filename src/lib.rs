@@ -108,6 +108,7 @@
 mod balance;
 mod bounded;
 mod cache;
+mod call;
 mod change;
 mod circuit;
 mod clock;
@@ -122,6 +123,7 @@ mod found;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod http_client;
 mod ladder;
 mod metrics;
 mod name;
@@ -130,6 +132,7 @@ mod protection;
 mod record;
 mod records;
 mod resolver;
+mod retry;
 mod snapshot;
 mod source;
 mod stamp;
@@ -145,10 +148,12 @@ pub use change::Change;
 pub use config::ResolverBuilder;
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
 pub use error::{Error, ErrorKind};
+pub use http_client::{HttpClient, HttpClientBuilder, HttpError, HttpRequest};
 pub use metrics::Metrics;
 pub use name::{ConsulName, Domain, Locality, NameError, Subject};
 pub use pool::{Breaker, BreakerState, Feedback, Filter, Lease, Policy, Standing};
 pub use protection::{Protection, Reason};
 pub use record::{Record, Records, Section};
 pub use resolver::{Changes, Endpoints, Lookup, Name, Resolver, Service};
+pub use retry::{Blame, CallError, Retry};
 pub use status::{Cached, SourceStatus, Status};

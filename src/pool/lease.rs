@@ -73,7 +73,7 @@ impl Lease {
         let member = self.hold.member();
         let breaker = &pool.policy.breaker;
         let turn = member.place.report(feedback, trial, breaker, clock::now);
-        pool.heard(member, turn);
+        pool.turned(member, turn);
     }
 }
 

@@ -33,7 +33,9 @@ use self::{
     set::{Caller, Hold, Member, Seats, Set},
 };
 use crate::{
-    balance, clock,
+    balance,
+    call::Budget,
+    clock,
     endpoint::Endpoint,
     error::{Error, ErrorKind},
     found::Held,
@@ -63,11 +65,20 @@ pub(crate) struct Pool {
     /// The name, for errors.
     name: Box<str>,
     roster: Mutex<Roster>,
-    /// How many can be picked from: whoever waits for one waits here.
-    ready: watch::Sender<usize>,
+    /// Whoever waits for an endpoint waits here.
+    there: watch::Sender<There>,
+    pub(crate) budget: Budget,
     made: Instant,
     runtime: Handle,
     own: Weak<Self>,
+}
+
+/// What there is to pick from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct There {
+    endpoints: usize,
+    /// Of each name that is followed something is known.
+    all_heard: bool,
 }
 
 /// What the set is made of. A std mutex: held for a rebuild.
@@ -125,7 +136,8 @@ impl Pool {
             policy,
             name: name.into(),
             roster: Mutex::new(roster),
-            ready: watch::Sender::new(0),
+            there: watch::Sender::default(),
+            budget: Budget::default(),
             made: clock::now(),
             runtime: Handle::current(),
             own: Weak::clone(own),
@@ -166,8 +178,18 @@ impl Pool {
 
     /// Waits until there is an endpoint to pick.
     pub(crate) async fn ready(&self) {
+        self.until(|there| there.endpoints > 0).await;
+    }
+
+    /// Waits until there is an endpoint to pick, or it is known that there is none.
+    pub(crate) async fn heard(&self) {
+        self.until(|there| there.endpoints > 0 || there.all_heard)
+            .await;
+    }
+
+    async fn until(&self, is_so: impl Fn(&There) -> bool) {
         // The sender is ours: it is there as long as this is.
-        _ = self.ready.subscribe().wait_for(|count| *count > 0).await;
+        _ = self.there.subscribe().wait_for(is_so).await;
     }
 
     /// Why there is nothing to pick.
@@ -231,7 +253,7 @@ impl Pool {
     }
 
     /// A call of ours ended.
-    fn heard(&self, member: &Member, turn: Turn) {
+    fn turned(&self, member: &Member, turn: Turn) {
         match turn {
             Turn::Nothing => return,
             Turn::Opened => info!(endpoint = %member.endpoint, "failed, and rests"),
@@ -284,8 +306,13 @@ impl Pool {
         self.set.store(Arc::new(set));
         self.version.fetch_add(1, Ordering::Release);
         roster.chosen = chosen;
-        self.ready
-            .send_if_modified(|ready| std::mem::replace(ready, count) != count);
+        let unheard = |feed: &Feed| matches!(feed, Feed::Unheard);
+        let there = There {
+            endpoints: count,
+            all_heard: !roster.feeds.iter().any(unheard),
+        };
+        self.there
+            .send_if_modified(|before| std::mem::replace(before, there) != there);
         self.set_alarm(roster, now);
     }
 

@@ -16,6 +16,7 @@ use super::{Name, Resolver, follow::Known};
 use crate::{
     balance,
     cache::Look,
+    call::Budget,
     change::Change,
     endpoint::{Answer, Endpoint},
     error::{Error, ErrorKind},
@@ -140,27 +141,29 @@ impl Service {
         (self.pool.pick(Some(key))).ok_or_else(|| self.pool.why_empty())
     }
 
-    /// As [`try_pick`](Self::try_pick), but waits for an endpoint where there is none: as
+    /// As [`try_pick`](Self::try_pick), but where nothing is known yet it waits for that: as
     /// long as a look-up may take ([`ResolverBuilder::timeout`](crate::ResolverBuilder)).
     ///
     /// # Errors
     ///
-    /// As `try_pick`, after that time.
+    /// As `try_pick`.
     ///
     /// # Cancel safety
     ///
     /// Safe: it holds nothing while it waits.
     pub async fn pick(&self) -> Result<Lease, Error> {
         let limit = self.resolver.0.config.timeout;
-        let picked = timeout(limit, async {
-            loop {
-                if let Some(lease) = self.pool.pick(None) {
-                    return lease;
-                }
-                self.ready().await;
-            }
-        });
-        picked.await.map_err(|_| self.pool.why_empty())
+        if let Some(lease) = self.pool.pick(None) {
+            return Ok(lease);
+        }
+        // In vain or not: what there is then is the answer.
+        _ = timeout(limit, self.pool.heard()).await;
+        self.try_pick()
+    }
+
+    /// The repeats that it may be asked for.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.pool.budget
     }
 
     /// What is known of each endpoint that is used: Consul's word on its health, the

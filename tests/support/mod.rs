@@ -23,7 +23,7 @@ pub(crate) use {
     agent::{Agent, Builder},
     peers::{SilentDns, closed_port},
     serving::{Serving, serve},
-    wire::{Over, ask, ask_tcp, ask_udp, exchange, http_client},
+    wire::{Over, ask, ask_tcp, ask_udp, exchange, http_client, http_client_with},
 };
 
 use std::time::Duration;

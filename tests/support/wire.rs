@@ -113,6 +113,13 @@ fn question(name: &str, kind: RecordType) -> Message {
 /// An HTTP client of no settings but its own: no proxy of the environment, and
 /// no TLS provider made global, since proconsul must do without one.
 pub(crate) fn http_client() -> reqwest::Client {
+    http_client_with(|builder| builder)
+}
+
+/// The same with something else about it.
+pub(crate) fn http_client_with(
+    more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+) -> reqwest::Client {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
         rustls::crypto::ring::default_provider(),
     ))
@@ -120,10 +127,11 @@ pub(crate) fn http_client() -> reqwest::Client {
     .expect("ring speaks TLS 1.2 and 1.3")
     .with_root_certificates(rustls::RootCertStore::empty())
     .with_no_client_auth();
-    reqwest::Client::builder()
+    let builder = reqwest::Client::builder()
         .no_proxy()
         .tls_backend_preconfigured(tls)
-        .timeout(super::PATIENCE)
+        .timeout(super::PATIENCE);
+    more(builder)
         .build()
         .expect("a client without files or environment is always built")
 }

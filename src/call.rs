@@ -1,0 +1,226 @@
+//! **Door.** A call to a service: an endpoint is picked, what came of it is reported, and
+//! what may be repeated is repeated elsewhere, within a budget.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicI64, Ordering},
+    time::Instant,
+};
+
+use tokio::time::{sleep, timeout_at};
+
+use crate::{
+    clock,
+    endpoint::Endpoint,
+    pool::{Feedback, Lease},
+    resolver::Service,
+    retry::{Blame, CallError, Retry},
+};
+
+/// Picks that may meet an endpoint that was called already.
+const TRIES: usize = 16;
+
+/// Repeats that are free, and the most that are saved up, in thousandths.
+const FREE: i64 = 10_000;
+
+/// The repeats that a service may be asked for. Shared by all who call it.
+#[derive(Debug)]
+pub(crate) struct Budget(AtomicI64);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(AtomicI64::new(FREE))
+    }
+}
+
+impl Budget {
+    /// A call is made.
+    fn deposit(&self, share: f64) {
+        let earned = (share * 1_000.0) as i64;
+        // A full one is only read.
+        if self.0.load(Ordering::Relaxed) < FREE {
+            self.0.fetch_add(earned, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether one may be repeated.
+    fn withdraw(&self) -> bool {
+        let less = |left: i64| (left >= 1_000).then(|| left - 1_000);
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok()
+    }
+}
+
+impl Service {
+    /// Calls an endpoint, and others where that fails: every error is taken for the
+    /// endpoint's. See [`call_if`](Self::call_if).
+    ///
+    /// ```no_run
+    /// use proconsul::{Resolver, Retry};
+    /// use tokio::net::TcpStream;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let web = Resolver::from_env()?.service("web")?;
+    /// let stream = web
+    ///     .call(&Retry::http(), |endpoint| TcpStream::connect(endpoint.socket_addr()))
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the call that is in the air, and says nothing of its endpoint.
+    pub async fn call<T, E, F>(
+        &self,
+        retry: &Retry,
+        call: impl Fn(Endpoint) -> F,
+    ) -> Result<T, CallError<E>>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        self.call_if(retry, call, |_| Blame::Endpoint).await
+    }
+
+    /// Calls an endpoint, and others where that fails and `blame` says that it may be
+    /// repeated. What came of each attempt is [reported](Lease::report).
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`call`](Self::call).
+    pub async fn call_if<T, E, F>(
+        &self,
+        retry: &Retry,
+        call: impl Fn(Endpoint) -> F,
+        blame: impl Fn(&E) -> Blame,
+    ) -> Result<T, CallError<E>>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut attempts = Attempts::new(self, retry);
+        loop {
+            let lease = match attempts.next().await {
+                Ok(lease) => lease,
+                Err(error) => return Err(error),
+            };
+            let start = clock::now();
+            let Some(given) = attempts.limited(call(lease.endpoint().clone())).await else {
+                lease.failed();
+                return Err(attempts.late());
+            };
+            let took = clock::now().saturating_duration_since(start);
+            let error = match given {
+                Ok(value) => {
+                    lease.report(Feedback::Success, took);
+                    return Ok(value);
+                }
+                Err(error) => error,
+            };
+            let blame = blame(&error);
+            match blame {
+                Blame::Question => lease.report(Feedback::Success, took),
+                Blame::Endpoint | Blame::Unsafe => lease.report(Feedback::Failure, took),
+            }
+            if let Some(error) = attempts.failed(error, blame) {
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// The attempts of one call.
+pub(crate) struct Attempts<'a, E> {
+    service: &'a Service,
+    retry: &'a Retry,
+    pauses: Box<dyn Iterator<Item = std::time::Duration> + Send>,
+    pause: Option<std::time::Duration>,
+    called: Vec<SocketAddr>,
+    deadline: Option<Instant>,
+    last: Option<E>,
+}
+
+impl<'a, E> Attempts<'a, E> {
+    pub(crate) fn new(service: &'a Service, retry: &'a Retry) -> Self {
+        let now = clock::now();
+        Self {
+            service,
+            retry,
+            pauses: Box::new(retry.pauses()),
+            pause: None,
+            called: Vec::new(),
+            deadline: retry
+                .deadline
+                .and_then(|deadline| now.checked_add(deadline)),
+            last: None,
+        }
+    }
+
+    /// The endpoint for the next attempt, after a pause where there was one before.
+    pub(crate) async fn next(&mut self) -> Result<Lease, CallError<E>> {
+        let picked = async {
+            match self.pause.take() {
+                Some(pause) => sleep(pause).await,
+                None => self.service.budget().deposit(self.retry.budget),
+            }
+            let first = self.service.pick().await?;
+            // Another one than before, if there is any.
+            let mut lease = first;
+            for _ in 0..TRIES {
+                if !self.called.contains(&lease.socket_addr()) {
+                    break;
+                }
+                match self.service.try_pick() {
+                    Ok(other) => lease = other,
+                    Err(_) => break,
+                }
+            }
+            Ok(lease)
+        };
+        let lease = match self.deadline {
+            None => picked.await,
+            Some(deadline) => match timeout_at(deadline.into(), picked).await {
+                Ok(picked) => picked,
+                Err(_) => return Err(self.late()),
+            },
+        };
+        let lease = lease.map_err(CallError::NoEndpoint)?;
+        self.called.push(lease.socket_addr());
+        Ok(lease)
+    }
+
+    /// What a call gives; `None`: the deadline is over.
+    pub(crate) async fn limited<T>(&self, call: impl Future<Output = T>) -> Option<T> {
+        match self.deadline {
+            None => Some(call.await),
+            Some(deadline) => timeout_at(deadline.into(), call).await.ok(),
+        }
+    }
+
+    /// An attempt failed. Some: it was the last.
+    pub(crate) fn failed(&mut self, error: E, blame: Blame) -> Option<CallError<E>> {
+        let again = blame == Blame::Endpoint;
+        self.pause = self.pauses.next().filter(|_| again);
+        if self.pause.is_some() && self.service.budget().withdraw() {
+            self.last = Some(error);
+            return None;
+        }
+        let attempts = self.called.len();
+        Some(CallError::Failed { error, attempts })
+    }
+
+    pub(crate) fn late(&mut self) -> CallError<E> {
+        CallError::Deadline {
+            attempts: self.called.len(),
+            last: self.last.take(),
+        }
+    }
+}

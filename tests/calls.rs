@@ -1,0 +1,395 @@
+//! Calls to services by name: real servers, registered at a real agent, that come, go and
+//! fail.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use proconsul::{
+    Blame, Breaker, CallError, ErrorKind, Filter, HttpClient, HttpError, Policy, Resolver, Retry,
+    Strategy,
+};
+use serde_json::json;
+use support::{Agent, closed_port, wait_for};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+/// An HTTP server that says its own port and the `Host` it was asked by; gone with its
+/// connections when dropped.
+struct Web {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
+    /// What it answers with; 0: nothing, and the connection is closed.
+    status: Arc<AtomicU16>,
+    _tasks: JoinSet<()>,
+}
+
+impl Web {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (asked, connections) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let status = Arc::new(AtomicU16::new(200));
+        let mut tasks = JoinSet::new();
+        let (counted, accepted, says) = (asked.clone(), connections.clone(), status.clone());
+        tasks.spawn(async move {
+            // Dropped with the task, and all of them with it.
+            let mut open = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                accepted.fetch_add(1, Ordering::Relaxed);
+                open.spawn(converse(stream, address, counted.clone(), says.clone()));
+            }
+        });
+        Self {
+            address,
+            asked,
+            connections,
+            status,
+            _tasks: tasks,
+        }
+    }
+
+    async fn registered(agent: &Agent, meta: serde_json::Value) -> Self {
+        let web = Self::start().await;
+        register(agent, web.address, meta).await;
+        web
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    fn says(&self, status: u16) {
+        self.status.store(status, Ordering::Relaxed);
+    }
+}
+
+async fn register(agent: &Agent, address: SocketAddr, meta: serde_json::Value) {
+    let body = json!({
+        "Name": "web", "ID": format!("web-{}", address.port()), "Meta": meta,
+        "Address": address.ip().to_string(), "Port": address.port(),
+    });
+    agent.register_service(body).await;
+}
+
+async fn converse(
+    mut stream: TcpStream,
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+    status: Arc<AtomicU16>,
+) {
+    let mut read = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(at) = read.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+                return;
+            }
+        };
+        let head: Vec<u8> = read.drain(..end).collect();
+        let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+        let field = |name: &str| {
+            let line = head.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|line| line.trim().to_owned())
+        };
+        let length: usize = field("content-length:").map_or(0, |length| length.parse().unwrap());
+        while read.len() < length {
+            if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        read.drain(..length);
+        asked.fetch_add(1, Ordering::Relaxed);
+        let status = status.load(Ordering::Relaxed);
+        if status == 0 {
+            return;
+        }
+        let body = format!("{} {}", address.port(), field("host:").unwrap_or_default());
+        let reply = format!(
+            "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        if stream.write_all(reply.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn webs(agent: &Agent, count: usize) -> Vec<Web> {
+    let mut webs = Vec::new();
+    for _ in 0..count {
+        webs.push(Web::registered(agent, json!({})).await);
+    }
+    webs
+}
+
+fn resolver(agent: &Agent) -> Resolver {
+    Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http(&agent.http())
+        .build()
+        .unwrap()
+}
+
+/// A client that knows so many instances.
+async fn client(agent: &Agent, instances: usize) -> HttpClient {
+    let resolver = resolver(agent);
+    let client = HttpClient::new(&resolver).unwrap();
+    wait_for("all instances", async || {
+        let answer = resolver.lookup("web").await.ok()?;
+        (answer.endpoints().len() == instances).then_some(())
+    })
+    .await;
+    client
+}
+
+async fn port(client: &HttpClient) -> Result<u16, HttpError> {
+    let answer = client.get("http://web/").send().await?;
+    assert_eq!(answer.status(), 200);
+    let text = answer.text().await.unwrap();
+    let (port, host) = text.split_once(' ').unwrap();
+    assert_eq!(host, "web", "the host is the service");
+    Ok(port.parse().unwrap())
+}
+
+#[tokio::test]
+async fn requests_are_spread_over_all_instances_and_connections_kept() {
+    let agent = Agent::start().await;
+    let webs = webs(&agent, 4).await;
+    let client = client(&agent, 4).await;
+    let mut counts = BTreeMap::<u16, usize>::new();
+    for _ in 0..400 {
+        *counts.entry(port(&client).await.unwrap()).or_default() += 1;
+    }
+    assert!(
+        counts.values().all(|count| (95..=105).contains(count)),
+        "{counts:?}"
+    );
+    for web in &webs {
+        assert_eq!(web.connections.load(Ordering::Relaxed), 1, "kept alive");
+    }
+
+    // Plain reqwest, with our addresses and ports, stays where it is.
+    let found = resolver(&agent).reqwest_dns();
+    let plain = support::http_client_with(|builder| builder.dns_resolver(found));
+    let mut seen = BTreeMap::<String, usize>::new();
+    for _ in 0..10 {
+        let answer = plain
+            .get("http://web.service.consul/")
+            .send()
+            .await
+            .unwrap();
+        *seen.entry(answer.text().await.unwrap()).or_default() += 1;
+    }
+    assert_eq!(seen.len(), 1);
+}
+
+#[tokio::test]
+async fn no_call_fails_while_an_instance_dies_and_a_new_one_gets_its_share() {
+    let agent = Agent::start().await;
+    let mut webs = webs(&agent, 3).await;
+    let client = client(&agent, 3).await;
+    for call in 0..300 {
+        if call == 100 {
+            // Consul does not know of it yet.
+            drop(webs.pop());
+        }
+        port(&client).await.unwrap();
+    }
+    let new = Web::registered(&agent, json!({})).await;
+    wait_for("its share", async || {
+        port(&client).await.unwrap();
+        (new.asked() > 10).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_may_have_been_done_is_not_done_again() {
+    let agent = Agent::start().await;
+    let webs = webs(&agent, 3).await;
+    let client = client(&agent, 3).await;
+    let asked = || webs.iter().map(Web::asked).sum::<usize>();
+    let says = |status| webs.iter().for_each(|web| web.says(status));
+    // What the server answers to each method, and how often it is asked.
+    for (status, method, times) in [
+        (500, "GET", 3),
+        (503, "PUT", 3),
+        (500, "POST", 1),
+        (503, "PATCH", 1),
+        (501, "GET", 1),
+        (404, "GET", 1),
+        (429, "DELETE", 1),
+    ] {
+        says(status);
+        let before = asked();
+        let method = method.parse().unwrap();
+        let answer = client.request(method, "http://web/").send().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), asked() - before),
+            (status, times)
+        );
+    }
+    // The connection is closed without an answer.
+    says(0);
+    let before = asked();
+    let sent = |method: &str| {
+        let request = client.request(method.parse().unwrap(), "http://web/");
+        request.with(|request| request.body("once")).send()
+    };
+    assert!(matches!(
+        sent("POST").await,
+        Err(CallError::Failed { attempts: 1, .. })
+    ));
+    assert_eq!(asked() - before, 1);
+    assert!(matches!(
+        sent("PUT").await,
+        Err(CallError::Failed { attempts: 3, .. })
+    ));
+    assert_eq!(asked() - before, 4);
+}
+
+#[tokio::test]
+async fn one_that_fails_rests_and_a_post_goes_elsewhere_where_nothing_was_sent() {
+    let agent = Agent::start().await;
+    let web = Web::registered(&agent, json!({})).await;
+    register(&agent, closed_port(), json!({})).await;
+    let client = client(&agent, 2).await;
+    for _ in 0..40 {
+        let answer = client.post("http://web/").send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+    assert_eq!(web.asked(), 40);
+}
+
+#[tokio::test]
+async fn what_is_no_service_is_refused_by_name() {
+    let agent = Agent::start().await;
+    let client = HttpClient::new(&resolver(&agent)).unwrap();
+    let refusal = async |url: &str| match client.get(url).send().await {
+        Err(CallError::NoEndpoint(error)) => (error.kind(), error.to_string()),
+        other => panic!("{url}: {other:?}"),
+    };
+    let (kind, said) = refusal("http://nosuch/").await;
+    assert!(
+        kind == ErrorKind::NotFound && said.contains("nosuch.service.consul"),
+        "{said}"
+    );
+    for (url, why) in [
+        ("http://web:8080/", "leave :8080 out"),
+        ("http://127.0.0.1/", "any HTTP client"),
+        ("http://web@dc2/", "dc2.consul"),
+        ("http://user:secret@web/", "as a header"),
+    ] {
+        let (kind, said) = refusal(url).await;
+        assert!(kind == ErrorKind::Invalid && said.contains(why), "{said}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_of_any_kind_goes_elsewhere_where_one_fails() {
+    let agent = Agent::start().await;
+    let web = Web::registered(&agent, json!({ "zone": "b" })).await;
+    register(&agent, closed_port(), json!({ "zone": "a" })).await;
+    let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(2));
+    let service = resolver(&agent).service_with("web", policy).unwrap();
+    wait_for("both", async || {
+        (service.endpoints().len() == 2).then_some(())
+    })
+    .await;
+    let retry = Retry::http();
+    for _ in 0..10 {
+        let stream = service
+            .call(&retry, |endpoint| {
+                TcpStream::connect(endpoint.socket_addr())
+            })
+            .await
+            .unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), web.address);
+    }
+    let standings: Vec<_> = service
+        .standings()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        standings.iter().any(|one| one.contains("open")),
+        "{standings:?}"
+    );
+
+    // The question's fault is nobody's, and once is enough.
+    let asked = AtomicUsize::new(0);
+    let failed = service
+        .call_if(
+            &retry,
+            |_| async { Err::<(), u8>(asked.fetch_add(1, Ordering::Relaxed) as u8) },
+            |_| Blame::Question,
+        )
+        .await;
+    assert!(matches!(
+        failed,
+        Err(CallError::Failed {
+            error: 0,
+            attempts: 1
+        })
+    ));
+    let hanging = Retry::http().deadline(Duration::from_millis(50));
+    let late = service
+        .call(&hanging, |_| std::future::pending::<Result<(), u8>>())
+        .await;
+    assert!(matches!(
+        late,
+        Err(CallError::Deadline {
+            attempts: 1,
+            last: None
+        })
+    ));
+}
+
+#[tokio::test]
+async fn what_is_preferred_is_called_while_it_is_there() {
+    let agent = Agent::start().await;
+    let near = Web::registered(&agent, json!({ "zone": "a" })).await;
+    let far = Web::registered(&agent, json!({ "zone": "b" })).await;
+    let resolver = resolver(&agent);
+    let policy = Policy::new(Strategy::RoundRobin).prefer(Filter::new().meta("zone", "a"));
+    let service = resolver.service_with("web", policy).unwrap();
+    wait_for("both", async || {
+        (service.endpoints().len() == 2).then_some(())
+    })
+    .await;
+    for _ in 0..20 {
+        assert_eq!(service.pick().await.unwrap().socket_addr(), near.address);
+    }
+    agent
+        .deregister_service(&format!("web-{}", near.address.port()))
+        .await;
+    wait_for("the other zone", async || {
+        let picked = service.try_pick().ok()?.socket_addr();
+        (picked == far.address).then_some(())
+    })
+    .await;
+    let none = resolver
+        .service("nosuch")
+        .unwrap()
+        .pick()
+        .await
+        .unwrap_err();
+    assert_eq!(none.kind(), ErrorKind::NotFound);
+}
