@@ -4,7 +4,7 @@
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicI64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::time::{sleep, timeout_at};
@@ -128,7 +128,7 @@ impl Service {
             let blame = blame(&error);
             match blame {
                 Blame::Question => lease.report(Feedback::Success, took),
-                Blame::Endpoint | Blame::Unsafe => lease.report(Feedback::Failure, took),
+                _ => lease.report(Feedback::Failure, took),
             }
             if let Some(error) = attempts.failed(error, blame) {
                 return Err(error);
@@ -141,8 +141,8 @@ impl Service {
 pub(crate) struct Attempts<'a, E> {
     service: &'a Service,
     retry: &'a Retry,
-    pauses: Box<dyn Iterator<Item = std::time::Duration> + Send>,
-    pause: Option<std::time::Duration>,
+    pauses: Box<dyn Iterator<Item = Duration> + Send>,
+    pause: Option<Duration>,
     called: Vec<SocketAddr>,
     deadline: Option<Instant>,
     last: Option<E>,
@@ -198,18 +198,32 @@ impl<'a, E> Attempts<'a, E> {
     }
 
     /// What a call gives; `None`: the deadline is over.
-    pub(crate) async fn limited<T>(&self, call: impl Future<Output = T>) -> Option<T> {
-        match self.deadline {
-            None => Some(call.await),
-            Some(deadline) => timeout_at(deadline.into(), call).await.ok(),
+    pub(crate) fn limited<F: Future>(
+        &self,
+        call: F,
+    ) -> impl Future<Output = Option<F::Output>> + use<F, E> {
+        let deadline = self.deadline;
+        async move {
+            match deadline {
+                None => Some(call.await),
+                Some(deadline) => timeout_at(deadline.into(), call).await.ok(),
+            }
         }
     }
 
     /// An attempt failed. Some: it was the last.
     pub(crate) fn failed(&mut self, error: E, blame: Blame) -> Option<CallError<E>> {
-        let again = blame == Blame::Endpoint;
-        self.pause = self.pauses.next().filter(|_| again);
-        if self.pause.is_some() && self.service.budget().withdraw() {
+        let may = match blame {
+            Blame::Endpoint => self.retry.attempts > 1 && self.service.budget().withdraw(),
+            Blame::Unreached => true,
+            Blame::Question | Blame::Unsafe => false,
+        };
+        self.pause = self.pauses.next().filter(|_| may);
+        // Who could not be reached costs no time while there are others.
+        if blame == Blame::Unreached && self.called.len() < self.service.endpoints().len() {
+            self.pause = self.pause.map(|_| Duration::ZERO);
+        }
+        if self.pause.is_some() {
             self.last = Some(error);
             return None;
         }

@@ -263,7 +263,7 @@ impl HttpClient {
             lease.report(
                 match blame {
                     Blame::Question => Feedback::Success,
-                    Blame::Endpoint | Blame::Unsafe => Feedback::Failure,
+                    _ => Feedback::Failure,
                 },
                 took,
             );
@@ -445,7 +445,7 @@ fn blame(error: &reqwest::Error, method: &Method) -> Blame {
     if error.is_builder() {
         Blame::Question
     } else if error.is_connect() {
-        Blame::Endpoint
+        Blame::Unreached
     } else {
         broken(method)
     }

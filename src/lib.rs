@@ -123,6 +123,8 @@ mod found;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "grpc")]
+pub mod grpc;
 mod http_client;
 mod ladder;
 mod metrics;

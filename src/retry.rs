@@ -108,6 +108,9 @@ impl Retry {
 pub enum Blame {
     /// The endpoint's: it counts against it, and the call is made again elsewhere.
     Endpoint,
+    /// The endpoint's, which could not even be reached: as above, and it costs nothing of
+    /// the budget, since nobody has more to do for it.
+    Unreached,
     /// The question's: it would fail everywhere. Nothing is counted, nothing repeated.
     Question,
     /// The endpoint's, but what was begun there may have been done: it counts against it,

@@ -105,6 +105,8 @@ pub struct Standing {
     pub in_flight: Option<usize>,
     /// Failures in a row.
     pub failures: u32,
+    /// False: its server says that it does not serve (gRPC health checking).
+    pub serves: bool,
     /// The average latency, where the strategy asks for it.
     pub latency: Option<Duration>,
 }
@@ -117,6 +119,9 @@ impl fmt::Display for Standing {
             .health
             .map_or("unknown", |health| health.as_str());
         write!(f, "{}  {health}  {}", self.endpoint, self.breaker)?;
+        if !self.serves {
+            f.write_str("  not serving")?;
+        }
         if let Some(calls) = self.in_flight {
             write!(f, "  {calls} in the air")?;
         }

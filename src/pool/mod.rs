@@ -246,10 +246,21 @@ impl Pool {
                 breaker,
                 in_flight: seats.load(),
                 failures: place.failures(),
+                serves: place.serves(),
                 latency: place.latency(),
             }
         };
         seats.map(standing).collect()
+    }
+
+    /// A server says whether it serves: who does not is not given.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn set_serving(&self, address: std::net::SocketAddr, serves: bool) {
+        let mut roster = self.roster();
+        let seats = roster.seats.get(&(address.ip(), address.port()));
+        if seats.is_some_and(|seats| seats.member.place.set_serving(serves)) {
+            self.rebuild(&mut roster);
+        }
     }
 
     /// A call of ours ended.
@@ -367,6 +378,8 @@ impl Pool {
     /// Those that do not rest; and of those that do, the ones that rest for the shortest
     /// time where too many would.
     fn awake<'a>(&self, used: &[&'a Seats], now: Instant) -> Vec<&'a Seats> {
+        let serves = |one: &&'a Seats| one.member.place.serves();
+        let used: Vec<_> = used.iter().copied().filter(serves).collect();
         let mut resting: Vec<_> = (used.iter().enumerate())
             .filter_map(|(at, one)| match one.member.place.rests() {
                 Some(until) if now < until => Some((until, at)),

@@ -11,7 +11,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -89,6 +89,8 @@ pub(crate) struct Place {
     /// In a row.
     failures: AtomicU32,
     trial: AtomicU8,
+    /// Its own word.
+    serves: AtomicBool,
     /// Nanoseconds, as the bits of an f64; negative where nothing was reported.
     latency: AtomicU64,
     /// When that was so, in nanoseconds.
@@ -125,6 +127,7 @@ impl Place {
             failing: failing.clone(),
             failures: AtomicU32::new(0),
             trial: AtomicU8::new(NOT_ON_TRIAL),
+            serves: AtomicBool::new(true),
             latency: AtomicU64::new((-1.0_f64).to_bits()),
             told: AtomicU64::new(0),
             slow: Mutex::new(slow),
@@ -146,6 +149,17 @@ impl Place {
     /// Until when it rests, or since when it may be tried.
     pub(crate) fn rests(&self) -> Option<Instant> {
         self.slow().rests
+    }
+
+    /// Whether its server does not say that it does not.
+    pub(crate) fn serves(&self) -> bool {
+        self.serves.load(Ordering::Relaxed)
+    }
+
+    /// Its server's own word. True: that is news.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn set_serving(&self, serves: bool) -> bool {
+        self.serves.swap(serves, Ordering::Relaxed) != serves
     }
 
     pub(crate) fn failures(&self) -> u32 {

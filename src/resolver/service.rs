@@ -161,6 +161,18 @@ impl Service {
         self.try_pick()
     }
 
+    /// The name, absolute.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn fqdn(&self) -> String {
+        self.name.fqdn(self.resolver.domain())
+    }
+
+    /// Its endpoints, without keeping them followed.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn downgrade(&self) -> std::sync::Weak<Pool> {
+        Arc::downgrade(&self.pool)
+    }
+
     /// The repeats that it may be asked for.
     pub(crate) fn budget(&self) -> &Budget {
         &self.pool.budget

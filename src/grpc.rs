@@ -1,0 +1,446 @@
+//! **Door.** [`Channel`]: a gRPC channel to a service by name, for any generated client.
+//!
+//! | call | goes |
+//! | --- | --- |
+//! | to an endpoint that cannot be connected to | elsewhere: nothing was sent |
+//! | whose connection is lost, or that is answered UNAVAILABLE | elsewhere, where the user says that it may be done twice |
+//! | whose request is a stream that goes on | to one endpoint, once |
+//! | where there is no endpoint | UNAVAILABLE at once, and why |
+//!
+//! Each endpoint has one connection, over HTTP/2, made by the first call to it. Where its
+//! server offers `grpc.health.v1.Health`, it is watched: who is not serving is called by
+//! nobody.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as _, Frame};
+use http_body_util::Full;
+use tokio::sync::OnceCell;
+use tonic::{
+    ConnectError, Status,
+    body::Body,
+    transport::{self, Endpoint},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tower_service::Service as _;
+use tracing::debug;
+
+use crate::{
+    call::Attempts,
+    clock,
+    pool::{Feedback, Lease},
+    resolver::Service,
+    retry::{Blame, CallError, Retry},
+};
+
+/// A request up to this size is kept until it is answered, so that it can be sent again.
+const MOST_KEPT: usize = 256 << 10;
+
+/// The status code UNAVAILABLE.
+const UNAVAILABLE: &str = "14";
+
+/// The gRPC channel of a service: give it to a generated client.
+///
+/// ```no_run
+/// use proconsul::{Resolver, grpc::Channel};
+/// use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let service = Resolver::from_env()?.service("orders")?;
+/// let mut client = HealthClient::new(Channel::new(service));
+/// client.check(HealthCheckRequest::default()).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub struct Channel(Arc<Inner>);
+
+type Configure = dyn Fn(Endpoint) -> Endpoint + Send + Sync;
+
+struct Inner {
+    service: Service,
+    retry: Retry,
+    repeatable: bool,
+    scheme: &'static str,
+    configure: Box<Configure>,
+    /// A std mutex: held for one look, never across an await.
+    connections: Mutex<HashMap<SocketAddr, Arc<OnceCell<transport::Channel>>>>,
+}
+
+/// Settings of a [`Channel`], made by [`Channel::builder`].
+pub struct Builder {
+    retry: Retry,
+    repeatable: bool,
+    tls: bool,
+    configure: Box<Configure>,
+}
+
+impl Builder {
+    /// How often a call is made again. Default: [`Retry::default`], as gRPC clients have it,
+    /// but 3 attempts with pauses of 25 ms and more, since another endpoint is asked.
+    #[must_use]
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Calls may be done twice: they are made again also where the connection was lost, or
+    /// the answer was UNAVAILABLE. Default: no.
+    #[must_use]
+    pub fn repeatable(mut self, repeatable: bool) -> Self {
+        self.repeatable = repeatable;
+        self
+    }
+
+    /// Speaks TLS. What is trusted, and a certificate of one's own, is said by
+    /// [`configure`](Self::configure), which has to set the TLS settings of the endpoint.
+    #[must_use]
+    pub fn tls(mut self, tls: bool) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// What else is to hold of each connection: keepalive, time limits, TLS.
+    #[must_use]
+    pub fn configure(
+        mut self,
+        configure: impl Fn(Endpoint) -> Endpoint + Send + Sync + 'static,
+    ) -> Self {
+        self.configure = Box::new(configure);
+        self
+    }
+
+    /// Makes the channel. It connects to nobody yet.
+    pub fn build(self, service: Service) -> Channel {
+        Channel(Arc::new(Inner {
+            service,
+            retry: self.retry,
+            repeatable: self.repeatable,
+            scheme: if self.tls { "https" } else { "http" },
+            configure: self.configure,
+            connections: Mutex::default(),
+        }))
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("retry", &self.retry)
+            .field("repeatable", &self.repeatable)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Channel {
+    /// A channel with the defaults: a connection within 1 s, asked for a sign of life every
+    /// 10 s while it is used.
+    pub fn new(service: Service) -> Self {
+        Self::builder().build(service)
+    }
+
+    /// Other settings.
+    pub fn builder() -> Builder {
+        Builder {
+            retry: Retry::http(),
+            repeatable: false,
+            tls: false,
+            configure: Box::new(|endpoint| endpoint),
+        }
+    }
+
+    async fn send(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let inner = &self.0;
+        let (head, body) = request.into_parts();
+        let mut body = Some(Sent::read(body));
+        let mut attempts = Attempts::new(&inner.service, &inner.retry);
+        loop {
+            let lease = attempts.next().await.map_err(status)?;
+            let start = clock::now();
+            let tell = |lease: Lease, feedback| {
+                let took = clock::now().saturating_duration_since(start);
+                lease.report(feedback, took);
+            };
+            let connected = attempts
+                .limited(inner.connection(lease.socket_addr()))
+                .await;
+            let mut channel = match connected {
+                Some(Ok(channel)) => channel,
+                Some(Err(error)) => {
+                    tell(lease, Feedback::Failure);
+                    let error = Status::from_error(Box::new(error));
+                    match attempts.failed(error, Blame::Unreached) {
+                        Some(error) => return Err(status(error)),
+                        None => continue,
+                    }
+                }
+                None => return Err(status(attempts.late())),
+            };
+            let Some(sent) = body.take() else {
+                return Err(status(attempts.late()));
+            };
+            let (now, kept) = sent.send();
+            body = kept;
+            let request = http::Request::from_parts(head.clone(), now);
+            let address = lease.socket_addr();
+            let answered = attempts.limited(async {
+                std::future::poll_fn(|context| channel.poll_ready(context)).await?;
+                channel.call(request).await
+            });
+            let (error, blame) = match answered.await {
+                Some(Ok(answer)) if !is_unavailable(&answer) => {
+                    tell(lease, Feedback::Success);
+                    return Ok(answer);
+                }
+                Some(Ok(answer)) => {
+                    tell(lease, Feedback::Failure);
+                    if !inner.repeatable || body.is_none() {
+                        return Ok(answer);
+                    }
+                    let error = Status::from_header_map(answer.headers());
+                    let error = error.unwrap_or_else(|| Status::unavailable("the server said so"));
+                    (error, Blame::Endpoint)
+                }
+                Some(Err(error)) => {
+                    tell(lease, Feedback::Failure);
+                    inner.forget(address);
+                    let blame = match is_unsent(&error) {
+                        _ if body.is_none() => Blame::Unsafe,
+                        true => Blame::Unreached,
+                        false if inner.repeatable => Blame::Endpoint,
+                        false => Blame::Unsafe,
+                    };
+                    (Status::from_error(Box::new(error)), blame)
+                }
+                None => {
+                    tell(lease, Feedback::Failure);
+                    return Err(status(attempts.late()));
+                }
+            };
+            if let Some(error) = attempts.failed(error, blame) {
+                return Err(status(error));
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// The connection to an endpoint, made where there is none.
+    async fn connection(
+        &self,
+        address: SocketAddr,
+    ) -> Result<transport::Channel, transport::Error> {
+        let cell = {
+            let mut connections = lock(&self.connections);
+            if !connections.contains_key(&address) {
+                // Those of endpoints that are gone are let go.
+                let there = self.service.endpoints();
+                connections.retain(|known, _| there.iter().any(|one| one.socket_addr() == *known));
+            }
+            Arc::clone(connections.entry(address).or_default())
+        };
+        let made = cell.get_or_try_init(|| async {
+            let endpoint = Endpoint::from_shared(format!("{}://{address}", self.scheme))?
+                .connect_timeout(Duration::from_secs(1))
+                .http2_keep_alive_interval(Duration::from_secs(10))
+                .keep_alive_timeout(Duration::from_secs(5));
+            let endpoint = match self.origin() {
+                Some(origin) => endpoint.origin(origin),
+                None => endpoint,
+            };
+            let channel = (self.configure)(endpoint).connect().await?;
+            // Ends with the connection, at the latest with the channel.
+            let watching = watch(channel.clone(), self.service.clone(), address);
+            tokio::spawn(watching);
+            Ok::<_, transport::Error>(channel)
+        });
+        made.await.cloned()
+    }
+
+    /// The service's own name, which stays in `:authority`.
+    fn origin(&self) -> Option<http::Uri> {
+        let name = self.service.fqdn();
+        let name = name.trim_end_matches('.');
+        format!("{}://{name}", self.scheme).parse().ok()
+    }
+
+    /// The next call connects anew.
+    fn forget(&self, address: SocketAddr) {
+        lock(&self.connections).remove(&address);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Follows what a server says of its own health, while it says anything.
+async fn watch(channel: transport::Channel, service: Service, address: SocketAddr) {
+    let mut client = HealthClient::new(channel);
+    // A server without the service says so, and is taken for healthy.
+    let Ok(answer) = client.watch(HealthCheckRequest::default()).await else {
+        return;
+    };
+    let mut said = answer.into_inner();
+    // A handle keeps the name followed: not for the sake of this.
+    let service = service.downgrade();
+    while let Ok(Some(word)) = said.message().await {
+        let serves = word.status() == ServingStatus::Serving;
+        debug!(%address, serves, "the server told its health");
+        let Some(pool) = service.upgrade() else {
+            return;
+        };
+        pool.set_serving(address, serves);
+    }
+    if let Some(pool) = service.upgrade() {
+        pool.set_serving(address, true);
+    }
+}
+
+/// An answer without a message that says UNAVAILABLE.
+fn is_unavailable(answer: &http::Response<Body>) -> bool {
+    let code = answer.headers().get("grpc-status");
+    code.is_some_and(|code| code.as_bytes() == UNAVAILABLE.as_bytes())
+}
+
+/// Whether a call failed before there was a connection to send it by.
+fn is_unsent(error: &transport::Error) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(error) = next {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn status(error: CallError<Status>) -> Status {
+    match error {
+        CallError::NoEndpoint(error) => Status::unavailable(error.to_string()),
+        CallError::Failed { error, .. } => error,
+        CallError::Deadline { .. } => Status::deadline_exceeded(error.to_string()),
+    }
+}
+
+impl tower_service::Service<http::Request<Body>> for Channel {
+    type Response = http::Response<Body>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Status>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        // Which endpoint has room is known when one is picked.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.clone().send(request))
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("service", &self.0.service)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The body of a request.
+enum Sent {
+    /// All of it: it can be sent again.
+    Whole(Bytes),
+    /// What there was at once, and what comes later.
+    Stream(Bytes, Body),
+}
+
+impl Sent {
+    /// Takes what is there without waiting: all of it, unless the request is a stream that
+    /// goes on.
+    fn read(mut body: Body) -> Self {
+        let mut all = BytesMut::new();
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        while all.len() < MOST_KEPT {
+            match Pin::new(&mut body).poll_frame(&mut context) {
+                Poll::Ready(None) => return Self::Whole(all.freeze()),
+                // Requests have no trailers.
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        all.extend_from_slice(&data);
+                    }
+                }
+                // It is told when it is sent.
+                Poll::Ready(Some(Err(error))) => return Self::Stream(all.freeze(), failing(error)),
+                Poll::Pending => break,
+            }
+        }
+        Self::Stream(all.freeze(), body)
+    }
+
+    /// What is sent now, and what is left to be sent again.
+    fn send(self) -> (Body, Option<Self>) {
+        match self {
+            Self::Whole(bytes) => (
+                Body::new(Full::new(bytes.clone())),
+                Some(Self::Whole(bytes)),
+            ),
+            Self::Stream(first, rest) => (Body::new(Resumed { first, rest }), None),
+        }
+    }
+}
+
+/// A body that fails.
+fn failing(error: Status) -> Body {
+    Body::new(Failing(Some(error)))
+}
+
+struct Failing(Option<Status>);
+
+impl http_body::Body for Failing {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Poll::Ready(self.get_mut().0.take().map(Err))
+    }
+}
+
+/// What was read of a body, and the rest.
+struct Resumed {
+    first: Bytes,
+    rest: Body,
+}
+
+impl http_body::Body for Resumed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if !this.first.is_empty() {
+            let first = std::mem::take(&mut this.first);
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        let frame = ready!(Pin::new(&mut this.rest).poll_frame(context));
+        Poll::Ready(frame)
+    }
+}

@@ -1,0 +1,252 @@
+//! gRPC calls to a service by name: real servers, registered at a real agent, that come, go
+//! and say how they are.
+#![cfg(feature = "grpc")]
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use proconsul::{Policy, Resolver, Retry, Service, Strategy, grpc::Channel};
+use serde_json::json;
+use support::{Agent, closed_port, wait_for};
+use tokio::{net::TcpListener, runtime::Runtime};
+use tonic::{
+    Code, Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::{
+    pb::{
+        HealthCheckRequest, HealthCheckResponse,
+        health_client::HealthClient,
+        health_server::{Health, HealthServer},
+    },
+    server::{HealthReporter, HealthService},
+};
+
+/// A server whose calls are counted; gone with its connections when dropped.
+struct Grpc {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+    health: HealthReporter,
+    /// Its own: with it all connections end.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Grpc {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+struct Counted {
+    own: HealthService,
+    asked: Arc<AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl Health for Counted {
+    type WatchStream = <HealthService as Health>::WatchStream;
+
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(request.metadata().get("x-own").unwrap(), "7");
+        Ok(Response::new(HealthCheckResponse::default()))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        self.own.watch(request).await
+    }
+}
+
+impl Grpc {
+    async fn registered(agent: &Agent) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::<AtomicUsize>::default();
+        let health = HealthReporter::new();
+        let counted = Counted {
+            own: HealthService::from_health_reporter(health.clone()),
+            asked: Arc::clone(&asked),
+        };
+        let server = Server::builder().add_service(HealthServer::new(counted));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            let incoming = TcpIncoming::from(listener);
+            server.serve_with_incoming(incoming).await.unwrap();
+        });
+        register(agent, address).await;
+        Self {
+            address,
+            asked,
+            health,
+            runtime: Some(runtime),
+        }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+async fn register(agent: &Agent, address: SocketAddr) {
+    let body = json!({
+        "Name": "orders", "ID": format!("orders-{}", address.port()),
+        "Address": address.ip().to_string(), "Port": address.port(),
+    });
+    agent.register_service(body).await;
+}
+
+/// The service, once so many instances are known.
+async fn service(agent: &Agent, instances: usize) -> Service {
+    let builder = Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http(&agent.http());
+    let policy = Policy::new(Strategy::RoundRobin);
+    let service = builder
+        .build()
+        .unwrap()
+        .service_with("orders", policy)
+        .unwrap();
+    wait_for("all instances", async || {
+        (service.endpoints().len() == instances).then_some(())
+    })
+    .await;
+    service
+}
+
+async fn call(channel: &Channel) -> Result<(), Status> {
+    let mut client = HealthClient::new(channel.clone());
+    let mut request = Request::new(HealthCheckRequest::default());
+    request.metadata_mut().insert("x-own", "7".parse().unwrap());
+    client.check(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn calls_are_spread_and_follow_who_is_there() {
+    let agent = Agent::start().await;
+    let servers = [
+        Grpc::registered(&agent).await,
+        Grpc::registered(&agent).await,
+    ];
+    let channel = Channel::new(service(&agent, 2).await);
+    for _ in 0..200 {
+        call(&channel).await.unwrap();
+    }
+    for server in &servers {
+        assert!((95..=105).contains(&server.asked()), "{}", server.asked());
+    }
+    let new = Grpc::registered(&agent).await;
+    wait_for("its share", async || {
+        call(&channel).await.unwrap();
+        (new.asked() > 10).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_call_fails_while_an_instance_is_dead_or_dies() {
+    let agent = Agent::start().await;
+    register(&agent, closed_port()).await;
+    let alive = Grpc::registered(&agent).await;
+    let dying = Grpc::registered(&agent).await;
+    let service = service(&agent, 3).await;
+    let channel = Channel::builder().repeatable(true).build(service.clone());
+    let mut dying = Some(dying);
+    for number in 0..300 {
+        if number == 100 {
+            drop(dying.take());
+        }
+        call(&channel).await.unwrap();
+    }
+    assert!(alive.asked() > 150);
+    // The two that fail may not all rest: one of them is tried by each call.
+    let standings: Vec<_> = service
+        .standings()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        standings.iter().any(|one| one.contains("  open")),
+        "{standings:?}"
+    );
+}
+
+#[tokio::test]
+async fn who_says_that_it_does_not_serve_is_left_alone() {
+    let agent = Agent::start().await;
+    let servers = [
+        Grpc::registered(&agent).await,
+        Grpc::registered(&agent).await,
+    ];
+    let service = service(&agent, 2).await;
+    let channel = Channel::new(service.clone());
+    for _ in 0..10 {
+        call(&channel).await.unwrap();
+    }
+    servers[0]
+        .health
+        .set_service_status("", tonic_health::ServingStatus::NotServing)
+        .await;
+    wait_for("its word", async || {
+        let standings = service.standings();
+        let own = standings
+            .iter()
+            .find(|one| one.endpoint.port == servers[0].address.port())?;
+        (!own.serves).then_some(())
+    })
+    .await;
+    let before = servers[0].asked();
+    for _ in 0..20 {
+        call(&channel).await.unwrap();
+    }
+    assert_eq!(servers[0].asked(), before);
+    servers[0]
+        .health
+        .set_service_status("", tonic_health::ServingStatus::Serving)
+        .await;
+    wait_for("its share", async || {
+        call(&channel).await.unwrap();
+        (servers[0].asked() > before).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_an_endpoint_a_call_fails_at_once_and_says_why() {
+    let agent = Agent::start().await;
+    let builder = Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http(&agent.http());
+    let service = builder.build().unwrap().service("orders").unwrap();
+    let channel = Channel::builder()
+        .retry(Retry::default().deadline(Duration::from_secs(20)))
+        .build(service);
+    let failed = call(&channel).await.unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable);
+    assert!(
+        failed.message().contains("orders.service.consul"),
+        "{failed}"
+    );
+}
