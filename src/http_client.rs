@@ -493,6 +493,23 @@ impl Resolver {
         Arc::new(ReqwestDns(self.clone()))
     }
 
+    /// Addresses to connect to, in the order in which they are tried: a fresh draw by
+    /// weight each time. Port 0: nobody says which.
+    pub(crate) async fn addresses(
+        &self,
+        host: &str,
+    ) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+        if !self.is_ours(host) {
+            return Ok(tokio::net::lookup_host((host, 0)).await?.collect());
+        }
+        let answer = self.lookup(host).await?;
+        let mut picker = self.picker(&answer, Strategy::Weighted);
+        let first = picker.pick().map(|first| first.socket_addr());
+        let others = answer.endpoints().iter().map(|one| one.socket_addr());
+        let others = others.filter(|one| one.port() != 0 && Some(*one) != first);
+        Ok(first.into_iter().chain(others).collect())
+    }
+
     fn is_ours(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         let domain = self.domain().as_str();
@@ -507,17 +524,7 @@ impl reqwest::dns::Resolve for ReqwestDns {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
         let resolver = self.0.clone();
         Box::pin(async move {
-            let host = name.as_str();
-            if !resolver.is_ours(host) {
-                let found: Vec<_> = tokio::net::lookup_host((host, 0)).await?.collect();
-                return Ok(Box::new(found.into_iter()) as reqwest::dns::Addrs);
-            }
-            let answer = resolver.lookup(host).await?;
-            let mut picker = resolver.picker(&answer, Strategy::Weighted);
-            let first = picker.pick().map(|first| first.socket_addr());
-            let others = answer.endpoints().iter().map(|one| one.socket_addr());
-            let others = others.filter(|one| one.port() != 0 && Some(*one) != first);
-            let all: Vec<_> = first.into_iter().chain(others).collect();
+            let all = resolver.addresses(name.as_str()).await?;
             Ok(Box::new(all.into_iter()) as reqwest::dns::Addrs)
         })
     }

@@ -106,6 +106,7 @@
 //! library turns default features off.
 
 mod balance;
+pub mod blocking;
 mod bounded;
 mod cache;
 mod call;
@@ -140,6 +141,8 @@ mod source;
 mod stamp;
 mod status;
 pub mod stub;
+#[cfg(feature = "tower")]
+pub mod tower;
 mod udp;
 #[cfg(test)]
 mod world;

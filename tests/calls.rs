@@ -393,3 +393,79 @@ async fn what_is_preferred_is_called_while_it_is_there() {
         .unwrap_err();
     assert_eq!(none.kind(), ErrorKind::NotFound);
 }
+
+#[tokio::test]
+async fn the_three_phases_of_a_migration() {
+    let agent = Agent::start().await;
+    let (old, new) = (Web::start().await, Web::registered(&agent, json!({})).await);
+    let closed = closed_port().to_string();
+    let client = async |dns: &str, http: &str, strict: bool| {
+        let builder = Resolver::builder().dns(dns).http(http);
+        let builder = builder.default_address("web", &format!("http://{}", old.address));
+        HttpClient::new(&builder.must_be_found(strict).build().unwrap()).unwrap()
+    };
+    let (dns, http) = (agent.dns().to_string(), agent.http());
+    // Before there is a Consul; with both; and without the old address.
+    let before = client("none", "none", false).await;
+    assert_eq!(port(&before).await.unwrap(), old.address.port());
+    let both = client(&dns, &http, false).await;
+    assert_eq!(port(&both).await.unwrap(), new.address.port());
+    let down = client(&closed, "none", false).await;
+    assert_eq!(port(&down).await.unwrap(), old.address.port());
+    let strict = client(&closed, "none", true).await;
+    let failed = strict.get("http://web/").send().await.unwrap_err();
+    let CallError::NoEndpoint(error) = failed else {
+        panic!("{failed}")
+    };
+    assert!(error.is_unavailable(), "{error}");
+    assert_eq!(old.asked(), 2);
+}
+
+#[cfg(feature = "tower")]
+#[tokio::test]
+async fn hyper_connects_and_tower_balances_by_name() {
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+    use tower::{Service as _, ServiceExt as _, discover::Change, load::Constant};
+
+    let agent = Agent::start().await;
+    let webs = webs(&agent, 2).await;
+    let resolver = resolver(&agent);
+    let client =
+        Client::builder(TokioExecutor::new()).build::<_, Empty<bytes::Bytes>>(resolver.connector());
+    for uri in ["http://web/", "http://web.service.consul/"] {
+        let answer = client.get(uri.parse().unwrap()).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let known = |web: &Web| body.starts_with(web.address.port().to_string().as_bytes());
+        assert!(webs.iter().any(known), "{body:?}");
+    }
+    assert!(client.get("http://nosuch/".parse().unwrap()).await.is_err());
+
+    let service = resolver.service("web").unwrap();
+    let connect = |endpoint: &proconsul::Endpoint| {
+        let address = endpoint.socket_addr();
+        Constant::new(tower::service_fn(move |()| TcpStream::connect(address)), 1)
+    };
+    let mut balance = tower::balance::p2c::Balance::new(service.discover(connect));
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        let stream = balance.ready().await.unwrap().call(()).await.unwrap();
+        seen.insert(stream.peer_addr().unwrap());
+    }
+    assert_eq!(seen, webs.iter().map(|web| web.address).collect());
+
+    let mut discover = service.discover(|endpoint| endpoint.port);
+    let mut next = async || {
+        let next = std::future::poll_fn(|context| {
+            futures_core::Stream::poll_next(std::pin::Pin::new(&mut discover), context)
+        });
+        next.await.unwrap().unwrap()
+    };
+    for _ in &webs {
+        assert!(matches!(next().await, Change::Insert(address, port) if address.port() == port));
+    }
+    agent
+        .deregister_service(&format!("web-{}", webs[0].address.port()))
+        .await;
+    assert!(matches!(next().await, Change::Remove(gone) if gone == webs[0].address));
+}

@@ -1,7 +1,15 @@
 //! Style: "`examples/`: each below 60 lines, its first line says what it shows, a
 //! test runs it." They are run over the static catalog alone: no agent is asked.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    path::PathBuf,
+    process::Command,
+    thread,
+};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -20,6 +28,11 @@ fn example(name: &str) -> PathBuf {
 
 /// Standard output of an example over `examples/catalog.json`, as lines.
 fn run(name: &str, arguments: &[&str]) -> Vec<String> {
+    run_with(name, arguments, None)
+}
+
+/// The same with one more variable of the environment.
+fn run_with(name: &str, arguments: &[&str], more: Option<&(&str, String)>) -> Vec<String> {
     let output = Command::new(example(name))
         .args(arguments)
         .current_dir(ROOT)
@@ -27,6 +40,7 @@ fn run(name: &str, arguments: &[&str]) -> Vec<String> {
         .env("PROCONSUL_DNS", "none")
         .env("CONSUL_HTTP_ADDR", "none")
         .env("PROCONSUL_CATALOG", "examples/catalog.json")
+        .envs(more.map(|(name, value)| (name, value)))
         .output()
         .expect("the example starts");
     assert!(
@@ -81,6 +95,62 @@ fn watch_prints_the_full_set_first() {
 }
 
 #[test]
+fn service_keeps_to_its_policy() {
+    let lines = run("service", &["web"]);
+    assert_eq!(lines[..4], [WEB[0]; 4]);
+    assert_eq!(
+        lines[4..],
+        ["10.20.0.11:8080  unknown  closed  3 failures in a row"]
+    );
+}
+
+#[test]
+fn blocking_needs_no_runtime() {
+    let lines = run("blocking", &["web"]);
+    assert_eq!(lines[0], "3 endpoints");
+    assert!(WEB.contains(&lines[1].as_str()), "{lines:?}");
+}
+
+#[test]
+fn call_and_http_reach_a_server_by_name() {
+    let server = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = server.local_addr().expect("it is bound");
+    let served = thread::spawn(move || {
+        for answer in [
+            None,
+            Some("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"),
+        ] {
+            let (mut stream, _) = server.accept().expect("a client");
+            if let Some(answer) = answer {
+                _ = stream.read(&mut [0; 1_024]).expect("a request");
+                stream.write_all(answer.as_bytes()).expect("it is taken");
+            }
+        }
+    });
+    let own = ("PROCONSUL_DEFAULT_OWN", address.to_string());
+    let called = run_with("call", &["own"], Some(&own));
+    assert_eq!(called, [format!("connected to {address}")]);
+    let got = run_with("http", &["http://own/"], Some(&own));
+    assert_eq!(got, ["200 OK", "hello"]);
+    served.join().expect("both were served");
+}
+
+#[cfg(feature = "grpc")]
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_gives_a_generated_client_a_name() {
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let server = server.expect("a free port");
+    let address = server.local_addr().expect("it is bound");
+    let (_, health) = tonic_health::server::health_reporter();
+    let incoming = tonic::transport::server::TcpIncoming::from(server);
+    let serving = tonic::transport::Server::builder().add_service(health);
+    tokio::spawn(serving.serve_with_incoming(incoming));
+    let own = ("PROCONSUL_DEFAULT_OWN", address.to_string());
+    let asked = tokio::task::spawn_blocking(move || run_with("grpc", &["own"], Some(&own)));
+    assert_eq!(asked.await.expect("it ran"), ["Serving"]);
+}
+
+#[test]
 fn every_example_is_short_says_what_it_shows_and_is_run_here() {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(format!("{ROOT}/examples")).expect("examples/ is there") {
@@ -97,6 +167,8 @@ fn every_example_is_short_says_what_it_shows_and_is_run_here() {
         assert!(text.lines().count() < 60, "{name} has 60 lines or more");
         found.insert(path.file_stem().expect("it has a name").to_owned());
     }
-    let run_here = ["lookup", "pick", "stub", "watch"];
+    let run_here = [
+        "blocking", "call", "grpc", "http", "lookup", "pick", "service", "stub", "watch",
+    ];
     assert_eq!(found, run_here.map(Into::into).into());
 }

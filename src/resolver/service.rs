@@ -146,18 +146,26 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// As `try_pick`.
+    /// As `try_pick`; where no source answers, that of the
+    /// [look-up](Resolver::lookup).
     ///
     /// # Cancel safety
     ///
     /// Safe: it holds nothing while it waits.
     pub async fn pick(&self) -> Result<Lease, Error> {
-        let limit = self.resolver.0.config.timeout;
         if let Some(lease) = self.pool.pick(None) {
             return Ok(lease);
         }
-        // In vain or not: what there is then is the answer.
-        _ = timeout(limit, self.pool.heard()).await;
+        // The question of the follower, if it is in the air: nobody is asked twice.
+        let asked = self.resolver.lookup(&self.name);
+        tokio::select! {
+            () = self.pool.heard() => {}
+            answer = asked => match answer {
+                Err(error) if !error.is_not_found() => return Err(error),
+                // It is about to be told to us as well.
+                _ => _ = timeout(self.resolver.0.config.timeout, self.pool.heard()).await,
+            }
+        }
         self.try_pick()
     }
 
