@@ -61,6 +61,46 @@
 //! # }
 //! ```
 //!
+//! # A service at hand
+//!
+//! A [`Service`] is followed as long as a handle of it lives; a pick asks nobody and
+//! allocates nothing.
+//!
+//! ```no_run
+//! use proconsul::{Filter, Policy, Resolver, Strategy};
+//!
+//! # async fn example() -> Result<(), proconsul::Error> {
+//! let policy = Policy::new(Strategy::LeastLoaded)
+//!     .require(Filter::new().meta("provider", "openai").passing())
+//!     .prefer(Filter::new().meta("model", "gpt-4"))
+//!     .or_datacenter("dc2");
+//! let service = Resolver::from_env()?.service_with("ai-provider", policy)?;
+//!
+//! // Waits for the first answer only.
+//! let lease = service.pick().await?;
+//! println!("call {}", lease.socket_addr());
+//! // Or failed(), or report(what, how_long).
+//! lease.succeeded();
+//!
+//! // Never waits; an error says why there is none.
+//! let lease = service.try_pick()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Requests by name
+//!
+//! ```no_run
+//! use proconsul::{HttpClient, Resolver};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let http = HttpClient::new(&Resolver::from_env()?)?;
+//! let order = http.post("http://orders/new").with(|request| request.body("{}"));
+//! println!("{}", order.send().await?.status());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Sources
 //!
 //! | source | is asked | knows | configured by |
@@ -95,15 +135,22 @@
 //! | follow a name | [`Service`], [`Changes`], [`Change`], [`Endpoints`] |
 //! | keep what vanishes | [`Protection`], [`Reason`] |
 //! | see how it fares | [`Metrics`] |
-//! | choose an endpoint | [`Picker`], [`Strategy`], [`UnknownStrategy`] |
+//! | choose an endpoint | [`Policy`], [`Filter`], [`Strategy`], [`Lease`], [`Picker`], [`UnknownStrategy`] |
+//! | leave alone who fails | [`Breaker`], [`BreakerState`], [`Feedback`], [`Standing`] |
+//! | call one, and others where it fails | [`Service::call`], [`Retry`], [`Blame`], [`CallError`] |
+//! | send HTTP requests by name | [`HttpClient`], [`HttpRequest`], [`HttpClientBuilder`], [`HttpError`] |
+//! | do so from code that is not async | [`blocking::Resolver`] |
 //! | see DNS records | [`Records`], [`Record`], [`Section`] |
 //! | know what went wrong | [`Error`], [`ErrorKind`], [`Attempt`], [`Outcome`] |
 //! | answer DNS clients | [`stub::Stub`] |
 //!
 //! # Features
 //!
-//! `cli`, on by default, is needed by the program only. A service that links the
-//! library turns default features off.
+//! | feature | for |
+//! | --- | --- |
+//! | `cli`, on by default | the program only: a service that links the library turns default features off |
+//! | `grpc` | `grpc::Channel`, a gRPC channel for generated clients |
+//! | `tower` | `tower::Discover` and `tower::Connector`, for tower and hyper |
 
 mod balance;
 pub mod blocking;

@@ -13,6 +13,7 @@
 //! | `proconsul_protection_active`, `proconsul_protected_names` | while names are given though a source says that they are gone |
 //! | `proconsul_membership_changes_total` | each set that was not what it had been |
 //! | `proconsul_cache_entries`, `proconsul_cache_bytes` | what the cache holds |
+//! | `proconsul_breaker_open` | endpoints that failed, and rest or are tried |
 //! | `proconsul_watches` | names followed by blocking queries |
 //! | `proconsul_dns_ignored_replies_total` | DNS replies that answered no question of ours |
 //! | `proconsul_build_info{version}` | always 1 |
@@ -24,7 +25,10 @@
 
 use std::{
     fmt::{self, Write as _},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -85,6 +89,8 @@ pub(crate) struct Counters {
     errors: [[AtomicU64; 8]; 2],
     fallbacks: [[AtomicU64; 5]; 5],
     pub(crate) membership_changes: AtomicU64,
+    /// That are open now. Counted by the endpoints themselves.
+    pub(crate) breakers: Arc<AtomicU64>,
 }
 
 /// Times, by upper bounds.
@@ -284,6 +290,12 @@ impl Metrics {
                 "counter",
                 "Sets that were not what they had been.",
                 load(&counters.membership_changes),
+            ),
+            (
+                "breaker_open",
+                "gauge",
+                "Endpoints that failed, and rest or are tried.",
+                load(&counters.breakers),
             ),
             (
                 "cache_entries",

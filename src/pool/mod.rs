@@ -104,10 +104,16 @@ enum Feed {
 
 impl Pool {
     /// Of a service that is followed by so many names. Within a runtime.
-    pub(crate) fn new(name: &str, policy: Policy, feeds: usize) -> Arc<Self> {
+    /// `open`: breakers of all pools that are open.
+    pub(crate) fn new(
+        name: &str,
+        policy: Policy,
+        feeds: usize,
+        open: &Arc<AtomicU64>,
+    ) -> Arc<Self> {
         let threads = thread::available_parallelism().map_or(1, |cores| cores.get());
         let threads = threads.min(MOST_THREADS).next_power_of_two();
-        let failing = Failing::default();
+        let failing = Failing::of(open);
         let number = POOLS.fetch_add(1, Ordering::Relaxed);
         let empty = Set::new(
             number,

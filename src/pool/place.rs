@@ -72,14 +72,25 @@ const NOT_ON_TRIAL: u8 = 0;
 const FREE: u8 = 1;
 const TAKEN: u8 = 2;
 
-/// How many endpoints of a pool have failed since they succeeded. Read by every call, and
-/// seldom written.
+/// How many endpoints fail. Read by every call, and seldom written.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Failing(Arc<AtomicU32>);
+pub(crate) struct Failing {
+    /// Of a pool: those that have failed since they succeeded.
+    here: Arc<AtomicU32>,
+    /// Of all pools of a resolver: those that rest or are tried.
+    open: Arc<AtomicU64>,
+}
 
 impl Failing {
+    pub(crate) fn of(open: &Arc<AtomicU64>) -> Self {
+        Self {
+            here: Arc::default(),
+            open: Arc::clone(open),
+        }
+    }
+
     pub(crate) fn is_none(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
+        self.here.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -223,22 +234,26 @@ impl Place {
             Feedback::Success => {
                 // Read first: what is written is shared by all threads.
                 if self.failures() != 0 && self.failures.swap(0, Ordering::Relaxed) != 0 {
-                    self.failing.0.fetch_sub(1, Ordering::Relaxed);
+                    self.failing.here.fetch_sub(1, Ordering::Relaxed);
                 }
                 if !trial {
                     return Turn::Nothing;
                 }
-                *self.slow() = Slow {
+                let slow = Slow {
                     rests: None,
                     begun: Some(now()),
                 };
+                let before = std::mem::replace(&mut *self.slow(), slow);
+                if before.rests.is_some() {
+                    self.failing.open.fetch_sub(1, Ordering::Relaxed);
+                }
                 self.trial.store(NOT_ON_TRIAL, Ordering::Relaxed);
                 Turn::Closed
             }
             Feedback::Failure => {
                 let before = self.failures.fetch_add(1, Ordering::Relaxed);
                 if before == 0 {
-                    self.failing.0.fetch_add(1, Ordering::Relaxed);
+                    self.failing.here.fetch_add(1, Ordering::Relaxed);
                 }
                 let failures = before.saturating_add(1);
                 let mut slow = self.slow();
@@ -251,6 +266,9 @@ impl Place {
                     return Turn::Nothing;
                 }
                 let now = now();
+                if slow.rests.is_none() {
+                    self.failing.open.fetch_add(1, Ordering::Relaxed);
+                }
                 slow.rests = Some(now.checked_add(breaker.rest).unwrap_or(now));
                 self.trial.store(NOT_ON_TRIAL, Ordering::Relaxed);
                 Turn::Opened
@@ -306,7 +324,10 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if self.failures() != 0 {
-            self.failing.0.fetch_sub(1, Ordering::Relaxed);
+            self.failing.here.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.rests().is_some() {
+            self.failing.open.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

@@ -53,7 +53,7 @@ fn set(count: u8) -> Option<Arc<Held>> {
 }
 
 fn pool(policy: Policy, held: Option<Arc<Held>>) -> Arc<Pool> {
-    let pool = Pool::new("web.service.consul.", policy, 1);
+    let pool = Pool::new("web.service.consul.", policy, 1, &Arc::default());
     pool.feed(0, held);
     pool
 }
@@ -275,6 +275,26 @@ async fn five_failures_in_a_row_rest_for_a_minute_and_one_call_tries_then() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn breakers_that_are_open_are_counted_until_they_close_or_their_endpoint_goes() {
+    let open = Arc::new(AtomicU64::new(0));
+    let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
+    let pool = Pool::new("web", policy, 1, &open);
+    pool.feed(0, set(4));
+    let count = || open.load(Ordering::Relaxed);
+    fail(&pool, 1, 1);
+    fail(&pool, 4, 1);
+    assert_eq!(count(), 2);
+    pool.feed(0, set(3));
+    // Views that nobody has picked from since are let go by the next pick.
+    drop(pool.pick(None));
+    assert_eq!(count(), 1);
+    pass(REST + Duration::from_secs(1)).await;
+    let trial = std::iter::from_fn(|| pool.pick(None)).find(|lease| last(lease) == 1);
+    trial.unwrap().succeeded();
+    assert_eq!(count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_more_than_its_share_of_a_set_rests() {
     let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
     let pool = pool(policy.clone(), set(4));
@@ -364,7 +384,7 @@ async fn what_is_required_is_kept_to_and_what_is_preferred_while_there_is_any() 
 
 #[tokio::test]
 async fn another_datacenter_stands_in_while_the_own_has_none() {
-    let pool = Pool::new("web", Policy::default(), 2);
+    let pool = Pool::new("web", Policy::default(), 2, &Arc::default());
     assert_eq!(pool.why_empty().kind(), ErrorKind::Unavailable);
     pool.feed(1, held(vec![endpoint(9, &[])]));
     assert_eq!(who(&pool), [9].into());

@@ -71,7 +71,12 @@ impl Resolver {
         };
         let others = policy.datacenters.iter().map(|place| there(place));
         let others: Vec<_> = others.collect::<Result<_, _>>()?;
-        let pool = Pool::new(&name.fqdn(self.domain()), policy, 1 + others.len());
+        let pool = Pool::new(
+            &name.fqdn(self.domain()),
+            policy,
+            1 + others.len(),
+            &self.0.counters.breakers,
+        );
         let follow = |feed, name| self.0.follow(name, Some((&pool, feed)));
         Ok(Service {
             resolver: self.clone(),
