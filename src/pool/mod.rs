@@ -9,7 +9,7 @@ mod policy;
 mod set;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -286,9 +286,8 @@ impl Pool {
         let all: Vec<Vec<Endpoint>> = roster.feeds.iter().map(Feed::usable).collect();
         let mut before = std::mem::take(&mut roster.seats);
         for endpoint in all.iter().flatten() {
-            let place = (endpoint.address, endpoint.port);
-            let known = before.remove(&place);
-            if roster.seats.contains_key(&place) {
+            let known = before.remove(&place(endpoint));
+            if roster.seats.contains_key(&place(endpoint)) {
                 continue;
             }
             let seats = match known {
@@ -306,7 +305,7 @@ impl Pool {
                     Arc::new(Place::new(now, !first, &self.failing)),
                 ),
             };
-            roster.seats.insert(place, seats);
+            roster.seats.insert(place(endpoint), seats);
         }
         let (chosen, given) = self.choose(&all, &roster.seats, now);
         let (strategy, slow_start) = (self.policy.strategy, self.policy.slow_start);
@@ -351,56 +350,59 @@ impl Pool {
         seats: &'a HashMap<(IpAddr, u16), Seats>,
         now: Instant,
     ) -> (Vec<(IpAddr, u16)>, Vec<&'a Seats>) {
+        let required = |endpoints: &Vec<Endpoint>| -> Vec<&'a Seats> {
+            let seats = endpoints.iter().filter_map(|one| seats.get(&place(one)));
+            seats
+                .filter(|one| self.policy.require.matches(&one.member.endpoint))
+                .collect()
+        };
+        let required: Vec<_> = all.iter().map(required).collect();
+        let out = self.out(&required.concat(), now);
+        let is_given = |one: &&'a Seats| {
+            one.member.place.serves() && !out.contains(&place(&one.member.endpoint))
+        };
         let any = Filter::new();
         let wishes = || self.policy.prefer.iter().chain([&any]);
-        let mut best = (Vec::new(), Vec::new());
-        for (endpoints, wish) in all
+        let mut used = Vec::new();
+        for (required, wish) in required
             .iter()
             .flat_map(|all| wishes().map(move |wish| (all, wish)))
         {
-            let used: Vec<_> = (endpoints.iter())
-                .filter_map(|one| seats.get(&(one.address, one.port)))
-                .filter(|one| {
-                    let endpoint = &one.member.endpoint;
-                    self.policy.require.matches(endpoint) && wish.matches(endpoint)
-                })
-                .collect();
-            if used.is_empty() {
-                continue;
+            let wished = |one: &&&Seats| wish.matches(&one.member.endpoint);
+            let wished: Vec<_> = required.iter().filter(wished).copied().collect();
+            let given: Vec<_> = wished.iter().copied().filter(is_given).collect();
+            if used.is_empty() || !given.is_empty() {
+                used = wished
+                    .iter()
+                    .map(|one| place(&one.member.endpoint))
+                    .collect();
             }
-            let given = self.awake(&used, now);
-            let is_first = best.0.is_empty();
-            let place = |one: &&Seats| (one.member.endpoint.address, one.member.endpoint.port);
-            if !given.is_empty() || is_first {
-                best = (used.iter().map(place).collect(), given);
-            }
-            if !best.1.is_empty() {
-                break;
+            if !given.is_empty() {
+                return (used, given);
             }
         }
-        best
+        (used, Vec::new())
     }
 
-    /// Those that do not rest; and of those that do, the ones that rest for the shortest
-    /// time where too many would.
-    fn awake<'a>(&self, used: &[&'a Seats], now: Instant) -> Vec<&'a Seats> {
-        let serves = |one: &&'a Seats| one.member.place.serves();
-        let used: Vec<_> = used.iter().copied().filter(serves).collect();
-        let mut resting: Vec<_> = (used.iter().enumerate())
-            .filter_map(|(at, one)| match one.member.place.rests() {
-                Some(until) if now < until => Some((until, at)),
-                Some(_) => {
-                    one.member.place.wake();
-                    None
-                }
-                None => None,
-            })
-            .collect();
+    /// Those that rest: of all that are required, whatever is preferred, not more than
+    /// their share; those that began to first.
+    fn out(&self, required: &[&Seats], now: Instant) -> HashSet<(IpAddr, u16)> {
+        let resting = |one: &&Seats| {
+            let until = one.member.place.rests()?;
+            if now < until {
+                return Some((until, place(&one.member.endpoint)));
+            }
+            one.member.place.wake();
+            None
+        };
+        let mut resting: Vec<_> = required.iter().filter_map(resting).collect();
         resting.sort_unstable();
-        let most = (used.len() as f64 * self.policy.breaker.share) as usize;
-        let out: Vec<usize> = resting.into_iter().take(most).map(|(_, at)| at).collect();
-        let stays = |(at, one): (usize, &&'a Seats)| (!out.contains(&at)).then_some(*one);
-        used.iter().enumerate().filter_map(stays).collect()
+        let most = (required.len() as f64 * self.policy.breaker.share) as usize;
+        resting
+            .into_iter()
+            .take(most)
+            .map(|(_, place)| place)
+            .collect()
     }
 
     /// Looks again when the next rest is over.
@@ -417,14 +419,20 @@ impl Pool {
         }
         roster.alarm = Some(due);
         let pool = Weak::clone(&self.own);
+        // The one that it was made in may have ended.
+        let runtime = Handle::try_current().unwrap_or_else(|_| self.runtime.clone());
         // Ends by itself, and does nothing where the pool is gone.
-        self.runtime.spawn(async move {
+        runtime.spawn(async move {
             sleep_until(due.into()).await;
             if let Some(pool) = pool.upgrade() {
                 pool.rebuild(&mut pool.roster());
             }
         });
     }
+}
+
+fn place(endpoint: &Endpoint) -> (IpAddr, u16) {
+    (endpoint.address, endpoint.port)
 }
 
 impl Feed {

@@ -347,7 +347,7 @@ async fn what_is_required_is_kept_to_and_what_is_preferred_while_there_is_any() 
     let policy = Policy::new(Strategy::RoundRobin)
         .require(Filter::new().meta("provider", "openai").passing())
         .prefer(Filter::new().meta("model", "gpt-4"))
-        .breaker(Breaker::default().failures(1).share(1.0));
+        .breaker(Breaker::default().failures(1).share(0.7));
     let pool = pool(policy, held(all.clone()));
     assert_eq!(who(&pool), [1, 2].into());
     fail(&pool, 1, 1);
@@ -380,6 +380,20 @@ async fn what_is_required_is_kept_to_and_what_is_preferred_while_there_is_any() 
         why.is_not_found() && why.to_string().contains("required"),
         "{why}"
     );
+}
+
+#[tokio::test]
+async fn the_only_one_that_is_preferred_may_rest_where_there_are_others() {
+    let mut endpoints = vec![endpoint(1, &[("zone", "a")])];
+    endpoints.extend((2..=4).map(|last| endpoint(last, &[])));
+    let policy = Policy::new(Strategy::RoundRobin).prefer(Filter::new().meta("zone", "a"));
+    let pool = pool(policy, held(endpoints));
+    fail(&pool, 1, 5);
+    assert_eq!(who(&pool), [2, 3, 4].into());
+    // And one that is alone never does.
+    pool.feed(0, set(1));
+    fail(&pool, 1, 5);
+    assert_eq!(who(&pool), [1].into());
 }
 
 #[tokio::test]
