@@ -469,3 +469,46 @@ async fn hyper_connects_and_tower_balances_by_name() {
         .await;
     assert!(matches!(next().await, Change::Remove(gone) if gone == webs[0].address));
 }
+
+#[tokio::test]
+async fn over_tls_the_certificate_is_the_services() {
+    let made = rcgen::generate_simple_self_signed(["web".to_owned()]).unwrap();
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("calls-ca.pem");
+    std::fs::write(&file, made.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked_for = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = acceptor.accept(stream).await.unwrap();
+        let name = stream.get_ref().1.server_name().map(str::to_owned);
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut head).await.unwrap() > 0);
+        }
+        let reply = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+        stream.write_all(reply).await.unwrap();
+        stream.shutdown().await.unwrap();
+        name
+    });
+    let resolver = Resolver::builder().dns("none").http("none");
+    let resolver = resolver
+        .default_address("web", &address.to_string())
+        .build()
+        .unwrap();
+    let client = HttpClient::builder()
+        .ca_file(&file)
+        .build(&resolver)
+        .unwrap();
+    let answer = client.get("https://web/").send().await.unwrap();
+    assert_eq!(answer.status(), 204);
+    assert_eq!(asked_for.await.unwrap().as_deref(), Some("web"));
+}
