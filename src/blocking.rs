@@ -31,8 +31,8 @@ pub struct Resolver {
     own: Arc<Own>,
 }
 
-/// The thread ends with the last clone.
-struct Own {
+/// The thread ends with the last clone, and the last service that is followed on it.
+pub(crate) struct Own {
     runtime: Handle,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -112,7 +112,7 @@ impl Resolver {
     /// As [`Resolver::service_with`](crate::Resolver::service_with).
     pub fn service_with(&self, name: impl Name, policy: Policy) -> Result<Service, Error> {
         let _guard = self.own.runtime.enter();
-        self.inner.service_with(name, policy)
+        Ok(self.inner.service_with(name, policy)?.on(&self.own))
     }
 
     /// Waits for anything that is async here, such as [`Service::pick`] or
@@ -121,11 +121,13 @@ impl Resolver {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] in async code, which would stand still: there the future is
-    /// awaited.
+    /// awaited. Within `spawn_blocking` it is that too, for one cannot be told from the
+    /// other: `Handle::current().block_on(future)` waits there.
     pub fn run<F: Future>(&self, future: F) -> Result<F::Output, Error> {
         if Handle::try_current().is_ok() {
             let message = "this is async code: await the future, a blocking call would stop \
-                           everything else on this thread";
+                           everything else on this thread; within spawn_blocking use \
+                           Handle::current().block_on(future)";
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         Ok(self.own.runtime.block_on(future))
@@ -156,6 +158,7 @@ mod tests {
         let service = resolver.service("web").unwrap();
         let lease = resolver.run(service.pick()).unwrap().unwrap();
         assert_eq!(lease.socket_addr().to_string(), "10.0.0.1:80");
+        let thread = Arc::downgrade(&resolver.own);
         // Not async, and on any thread.
         let clone = resolver.clone();
         drop(resolver);
@@ -163,7 +166,12 @@ mod tests {
             .join()
             .unwrap()
             .unwrap();
+        // Who is followed goes on being followed without the resolver.
+        let service = clone.service("web").unwrap();
         drop(clone);
+        assert_eq!(thread.strong_count(), 1);
+        drop(service);
+        assert_eq!(thread.strong_count(), 0);
     }
 
     #[tokio::test]

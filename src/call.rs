@@ -169,7 +169,7 @@ impl<'a, E> Attempts<'a, E> {
         let picked = async {
             match self.pause.take() {
                 Some(pause) => sleep(pause).await,
-                None => self.service.budget().deposit(self.retry.budget),
+                None => self.service.pool().budget.deposit(self.retry.budget),
             }
             let first = self.service.pick().await?;
             // Another one than before, if there is any.
@@ -192,9 +192,34 @@ impl<'a, E> Attempts<'a, E> {
                 Err(_) => return Err(self.late()),
             },
         };
-        let lease = lease.map_err(CallError::NoEndpoint)?;
+        let lease = match (lease, self.last.take()) {
+            (Ok(lease), last) => {
+                self.last = last;
+                lease
+            }
+            // There is nobody left to ask: what was said before is all there is.
+            (Err(_), Some(error)) => {
+                let attempts = self.called.len();
+                return Err(CallError::Failed { error, attempts });
+            }
+            (Err(error), None) => return Err(CallError::NoEndpoint(error)),
+        };
         self.called.push(lease.socket_addr());
         Ok(lease)
+    }
+
+    /// It ends then, if not before.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn limit(&mut self, time: Duration) {
+        let then = clock::now().checked_add(time);
+        self.deadline = self.deadline.into_iter().chain(then).min();
+    }
+
+    /// The time that is left.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let now = clock::now();
+        Some(self.deadline?.saturating_duration_since(now))
     }
 
     /// What a call gives; `None`: the deadline is over.
@@ -213,14 +238,14 @@ impl<'a, E> Attempts<'a, E> {
 
     /// An attempt failed. Some: it was the last.
     pub(crate) fn failed(&mut self, error: E, blame: Blame) -> Option<CallError<E>> {
-        let may = match blame {
-            Blame::Endpoint => self.retry.attempts > 1 && self.service.budget().withdraw(),
+        // The last attempt takes nothing from the budget.
+        self.pause = self.pauses.next().filter(|_| match blame {
+            Blame::Endpoint => self.service.pool().budget.withdraw(),
             Blame::Unreached => true,
             Blame::Question | Blame::Unsafe => false,
-        };
-        self.pause = self.pauses.next().filter(|_| may);
+        });
         // Who could not be reached costs no time while there are others.
-        if blame == Blame::Unreached && self.called.len() < self.service.endpoints().len() {
+        if blame == Blame::Unreached && self.called.len() < self.service.pool().choices() {
             self.pause = self.pause.map(|_| Duration::ZERO);
         }
         if self.pause.is_some() {
@@ -236,5 +261,58 @@ impl<'a, E> Attempts<'a, E> {
             attempts: self.called.len(),
             last: self.last.take(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::{
+        balance::Strategy,
+        pool::{Breaker, Policy},
+        resolver::Resolver,
+    };
+
+    fn service(policy: Policy) -> Service {
+        let resolver = Resolver::builder().dns("none").http("none");
+        let resolver = resolver.default_address("web", "127.0.0.1:1").build();
+        resolver.unwrap().service_with("web", policy).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_a_call_that_is_made_again_takes_from_the_budget() {
+        let service = service(Policy::default());
+        let retry = Retry::http().attempts(2).budget(0.0);
+        let retry = retry.backoff(Duration::ZERO, Duration::ZERO);
+        let made = AtomicUsize::new(0);
+        for _ in 0..15 {
+            let failed = service.call(&retry, async |_| {
+                made.fetch_add(1, Ordering::Relaxed);
+                Err::<(), _>("no")
+            });
+            failed.await.unwrap_err();
+        }
+        assert_eq!(made.into_inner(), 15 + 10);
+    }
+
+    #[tokio::test]
+    async fn where_nobody_is_left_to_ask_the_error_that_there_was_is_told() {
+        let breaker = Breaker::default().failures(1).share(1.0);
+        let service = service(Policy::new(Strategy::First).breaker(breaker));
+        let retry = Retry::http();
+        let failed = service.call(&retry, async |_| Err::<(), _>("no"));
+        let failed = failed.await.unwrap_err();
+        assert!(
+            matches!(
+                failed,
+                CallError::Failed {
+                    error: "no",
+                    attempts: 1
+                }
+            ),
+            "{failed:?}"
+        );
     }
 }

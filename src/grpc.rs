@@ -7,6 +7,9 @@
 //! | whose request is a stream that goes on | to one endpoint, once |
 //! | where there is no endpoint | UNAVAILABLE at once, and why |
 //!
+//! The deadline that a call has (`grpc-timeout`) is that of all its attempts; servers are
+//! told what is left of it.
+//!
 //! Each endpoint has one connection, over HTTP/2, made by the first call to it. Where its
 //! server offers `grpc.health.v1.Health`, it is watched: who is not serving is called by
 //! nobody.
@@ -16,7 +19,7 @@ use std::{
     fmt,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -24,9 +27,9 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::Full;
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, task::AbortHandle, time::sleep};
 use tonic::{
-    ConnectError, Status,
+    Code, ConnectError, Status,
     body::Body,
     transport::{self, Endpoint},
 };
@@ -39,13 +42,19 @@ use tracing::debug;
 use crate::{
     call::Attempts,
     clock,
-    pool::{Feedback, Lease},
+    pool::{Feedback, Lease, Pool},
     resolver::Service,
     retry::{Blame, CallError, Retry},
 };
 
 /// A request up to this size is kept until it is answered, so that it can be sent again.
 const MOST_KEPT: usize = 256 << 10;
+
+/// A server that was lost is asked for its health again after so long.
+const REWATCH: Duration = Duration::from_secs(1);
+
+/// How long a call may take: gRPC's own header.
+const TIMEOUT: &str = "grpc-timeout";
 
 /// The status code UNAVAILABLE.
 const UNAVAILABLE: &str = "14";
@@ -77,8 +86,11 @@ struct Inner {
     scheme: &'static str,
     configure: Box<Configure>,
     /// A std mutex: held for one look, never across an await.
-    connections: Mutex<HashMap<SocketAddr, Arc<OnceCell<transport::Channel>>>>,
+    connections: Mutex<HashMap<SocketAddr, Arc<Wanted>>>,
 }
+
+/// A connection, or why there is none.
+type Wanted = OnceCell<Result<Connection, Status>>;
 
 /// Settings of a [`Channel`], made by [`Channel::builder`].
 pub struct Builder {
@@ -164,9 +176,12 @@ impl Channel {
 
     async fn send(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         let inner = &self.0;
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let mut body = Some(Sent::read(body));
         let mut attempts = Attempts::new(&inner.service, &inner.retry);
+        if let Some(time) = head.headers.get(TIMEOUT).and_then(read_timeout) {
+            attempts.limit(time);
+        }
         loop {
             let lease = attempts.next().await.map_err(status)?;
             let start = clock::now();
@@ -181,7 +196,6 @@ impl Channel {
                 Some(Ok(channel)) => channel,
                 Some(Err(error)) => {
                     tell(lease, Feedback::Failure);
-                    let error = Status::from_error(Box::new(error));
                     match attempts.failed(error, Blame::Unreached) {
                         Some(error) => return Err(status(error)),
                         None => continue,
@@ -194,8 +208,11 @@ impl Channel {
             };
             let (now, kept) = sent.send();
             body = kept;
+            // The server is told what is left of the deadline, in each attempt less.
+            if let Some(left) = attempts.left() {
+                head.headers.insert(TIMEOUT, write_timeout(left));
+            }
             let request = http::Request::from_parts(head.clone(), now);
-            let address = lease.socket_addr();
             let answered = attempts.limited(async {
                 std::future::poll_fn(|context| channel.poll_ready(context)).await?;
                 channel.call(request).await
@@ -216,7 +233,6 @@ impl Channel {
                 }
                 Some(Err(error)) => {
                     tell(lease, Feedback::Failure);
-                    inner.forget(address);
                     let blame = match is_unsent(&error) {
                         _ if body.is_none() => Blame::Unsafe,
                         true => Blame::Unreached,
@@ -238,36 +254,48 @@ impl Channel {
 }
 
 impl Inner {
-    /// The connection to an endpoint, made where there is none.
-    async fn connection(
-        &self,
-        address: SocketAddr,
-    ) -> Result<transport::Channel, transport::Error> {
-        let cell = {
+    /// The connection to an endpoint, made where there is none. All who want it at the same
+    /// time wait for one attempt, and share what comes of it.
+    async fn connection(&self, address: SocketAddr) -> Result<transport::Channel, Status> {
+        let wanted = {
             let mut connections = lock(&self.connections);
             if !connections.contains_key(&address) {
                 // Those of endpoints that are gone are let go.
-                let there = self.service.endpoints();
-                connections.retain(|known, _| there.iter().any(|one| one.socket_addr() == *known));
+                self.service.pool().retain(&mut connections);
             }
             Arc::clone(connections.entry(address).or_default())
         };
-        let made = cell.get_or_try_init(|| async {
-            let endpoint = Endpoint::from_shared(format!("{}://{address}", self.scheme))?
-                .connect_timeout(Duration::from_secs(1))
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .keep_alive_timeout(Duration::from_secs(5));
-            let endpoint = match self.origin() {
-                Some(origin) => endpoint.origin(origin),
-                None => endpoint,
-            };
-            let channel = (self.configure)(endpoint).connect().await?;
-            // Ends with the connection, at the latest with the channel.
-            let watching = watch(channel.clone(), self.service.clone(), address);
-            tokio::spawn(watching);
-            Ok::<_, transport::Error>(channel)
-        });
-        made.await.cloned()
+        let made = wanted.get_or_init(|| self.connect(address)).await;
+        match made {
+            Ok(connection) => Ok(connection.channel.clone()),
+            Err(error) => {
+                let mut connections = lock(&self.connections);
+                // The next call tries again, but for those who have begun to already.
+                if (connections.get(&address)).is_some_and(|known| Arc::ptr_eq(known, &wanted)) {
+                    connections.remove(&address);
+                }
+                Err(error.clone())
+            }
+        }
+    }
+
+    async fn connect(&self, address: SocketAddr) -> Result<Connection, Status> {
+        let failed = |error: transport::Error| Status::from_error(Box::new(error));
+        let endpoint = Endpoint::from_shared(format!("{}://{address}", self.scheme))
+            .map_err(failed)?
+            .connect_timeout(Duration::from_secs(1))
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5));
+        let endpoint = match self.origin() {
+            Some(origin) => endpoint.origin(origin),
+            None => endpoint,
+        };
+        let channel = (self.configure)(endpoint).connect().await.map_err(failed)?;
+        let watching = watch(channel.clone(), self.service.downgrade(), address);
+        Ok(Connection {
+            channel,
+            watching: tokio::spawn(watching).abort_handle(),
+        })
     }
 
     /// The service's own name, which stays in `:authority`.
@@ -276,10 +304,18 @@ impl Inner {
         let name = name.trim_end_matches('.');
         format!("{}://{name}", self.scheme).parse().ok()
     }
+}
 
-    /// The next call connects anew.
-    fn forget(&self, address: SocketAddr) {
-        lock(&self.connections).remove(&address);
+/// A connection, which is made again by itself where it is lost, and the task that follows
+/// its server's word.
+struct Connection {
+    channel: transport::Channel,
+    watching: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.watching.abort();
     }
 }
 
@@ -287,27 +323,74 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Follows what a server says of its own health, while it says anything.
-async fn watch(channel: transport::Channel, service: Service, address: SocketAddr) {
+/// Follows what a server says of its own health, as often as it is connected to; ends where
+/// it says nothing of the kind. A server without the service is taken for healthy.
+async fn watch(channel: transport::Channel, pool: Weak<Pool>, address: SocketAddr) {
     let mut client = HealthClient::new(channel);
-    // A server without the service says so, and is taken for healthy.
-    let Ok(answer) = client.watch(HealthCheckRequest::default()).await else {
-        return;
-    };
-    let mut said = answer.into_inner();
-    // A handle keeps the name followed: not for the sake of this.
-    let service = service.downgrade();
-    while let Ok(Some(word)) = said.message().await {
-        let serves = word.status() == ServingStatus::Serving;
+    let tell = |serves| {
         debug!(%address, serves, "the server told its health");
-        let Some(pool) = service.upgrade() else {
-            return;
+        if let Some(pool) = pool.upgrade() {
+            pool.set_serving(address, serves);
+        }
+    };
+    loop {
+        let lost = match client.watch(HealthCheckRequest::default()).await {
+            Ok(answer) => {
+                let mut said = answer.into_inner();
+                loop {
+                    match said.message().await {
+                        Ok(Some(word)) => tell(word.status() == ServingStatus::Serving),
+                        Ok(None) => break None,
+                        Err(error) => break Some(error),
+                    }
+                }
+            }
+            Err(error) => Some(error),
         };
-        pool.set_serving(address, serves);
+        // Calls find out how it is.
+        tell(true);
+        let again = [
+            Code::Unavailable,
+            Code::Unknown,
+            Code::Internal,
+            Code::Cancelled,
+        ];
+        if lost.is_some_and(|error| !again.contains(&error.code())) {
+            return;
+        }
+        sleep(REWATCH).await;
     }
-    if let Some(pool) = service.upgrade() {
-        pool.set_serving(address, true);
+}
+
+/// How long a call may take, as its header says: up to eight digits and a unit.
+fn read_timeout(value: &http::HeaderValue) -> Option<Duration> {
+    let (digits, unit) = value
+        .to_str()
+        .ok()?
+        .split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|one| one.is_ascii_digit()) {
+        return None;
     }
+    let number = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3_600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+fn write_timeout(left: Duration) -> http::HeaderValue {
+    const MOST: u128 = 99_999_999;
+    let text = match (left.as_micros(), left.as_millis()) {
+        (micros, _) if micros <= MOST => format!("{micros}u"),
+        (_, millis) if millis <= MOST => format!("{millis}m"),
+        _ => format!("{}S", u128::from(left.as_secs()).min(MOST)),
+    };
+    http::HeaderValue::try_from(text).unwrap_or_else(|_| http::HeaderValue::from_static("0u"))
 }
 
 /// An answer without a message that says UNAVAILABLE.
@@ -442,5 +525,26 @@ impl http_body::Body for Resumed {
         }
         let frame = ready!(Pin::new(&mut this.rest).poll_frame(context));
         Poll::Ready(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_read_and_written_as_the_protocol_has_it() {
+        let read = |text: &'static str| read_timeout(&http::HeaderValue::from_static(text));
+        assert_eq!(read("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(read("2H"), Some(Duration::from_secs(7_200)));
+        assert_eq!(read("99999999n"), Some(Duration::from_nanos(99_999_999)));
+        for bad in ["", "m", "1", "1x", "-1m", "123456789m", "1.5S"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        for time in [0, 250, 99_999_999, 100_000_000, u64::MAX] {
+            let time = Duration::from_micros(time);
+            let again = read_timeout(&write_timeout(time)).unwrap();
+            assert!(again <= time, "{time:?} {again:?}");
+        }
     }
 }

@@ -304,8 +304,7 @@ impl HttpClient {
         let made = client(&self.0.tls, &self.0.settings).resolve(host, address);
         let client = made.build()?;
         // Those of endpoints that are gone are let go.
-        let there = backend.service.endpoints();
-        clients.retain(|known, _| there.iter().any(|one| one.socket_addr() == *known));
+        backend.service.pool().retain(&mut clients);
         clients.insert(address, client.clone());
         Ok(client)
     }
@@ -506,7 +505,9 @@ impl Resolver {
         let mut picker = self.picker(&answer, Strategy::Weighted);
         let first = picker.pick().map(|first| first.socket_addr());
         let others = answer.endpoints().iter().map(|one| one.socket_addr());
-        let others = others.filter(|one| one.port() != 0 && Some(*one) != first);
+        // Those without a port are for who brings one.
+        let others =
+            others.filter(|one| (one.port() != 0 || first.is_none()) && Some(*one) != first);
         Ok(first.into_iter().chain(others).collect())
     }
 

@@ -72,7 +72,8 @@ impl Retry {
     }
 
     /// Repeats a service is asked for at most, for each call to it: where all fail, clients
-    /// do not make it worse. Ten more are always free. Default: 0.2.
+    /// do not make it worse. Up to ten are saved up; so many are there at the start.
+    /// Default: 0.2.
     #[must_use]
     pub fn budget(mut self, share: f64) -> Self {
         self.budget = if share.is_nan() {

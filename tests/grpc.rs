@@ -76,7 +76,13 @@ impl Health for Counted {
 
 impl Grpc {
     async fn registered(agent: &Agent) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Self::at("127.0.0.1:0".parse().unwrap()).unwrap();
+        register(agent, server.address).await;
+        server
+    }
+
+    fn at(address: SocketAddr) -> std::io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::<AtomicUsize>::default();
@@ -96,13 +102,12 @@ impl Grpc {
             let incoming = TcpIncoming::from(listener);
             server.serve_with_incoming(incoming).await.unwrap();
         });
-        register(agent, address).await;
-        Self {
+        Ok(Self {
             address,
             asked,
             health,
             runtime: Some(runtime),
-        }
+        })
     }
 
     fn asked(&self) -> usize {
@@ -249,4 +254,79 @@ async fn without_an_endpoint_a_call_fails_at_once_and_says_why() {
         failed.message().contains("orders.service.consul"),
         "{failed}"
     );
+}
+
+/// A port where connections are neither made nor refused: its queue is full.
+async fn black_hole() -> (SocketAddr, Vec<socket2::Socket>) {
+    use socket2::{Domain, Socket, Type};
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    listener.bind(&any.into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let mut held = vec![listener];
+    for _ in 0..4 {
+        let filler = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        filler.set_nonblocking(true).unwrap();
+        // In progress: that is what it is for.
+        _ = filler.connect(&address.into());
+        held.push(filler);
+    }
+    (address, held)
+}
+
+#[tokio::test]
+async fn all_who_want_a_connection_wait_for_it_together() {
+    let agent = Agent::start().await;
+    let (address, _held) = black_hole().await;
+    register(&agent, address).await;
+    let channel = Channel::builder()
+        .retry(Retry::none())
+        .build(service(&agent, 1).await);
+    let start = tokio::time::Instant::now();
+    let calls: Vec<_> = (0..8)
+        .map(|_| {
+            let channel = channel.clone();
+            tokio::spawn(async move { call(&channel).await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Unavailable);
+    }
+    // One after another they would need a second each.
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_deadline_is_that_of_the_connection_too() {
+    let agent = Agent::start().await;
+    let (address, _held) = black_hole().await;
+    register(&agent, address).await;
+    let mut client = HealthClient::new(Channel::new(service(&agent, 1).await));
+    let mut request = Request::new(HealthCheckRequest::default());
+    request.set_timeout(Duration::from_millis(100));
+    let failed = client.check(request).await.unwrap_err();
+    assert_eq!(failed.code(), Code::DeadlineExceeded, "{failed}");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_is_asked_for_its_health_again() {
+    let agent = Agent::start().await;
+    let first = Grpc::registered(&agent).await;
+    let address = first.address;
+    let service = service(&agent, 1).await;
+    let channel = Channel::builder().repeatable(true).build(service.clone());
+    call(&channel).await.unwrap();
+    drop(first);
+    let second = wait_for("its port", async || Grpc::at(address).ok()).await;
+    let word = tonic_health::ServingStatus::NotServing;
+    second.health.set_service_status("", word).await;
+    wait_for("its word", async || {
+        (!service.standings()[0].serves).then_some(())
+    })
+    .await;
 }

@@ -11,6 +11,7 @@ mod set;
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -90,8 +91,15 @@ struct Roster {
     seats: HashMap<(IpAddr, u16), Seats>,
     /// The endpoints that the set was made of, resting or not.
     chosen: Vec<(IpAddr, u16)>,
-    /// Somebody looks again then.
-    alarm: Option<Instant>,
+    alarm: Option<Alarm>,
+}
+
+/// Somebody looks again then.
+#[derive(Debug)]
+struct Alarm {
+    at: Instant,
+    /// Gone with whoever does: when it has looked, or its runtime has ended.
+    alive: Weak<()>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -259,9 +267,20 @@ impl Pool {
         seats.map(standing).collect()
     }
 
+    /// How many there are to pick from.
+    pub(crate) fn choices(&self) -> usize {
+        self.there.borrow().endpoints
+    }
+
+    /// Lets go what is kept for endpoints that are known no more.
+    pub(crate) fn retain<T>(&self, kept: &mut HashMap<SocketAddr, T>) {
+        let roster = self.roster();
+        kept.retain(|known, _| roster.seats.contains_key(&(known.ip(), known.port())));
+    }
+
     /// A server says whether it serves: who does not is not given.
     #[cfg(feature = "grpc")]
-    pub(crate) fn set_serving(&self, address: std::net::SocketAddr, serves: bool) {
+    pub(crate) fn set_serving(&self, address: SocketAddr, serves: bool) {
         let mut roster = self.roster();
         let seats = roster.seats.get(&(address.ip(), address.port()));
         if seats.is_some_and(|seats| seats.member.place.set_serving(serves)) {
@@ -307,8 +326,19 @@ impl Pool {
             };
             roster.seats.insert(place(endpoint), seats);
         }
+        // Those that are left in no feed.
+        for seats in before.values() {
+            seats.member.place.retire();
+        }
         let (chosen, given) = self.choose(&all, &roster.seats, now);
         let (strategy, slow_start) = (self.policy.strategy, self.policy.slow_start);
+        let places: HashSet<_> = given
+            .iter()
+            .map(|one| place(&one.member.endpoint))
+            .collect();
+        for (at, seats) in &roster.seats {
+            seats.member.place.set_given(places.contains(at), now);
+        }
         let set = Set::new(
             self.number,
             &given,
@@ -343,7 +373,7 @@ impl Pool {
     }
 
     /// Those that are used, and those of them that are given: the first in the order of
-    /// preference of whom any can be given.
+    /// preference of whom any is well, and with them whoever is preferred and to be tried.
     fn choose<'a>(
         &self,
         all: &[Vec<Endpoint>],
@@ -357,52 +387,54 @@ impl Pool {
                 .collect()
         };
         let required: Vec<_> = all.iter().map(required).collect();
-        let out = self.out(&required.concat(), now);
-        let is_given = |one: &&'a Seats| {
-            one.member.place.serves() && !out.contains(&place(&one.member.endpoint))
-        };
         let any = Filter::new();
         let wishes = || self.policy.prefer.iter().chain([&any]);
-        let mut used = Vec::new();
-        for (required, wish) in required
-            .iter()
+        let tiers: Vec<Vec<&'a Seats>> = (required.iter())
             .flat_map(|all| wishes().map(move |wish| (all, wish)))
-        {
-            let wished = |one: &&&Seats| wish.matches(&one.member.endpoint);
-            let wished: Vec<_> = required.iter().filter(wished).copied().collect();
-            let given: Vec<_> = wished.iter().copied().filter(is_given).collect();
-            if used.is_empty() || !given.is_empty() {
-                used = wished
-                    .iter()
-                    .map(|one| place(&one.member.endpoint))
-                    .collect();
-            }
-            if !given.is_empty() {
-                return (used, given);
-            }
-        }
-        (used, Vec::new())
+            .map(|(all, wish)| {
+                let wished = |one: &&&Seats| wish.matches(&one.member.endpoint);
+                all.iter().filter(wished).copied().collect()
+            })
+            .filter(|tier: &Vec<_>| !tier.is_empty())
+            .collect();
+        let serves = |one: &&Seats| one.member.place.serves();
+        let rests = |one: &Seats| one.member.place.rests();
+        let is_closed = |one: &&'a Seats| serves(one) && rests(one).is_none();
+        let is_awake = |one: &&'a Seats| serves(one) && rests(one).is_none_or(|until| until <= now);
+        // Where all rest, the first have to do.
+        let which = (tiers.iter().position(|tier| tier.iter().any(is_closed)))
+            .or_else(|| tiers.iter().position(|tier| tier.iter().any(is_awake)))
+            .or_else(|| tiers.iter().position(|tier| tier.iter().any(serves)))
+            .unwrap_or_default();
+        let Some((tier, earlier)) = tiers.get(..=which).and_then(<[_]>::split_last) else {
+            return (Vec::new(), Vec::new());
+        };
+        let serving: Vec<_> = tier.iter().copied().filter(serves).collect();
+        let mut given = self.without_resting(serving, now);
+        // What is preferred and has rested is tried.
+        given.extend(earlier.iter().flatten().copied().filter(is_awake));
+        let mut seen = HashSet::new();
+        given.retain(|one| seen.insert(place(&one.member.endpoint)));
+        let used = tier.iter().chain(earlier.iter().flatten());
+        let mut used: Vec<_> = used.map(|one| place(&one.member.endpoint)).collect();
+        let mut seen = HashSet::new();
+        used.retain(|one| seen.insert(*one));
+        (used, given)
     }
 
-    /// Those that rest: of all that are required, whatever is preferred, not more than
-    /// their share; those that began to first.
-    fn out(&self, required: &[&Seats], now: Instant) -> HashSet<(IpAddr, u16)> {
-        let resting = |one: &&Seats| {
-            let until = one.member.place.rests()?;
-            if now < until {
-                return Some((until, place(&one.member.endpoint)));
-            }
-            one.member.place.wake();
-            None
-        };
-        let mut resting: Vec<_> = required.iter().filter_map(resting).collect();
+    /// Without those that rest: not more of them than their share, those that began to
+    /// first.
+    fn without_resting<'a>(&self, all: Vec<&'a Seats>, now: Instant) -> Vec<&'a Seats> {
+        let until = |one: &Seats| one.member.place.rests().filter(|until| now < *until);
+        let mut resting: Vec<_> = (all.iter())
+            .filter_map(|one| Some((until(one)?, place(&one.member.endpoint))))
+            .collect();
         resting.sort_unstable();
-        let most = (required.len() as f64 * self.policy.breaker.share) as usize;
-        resting
-            .into_iter()
-            .take(most)
-            .map(|(_, place)| place)
-            .collect()
+        resting.truncate((all.len() as f64 * self.policy.breaker.share) as usize);
+        let out: HashSet<_> = resting.into_iter().map(|(_, place)| place).collect();
+        let mut given = all;
+        given.retain(|one| !out.contains(&place(&one.member.endpoint)));
+        given
     }
 
     /// Looks again when the next rest is over.
@@ -411,23 +443,39 @@ impl Pool {
         let Some(due) = roster.seats.values().filter_map(due).min() else {
             return;
         };
-        if roster
-            .alarm
-            .is_some_and(|alarm| now < alarm && alarm <= due)
-        {
+        let is_set = |alarm: &Alarm| now < alarm.at && alarm.at <= due && alarm.is_alive();
+        if roster.alarm.as_ref().is_some_and(is_set) {
             return;
         }
-        roster.alarm = Some(due);
-        let pool = Weak::clone(&self.own);
+        let mut alarm = self.alarm(due, &self.runtime);
         // The one that it was made in may have ended.
-        let runtime = Handle::try_current().unwrap_or_else(|_| self.runtime.clone());
+        if !alarm.is_alive()
+            && let Ok(here) = Handle::try_current()
+        {
+            alarm = self.alarm(due, &here);
+        }
+        roster.alarm = Some(alarm);
+    }
+
+    fn alarm(&self, at: Instant, runtime: &Handle) -> Alarm {
+        let token = Arc::new(());
+        let alive = Arc::downgrade(&token);
+        let pool = Weak::clone(&self.own);
         // Ends by itself, and does nothing where the pool is gone.
         runtime.spawn(async move {
-            sleep_until(due.into()).await;
+            sleep_until(at.into()).await;
+            drop(token);
             if let Some(pool) = pool.upgrade() {
                 pool.rebuild(&mut pool.roster());
             }
         });
+        Alarm { at, alive }
+    }
+}
+
+impl Alarm {
+    fn is_alive(&self) -> bool {
+        self.alive.strong_count() > 0
     }
 }
 

@@ -116,6 +116,10 @@ struct Slow {
     rests: Option<Instant>,
     /// Since when it is used, where it is to begin slowly.
     begun: Option<Instant>,
+    /// It is given although it rests: too many do, or its rest is over.
+    lent: bool,
+    /// It is no endpoint of the service any more: what is said of it counts for nothing.
+    gone: bool,
 }
 
 /// What a report leads to.
@@ -131,8 +135,8 @@ impl Place {
     /// `begins`: it came later than others, and begins slowly.
     pub(crate) fn new(now: Instant, begins: bool, failing: &Failing) -> Self {
         let slow = Slow {
-            rests: None,
             begun: begins.then_some(now),
+            ..Slow::default()
         };
         Self {
             failing: failing.clone(),
@@ -211,10 +215,34 @@ impl Place {
         (lot < share).then_some(false)
     }
 
-    /// Its rest is over: one call may try it.
-    pub(crate) fn wake(&self) {
-        let free = (NOT_ON_TRIAL, FREE);
-        _ = (self.trial).compare_exchange(free.0, free.1, Ordering::Relaxed, Ordering::Relaxed);
+    /// A set is made: whether it is given there. Where its rest is over, one call may try
+    /// it.
+    pub(crate) fn set_given(&self, given: bool, now: Instant) {
+        let mut slow = self.slow();
+        slow.lent = given && slow.rests.is_some();
+        if slow.rests.is_some_and(|until| until <= now) {
+            let free = (NOT_ON_TRIAL, FREE);
+            _ = (self.trial).compare_exchange(free.0, free.1, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// It is no endpoint of the service any more, though a thread may remember it.
+    pub(crate) fn retire(&self) {
+        let mut slow = self.slow();
+        slow.gone = true;
+        self.forgive(&mut slow);
+    }
+
+    /// Nothing is held against it.
+    fn forgive(&self, slow: &mut Slow) {
+        if self.failures.swap(0, Ordering::Relaxed) != 0 {
+            self.failing.here.fetch_sub(1, Ordering::Relaxed);
+        }
+        if slow.rests.take().is_some() {
+            self.failing.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        slow.lent = false;
+        self.trial.store(NOT_ON_TRIAL, Ordering::Relaxed);
     }
 
     /// A call that was to try it ended without a word.
@@ -233,36 +261,42 @@ impl Place {
         match feedback {
             Feedback::Success => {
                 // Read first: what is written is shared by all threads.
-                if self.failures() != 0 && self.failures.swap(0, Ordering::Relaxed) != 0 {
-                    self.failing.here.fetch_sub(1, Ordering::Relaxed);
-                }
-                if !trial {
+                if self.failures() == 0 && !trial {
                     return Turn::Nothing;
                 }
-                let slow = Slow {
-                    rests: None,
-                    begun: Some(now()),
-                };
-                let before = std::mem::replace(&mut *self.slow(), slow);
-                if before.rests.is_some() {
-                    self.failing.open.fetch_sub(1, Ordering::Relaxed);
+                let mut slow = self.slow();
+                let rested = slow.rests.is_some();
+                // A call that began before it rested says nothing new.
+                if slow.gone || (rested && !trial && !slow.lent) {
+                    return Turn::Nothing;
                 }
-                self.trial.store(NOT_ON_TRIAL, Ordering::Relaxed);
+                self.forgive(&mut slow);
+                if !rested {
+                    return Turn::Nothing;
+                }
+                slow.begun = Some(now());
                 Turn::Closed
             }
             Feedback::Failure => {
+                let mut slow = self.slow();
+                if slow.gone {
+                    return Turn::Nothing;
+                }
                 let before = self.failures.fetch_add(1, Ordering::Relaxed);
                 if before == 0 {
                     self.failing.here.fetch_add(1, Ordering::Relaxed);
                 }
                 let failures = before.saturating_add(1);
-                let mut slow = self.slow();
                 // Calls that began before it rested say nothing new.
                 let opens = match slow.rests {
                     None => breaker.failures > 0 && failures >= breaker.failures,
                     Some(_) => trial,
                 };
                 if !opens {
+                    // Another call has closed it meanwhile.
+                    if trial {
+                        self.trial.store(NOT_ON_TRIAL, Ordering::Relaxed);
+                    }
                     return Turn::Nothing;
                 }
                 let now = now();

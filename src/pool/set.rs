@@ -257,12 +257,12 @@ impl View {
                 false => (at + 1) % count,
             };
         }
-        // All begin at once: somebody has to.
+        // All begin at once, or are being tried: somebody has to.
         let calm = |at: &u32| {
             let member = core.members.get(*at as usize);
             member.is_some_and(|member| member.place.rests().is_none())
         };
-        (0..count).find(calm).map(|at| (at, false))
+        Some(((0..count).find(calm).unwrap_or(first), false))
     }
 }
 

@@ -285,9 +285,7 @@ async fn breakers_that_are_open_are_counted_until_they_close_or_their_endpoint_g
     fail(&pool, 4, 1);
     assert_eq!(count(), 2);
     pool.feed(0, set(3));
-    // Views that nobody has picked from since are let go by the next pick.
-    drop(pool.pick(None));
-    assert_eq!(count(), 1);
+    assert_eq!(count(), 1, "whoever remembers the one that is gone");
     pass(REST + Duration::from_secs(1)).await;
     let trial = std::iter::from_fn(|| pool.pick(None)).find(|lease| last(lease) == 1);
     trial.unwrap().succeeded();
@@ -409,4 +407,110 @@ async fn another_datacenter_stands_in_while_the_own_has_none() {
     pool.feed(1, None);
     assert!(pool.pick(None).is_none());
     assert!(pool.why_empty().is_not_found());
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_only_one_is_tried_others_are_given_it_too() {
+    let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
+    let pool = pool(policy, set(2));
+    fail(&pool, 1, 1);
+    fail(&pool, 2, 1);
+    pass(REST + Duration::from_secs(1)).await;
+    // Both are to be tried, and somebody tries them for long.
+    let long = [pool.pick(None).unwrap(), pool.pick(None).unwrap()];
+    for _ in 0..10 {
+        pool.pick(None).unwrap().succeeded();
+    }
+    drop(long);
+    assert!(
+        [1, 2]
+            .iter()
+            .any(|whom| state(&pool, *whom) == BreakerState::Closed)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_works_though_it_should_rest_rests_no_more() {
+    let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
+    let pool = pool(policy, set(2));
+    fail(&pool, 1, 1);
+    advance(Duration::from_millis(1)).await;
+    let before = pool.pick(None).unwrap();
+    fail(&pool, 2, 1);
+    assert_eq!(who(&pool), [2].into(), "not more than half of them rest");
+    before.succeeded();
+    assert_eq!(state(&pool, 2), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_favourite_that_has_rested_is_tried_by_one_call_while_others_serve() {
+    let mut endpoints = vec![endpoint(1, &[("zone", "a")])];
+    endpoints.extend((2..=4).map(|last| endpoint(last, &[])));
+    let policy = Policy::new(Strategy::RoundRobin).prefer(Filter::new().meta("zone", "a"));
+    let pool = pool(policy, held(endpoints));
+    fail(&pool, 1, 5);
+    pass(REST + Duration::from_secs(1)).await;
+    let leases: Vec<_> = (0..40).map(|_| pool.pick(None).unwrap()).collect();
+    let (tried, others): (Vec<_>, Vec<_>) = leases.into_iter().partition(|one| last(one) == 1);
+    assert_eq!((tried.len(), others.len()), (1, 39));
+    tried.into_iter().for_each(Lease::succeeded);
+    assert_eq!(who(&pool), [1].into());
+}
+
+#[tokio::test]
+async fn a_wish_larger_than_the_share_that_may_rest_rests_wholly_where_there_are_others() {
+    let mut endpoints: Vec<_> = (1..=3)
+        .map(|last| endpoint(last, &[("zone", "a")]))
+        .collect();
+    endpoints.extend((4..=8).map(|last| endpoint(last, &[])));
+    let policy = Policy::new(Strategy::RoundRobin)
+        .prefer(Filter::new().meta("zone", "a"))
+        .breaker(Breaker::default().failures(1));
+    let pool = pool(policy, held(endpoints));
+    let others: BTreeSet<_> = (4..=8).collect();
+    for _ in 0..10 {
+        pool.pick(None).unwrap().failed();
+        if who(&pool) == others {
+            return;
+        }
+    }
+    panic!("{:?}", who(&pool));
+}
+
+#[cfg(feature = "grpc")]
+#[tokio::test]
+async fn who_does_not_serve_leaves_no_room_for_others_to_rest() {
+    let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
+    let pool = pool(policy, set(2));
+    pool.set_serving("10.0.0.1:80".parse().unwrap(), false);
+    fail(&pool, 2, 1);
+    assert_eq!(who(&pool), [2].into());
+}
+
+#[test]
+fn a_rest_ends_though_the_runtime_of_the_reporter_has() {
+    let long = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let breaker = Breaker::default()
+        .failures(1)
+        .rest(Duration::from_millis(50));
+    let policy = Policy::new(Strategy::RoundRobin).breaker(breaker);
+    let pool = long.block_on(async { pool(policy, set(2)) });
+    let short = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    short.block_on(async { fail(&pool, 1, 1) });
+    drop(short);
+    assert_eq!(state(&pool, 1), BreakerState::Open);
+    for _ in 0..200 {
+        if who(&pool) == [1, 2].into() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    panic!("it rests for ever");
 }

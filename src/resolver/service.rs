@@ -14,9 +14,8 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{Name, Resolver, follow::Known};
 use crate::{
-    balance,
+    balance, blocking,
     cache::Look,
-    call::Budget,
     change::Change,
     endpoint::{Answer, Endpoint},
     error::{Error, ErrorKind},
@@ -38,6 +37,8 @@ pub struct Service {
     /// The same name in other datacenters, which this keeps followed.
     _others: Arc<[watch::Receiver<Known>]>,
     pool: Arc<Pool>,
+    /// The thread that it is followed on, where that is our own.
+    _thread: Option<Arc<blocking::Own>>,
 }
 
 impl Resolver {
@@ -87,6 +88,7 @@ impl Resolver {
                 .collect(),
             pool,
             name,
+            _thread: None,
         })
     }
 }
@@ -174,6 +176,12 @@ impl Service {
         self.try_pick()
     }
 
+    /// The thread that it is followed on lives as long as it does.
+    pub(crate) fn on(mut self, thread: &Arc<blocking::Own>) -> Self {
+        self._thread = Some(Arc::clone(thread));
+        self
+    }
+
     /// The name, absolute.
     #[cfg(feature = "grpc")]
     pub(crate) fn fqdn(&self) -> String {
@@ -186,9 +194,8 @@ impl Service {
         Arc::downgrade(&self.pool)
     }
 
-    /// The repeats that it may be asked for.
-    pub(crate) fn budget(&self) -> &Budget {
-        &self.pool.budget
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// What is known of each endpoint that is used: Consul's word on its health, the

@@ -195,7 +195,8 @@ pub(crate) struct Pick {
     /// So many picks, a line each.
     #[arg(short = 'n', value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) count: u32,
-    /// How to choose: weighted (RFC 2782), random, round-robin, first.
+    /// How to choose: weighted (RFC 2782), random, round-robin, first, least-loaded,
+    /// latency, hash.
     #[arg(long, value_name = "STRATEGY", default_value_t)]
     pub(crate) strategy: Strategy,
     #[command(flatten)]

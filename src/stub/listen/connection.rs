@@ -229,7 +229,8 @@ impl Incoming {
             (IDLE, LIFE)
         };
         if self.has_begun() {
-            self.since + MESSAGE
+            // Nor does one that always has begun another message stay for ever.
+            (self.since + MESSAGE).min(self.came + life + MESSAGE)
         } else {
             (self.since + idle).min(self.came + life)
         }
