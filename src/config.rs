@@ -24,7 +24,7 @@ use crate::{
         token::Token,
     },
     error::{Error, ErrorKind},
-    name::Domain,
+    name::{Domain, Locality},
     protection::Protection,
     source::default_address::{Defaults, PREFIX},
 };
@@ -37,6 +37,9 @@ const DNS_PORT: u16 = 8600;
 
 /// Where Consul's HTTP API listens unless told otherwise.
 const HTTP: &str = "http://127.0.0.1:8500";
+
+/// Its port, where only a host is known.
+const HTTP_PORT: u16 = 8500;
 
 /// Whole look-up. Clients of a name server give up after 1 s at the earliest, a
 /// service's own caller waits longer.
@@ -78,6 +81,18 @@ pub(crate) struct Config {
     pub(crate) cache: Limits,
 }
 
+impl Config {
+    /// Where names are that do not say it.
+    pub(crate) fn home(&self) -> Locality {
+        Locality {
+            datacenter: self.datacenter.clone(),
+            namespace: self.namespace.clone(),
+            partition: self.partition.clone(),
+            ..Locality::default()
+        }
+    }
+}
+
 /// Sets up a [`Resolver`](crate::Resolver). The first setting that is not valid is kept and told
 /// by [`build`](Self::build).
 #[derive(Clone, Debug)]
@@ -87,6 +102,8 @@ pub struct ResolverBuilder {
     /// `http` as given; read at the end, because TLS may be asked for later.
     http: String,
     ssl: bool,
+    /// The variable that it is from.
+    http_named: Option<&'static str>,
     /// What is wrong with a setting, by its name; setting it anew mends it.
     problems: BTreeMap<&'static str, Error>,
 }
@@ -120,6 +137,7 @@ impl Default for ResolverBuilder {
             config,
             http: HTTP.to_owned(),
             ssl: false,
+            http_named: None,
             problems: BTreeMap::new(),
         }
         .dns(DNS)
@@ -134,6 +152,11 @@ impl ResolverBuilder {
     /// `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`, `CONSUL_TLS_SERVER_NAME`,
     /// `CONSUL_DATACENTER`, `CONSUL_NAMESPACE`, `CONSUL_PARTITION`. An empty
     /// variable counts as unset. What is set by other methods afterwards wins.
+    ///
+    /// Where `CONSUL_HTTP_ADDR` is not set, `CONSUL_URL` stands for it, else `CONSUL_HOST`
+    /// with `CONSUL_PORT` (8500): many systems name the agent so. What container platforms
+    /// put into `CONSUL_PORT` by themselves (`tcp://10.0.0.1:8500`) is no port, and counts
+    /// as unset.
     pub fn environment(self) -> Self {
         let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
         let defaults = std::env::vars_os().map(|(variable, value)| (text(variable), text(value)));
@@ -178,6 +201,14 @@ impl ResolverBuilder {
             ("CONSUL_NAMESPACE", |this, v| this.namespace(v)),
             ("CONSUL_PARTITION", |this, v| this.partition(v)),
         ];
+        let (address, named) = match agent_of_systems(&value) {
+            Some((address, named)) => (Some(address), named),
+            None => (None, ""),
+        };
+        if let (None, Some(address)) = (value("CONSUL_HTTP_ADDR"), address) {
+            self = self.http(&address);
+            self.http_named = Some(named);
+        }
         for (variable, set) in settings {
             if let Some(value) = value(variable) {
                 let before = self.problems.clone();
@@ -211,6 +242,7 @@ impl ResolverBuilder {
     /// Default: `http://127.0.0.1:8500`.
     pub fn http(mut self, addresses: &str) -> Self {
         addresses.clone_into(&mut self.http);
+        self.http_named = None;
         self
     }
 
@@ -458,7 +490,11 @@ impl ResolverBuilder {
         if let Some((_, problem)) = self.problems.pop_first() {
             return Err(problem);
         }
-        self.config.http.addresses = http_addresses(&self.http, self.ssl)?;
+        let addresses = http_addresses(&self.http, self.ssl);
+        self.config.http.addresses = match self.http_named {
+            Some(variable) => addresses.map_err(|error| error.about(variable))?,
+            None => addresses?,
+        };
         self.config
             .http
             .tls
@@ -492,6 +528,25 @@ impl ResolverBuilder {
         self.problems
             .insert(setting, Error::new(ErrorKind::Invalid, message));
     }
+}
+
+/// The agent as systems name it that do not know Consul's own variable, and the variable.
+fn agent_of_systems(value: impl Fn(&str) -> Option<String>) -> Option<(String, &'static str)> {
+    if let Some(url) = value("CONSUL_URL") {
+        return Some((url, "CONSUL_URL"));
+    }
+    let host = value("CONSUL_HOST")?;
+    let port: Option<u16> = value("CONSUL_PORT").and_then(|port| port.trim().parse().ok());
+    let host = match host.parse::<std::net::Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]"),
+        Err(_) => host,
+    };
+    let named = host.contains("://") || host.trim_end_matches(']').contains("]:");
+    let address = match named || (host.matches(':').count() == 1) {
+        true => host,
+        false => format!("{host}:{}", port.unwrap_or(HTTP_PORT)),
+    };
+    Some((address, "CONSUL_HOST"))
 }
 
 fn dns_servers(text: &str) -> Result<Vec<SocketAddr>, String> {
@@ -543,6 +598,56 @@ mod tests {
 
     fn problem(builder: ResolverBuilder) -> String {
         builder.finish().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_agent_is_found_as_systems_name_it() {
+        let read = |variables: &[(&str, &str)]| {
+            let builder = ResolverBuilder::default().read(|name| {
+                let found = variables.iter().find(|(variable, _)| *variable == name);
+                found.map(|(_, value)| (*value).to_owned())
+            });
+            let config = builder.finish().map_err(|error| error.to_string())?;
+            Ok::<_, String>(config.http.addresses[0].to_string())
+        };
+        for (variables, address) in [
+            (&[("CONSUL_HOST", "consul")][..], "http://consul:8500"),
+            (
+                &[("CONSUL_HOST", "consul"), ("CONSUL_PORT", "85")],
+                "http://consul:85",
+            ),
+            (
+                &[("CONSUL_HOST", "::1"), ("CONSUL_PORT", "85")],
+                "http://[::1]:85",
+            ),
+            (
+                &[("CONSUL_HOST", "consul:99"), ("CONSUL_PORT", "85")],
+                "http://consul:99",
+            ),
+            (
+                &[
+                    ("CONSUL_HOST", "consul"),
+                    ("CONSUL_PORT", "tcp://10.0.0.1:8500"),
+                ],
+                "http://consul:8500",
+            ),
+            (
+                &[("CONSUL_PORT", "tcp://10.0.0.1:8500")],
+                "http://127.0.0.1:8500",
+            ),
+            (
+                &[("CONSUL_URL", "https://consul:8501"), ("CONSUL_HOST", "x")],
+                "https://consul:8501",
+            ),
+            (
+                &[("CONSUL_URL", "http://a:1"), ("CONSUL_HTTP_ADDR", "b:2")],
+                "http://b:2",
+            ),
+        ] {
+            assert_eq!(read(variables).as_deref(), Ok(address), "{variables:?}");
+        }
+        let told = read(&[("CONSUL_URL", "ftp://a")]).unwrap_err();
+        assert!(told.contains("CONSUL_URL"), "{told}");
     }
 
     #[test]

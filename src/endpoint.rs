@@ -93,6 +93,27 @@ impl Health {
             Self::Unknown => "unknown",
         }
     }
+
+    /// What a check's status says.
+    pub(crate) fn of_status(status: Option<&str>) -> Self {
+        match status {
+            Some("passing") => Self::Passing,
+            Some("warning") => Self::Warning,
+            Some("critical") => Self::Critical,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// As Consul counts: a critical check outweighs a strange one, and that one outweighs a
+    /// warning.
+    pub(crate) fn rank(self) -> u8 {
+        match self {
+            Self::Passing => 0,
+            Self::Warning => 1,
+            Self::Unknown => 2,
+            Self::Critical => 3,
+        }
+    }
 }
 
 /// Where an answer came from: a rung of the ladder.

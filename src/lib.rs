@@ -140,6 +140,9 @@
 //! | call one, and others where it fails | [`Service::call`], [`Retry`], [`Blame`], [`CallError`] |
 //! | send HTTP requests by name | [`HttpClient`], [`HttpRequest`], [`HttpClientBuilder`], [`HttpError`] |
 //! | do so from code that is not async | [`blocking::Resolver`] |
+//! | register services, and keep them registered | [`Resolver::register`], [`ServiceDefinition`], [`Check`], [`Registration`], [`RegistrationState`] |
+//! | see all that is registered, and its checks | [`Resolver::services`], [`Resolver::instances`], [`Registry`], [`ServiceName`], [`Instance`], [`CheckState`] |
+//! | read, write and watch settings | [`Resolver::kv`], [`Kv`], [`KvEntry`], [`Setting`] |
 //! | see DNS records | [`Records`], [`Record`], [`Section`] |
 //! | know what went wrong | [`Error`], [`ErrorKind`], [`Attempt`], [`Outcome`] |
 //! | answer DNS clients | [`stub::Stub`] |
@@ -157,6 +160,7 @@ pub mod blocking;
 mod bounded;
 mod cache;
 mod call;
+mod catalog;
 mod change;
 mod circuit;
 mod clock;
@@ -174,6 +178,7 @@ pub mod fuzzing;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 mod http_client;
+mod kv;
 mod ladder;
 mod metrics;
 mod name;
@@ -181,6 +186,7 @@ mod pool;
 mod protection;
 mod record;
 mod records;
+mod registration;
 mod resolver;
 mod retry;
 mod snapshot;
@@ -196,16 +202,20 @@ mod world;
 mod zone;
 
 pub use balance::{Picker, Strategy, UnknownStrategy};
+pub use catalog::Registry;
 pub use change::Change;
 pub use config::ResolverBuilder;
+pub use consul::instances::{CheckState, Instance, ServiceName};
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
 pub use error::{Error, ErrorKind};
 pub use http_client::{HttpClient, HttpClientBuilder, HttpError, HttpRequest};
+pub use kv::{Kv, KvEntry, Setting};
 pub use metrics::Metrics;
 pub use name::{ConsulName, Domain, Locality, NameError, Subject};
 pub use pool::{Breaker, BreakerState, Feedback, Filter, Lease, Policy, Standing};
 pub use protection::{Protection, Reason};
 pub use record::{Record, Records, Section};
+pub use registration::{Check, Registration, RegistrationState, ServiceDefinition};
 pub use resolver::{Changes, Endpoints, Lookup, Name, Resolver, Service};
 pub use retry::{Blame, CallError, Retry};
 pub use status::{Cached, SourceStatus, Status};

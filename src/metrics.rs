@@ -89,6 +89,8 @@ pub(crate) struct Counters {
     errors: [[AtomicU64; 8]; 2],
     fallbacks: [[AtomicU64; 5]; 5],
     pub(crate) membership_changes: AtomicU64,
+    /// For the first time, and again.
+    registrations: [AtomicU64; 2],
     /// That are open now. Counted by the endpoints themselves.
     pub(crate) breakers: Arc<AtomicU64>,
 }
@@ -158,6 +160,11 @@ impl Counters {
         if let (Some(reason), Some(errors)) = (reason, self.errors.get(place(source))) {
             add(&errors[reason]);
         }
+    }
+
+    /// A service was registered, `again` by us or for the first time.
+    pub(crate) fn registered(&self, again: bool) {
+        add(&self.registrations[usize::from(again)]);
     }
 
     /// Stale answers given.
@@ -290,6 +297,18 @@ impl Metrics {
                 "counter",
                 "Sets that were not what they had been.",
                 load(&counters.membership_changes),
+            ),
+            (
+                "registrations_total",
+                "counter",
+                "Services that were registered.",
+                load(&counters.registrations[0]),
+            ),
+            (
+                "reregistrations_total",
+                "counter",
+                "Services that an agent had forgotten, and was told of again.",
+                load(&counters.registrations[1]),
             ),
             (
                 "breaker_open",

@@ -458,3 +458,29 @@ async fn a_snapshot_answers_while_consul_is_gone_unless_nothing_stale_is_wanted(
     let _ = std::fs::remove_file(&file);
     let _ = std::fs::remove_file(format!("{path}.lock"));
 }
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let made = run(&["completions", shell]);
+        assert!(made.status.success());
+        let made = text(&made.stdout);
+        assert!(
+            made.contains("register") && made.contains("check-grpc"),
+            "{shell}"
+        );
+    }
+    let page = text(&run(&["man"]).stdout);
+    assert!(
+        page.starts_with(".ie") && page.contains("proconsul\\-register"),
+        "{page}"
+    );
+    let page = text(&run(&["man", "serve"]).stdout);
+    assert!(page.contains("stop\\-rebind"), "{page}");
+    assert_eq!(run(&["man", "nothing"]).status.code(), Some(2));
+    let directory = std::env::temp_dir().join(format!("proconsul-man-{}", std::process::id()));
+    let flag = directory.to_str().unwrap();
+    assert!(run(&["man", "--dir", flag]).status.success());
+    assert!(directory.join("proconsul-kv-get.1").exists());
+    std::fs::remove_dir_all(directory).unwrap();
+}

@@ -67,6 +67,14 @@ pub(crate) struct Agent {
     tls: Arc<TlsSettings>,
 }
 
+/// What is done with a path.
+#[derive(Clone, Debug)]
+pub(crate) enum Verb {
+    Get,
+    Put(Vec<u8>),
+    Delete,
+}
+
 /// What an agent answered: a status of 2xx, or 404.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reply {
@@ -107,18 +115,30 @@ impl Agent {
         self.lines.iter().map(|line| &line.address)
     }
 
-    /// Asks one of the [`addresses`](Self::addresses). `path_and_query` is
-    /// percent-encoded and begins with `/`; the whole exchange, connecting
-    /// included, takes no longer than `limit`.
-    ///
-    /// Cancel-safe: a dropped request closes its connection.
+    /// Asks one of the [`addresses`](Self::addresses); see [`send`](Self::send).
     pub(crate) async fn get(
         &self,
         address: &HttpAddress,
         path_and_query: &str,
         limit: Duration,
     ) -> Result<Reply, Trouble> {
-        let exchange = self.exchange(address, path_and_query);
+        self.send(address, Verb::Get, path_and_query, limit).await
+    }
+
+    /// Sends one request to one of the [`addresses`](Self::addresses). `path_and_query` is
+    /// percent-encoded and begins with `/`; the whole exchange, connecting
+    /// included, takes no longer than `limit`.
+    ///
+    /// Cancel-safe: a dropped request closes its connection. Whether it was carried out is
+    /// not known then.
+    pub(crate) async fn send(
+        &self,
+        address: &HttpAddress,
+        verb: Verb,
+        path_and_query: &str,
+        limit: Duration,
+    ) -> Result<Reply, Trouble> {
+        let exchange = self.exchange(address, verb, path_and_query);
         match tokio::time::timeout(limit, exchange).await {
             Ok(told) => told,
             Err(_) => Err(Trouble::TimedOut),
@@ -136,12 +156,22 @@ impl Agent {
         Ok(())
     }
 
-    async fn exchange(&self, address: &HttpAddress, path: &str) -> Result<Reply, Trouble> {
+    async fn exchange(
+        &self,
+        address: &HttpAddress,
+        verb: Verb,
+        path: &str,
+    ) -> Result<Reply, Trouble> {
         let line = self.lines.iter().find(|line| line.address == *address);
         let line = line.ok_or_else(|| Trouble::Config("not an address of this agent".into()))?;
         let url = line.url(path)?;
         let token = self.token().await?;
-        let mut request = self.client(line).await?.get(url);
+        let client = self.client(line).await?;
+        let mut request = match verb {
+            Verb::Get => client.get(url),
+            Verb::Put(body) => client.put(url).body(body),
+            Verb::Delete => client.delete(url),
+        };
         if let Some(host) = &line.host_header {
             request = request.header(HOST, &**host);
         }

@@ -1,10 +1,11 @@
 //! **Word.** [`Policy`]: which endpoints of a service are used, and how one of them is
 //! chosen.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     balance::Strategy,
+    consul::instances::Instance,
     endpoint::{Endpoint, Health},
 };
 
@@ -37,6 +38,12 @@ impl Filter {
         self
     }
 
+    /// Its metadata `type` is this one: what `SERVICE_TYPE` sets.
+    #[must_use]
+    pub fn of_type(self, kind: &str) -> Self {
+        self.meta("type", kind)
+    }
+
     /// All its checks pass: none that warn.
     #[must_use]
     pub fn passing(mut self) -> Self {
@@ -47,14 +54,27 @@ impl Filter {
     /// Whether an endpoint is so.
     pub fn matches(&self, endpoint: &Endpoint) -> bool {
         let tags = endpoint.tags.as_deref().unwrap_or_default();
+        self.takes(tags, endpoint.meta.as_deref(), endpoint.health)
+    }
+
+    /// Whether a registered instance is so.
+    pub fn matches_instance(&self, instance: &Instance) -> bool {
+        self.takes(&instance.tags, Some(&instance.meta), Some(instance.health))
+    }
+
+    fn takes(
+        &self,
+        tags: &[Box<str>],
+        meta: Option<&BTreeMap<Box<str>, Box<str>>>,
+        health: Option<Health>,
+    ) -> bool {
         let has_tag = |tag: &str| tags.iter().any(|own| own.eq_ignore_ascii_case(tag));
         let has = |(key, value): &(Box<str>, Box<str>)| {
-            let meta = endpoint.meta.as_ref();
             meta.and_then(|meta| meta.get(key)) == Some(value)
         };
         self.tags.iter().all(|tag| has_tag(tag))
             && self.meta.iter().all(has)
-            && (!self.passing || endpoint.health == Some(Health::Passing))
+            && (!self.passing || health == Some(Health::Passing))
     }
 }
 

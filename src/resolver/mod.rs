@@ -28,7 +28,11 @@ use crate::{
     circuit::Gate,
     clock,
     config::{Config, ResolverBuilder},
-    consul::dns_settings::DnsSettings,
+    consul::{
+        api::{self, Api},
+        dns_settings::DnsSettings,
+        http::Agent,
+    },
     endpoint::{Answer, Freshness, Source},
     error::{Error, ErrorKind},
     evidence::Evidence,
@@ -44,6 +48,10 @@ use crate::{
     status::{Cached, SourceStatus, Status},
     zone,
 };
+
+/// Nobody's call waits for a list or a setting: it may take this long, and longer where a
+/// look-up may.
+const API: Duration = Duration::from_secs(5);
 
 /// Finds services registered in Consul.
 ///
@@ -145,6 +153,27 @@ impl Resolver {
             snapshot,
             flights,
         })))
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// The HTTP API, for what is no look-up.
+    pub(crate) fn agent(&self) -> &Arc<Agent> {
+        self.0.sources.agent()
+    }
+
+    /// Requests that are no look-up.
+    pub(crate) fn api(&self) -> Api {
+        let config = self.config();
+        let limit = config.timeout.max(API);
+        let place = api::place(&config.home(), true);
+        Api::new(Arc::clone(self.agent()), limit, place.into())
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.0.counters
     }
 
     /// The domain whose names this resolver answers.

@@ -111,12 +111,7 @@ impl Sources {
             agent: Arc::new(agent),
             defaults: config.defaults.clone(),
             catalog,
-            home: Locality {
-                datacenter: config.datacenter.clone(),
-                namespace: config.namespace.clone(),
-                partition: config.partition.clone(),
-                ..Locality::default()
-            },
+            home: config.home(),
             zones,
             rungs: rungs
                 .into_iter()
@@ -142,6 +137,11 @@ impl Sources {
         };
         let message = format!("the static catalog cannot be used: {error}");
         Err(Error::new(ErrorKind::Invalid, message))
+    }
+
+    /// The HTTP API, for what is no look-up.
+    pub(crate) fn agent(&self) -> &Arc<Agent> {
+        &self.agent
     }
 
     /// The rungs that are configured, in the order they are asked.

@@ -25,6 +25,7 @@ use crate::config::{self, File};
   proconsul pick web                         one of them, as host:port
   proconsul watch web                        each change of them, as it happens
   proconsul serve                            answer DNS clients on 127.0.0.1:8653
+  proconsul register web --port 80 -- ./web  run a program, registered while it runs
   proconsul lookup web --catalog FILE        the same from a file, where no Consul is
 
 Exit status: 0 found, 2 usage or configuration, 3 no such name or nothing healthy,
@@ -53,6 +54,16 @@ pub(crate) enum Command {
     /// Answer DNS clients for Consul's domain, on UDP and TCP.
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
+    /// List what is registered: names and tags, or the instances of one service with their
+    /// checks.
+    #[command(after_help = SERVICES_HELP)]
+    Services(Services),
+    /// Settings in Consul's key-value store.
+    #[command(subcommand)]
+    Kv(KvCommand),
+    /// Register a service at this machine's agent, keep it registered, run COMMAND meanwhile.
+    #[command(after_help = REGISTER_HELP)]
+    Register(Register),
     /// Check the whole path, from configuration to resolv.conf: what is wrong, and what
     /// mends it.
     #[command(after_help = DOCTOR_HELP)]
@@ -60,7 +71,102 @@ pub(crate) enum Command {
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print what makes a shell complete our commands and flags.
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions(Completions),
+    /// Print the manual page, of the program or of one command.
+    #[command(after_help = MAN_HELP)]
+    Man(Man),
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct Services {
+    /// One service: its instances, healthy or not
+    pub(crate) name: Option<String>,
+    /// Only those with this tag
+    #[arg(long, value_name = "TAG")]
+    pub(crate) tag: Option<String>,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+const SERVICES_HELP: &str = "Examples:
+  proconsul services
+  proconsul services -o short | xargs -n 1 proconsul lookup
+  proconsul services web                     its instances, and why some are not healthy
+
+The HTTP API is asked; with ACLs in force the token sees what it may see.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KvCommand {
+    /// Print the value of a key.
+    #[command(after_help = KV_HELP)]
+    Get(KvKey),
+    /// Write a value.
+    #[command(after_help = KV_HELP)]
+    Put(KvPut),
+    /// Print the value each time it changes, until interrupted.
+    #[command(after_help = KV_HELP)]
+    Watch(KvKey),
+    /// Print the keys that begin so.
+    #[command(after_help = KV_HELP)]
+    List(KvKey),
+    /// Delete a key.
+    #[command(after_help = KV_HELP)]
+    Delete(KvKey),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KvKey {
+    /// A path such as web/limits
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KvPut {
+    /// A path such as web/limits
+    pub(crate) key: String,
+    /// The value, or - for what comes on stdin
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) value: String,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+}
+
+const KV_HELP: &str = "Examples:
+  proconsul kv put web/limits '{\"calls\": 100}'
+  proconsul kv get web/limits
+  proconsul kv watch web/limits --json
+  proconsul kv put web/certificate - < certificate.pem
+
+The value is printed as it is, and a line end after it; with --json it is an object with key,
+value (base64 where it is no text), index and flags. Exit status: 3 where there is no such
+key, 4 where the token may not.";
+
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// bash, zsh, fish, elvish or powershell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+const COMPLETIONS_HELP: &str = "Examples:
+  proconsul completions bash > /etc/bash_completion.d/proconsul
+  proconsul completions zsh > ~/.zfunc/_proconsul";
+
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// A command [default: the program]
+    pub(crate) command: Option<String>,
+    /// Write all pages into this directory
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+const MAN_HELP: &str = "Examples:
+  proconsul man serve | man -l -
+  proconsul man --dir /usr/local/share/man/man1";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -167,6 +273,81 @@ It answers for Consul's domain. Other names go to the upstreams, in the order gi
 those of Consul's domain never do. SIGHUP reads the configuration again and keeps what
 is known; SIGTERM and SIGINT end it with status 0. Under systemd it says when it is
 ready and takes sockets that are handed over.";
+
+const REGISTER_HELP: &str = "Examples:
+  proconsul register web --port 8080 --check-http http://127.0.0.1:8080/health
+  proconsul register web --port 8080 --tag v2 --meta zone=a -- ./web --listen :8080
+  SERVICE_NAME=web SERVICE_PORT=8080 proconsul register -- ./web
+
+It stays registered until COMMAND ends, or a signal comes: an agent that is not there yet is
+waited for, one that forgets is told again within 2 s. Of several addresses of the HTTP API
+the first is this machine's agent, and only that is told.
+
+At SIGTERM, SIGINT and SIGQUIT it is deregistered first; after --drain the signal is passed
+on to COMMAND. SIGHUP, SIGUSR1 and SIGUSR2 are passed on at once. Without another check
+COMMAND has a heartbeat: 15 s after both are gone it is critical. Exit status: COMMAND's own
+(128 and the signal that ended it), 127 where there is none of that name; without COMMAND 0.
+
+Environment, each where its flag is not given: SERVICE_NAME, SERVICE_PORT, SERVICE_ADDRESS or
+SERVICE_HOST, SERVICE_TAGS (separated by commas), SERVICE_TYPE (kept as the metadata type).";
+
+#[derive(Debug, Args)]
+pub(crate) struct Register {
+    /// The service [env: SERVICE_NAME]
+    pub(crate) name: Option<String>,
+    /// The port that it listens on [env: SERVICE_PORT]
+    #[arg(long, value_name = "P")]
+    pub(crate) port: Option<u16>,
+    /// The address that clients connect to [env: SERVICE_ADDRESS] [default: the agent's]
+    #[arg(long, value_name = "A")]
+    pub(crate) address: Option<String>,
+    /// Unique at the agent [default: name, address and port]
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// A tag; may be given several times [env: SERVICE_TAGS]
+    #[arg(long, value_name = "T")]
+    pub(crate) tag: Vec<String>,
+    /// Metadata; may be given several times
+    #[arg(long, value_name = "K=V", value_parser = pair)]
+    pub(crate) meta: Vec<(String, String)>,
+    /// Its share of the calls (RFC 2782) [default: 1]
+    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) weight: Option<u16>,
+    /// The agent asks this URL: passing with 2xx, warning with 429
+    #[arg(long, value_name = "URL")]
+    pub(crate) check_http: Option<String>,
+    /// The agent connects to host:port
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) check_tcp: Option<String>,
+    /// The agent asks gRPC's health checking at host:port, or host:port/service
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) check_grpc: Option<String>,
+    /// The agent hears from us within that time
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
+    pub(crate) check_ttl: Option<Duration>,
+    /// Time between two checks [default: 10s]
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
+    pub(crate) check_interval: Option<Duration>,
+    /// Time that a check may take [default: 5s]
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
+    pub(crate) check_timeout: Option<Duration>,
+    /// The agent deregisters what is critical for so long [default: 1m, Consul's least]
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
+    pub(crate) deregister_after: Option<Duration>,
+    /// Time between deregistering and passing SIGTERM on: clients still come
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(crate) drain: Duration,
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+    /// What is run while it is registered
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it as KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct Lookup {

@@ -5,12 +5,16 @@ mod args;
 mod config;
 mod doctor;
 mod explain;
+mod generate;
+mod kv;
 mod lookup;
 mod output;
 mod page;
 mod pick;
 mod privileges;
+mod register;
 mod serve;
+mod services;
 mod signals;
 mod systemd;
 mod watch;
@@ -38,6 +42,11 @@ fn main() -> ExitCode {
             Command::Explain(command) => explain::run(command, &cli.output).await,
             Command::Watch(command) => watch::run(command, &cli.output).await,
             Command::Serve(command) => serve::run(command, &cli.output).await,
+            Command::Services(command) => services::run(command, &cli.output).await,
+            Command::Kv(command) => kv::run(command, &cli.output).await,
+            Command::Completions(command) => generate::completions(&command),
+            Command::Man(command) => generate::man(&command),
+            Command::Register(command) => register::run(command, &cli.output).await,
             Command::Doctor(command) => doctor::run(command, &cli.output).await,
             Command::Config(ConfigCommand::Check(command)) => {
                 config::check(command, &cli.output).await

@@ -65,10 +65,27 @@ pub(crate) fn write(text: &str) -> Result<(), ExitCode> {
     let written = out
         .write_all(harmless(text).as_bytes())
         .and_then(|()| out.flush());
-    written.map_err(|error| match error.kind() {
+    written.map_err(|error| unwritten(&error))
+}
+
+/// A reader that has seen enough is no error.
+fn unwritten(error: &io::Error) -> ExitCode {
+    match error.kind() {
         io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         _ => trouble(&format!("stdout cannot be written: {error}")),
-    })
+    }
+}
+
+/// Writes bytes as they are and a line end; on a terminal without what it would obey.
+pub(crate) fn bytes(bytes: &[u8], terminal: bool) -> Result<(), ExitCode> {
+    if terminal {
+        return write(&format!("{}\n", String::from_utf8_lossy(bytes)));
+    }
+    let mut out = io::stdout().lock();
+    let written = out.write_all(bytes).and_then(|()| out.write_all(b"\n"));
+    written
+        .and_then(|()| out.flush())
+        .map_err(|error| unwritten(&error))
 }
 
 /// Writes one JSON object.

@@ -108,6 +108,6 @@ pub(crate) fn path(ask: &Ask<'_>, place: &Place<'_>) -> String {
     path
 }
 
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     utf8_percent_encode(text, ESCAPED).to_string()
 }

@@ -114,25 +114,11 @@ struct Check {
 impl Entry {
     /// The worst of the checks of the node and of the instance.
     pub(super) fn health(&self) -> Health {
-        let of = |check: &Check| match check.status.as_deref() {
-            Some("passing") => Health::Passing,
-            Some("warning") => Health::Warning,
-            Some("critical") => Health::Critical,
-            _ => Health::Unknown,
-        };
-        // As Consul counts: a critical check outweighs a strange one, and that
-        // one outweighs a warning.
-        let rank = |health: &Health| match health {
-            Health::Passing => 0,
-            Health::Warning => 1,
-            Health::Unknown => 2,
-            Health::Critical => 3,
-        };
         let checks = self.checks.as_deref().unwrap_or_default();
-        checks
+        let all = checks
             .iter()
-            .map(of)
-            .max_by_key(rank)
+            .map(|check| Health::of_status(check.status.as_deref()));
+        all.max_by_key(|health| health.rank())
             .unwrap_or(Health::Passing)
     }
 

@@ -1,0 +1,147 @@
+//! `proconsul kv`: settings in Consul's key-value store.
+
+use std::{
+    io::{self, IsTerminal as _, Read as _},
+    process::ExitCode,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use proconsul::{Error, Kv, KvEntry};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{Form, KvCommand, Output, Sources, Stale},
+    output, signals,
+};
+
+pub(crate) async fn run(command: KvCommand, form: &Output) -> ExitCode {
+    let done = match &command {
+        KvCommand::Get(one) => match store(&one.sources) {
+            Ok(kv) => get(&kv, &one.key, form).await,
+            Err(error) => Err(error),
+        },
+        KvCommand::List(one) => match store(&one.sources) {
+            Ok(kv) => list(&kv, &one.key, form).await,
+            Err(error) => Err(error),
+        },
+        KvCommand::Put(put) => match (store(&put.sources), value(&put.value)) {
+            (Ok(kv), Ok(value)) => kv.put(&put.key, value).await.map(|()| ExitCode::SUCCESS),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        },
+        KvCommand::Delete(one) => match store(&one.sources) {
+            Ok(kv) => kv.delete(&one.key).await.map(|()| ExitCode::SUCCESS),
+            Err(error) => Err(error),
+        },
+        KvCommand::Watch(one) => match store(&one.sources) {
+            Ok(kv) => watch(&kv, &one.key, form).await,
+            Err(error) => Err(error),
+        },
+    };
+    done.unwrap_or_else(|error| output::failure(&error, form))
+}
+
+fn store(sources: &Sources) -> Result<Kv, Error> {
+    Ok(sources.resolver(None, Stale::Yes)?.kv())
+}
+
+/// The text itself, or with `-` what comes on stdin.
+fn value(text: &str) -> Result<Vec<u8>, Error> {
+    if text != "-" {
+        return Ok(text.as_bytes().to_vec());
+    }
+    let mut read = Vec::new();
+    let failed = |error| Error::invalid_setting(format!("stdin cannot be read: {error}"));
+    io::stdin().read_to_end(&mut read).map_err(failed)?;
+    Ok(read)
+}
+
+async fn get(kv: &Kv, key: &str, form: &Output) -> Result<ExitCode, Error> {
+    let Some(entry) = kv.get(key).await? else {
+        let message = format!("there is no key {key}");
+        return Ok(output::nothing(&message, json!({ "key": key }), form));
+    };
+    Ok(match form.form() {
+        Form::Json => output::object(&object(&entry)),
+        Form::Table | Form::Short => raw(&entry.value),
+    })
+}
+
+async fn list(kv: &Kv, prefix: &str, form: &Output) -> Result<ExitCode, Error> {
+    let all = kv.list(prefix).await?;
+    let told = json!({ "keys": all.iter().map(object).collect::<Value>() });
+    if all.is_empty() {
+        let message = format!("there is no key that begins with {prefix:?}");
+        return Ok(output::nothing(&message, told, form));
+    }
+    Ok(match form.form() {
+        Form::Json => output::object(&told),
+        Form::Table | Form::Short => {
+            let keys = all.iter().map(|entry| format!("{}\n", entry.key));
+            output::data(&keys.collect::<String>())
+        }
+    })
+}
+
+/// A line for each value, until interrupted.
+async fn watch(kv: &Kv, key: &str, form: &Output) -> Result<ExitCode, Error> {
+    let stop = match signals::stop() {
+        Ok(stop) => stop,
+        Err(failed) => return Ok(failed),
+    };
+    let mut setting = kv.watch_with(key, |entry| Ok(entry.clone()))?;
+    let mut before: Option<Option<KvEntry>> = None;
+    let mut problem = None;
+    let told = async {
+        loop {
+            let entry = setting.changed().await;
+            let now = setting.problem().map(|error| error.to_string());
+            if now != problem {
+                if let Some(problem) = &now {
+                    output::remark(form, &format!("proconsul: {problem}"));
+                }
+                problem = now;
+            }
+            let entry = entry.map(|entry| KvEntry::clone(&entry));
+            // Before the first answer nothing is known.
+            if problem.is_some() || before.as_ref() == Some(&entry) {
+                continue;
+            }
+            let done = match (form.form(), &entry) {
+                (Form::Json, Some(entry)) => output::write(&format!("{}\n", object(entry))),
+                (Form::Json, None) => {
+                    output::write(&format!("{}\n", json!({ "key": key, "value": null })))
+                }
+                (_, Some(entry)) => output::bytes(&entry.value, io::stdout().is_terminal()),
+                (_, None) => {
+                    output::remark(form, &format!("there is no key {key}"));
+                    Ok(())
+                }
+            };
+            if let Err(ended) = done {
+                return ended;
+            }
+            before = Some(entry);
+        }
+    };
+    Ok(tokio::select! {
+        ended = told => ended,
+        () = stop => ExitCode::SUCCESS,
+    })
+}
+
+fn raw(value: &[u8]) -> ExitCode {
+    let done = output::bytes(value, io::stdout().is_terminal());
+    done.err().unwrap_or(ExitCode::SUCCESS)
+}
+
+fn object(entry: &KvEntry) -> Value {
+    let mut told = json!({
+        "key": &*entry.key, "flags": entry.flags, "index": entry.index,
+        "session": entry.session.as_deref(),
+    });
+    match entry.text() {
+        Ok(text) => told["value"] = text.into(),
+        Err(_) => told["base64"] = BASE64_STANDARD.encode(&entry.value).into(),
+    }
+    told
+}

@@ -1,0 +1,259 @@
+//! `proconsul register NAME --port P [-- COMMAND...]`: for programs in any language.
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, IsTerminal as _},
+    os::unix::process::ExitStatusExt as _,
+    process::{ExitCode, ExitStatus},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use proconsul::{Check, Error, Health, Registration, RegistrationState, ServiceDefinition};
+use tokio::{
+    process::{Child, Command},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    args::{Output, Register, Stale},
+    output,
+};
+
+/// A program that is wrapped sends a heartbeat as long as it runs, unless it has another
+/// check.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// What the shell says of a command that cannot be run, and that there is not.
+const NOT_RUN: u8 = 126;
+const NO_COMMAND: u8 = 127;
+
+/// Signals that are passed on; the first three are the end.
+const SIGNALS: [Signal; 6] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
+pub(crate) async fn run(command: Register, form: &Output) -> ExitCode {
+    let mut signals = match received() {
+        Ok(signals) => signals,
+        Err(error) => return output::trouble(&format!("signals cannot be received: {error}")),
+    };
+    let (resolver, service) = match (prepared(&command).await, definition(&command)) {
+        (Ok(resolver), Ok(service)) => (resolver, service),
+        (Err(error), _) | (_, Err(error)) => return output::failure(&error, form),
+    };
+    for problem in service.lint() {
+        output::remark(form, &format!("warning: {problem}"));
+    }
+    // What cannot be run is not registered.
+    let mut child = match spawned(&command.command) {
+        Ok(child) => child,
+        Err(failed) => return failed,
+    };
+    let registration = match resolver.register(service) {
+        Ok(registration) => registration.drain(command.drain),
+        Err(error) => return output::failure(&error, form),
+    };
+    let (ended, signal) = registered(registration, &mut child, &mut signals, form).await;
+    let Some(child) = &mut child else {
+        return ended
+            .err()
+            .map_or(ExitCode::SUCCESS, |error| output::failure(&error, form));
+    };
+    if let Err(error) = ended {
+        output::remark(form, &format!("proconsul: {error}"));
+    }
+    if let Some(signal) = signal {
+        pass(signal, child);
+    }
+    loop {
+        tokio::select! {
+            ended = child.wait() => return status(ended),
+            Some(signal) = signals.recv() => pass(signal, child),
+        }
+    }
+}
+
+async fn prepared(command: &Register) -> Result<proconsul::Resolver, Error> {
+    let resolver = command.sources.resolver(None, Stale::Yes)?;
+    resolver.check().await?;
+    Ok(resolver)
+}
+
+/// Flags, then the environment.
+fn definition(command: &Register) -> Result<ServiceDefinition, Error> {
+    let flag = |variable: &str| match variable {
+        "SERVICE_NAME" => command.name.clone(),
+        "SERVICE_PORT" => command.port.map(|port| port.to_string()),
+        "SERVICE_ADDRESS" => command.address.clone(),
+        "SERVICE_TAGS" if !command.tag.is_empty() => Some(command.tag.join(",")),
+        _ => None,
+    };
+    let mut service = ServiceDefinition::from_variables(|variable| {
+        flag(variable).or_else(|| env::var(variable).ok())
+    })
+    .map_err(|error| {
+        let mend = "or give them: proconsul register NAME --port P";
+        Error::invalid_setting(format!("{error}; {mend}"))
+    })?;
+    if let Some(id) = &command.id {
+        service = service.with_id(id.as_str());
+    }
+    for (key, value) in &command.meta {
+        service = service.meta(key.as_str(), value.as_str());
+    }
+    if let Some(weight) = command.weight {
+        service = service.weights(weight, 1);
+    }
+    let asked = [
+        command.check_http.as_deref().map(Check::http),
+        command.check_tcp.as_deref().map(Check::tcp),
+        command.check_grpc.as_deref().map(Check::grpc),
+        command.check_ttl.map(Check::ttl),
+    ];
+    let mut checks: Vec<_> = asked.into_iter().flatten().collect();
+    if checks.is_empty() && !command.command.is_empty() {
+        checks.push(Check::ttl(HEARTBEAT).starts(Health::Passing));
+    }
+    for mut check in checks {
+        if let Some(interval) = command.check_interval {
+            check = check.interval(interval);
+        }
+        if let Some(timeout) = command.check_timeout {
+            check = check.timeout(timeout);
+        }
+        if let Some(after) = command.deregister_after {
+            check = check.deregister_after(Some(after));
+        }
+        service = service.check(check);
+    }
+    Ok(service)
+}
+
+/// The signals, as they come.
+fn received() -> io::Result<mpsc::Receiver<Signal>> {
+    let (tell, told) = mpsc::channel(16);
+    for one in SIGNALS {
+        let mut signals = signal(SignalKind::from_raw(one as i32))?;
+        let tell = tell.clone();
+        // Ends with the program.
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() && tell.send(one).await.is_ok() {}
+        });
+    }
+    Ok(told)
+}
+
+fn spawned(command: &[OsString]) -> Result<Option<Child>, ExitCode> {
+    let Some((program, arguments)) = command.split_first() else {
+        return Ok(None);
+    };
+    match Command::new(program).args(arguments).spawn() {
+        Ok(child) => Ok(Some(child)),
+        Err(error) => {
+            output::trouble(&format!(
+                "{} cannot be run: {error}",
+                program.to_string_lossy()
+            ));
+            Err(ExitCode::from(match error.kind() {
+                io::ErrorKind::NotFound => NO_COMMAND,
+                _ => NOT_RUN,
+            }))
+        }
+    }
+}
+
+/// Keeps it registered until the command ends or a signal comes, then deregisters; a second
+/// signal does not wait for the drain. Gives the signal that is to be passed on.
+async fn registered(
+    mut registration: Registration,
+    child: &mut Option<Child>,
+    signals: &mut mpsc::Receiver<Signal>,
+    form: &Output,
+) -> (Result<(), Error>, Option<Signal>) {
+    let mut last = loop {
+        tokio::select! {
+            states = registration.changed() => tell(&states, form),
+            () = gone(child) => break None,
+            Some(signal) = signals.recv() => match (signal, &*child) {
+                (Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT, _) => break Some(signal),
+                (signal, Some(child)) => pass(signal, child),
+                (_, None) => {}
+            },
+        }
+    };
+    if last.is_none() {
+        registration = registration.drain(Duration::ZERO);
+    }
+    let ids: Vec<_> = registration
+        .states()
+        .into_iter()
+        .map(|(id, _)| id)
+        .collect();
+    let mut ending = std::pin::pin!(registration.shutdown());
+    let ended = tokio::select! {
+        ended = &mut ending => ended,
+        () = gone(child), if last.is_some() => {
+            last = None;
+            ending.await
+        }
+        // It was deregistered before the drain began.
+        Some(signal) = signals.recv() => {
+            last = Some(signal);
+            Ok(())
+        }
+    };
+    if ended.is_ok() {
+        output::remark(form, &format!("{}: deregistered", ids.join(", ")));
+    }
+    (ended, last)
+}
+
+async fn gone(child: &mut Option<Child>) {
+    match child {
+        Some(child) => _ = child.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn tell(states: &[(String, RegistrationState)], form: &Output) {
+    for (id, state) in states {
+        let text = match state {
+            RegistrationState::Failing(error) => format!("proconsul: {error}"),
+            state => format!("{id}: {state}"),
+        };
+        output::remark(form, &text);
+    }
+}
+
+/// Gives a signal to the command. What the terminal sent, it sent to the command as well.
+fn pass(signal: Signal, child: &Child) {
+    let from_terminal = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
+    if from_terminal && io::stdin().is_terminal() {
+        return;
+    }
+    let id = child.id().and_then(|id| i32::try_from(id).ok());
+    if let Some(id) = id {
+        // It may have ended by itself.
+        _ = kill(Pid::from_raw(id), signal);
+    }
+}
+
+/// The command's own, as a shell tells it.
+fn status(ended: io::Result<ExitStatus>) -> ExitCode {
+    let code = ended.ok().and_then(|status| {
+        let signal = status.signal().map(|signal| 128 + signal);
+        u8::try_from(status.code().or(signal)?).ok()
+    });
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
+}

@@ -1,0 +1,292 @@
+//! **Door.** All that is registered, healthy or not: names, instances, checks, and a
+//! [`Registry`] that remembers them.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::{
+    clock,
+    consul::{
+        api::Api,
+        health::ask::escaped,
+        http::Reply,
+        instances::{self, Instance, ServiceName},
+    },
+    error::{Error, ErrorKind},
+    pool::Filter,
+    resolver::{Name, Resolver},
+};
+
+/// Requests at once, while all services are read.
+const AT_ONCE: usize = 8;
+
+impl Resolver {
+    /// The services in the catalog, by name, with the tags of their instances.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Denied`] where the token may not see them (a token that may see some
+    /// sees those), [`ErrorKind::Unavailable`] and [`ErrorKind::Timeout`] where no agent
+    /// answers, [`ErrorKind::Invalid`] where the HTTP API is turned off.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn services(&self) -> Result<Vec<ServiceName>, Error> {
+        services(&self.api()).await
+    }
+
+    /// All instances of a service, whatever their health, with their checks. None where
+    /// there is no such service.
+    ///
+    /// # Errors
+    ///
+    /// As [`services`](Self::services).
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn instances(&self, service: &str) -> Result<Vec<Instance>, Error> {
+        read(&self.api(), service).await
+    }
+
+    /// Whether a look-up of the name gives an endpoint.
+    ///
+    /// # Errors
+    ///
+    /// Those of a [look-up](Self::lookup) but [`ErrorKind::NotFound`]: that nobody answered
+    /// is not that there is nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe, as a look-up.
+    pub async fn is_available(&self, name: impl Name) -> Result<bool, Error> {
+        match self.lookup(name).await {
+            Ok(answer) => Ok(!answer.endpoints().is_empty()),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All that is registered, remembered: see [`Registry`].
+    pub fn registry(&self) -> Registry {
+        Registry(Arc::new(Inner {
+            api: self.api(),
+            keep: Duration::from_secs(30),
+            known: Mutex::default(),
+            reading: Semaphore::new(1),
+        }))
+    }
+}
+
+async fn services(api: &Api) -> Result<Vec<ServiceName>, Error> {
+    let what = "the services in the catalog";
+    let reply = api.get("/v1/catalog/services?stale", what).await?;
+    let read = instances::services(&reply.body).map_err(|error| unread(what, &error))?;
+    seen(&reply, read.is_empty(), what)?;
+    Ok(read)
+}
+
+async fn read(api: &Api, service: &str) -> Result<Vec<Instance>, Error> {
+    let what = format!("the instances of {}", service.escape_debug());
+    let path = format!("/v1/health/service/{}?stale", escaped(service));
+    let reply = api.get(&path, &what).await?;
+    let read = instances::instances(service, &reply.body).map_err(|error| unread(&what, &error))?;
+    seen(&reply, read.is_empty(), &what)?;
+    Ok(read)
+}
+
+/// Nothing, because the token may see nothing, is not nothing.
+fn seen(reply: &Reply, is_empty: bool, what: &str) -> Result<(), Error> {
+    if !(is_empty && reply.filtered_by_acls) {
+        return Ok(());
+    }
+    let mend = "give one with service:read and node:read, CONSUL_HTTP_TOKEN_FILE or --token-file";
+    let message = format!("{what}: the token may not see them; {mend}");
+    Err(Error::new(ErrorKind::Denied, message))
+}
+
+fn unread(what: &str, error: &serde_json::Error) -> Error {
+    let message = format!("{what}: the reply is not the JSON asked for: {error}");
+    Error::new(ErrorKind::Unavailable, message)
+}
+
+/// All that is registered, as it was read last; made by [`Resolver::registry`].
+///
+/// What is asked for and not known is looked for, once a second at most; the rest is read
+/// again when it is older than 30 s. While no agent answers, what was known is given; its
+/// [`age`](Self::age) tells. Cheap to clone; clones share what they know.
+///
+/// It takes a request for each service: for calls a [`Service`](crate::Service) is made,
+/// which is told of changes.
+#[derive(Clone)]
+pub struct Registry(Arc<Inner>);
+
+struct Inner {
+    api: Api,
+    keep: Duration,
+    /// A std mutex: held for a look, never across an await.
+    known: Mutex<Known>,
+    /// One reads at a time; the others wait for what it brings.
+    reading: Semaphore,
+}
+
+#[derive(Default)]
+struct Known {
+    services: BTreeMap<Box<str>, Arc<[Instance]>>,
+    read: Option<Instant>,
+    /// When something was looked for in vain.
+    missed: Option<Instant>,
+}
+
+/// Time between two searches for what is not there.
+const MISS: Duration = Duration::from_secs(1);
+
+impl Registry {
+    /// The instances of a service; none where there is no such service.
+    ///
+    /// # Errors
+    ///
+    /// As [`Resolver::services`], where nothing is known yet.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn service(&self, name: &str) -> Result<Arc<[Instance]>, Error> {
+        let known = |known: &Known| known.services.get(name).cloned();
+        Ok(self.with(known).await?.unwrap_or_default())
+    }
+
+    /// All instances, of whatever service, that are so.
+    ///
+    /// # Errors
+    ///
+    /// As [`service`](Self::service).
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn find(&self, filter: &Filter) -> Result<Vec<Instance>, Error> {
+        let matching = |known: &Known| {
+            let all = known
+                .services
+                .values()
+                .flat_map(|instances| instances.iter());
+            let found: Vec<_> = all
+                .filter(|one| filter.matches_instance(one))
+                .cloned()
+                .collect();
+            (!found.is_empty()).then_some(found)
+        };
+        Ok(self.with(matching).await?.unwrap_or_default())
+    }
+
+    /// The names that are known.
+    ///
+    /// # Errors
+    ///
+    /// As [`service`](Self::service).
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn names(&self) -> Result<Vec<Box<str>>, Error> {
+        let names = |known: &Known| Some(known.services.keys().cloned().collect());
+        Ok(self.with(names).await?.unwrap_or_default())
+    }
+
+    /// Time since all of it was read; `None`: it never was.
+    pub fn age(&self) -> Option<Duration> {
+        let read = self.known().read?;
+        Some(clock::now().saturating_duration_since(read))
+    }
+
+    /// Reads all of it again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Resolver::services`]; what was known stays.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what was known stays.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        let began = clock::now();
+        let Ok(_reading) = self.0.reading.acquire().await else {
+            return Ok(());
+        };
+        // Somebody else has just done it.
+        if self.known().read.is_some_and(|read| read >= began) {
+            return Ok(());
+        }
+        let names = services(&self.0.api).await?;
+        let seats = Arc::new(Semaphore::new(AT_ONCE));
+        let mut reading = JoinSet::new();
+        for ServiceName { name, .. } in names {
+            let (api, seats) = (self.0.api.clone(), Arc::clone(&seats));
+            reading.spawn(async move {
+                // It is never closed.
+                let _seat = seats.acquire().await;
+                let read = read(&api, &name).await;
+                (name, read)
+            });
+        }
+        let mut all = BTreeMap::new();
+        while let Some(read) = reading.join_next().await {
+            let Ok((name, read)) = read else { continue };
+            all.insert(name, read?.into());
+        }
+        let mut known = self.known();
+        known.services = all;
+        known.read = Some(clock::now());
+        Ok(())
+    }
+
+    /// What is known, after it was read where it is old or where it is not there.
+    async fn with<T>(&self, look: impl Fn(&Known) -> Option<T>) -> Result<Option<T>, Error> {
+        let now = clock::now();
+        let (found, is_due) = {
+            let known = self.known();
+            let found = look(&known);
+            let since = |then: Instant| now.saturating_duration_since(then);
+            let is_old = known.read.is_none_or(|read| since(read) >= self.0.keep);
+            let may_search = known.missed.is_none_or(|missed| since(missed) >= MISS);
+            let is_due = is_old || (found.is_none() && may_search);
+            (found, is_due)
+        };
+        if !is_due {
+            return Ok(found);
+        }
+        match self.refresh().await {
+            Ok(()) => {}
+            Err(error) if self.known().read.is_none() => return Err(error),
+            // What was known is better than nothing.
+            Err(error) => tracing::warn!("{error}; what was known is given"),
+        }
+        let mut known = self.known();
+        let found = look(&known);
+        if found.is_none() {
+            known.missed = Some(clock::now());
+        }
+        Ok(found)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("services", &self.known().services.len())
+            .field("age", &self.age())
+            .finish_non_exhaustive()
+    }
+}

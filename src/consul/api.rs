@@ -1,0 +1,229 @@
+//! **Shell.** Requests to an agent that are no look-up: lists of the catalog, settings,
+//! certificates. Address after address, as long as that may help:
+//!
+//! | told | then |
+//! | --- | --- |
+//! | 2xx, 404 | that is the reply |
+//! | 401, 403 | denied: asking elsewhere mends nothing |
+//! | 400 and other 4xx but 429 | the caller's mistake |
+//! | refused | the next address |
+//! | anything else | the next address, unless it may have been done and must not be twice |
+
+use std::{
+    fmt::Write as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep_until;
+use tracing::debug;
+
+use super::{
+    blocking::{Blocking, Failure},
+    health::ask::escaped,
+    http::{Agent, Reply, Trouble, Verb},
+};
+use crate::{
+    clock,
+    endpoint::{Attempt, Outcome, Source, Transport},
+    error::{Error, ErrorKind},
+    name::Locality,
+};
+
+/// A path of several segments, whose slashes stay.
+pub(crate) fn segments(text: &str) -> String {
+    text.split('/').map(escaped).collect::<Vec<_>>().join("/")
+}
+
+/// A place as it stands in a query, each part with `&` before. Agents know no other
+/// datacenter than their own.
+pub(crate) fn place(home: &Locality, datacenter: bool) -> String {
+    let mut query = String::new();
+    let datacenter = home.datacenter.as_deref().filter(|_| datacenter);
+    for (key, value) in [
+        ("dc", datacenter),
+        ("ns", home.namespace.as_deref()),
+        ("partition", home.partition.as_deref()),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(query, "&{key}={}", escaped(value));
+        }
+    }
+    query
+}
+
+/// The requests of one resolver.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    agent: Arc<Agent>,
+    /// For one request to one address.
+    limit: Duration,
+    /// Datacenter, namespace and partition, as they stand in a query, each with `&` before.
+    place: Box<str>,
+}
+
+/// Whether a request that failed somewhere is put to another address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    Safe,
+    /// Only where it was not even taken.
+    Unsafe,
+}
+
+impl Api {
+    pub(crate) fn new(agent: Arc<Agent>, limit: Duration, place: Box<str>) -> Self {
+        Self {
+            agent,
+            limit,
+            place,
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str, what: &str) -> Result<Reply, Error> {
+        self.ask(Verb::Get, path, what, Repeat::Safe).await
+    }
+
+    /// `path`: encoded, with a `?` in it. `what` it is about, for errors.
+    ///
+    /// Cancel-safe: what was sent may have been done.
+    pub(crate) async fn ask(
+        &self,
+        verb: Verb,
+        path: &str,
+        what: &str,
+        repeat: Repeat,
+    ) -> Result<Reply, Error> {
+        let path = format!("{path}{}", self.place);
+        let mut attempts = Vec::new();
+        let mut telling = None;
+        for address in self.agent.addresses() {
+            let start = clock::now();
+            let replied = (self.agent)
+                .send(address, verb.clone(), &path, self.limit)
+                .await;
+            let trouble = match replied {
+                Ok(reply) => return Ok(reply),
+                Err(trouble) => trouble,
+            };
+            attempts.push(Attempt {
+                source: Source::Http,
+                address: format!("{address}{path}").into(),
+                transport: Transport::Http,
+                outcome: outcome(&trouble),
+                elapsed: clock::now().saturating_duration_since(start),
+                received: 0,
+                count: 0,
+                detail: trouble.to_string().into(),
+            });
+            let (kind, next) = judge(&trouble, repeat);
+            telling = Some((kind, trouble));
+            if !next {
+                break;
+            }
+        }
+        Err(match telling {
+            None => Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "{what}: the HTTP API is turned off; give its address (CONSUL_HTTP_ADDR, --http)"
+                ),
+            ),
+            Some((kind, trouble)) => {
+                let whom: Vec<_> = attempts.iter().map(|one| &*one.address).collect();
+                let mut message = format!("{what}: {trouble} (asked {})", whom.join(", "));
+                if kind == ErrorKind::Denied {
+                    message.push_str(
+                        "; give a token that may: CONSUL_HTTP_TOKEN_FILE or --token-file",
+                    );
+                }
+                Error::with_attempts(kind, message, attempts)
+            }
+        })
+    }
+
+    /// Follows a path by blocking queries, for ever: `heard` is given each reply, and says
+    /// whether it is news; and each failure.
+    ///
+    /// Cancel-safe: a dropped query closes its connection.
+    pub(crate) async fn follow(
+        &self,
+        path: &str,
+        mut heard: impl FnMut(Result<Reply, Trouble>) -> bool,
+    ) {
+        let mut blocking = Blocking::new(clock::now());
+        let mut turns = 0_usize;
+        loop {
+            let turn = blocking.turn(self.limit);
+            sleep_until(turn.due.into()).await;
+            let count = self.agent.addresses().len().max(1);
+            let Some(address) = self.agent.addresses().nth(turns % count) else {
+                heard(Err(Trouble::Config("the HTTP API is turned off".into())));
+                return;
+            };
+            let mut path = format!("{path}{}", self.place);
+            if let Some(index) = turn.index {
+                let _ = write!(path, "&index={index}&wait={}s", turn.wait.as_secs());
+            }
+            let start = clock::now();
+            let replied = self.agent.get(address, &path, turn.limit).await;
+            let now = clock::now();
+            let dice = &mut clock::dice();
+            match replied {
+                Ok(reply) => {
+                    let index = reply.index;
+                    let news = heard(Ok(reply));
+                    let took = now.saturating_duration_since(start);
+                    if !blocking.answered(index, news, took, now, dice) {
+                        blocking.again(later(now));
+                    }
+                }
+                Err(trouble) => {
+                    debug!(%address, %trouble, "not followed for now");
+                    let failure = match trouble {
+                        Trouble::Refused => Failure::Refused,
+                        _ => Failure::Other,
+                    };
+                    blocking.failed(failure, None, now, dice);
+                    turns = turns.wrapping_add(1);
+                    heard(Err(trouble));
+                }
+            }
+        }
+    }
+}
+
+/// What cannot be followed is asked once a second.
+fn later(now: Instant) -> Instant {
+    now + Duration::from_secs(1)
+}
+
+/// What it means, and whether another address may do better.
+fn judge(trouble: &Trouble, repeat: Repeat) -> (ErrorKind, bool) {
+    let safe = repeat == Repeat::Safe;
+    match trouble {
+        Trouble::Refused => (ErrorKind::Unavailable, true),
+        Trouble::TimedOut => (ErrorKind::Timeout, safe),
+        Trouble::Denied(_) => (ErrorKind::Denied, false),
+        Trouble::Status { code, .. } if *code < 500 && *code != 429 => (ErrorKind::Invalid, false),
+        Trouble::Config(_) => (ErrorKind::Invalid, false),
+        Trouble::Status { .. }
+        | Trouble::TooLarge
+        | Trouble::Redirected(_)
+        | Trouble::Tls(_)
+        | Trouble::Transport(_) => (ErrorKind::Unavailable, safe),
+    }
+}
+
+fn outcome(trouble: &Trouble) -> Outcome {
+    match trouble {
+        Trouble::Refused => Outcome::Refused,
+        Trouble::TimedOut => Outcome::TimedOut,
+        Trouble::TooLarge => Outcome::Malformed,
+        Trouble::Denied(_) => Outcome::Denied,
+        Trouble::Status {
+            code: 429 | 503, ..
+        } => Outcome::Throttled,
+        Trouble::Status { .. } | Trouble::Redirected(_) => Outcome::Failed,
+        Trouble::Tls(_) | Trouble::Transport(_) | Trouble::Config(_) => Outcome::Unreachable,
+    }
+}

@@ -1,0 +1,269 @@
+//! **Pure.** What is to be done next to keep one service registered. Time comes in as an
+//! argument.
+//!
+//! | known | next |
+//! | --- | --- |
+//! | nothing, or a request failed | look, after a pause |
+//! | the id is not there, or is ours from before | register |
+//! | the id belongs to another address or port | leave it alone, and look again each [`LOOK`] |
+//! | it is there | say what has not been said: maintenance, a heartbeat; look again each [`LOOK`] |
+//!
+//! An agent that forgets, or comes back without what it knew, is found out within [`LOOK`]
+//! and the pause of a failure: less than 2 s together.
+
+use std::time::{Duration, Instant};
+
+use crate::endpoint::Health;
+
+/// Time between two looks.
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
+
+/// Pause after a request that failed, and after one that is not permitted.
+const FAILED: Duration = Duration::from_millis(400);
+const DENIED: Duration = Duration::from_secs(5);
+
+/// Pause where the agent has forgotten.
+const FORGOTTEN: Duration = Duration::from_millis(50);
+
+/// What the user wants the agent to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    /// The reason of maintenance.
+    pub(crate) maintenance: Option<Box<str>>,
+    /// What heartbeats say, and a text with it.
+    pub(crate) health: (Health, Box<str>),
+    pub(crate) stop: bool,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Self {
+            maintenance: None,
+            health: (Health::Passing, Box::default()),
+            stop: false,
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Look,
+    Register,
+    /// Into maintenance with a reason, or out of it.
+    Maintain(Option<Box<str>>),
+    /// All heartbeats.
+    Beat,
+    Rest(Instant),
+}
+
+/// What a look saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Nothing,
+    /// The same id at our address and port.
+    Ours,
+    /// The same id elsewhere.
+    Another,
+}
+
+/// How a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    Denied,
+    /// The agent does not know what it was told before.
+    Forgotten,
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Nothing,
+    Absent,
+    Present,
+    Taken,
+}
+
+/// The state of one service at its agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Agenda {
+    known: Known,
+    /// It was registered by us.
+    registered: bool,
+    /// What is there is not all that we said.
+    renew: bool,
+    /// What the agent was told last.
+    maintenance: Option<Box<str>>,
+    health: Option<(Health, Box<str>)>,
+    /// Time between two heartbeats, if there are any.
+    beat: Option<Duration>,
+    beaten: Instant,
+    looked: Instant,
+    pause: Instant,
+}
+
+impl Agenda {
+    /// `ttl`: the shortest of those of its heartbeats.
+    pub(crate) fn new(ttl: Option<Duration>, now: Instant) -> Self {
+        Self {
+            known: Known::Nothing,
+            registered: false,
+            renew: false,
+            maintenance: None,
+            health: None,
+            // Two may be lost.
+            beat: ttl.map(|ttl| ttl / 3),
+            beaten: now,
+            looked: now,
+            pause: now,
+        }
+    }
+
+    pub(crate) fn next(&self, wishes: &Wishes, now: Instant) -> Step {
+        if now < self.pause {
+            return Step::Rest(self.pause);
+        }
+        let look = self.looked + LOOK;
+        match self.known {
+            Known::Nothing => Step::Look,
+            Known::Absent => Step::Register,
+            Known::Taken | Known::Present if now >= look => Step::Look,
+            Known::Taken => Step::Rest(look),
+            Known::Present if self.maintenance != wishes.maintenance => {
+                Step::Maintain(wishes.maintenance.clone())
+            }
+            Known::Present => match self.beat.map(|beat| self.beaten + beat) {
+                Some(due) if now >= due || self.health.as_ref() != Some(&wishes.health) => {
+                    Step::Beat
+                }
+                Some(due) => Step::Rest(look.min(due)),
+                None => Step::Rest(look),
+            },
+        }
+    }
+
+    pub(crate) fn saw(&mut self, seen: Seen, now: Instant) {
+        self.looked = now;
+        self.known = match seen {
+            Seen::Another => Known::Taken,
+            Seen::Ours if self.registered && !self.renew => Known::Present,
+            // Of an earlier run: its checks may be others.
+            Seen::Ours | Seen::Nothing => Known::Absent,
+        };
+    }
+
+    /// True: it was before.
+    pub(crate) fn has_registered(&mut self, now: Instant) -> bool {
+        (self.known, self.looked) = (Known::Present, now);
+        // With it everything else begins anew.
+        (self.maintenance, self.health, self.renew) = (None, None, false);
+        std::mem::replace(&mut self.registered, true)
+    }
+
+    pub(crate) fn has_maintained(&mut self, reason: Option<Box<str>>) {
+        self.maintenance = reason;
+    }
+
+    pub(crate) fn has_beaten(&mut self, health: (Health, Box<str>), now: Instant) {
+        (self.health, self.beaten) = (Some(health), now);
+    }
+
+    pub(crate) fn failed(&mut self, how: Failed, now: Instant) {
+        self.known = Known::Nothing;
+        self.renew |= how == Failed::Forgotten;
+        self.pause = match how {
+            Failed::Forgotten => now + FORGOTTEN,
+            Failed::Other => now + FAILED,
+            Failed::Denied => now + DENIED,
+        };
+    }
+
+    /// Whether its id was last seen to belong to somebody else.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.known == Known::Taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    const TTL: Duration = Duration::from_secs(9);
+
+    #[test]
+    fn what_is_forgotten_is_registered_again_and_told_everything_again() {
+        let mut now = clock::now();
+        let mut agenda = Agenda::new(Some(TTL), now);
+        let wishes = Wishes {
+            maintenance: Some("upgrade".into()),
+            ..Wishes::default()
+        };
+        for round in 0..2 {
+            assert_eq!(agenda.next(&wishes, now), Step::Look);
+            agenda.saw(Seen::Nothing, now);
+            assert_eq!(agenda.next(&wishes, now), Step::Register);
+            assert_eq!(agenda.has_registered(now), round == 1);
+            let reason = Some("upgrade".into());
+            assert_eq!(agenda.next(&wishes, now), Step::Maintain(reason.clone()));
+            agenda.has_maintained(reason);
+            assert_eq!(agenda.next(&wishes, now), Step::Beat);
+            agenda.has_beaten(wishes.health.clone(), now);
+            assert_eq!(agenda.next(&wishes, now), Step::Rest(now + LOOK));
+            now += LOOK;
+        }
+        assert_eq!(agenda.next(&wishes, now), Step::Look);
+        agenda.saw(Seen::Ours, now);
+        now += TTL / 3;
+        assert_eq!(agenda.next(&wishes, now), Step::Look);
+        agenda.saw(Seen::Ours, now);
+        assert_eq!(agenda.next(&wishes, now), Step::Beat);
+        // A check alone is gone.
+        agenda.failed(Failed::Forgotten, now);
+        now += FORGOTTEN;
+        assert_eq!(agenda.next(&wishes, now), Step::Look);
+        agenda.saw(Seen::Ours, now);
+        assert_eq!(agenda.next(&wishes, now), Step::Register);
+    }
+
+    #[test]
+    fn a_word_of_the_user_is_told_at_once() {
+        let now = clock::now();
+        let mut agenda = Agenda::new(Some(TTL), now);
+        agenda.saw(Seen::Nothing, now);
+        agenda.has_registered(now);
+        agenda.has_beaten(Wishes::default().health, now);
+        let wishes = Wishes {
+            health: (Health::Warning, "disk is full".into()),
+            ..Wishes::default()
+        };
+        assert_eq!(agenda.next(&wishes, now), Step::Beat);
+    }
+
+    #[test]
+    fn an_id_of_somebody_else_is_left_alone() {
+        let mut now = clock::now();
+        let mut agenda = Agenda::new(None, now);
+        for _ in 0..5 {
+            assert_eq!(agenda.next(&Wishes::default(), now), Step::Look);
+            agenda.saw(Seen::Another, now);
+            assert_eq!(agenda.next(&Wishes::default(), now), Step::Rest(now + LOOK));
+            now += LOOK;
+        }
+        assert!(agenda.is_taken());
+    }
+
+    #[test]
+    fn a_failure_costs_a_pause_and_then_a_look() {
+        let now = clock::now();
+        let mut agenda = Agenda::new(None, now);
+        agenda.saw(Seen::Nothing, now);
+        agenda.failed(Failed::Other, now);
+        let wishes = Wishes::default();
+        let Step::Rest(until) = agenda.next(&wishes, now) else {
+            panic!("it does not rest");
+        };
+        assert!(until <= now + LOOK);
+        assert_eq!(agenda.next(&wishes, until), Step::Look);
+    }
+}

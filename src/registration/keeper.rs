@@ -1,0 +1,277 @@
+//! **Shell.** Carries out what the [`agenda`](super::agenda) says for one service, at one
+//! address of an agent: a service that is registered at two agents is there twice.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Deserialize;
+use tokio::{
+    sync::watch,
+    time::{sleep, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    RegistrationState, State,
+    agenda::{Agenda, Failed, Seen, Step, Wishes},
+    definition::ServiceDefinition,
+};
+use crate::{
+    clock,
+    consul::{
+        health::ask::escaped,
+        http::{Agent, Reply, Trouble, Verb},
+    },
+    error::{Error, ErrorKind},
+    metrics::Counters,
+};
+
+/// For one request.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Times that a deregistration is tried, and the pause between.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// One service, and the agent that it is registered at.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    pub(super) agent: Arc<Agent>,
+    pub(super) definition: Arc<ServiceDefinition>,
+    /// Namespace and partition, as they stand in a query, each with `&` before.
+    pub(super) place: Arc<str>,
+}
+
+/// What is read of an instance at its agent.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct There {
+    #[serde(default)]
+    address: String,
+    #[serde(default)]
+    port: u64,
+    #[serde(default)]
+    service: String,
+}
+
+impl Line {
+    async fn send(&self, verb: Verb, path: &str) -> Result<Reply, Trouble> {
+        let path = format!("{path}{}", self.place);
+        match self.agent.addresses().next() {
+            Some(address) => self.agent.send(address, verb, &path, LIMIT).await,
+            None => Err(Trouble::Config("the HTTP API is turned off".into())),
+        }
+    }
+
+    async fn put(&self, path: &str, body: String) -> Result<(), Trouble> {
+        let reply = self.send(Verb::Put(body.into()), path).await?;
+        match reply.status {
+            404 => Err(Trouble::Status {
+                code: 404,
+                text: "not known there".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What its id stands for at the agent; where that is another one, its address.
+    async fn look(&self) -> Result<(Seen, Option<Box<str>>), Trouble> {
+        let path = format!("/v1/agent/service/{}?", escaped(&self.definition.id()));
+        let reply = self.send(Verb::Get, &path).await?;
+        if reply.status == 404 {
+            return Ok((Seen::Nothing, None));
+        }
+        let there: There = serde_json::from_slice(&reply.body).map_err(|error| {
+            Trouble::Transport(format!("the reply is not read: {error}").into())
+        })?;
+        let ours = self.definition.is_at(&there.address, there.port)
+            && there.service == self.definition.name();
+        if ours {
+            return Ok((Seen::Ours, None));
+        }
+        let whose = format!("{} at {}:{}", there.service, there.address, there.port);
+        Ok((Seen::Another, Some(whose.escape_debug().to_string().into())))
+    }
+
+    async fn register(&self) -> Result<(), Trouble> {
+        let path = "/v1/agent/service/register?replace-existing-checks=true";
+        self.put(path, self.definition.body().to_string()).await
+    }
+
+    async fn maintain(&self, reason: Option<&str>) -> Result<(), Trouble> {
+        let id = escaped(&self.definition.id());
+        let path = match reason {
+            Some(reason) => format!(
+                "/v1/agent/service/maintenance/{id}?enable=true&reason={}",
+                escaped(reason)
+            ),
+            None => format!("/v1/agent/service/maintenance/{id}?enable=false"),
+        };
+        self.put(&path, String::new()).await
+    }
+
+    async fn beat(&self, wishes: &Wishes) -> Result<(), Trouble> {
+        let (health, text) = &wishes.health;
+        let body = serde_json::json!({ "Status": health.as_str(), "Output": text }).to_string();
+        for (check, _) in self.definition.heartbeats() {
+            let path = format!("/v1/agent/check/update/{}?", escaped(&check));
+            self.put(&path, body.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes it away where the agent knows it as ours.
+    pub(super) async fn deregister_ours(&self) -> Result<(), Error> {
+        match self.look().await {
+            Ok((Seen::Another | Seen::Nothing, _)) => Ok(()),
+            Ok((Seen::Ours, _)) | Err(_) => self.deregister().await,
+        }
+    }
+
+    /// Takes it away from the agent; where it is not there, that is done.
+    pub(super) async fn deregister(&self) -> Result<(), Error> {
+        let id = self.definition.id();
+        let path = format!("/v1/agent/service/deregister/{}?", escaped(&id));
+        let mut tried = 1;
+        loop {
+            let trouble = match self.put(&path, String::new()).await {
+                Ok(()) => return Ok(()),
+                Err(Trouble::Status { code: 404, .. }) => return Ok(()),
+                Err(Trouble::Status { text, .. }) if text.contains("Unknown service") => {
+                    return Ok(());
+                }
+                Err(trouble) => trouble,
+            };
+            if tried == TRIES || matches!(trouble, Trouble::Denied(_)) {
+                let kind = match trouble {
+                    Trouble::Denied(_) => ErrorKind::Denied,
+                    _ => ErrorKind::Unavailable,
+                };
+                let message = format!(
+                    "{id} could not be deregistered: {trouble}; the agent does so when its \
+                     checks have failed for long enough, or: consul services deregister -id {id}"
+                );
+                return Err(Error::new(kind, message));
+            }
+            tried += 1;
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Keeps it registered until that is no longer wished; then takes it away.
+pub(super) async fn keep(
+    line: Line,
+    mut wishes: watch::Receiver<Wishes>,
+    state: State,
+    counters: Arc<Counters>,
+) -> Result<(), Error> {
+    let id = line.definition.id();
+    let shortest = line.definition.heartbeats().map(|(_, ttl)| ttl).min();
+    let mut agenda = Agenda::new(shortest, clock::now());
+    // What is sent may be carried out, whatever comes back.
+    let mut sent = false;
+    loop {
+        let wish = wishes.borrow_and_update().clone();
+        if wish.stop {
+            break;
+        }
+        let done = match agenda.next(&wish, clock::now()) {
+            Step::Rest(until) => {
+                tokio::select! {
+                    () = sleep_until(until.into()) => {}
+                    // Without a guard there is nothing to be kept.
+                    changed = wishes.changed() => if changed.is_err() { break },
+                }
+                continue;
+            }
+            Step::Look => line.look().await.map(|(seen, whose)| {
+                agenda.saw(seen, clock::now());
+                if let Some(whose) = whose {
+                    tell(&state, &id, RegistrationState::Taken(whose));
+                }
+            }),
+            Step::Register => {
+                sent = true;
+                line.register().await
+            }
+            .map(|()| {
+                let again = agenda.has_registered(clock::now());
+                counters.registered(again);
+                if again {
+                    warn!(%id, "the agent had forgotten it: registered again");
+                }
+                tell(&state, &id, RegistrationState::Registered);
+            }),
+            Step::Maintain(reason) => line
+                .maintain(reason.as_deref())
+                .await
+                .map(|()| agenda.has_maintained(reason)),
+            Step::Beat => line
+                .beat(&wish)
+                .await
+                .map(|()| agenda.has_beaten(wish.health.clone(), clock::now())),
+        };
+        if let Err(trouble) = done {
+            let how = match &trouble {
+                Trouble::Denied(_) => Failed::Denied,
+                Trouble::Status { code: 404, .. } => Failed::Forgotten,
+                // Consul 1.8 says so of a check that it does not know.
+                Trouble::Status { text, .. } if text.contains("does not have associated TTL") => {
+                    Failed::Forgotten
+                }
+                _ => Failed::Other,
+            };
+            debug!(%id, %trouble, "the agent did not take it");
+            agenda.failed(how, clock::now());
+            if how != Failed::Forgotten {
+                let kind = match how {
+                    Failed::Denied => ErrorKind::Denied,
+                    _ => ErrorKind::Unavailable,
+                };
+                let whom = line.agent.addresses().next();
+                let whom = whom.map_or_else(String::new, ToString::to_string);
+                let mend = match how {
+                    Failed::Denied => "; give a token with service:write: CONSUL_HTTP_TOKEN_FILE",
+                    _ => "; it is tried again until that works",
+                };
+                let message = format!("{id} is not registered at {whom}: {trouble}{mend}");
+                tell(
+                    &state,
+                    &id,
+                    RegistrationState::Failing(Error::new(kind, message)),
+                );
+            }
+        }
+    }
+    if !sent || agenda.is_taken() {
+        return Ok(());
+    }
+    let done = line.deregister().await;
+    if done.is_ok() {
+        tell(&state, &id, RegistrationState::Gone);
+    }
+    done
+}
+
+/// Only what is new is worth a line.
+fn tell(state: &State, id: &str, now: RegistrationState) {
+    state.all.send_if_modified(|all| {
+        let Some(before) = all.get_mut(state.at) else {
+            return false;
+        };
+        if before.is_like(&now) {
+            return false;
+        }
+        match &now {
+            RegistrationState::Registered => info!(%id, "registered"),
+            RegistrationState::Failing(error) => warn!("{error}"),
+            RegistrationState::Taken(whose) => {
+                warn!(%id, %whose, "the id belongs to another instance, which is left alone");
+            }
+            RegistrationState::Gone => info!(%id, "deregistered"),
+            RegistrationState::Pending => {}
+        }
+        *before = now;
+        true
+    });
+}

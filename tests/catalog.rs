@@ -1,0 +1,176 @@
+//! All that is registered at a real agent: names, instances, checks, a registry; and the
+//! command that lists them.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::process::{Command, Output};
+
+use proconsul::{ErrorKind, Filter, Health, Resolver};
+use serde_json::{Value, json};
+use support::{Agent, closed_port, wait_for};
+
+fn resolver(http: &str) -> Resolver {
+    Resolver::builder().dns("none").http(http).build().unwrap()
+}
+
+/// Three instances: one is well, one warns, one is critical.
+async fn agent() -> Agent {
+    let agent = Agent::start().await;
+    for (id, kind, status) in [
+        ("chat-1", "ai", "passing"),
+        ("chat-2", "ai", "warning"),
+        ("chat-3", "old", "critical"),
+    ] {
+        let body = json!({
+            "Name": "chat", "ID": id, "Address": "10.0.0.1", "Port": 80, "Tags": ["v1", id],
+            "Meta": { "type": kind },
+            "Check": { "CheckID": format!("own:{id}"), "Name": "disk", "TTL": "1h", "Status": "passing" },
+        });
+        agent.register_service(body).await;
+        let path = format!("/v1/agent/check/update/own:{id}");
+        agent
+            .put(
+                &path,
+                json!({ "Status": status, "Output": format!("{status} it is") }),
+            )
+            .await;
+    }
+    let db = json!({ "Name": "db", "Port": 5432 });
+    agent.register_service(db).await;
+    let resolver = resolver(&agent.http());
+    wait_for("the states in the catalog", async || {
+        let all = resolver.instances("chat").await.ok()?;
+        let health = |at: usize| all.get(at).map(|one| one.health);
+        let wanted = [Health::Passing, Health::Warning, Health::Critical];
+        ([health(0)?, health(1)?, health(2)?] == wanted).then_some(())
+    })
+    .await;
+    agent
+}
+
+#[tokio::test]
+async fn services_are_listed_with_tags_and_instances_with_every_check() {
+    let agent = agent().await;
+    let resolver = resolver(&agent.http());
+    let services = resolver.services().await.unwrap();
+    let names: Vec<_> = services.iter().map(|service| &*service.name).collect();
+    assert_eq!(names, ["chat", "consul", "db"]);
+    let mut tags = services[0].tags.to_vec();
+    tags.sort_unstable();
+    assert_eq!(
+        tags,
+        [
+            "chat-1".into(),
+            "chat-2".into(),
+            "chat-3".into(),
+            "v1".into()
+        ] as [Box<str>; 4]
+    );
+    let instances = resolver.instances("chat").await.unwrap();
+    let bad = &instances[2];
+    assert_eq!(
+        (&*bad.id, bad.health, bad.to_string()),
+        ("chat-3", Health::Critical, "10.0.0.1:80".into())
+    );
+    let check = bad.checks.iter().find(|check| !check.of_node).unwrap();
+    assert_eq!(
+        (&*check.id, &*check.name, &*check.output),
+        ("own:chat-3", "disk", "critical it is")
+    );
+    assert!(bad.checks.iter().any(|check| check.of_node));
+    assert_eq!(resolver.instances("nobody").await.unwrap(), []);
+    assert!(resolver.is_available("chat").await.unwrap());
+    assert!(!resolver.is_available("nobody").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_registry_finds_by_name_tag_and_metadata_and_looks_again_for_what_it_misses() {
+    let agent = agent().await;
+    let registry = resolver(&agent.http()).registry();
+    let found = async |filter: Filter| {
+        let found = registry.find(&filter).await.unwrap();
+        found
+            .into_iter()
+            .map(|one| one.id.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(registry.service("chat").await.unwrap().len(), 3);
+    assert_eq!(found(Filter::new().tag("chat-2")).await, ["chat-2"]);
+    assert_eq!(
+        found(Filter::new().of_type("ai")).await,
+        ["chat-1", "chat-2"]
+    );
+    assert_eq!(
+        found(Filter::new().of_type("ai").passing()).await,
+        ["chat-1"]
+    );
+    assert_eq!(registry.service("web").await.unwrap().len(), 0);
+    agent
+        .register_service(json!({ "Name": "web", "Port": 1 }))
+        .await;
+    // Once a second it is looked for.
+    wait_for("what is new", async || {
+        (registry.service("web").await.unwrap().len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(registry.names().await.unwrap().len(), 4);
+    assert!(registry.age().is_some());
+}
+
+#[tokio::test]
+async fn nobody_who_answers_is_not_nothing_that_is_there() {
+    let http = format!("http://{}", closed_port());
+    let resolver = resolver(&http);
+    let error = resolver.services().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        error.to_string().contains(&http) && error.attempts().len() == 1,
+        "{error}"
+    );
+    assert!(resolver.is_available("web").await.is_err());
+    assert!(resolver.registry().service("web").await.is_err());
+    let agent = agent().await;
+    let both = format!("{http},{}", agent.http());
+    assert_eq!(self::resolver(&both).services().await.unwrap().len(), 3);
+    // What a registry knows outlives its agent.
+    let mut agent = agent;
+    let registry = self::resolver(&agent.http()).registry();
+    registry.refresh().await.unwrap();
+    agent.kill();
+    assert_eq!(registry.service("chat").await.unwrap().len(), 3);
+    assert!(registry.refresh().await.is_err());
+    assert_eq!(registry.service("nobody").await.unwrap().len(), 0);
+}
+
+fn run(agent: &Agent, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command.env_clear().arg("services").args(arguments);
+    command.args(["--http", &agent.http()]).output().unwrap()
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn the_program_lists_services_and_says_why_an_instance_is_not_healthy() {
+    let agent = agent().await;
+    let short = run(&agent, &["-o", "short"]);
+    assert_eq!(text(short.stdout), "chat\nconsul\ndb\n");
+    let told: Value =
+        serde_json::from_slice(&run(&agent, &["--json", "--tag", "V1"]).stdout).unwrap();
+    assert_eq!(told["services"].as_array().unwrap().len(), 1);
+    assert_eq!(told["services"][0]["name"], "chat");
+    let table = text(run(&agent, &["chat"]).stdout);
+    assert!(
+        table.contains("chat-3") && table.contains("disk critical: critical it is"),
+        "{table}"
+    );
+    let told: Value = serde_json::from_slice(&run(&agent, &["chat", "--json"]).stdout).unwrap();
+    assert_eq!(told["instances"][1]["health"], "warning");
+    let none = run(&agent, &["nobody", "--json"]);
+    assert_eq!(none.status.code(), Some(3));
+    let told: Value = serde_json::from_slice(&none.stdout).unwrap();
+    assert_eq!(told["error"]["kind"], "not_found");
+}
