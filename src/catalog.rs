@@ -15,7 +15,6 @@ use crate::{
     consul::{
         api::Api,
         health::ask::escaped,
-        http::Reply,
         instances::{self, Instance, ServiceName},
     },
     error::{Error, ErrorKind},
@@ -89,7 +88,10 @@ async fn services(api: &Api) -> Result<Vec<ServiceName>, Error> {
     let what = "the services in the catalog";
     let reply = api.get("/v1/catalog/services?stale", what).await?;
     let read = instances::services(&reply.body).map_err(|error| unread(what, &error))?;
-    seen(&reply, read.is_empty(), what)?;
+    // A catalog without Consul's own service is one that may not be read.
+    if read.is_empty() {
+        return Err(denied(what));
+    }
     Ok(read)
 }
 
@@ -98,18 +100,23 @@ async fn read(api: &Api, service: &str) -> Result<Vec<Instance>, Error> {
     let path = format!("/v1/health/service/{}?stale", escaped(service));
     let reply = api.get(&path, &what).await?;
     let read = instances::instances(service, &reply.body).map_err(|error| unread(&what, &error))?;
-    seen(&reply, read.is_empty(), &what)?;
+    if read.is_empty() && (reply.filtered_by_acls || !sees_consul(api).await?) {
+        return Err(denied(&what));
+    }
     Ok(read)
 }
 
+/// Consul's own service, which is always there: who does not see it may see nothing.
+async fn sees_consul(api: &Api) -> Result<bool, Error> {
+    let reply = api.get("/v1/health/service/consul?stale", "Consul's own service");
+    Ok(instances::instances("consul", &reply.await?.body).is_ok_and(|read| !read.is_empty()))
+}
+
 /// Nothing, because the token may see nothing, is not nothing.
-fn seen(reply: &Reply, is_empty: bool, what: &str) -> Result<(), Error> {
-    if !(is_empty && reply.filtered_by_acls) {
-        return Ok(());
-    }
+fn denied(what: &str) -> Error {
     let mend = "give one with service:read and node:read, CONSUL_HTTP_TOKEN_FILE or --token-file";
     let message = format!("{what}: the token may not see them; {mend}");
-    Err(Error::new(ErrorKind::Denied, message))
+    Error::new(ErrorKind::Denied, message)
 }
 
 fn unread(what: &str, error: &serde_json::Error) -> Error {

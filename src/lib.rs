@@ -142,6 +142,7 @@
 //! | do so from code that is not async | [`blocking::Resolver`] |
 //! | register services, and keep them registered | [`Resolver::register`], [`ServiceDefinition`], [`Check`], [`Registration`], [`RegistrationState`] |
 //! | see all that is registered, and its checks | [`Resolver::services`], [`Resolver::instances`], [`Registry`], [`ServiceName`], [`Instance`], [`CheckState`] |
+//! | see how Consul's servers are | [`Resolver::cluster`], [`Cluster`], [`ClusterHealth`], [`Server`] |
 //! | read, write and watch settings | [`Resolver::kv`], [`Kv`], [`KvEntry`], [`Setting`] |
 //! | see DNS records | [`Records`], [`Record`], [`Section`] |
 //! | know what went wrong | [`Error`], [`ErrorKind`], [`Attempt`], [`Outcome`] |
@@ -164,6 +165,7 @@ mod catalog;
 mod change;
 mod circuit;
 mod clock;
+mod cluster;
 mod complete;
 mod config;
 mod consul;
@@ -204,6 +206,7 @@ mod zone;
 pub use balance::{Picker, Strategy, UnknownStrategy};
 pub use catalog::Registry;
 pub use change::Change;
+pub use cluster::{Cluster, ClusterHealth, Server};
 pub use config::ResolverBuilder;
 pub use consul::instances::{CheckState, Instance, ServiceName};
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};

@@ -201,11 +201,11 @@ async fn the_program_prints_each_value_until_it_is_interrupted() {
     kv.put("a", "1").await.unwrap();
     let mut child = program(&agent, &["watch", "a", "--json"]);
     let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (tell, mut told) = tokio::sync::mpsc::channel(16);
     let out = child.stdout.take().unwrap();
     std::thread::spawn(move || {
         for line in BufReader::new(out).lines().map_while(Result::ok) {
-            _ = tell.send(line);
+            _ = tell.blocking_send(line);
         }
     });
     let mut next = async || -> Value {

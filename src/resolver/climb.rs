@@ -280,17 +280,24 @@ impl Inner {
         let Question { name, fqdn } = question;
         let place = name.locality().datacenter.as_deref().unwrap_or_default();
         // Who lost sight of what is known says nothing of what is not.
-        let (wants, blind) = {
+        let (wants, blind, unmet) = {
             let mut evidence = self.evidence();
-            let wants = said.known && evidence.wants_canary(&said.nothing);
+            let wants = evidence.wants_canary(&said.nothing);
+            let agent = said.rung != Rung::Static;
+            // Another datacenter need not be there at all.
+            let unmet = wants && agent && place.is_empty() && !evidence.knows_canary(place);
             (
-                wants,
-                evidence.is_blinded(clock::now()) && said.rung != Rung::Static,
+                wants && said.known,
+                agent && evidence.is_blinded(clock::now()),
+                unmet && !said.known,
             )
         };
         let mut canary = Canary::Silent;
-        if wants || blind {
+        if wants || blind || unmet {
             canary = self.ask_canary(said.rung, place).await;
+        }
+        if unmet && canary == Canary::Gone {
+            return Landed::Kept(told::unseen(fqdn, attempts));
         }
         let now = clock::now();
         let belief = match (said.known, blind) {

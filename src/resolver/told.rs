@@ -43,6 +43,15 @@ pub(super) fn not_found(name: &ConsulName, domain: &Domain, attempts: Vec<Attemp
     )
 }
 
+/// Nothing is seen there, not even what is always there.
+pub(super) fn unseen(fqdn: &str, attempts: Vec<Attempt>) -> Error {
+    let message = format!(
+        "{fqdn}: not permitted: the agent shows not even Consul's own service; with ACLs in force \
+         give its dns or default token, and ours, service:read and node:read"
+    );
+    Error::with_attempts(ErrorKind::Denied, message, attempts)
+}
+
 /// A source says that it is gone, and that is not believed.
 pub(super) fn held(fqdn: &str, reason: Reason, attempts: Vec<Attempt>) -> Error {
     // Who sees nothing of Consul's own service has lost the right to see.

@@ -1,0 +1,159 @@
+//! **Door.** [`Cluster`]: the servers behind an agent: who leads, who votes, who is well
+//! (Consul docs: Status and Operator HTTP API).
+
+use serde::Deserialize;
+
+use crate::{
+    consul::{api::Api, http::Reply},
+    error::{Error, ErrorKind},
+    resolver::Resolver,
+};
+
+/// The servers as an agent sees them; made by [`Resolver::cluster`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Cluster {
+    /// The leader's address; `None`: there is none, and nothing can be changed.
+    pub leader: Option<Box<str>>,
+    /// The addresses of all servers that vote.
+    pub peers: Box<[Box<str>]>,
+    /// How they are, as the leader says; it needs `operator:read`.
+    pub servers: Result<ClusterHealth, Error>,
+}
+
+/// How the servers are (Consul docs: Autopilot).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClusterHealth {
+    /// All are well.
+    pub healthy: bool,
+    /// Servers that may be lost before nothing can be changed any more.
+    pub failure_tolerance: u64,
+    /// Each of them; empty where not all are well and the agent does not say more.
+    pub servers: Box<[Server]>,
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Server {
+    /// Its node's name.
+    pub name: Box<str>,
+    /// Where the other servers reach it.
+    pub address: Box<str>,
+    /// It leads.
+    pub leader: bool,
+    /// It votes.
+    pub voter: bool,
+    /// It is well.
+    pub healthy: bool,
+    /// Its version of Consul.
+    pub version: Box<str>,
+}
+
+impl Resolver {
+    /// The servers behind the agent.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unavailable`] and [`ErrorKind::Timeout`] where no agent answers,
+    /// [`ErrorKind::Invalid`] where the HTTP API is turned off. An agent that has lost its
+    /// servers answers, and knows no leader.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn cluster(&self) -> Result<Cluster, Error> {
+        let api = self.api();
+        let leader = match api.get("/v1/status/leader?", "the leader").await {
+            Ok(reply) => json::<Option<Box<str>>>("the leader", &reply)?,
+            Err(error) if has_no_leader(&error) => None,
+            Err(error) => return Err(error),
+        };
+        let peers = match api.get("/v1/status/peers?", "the servers").await {
+            Ok(reply) => json::<Option<Box<[Box<str>]>>>("the servers", &reply)?,
+            Err(error) if has_no_leader(&error) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Cluster {
+            leader: leader.filter(|leader| !leader.is_empty()),
+            peers: peers.unwrap_or_default(),
+            servers: servers(&api).await,
+        })
+    }
+}
+
+/// What an agent says that is there and has lost its servers.
+fn has_no_leader(error: &Error) -> bool {
+    let told = error.to_string();
+    ["No cluster leader", "No known Consul servers", "rpc error"]
+        .iter()
+        .any(|words| told.contains(words))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Told {
+    #[serde(default)]
+    healthy: bool,
+    #[serde(default)]
+    failure_tolerance: u64,
+    #[serde(default)]
+    servers: Option<Vec<ToldServer>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ToldServer {
+    #[serde(default)]
+    name: Box<str>,
+    #[serde(default)]
+    address: Box<str>,
+    #[serde(default)]
+    leader: bool,
+    #[serde(default)]
+    voter: bool,
+    #[serde(default)]
+    healthy: bool,
+    #[serde(default)]
+    version: Box<str>,
+}
+
+async fn servers(api: &Api) -> Result<ClusterHealth, Error> {
+    let what = "the health of the servers";
+    let told: Told = match api.get("/v1/operator/autopilot/health?", what).await {
+        Ok(reply) => json(what, &reply)?,
+        // That is how it says that not all are well.
+        Err(error) if error.to_string().contains("status 429") => Told {
+            healthy: false,
+            failure_tolerance: 0,
+            servers: None,
+        },
+        Err(error) => return Err(error),
+    };
+    let server = |told: ToldServer| Server {
+        name: told.name,
+        address: told.address,
+        leader: told.leader,
+        voter: told.voter,
+        healthy: told.healthy,
+        version: told.version,
+    };
+    Ok(ClusterHealth {
+        healthy: told.healthy,
+        failure_tolerance: told.failure_tolerance,
+        servers: told
+            .servers
+            .unwrap_or_default()
+            .into_iter()
+            .map(server)
+            .collect(),
+    })
+}
+
+fn json<'a, T: Deserialize<'a>>(what: &str, reply: &'a Reply) -> Result<T, Error> {
+    serde_json::from_slice(&reply.body).map_err(|error| {
+        let message = format!("{what}: the reply is not the JSON asked for: {error}");
+        Error::new(ErrorKind::Unavailable, message)
+    })
+}
