@@ -291,8 +291,9 @@ impl Registry {
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let services = self.known().services.len();
         f.debug_struct("Registry")
-            .field("services", &self.known().services.len())
+            .field("services", &services)
             .field("age", &self.age())
             .finish_non_exhaustive()
     }

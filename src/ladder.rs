@@ -8,6 +8,7 @@
 //! | DNS | a set that may be cut | HTTP; if that has no set, give the cut one, marked |
 //! | DNS | no such name, and nothing else was ever heard | not found |
 //! | DNS | no such name, but there was a set before | HTTP is to confirm it; [`evidence`](crate::evidence) judges |
+//! | DNS | no such name, and Consul's own service is none either | as not permitted: HTTP, whose token may see more |
 //! | DNS | refused, garbled, SERVFAIL | HTTP at once |
 //! | DNS | nothing yet, for longer than its answers take | HTTP beside it; who has a whole set first wins |
 //! | HTTP | a set | give it |

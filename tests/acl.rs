@@ -244,3 +244,22 @@ async fn not_permitted_is_told_from_not_there() {
     assert!(unknown.kv().get("a").await.unwrap_err().is_denied());
     assert!(!registers(&unknown, "web").await);
 }
+
+#[tokio::test]
+async fn where_dns_may_show_nothing_http_is_asked() {
+    // The agent's own token for DNS is the anonymous one, which may see nothing.
+    let agent = agent().await;
+    let builder = Resolver::builder().dns(&agent.dns().to_string());
+    let both = builder.http(&agent.http()).token(MASTER).build().unwrap();
+    let found = both.lookup("db").await.unwrap();
+    assert_eq!(found.source(), proconsul::Source::Http);
+    assert!(both.lookup("nobody").await.unwrap_err().is_not_found());
+    let alone = Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http("none");
+    let error = alone.build().unwrap().lookup("db").await.unwrap_err();
+    assert!(
+        error.is_denied() && error.to_string().contains("dns or default token"),
+        "{error}"
+    );
+}

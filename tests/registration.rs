@@ -174,6 +174,19 @@ async fn an_agent_that_is_not_there_yet_is_waited_for() {
 }
 
 #[tokio::test]
+async fn an_agent_that_hangs_for_a_while_and_forgets_nothing_is_told_apart() {
+    let agent = Agent::start().await;
+    let mut registration = registered(&agent, web()).await;
+    agent.pause();
+    let is_failing = |state: &RegistrationState| matches!(state, RegistrationState::Failing(_));
+    let failing = async { while !is_failing(&registration.changed().await[0].1) {} };
+    timeout(PATIENCE, failing).await.unwrap();
+    agent.resume();
+    timeout(PATIENCE, registration.registered()).await.unwrap();
+    assert_eq!(times(&agent, "web").await.0, 1);
+}
+
+#[tokio::test]
 async fn a_heartbeat_says_how_it_is_and_that_it_lives() {
     let agent = Agent::start().await;
     let ttl = Duration::from_secs(1);

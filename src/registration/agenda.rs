@@ -178,6 +178,11 @@ impl Agenda {
         };
     }
 
+    /// Whether the agent knows it as we said it.
+    pub(crate) fn is_present(&self) -> bool {
+        self.known == Known::Present
+    }
+
     /// Whether its id was last seen to belong to somebody else.
     pub(crate) fn is_taken(&self) -> bool {
         self.known == Known::Taken

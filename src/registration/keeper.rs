@@ -186,8 +186,13 @@ pub(super) async fn keep(
             }
             Step::Look => line.look().await.map(|(seen, whose)| {
                 agenda.saw(seen, clock::now());
-                if let Some(whose) = whose {
-                    tell(&state, &id, RegistrationState::Taken(whose));
+                match whose {
+                    Some(whose) => tell(&state, &id, RegistrationState::Taken(whose)),
+                    // The agent was away for a while, and has forgotten nothing.
+                    None if agenda.is_present() => {
+                        tell(&state, &id, RegistrationState::Registered);
+                    }
+                    None => {}
                 }
             }),
             Step::Register => {

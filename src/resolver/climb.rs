@@ -121,7 +121,14 @@ impl Inner {
                     air.ask(rung, self.sources.ask(rung, question, Mode::Ask, limit));
                 }
                 Step::Wait(until) => {
-                    if let Some((rung, (heard, made))) = air.hear(until).await {
+                    if let Some((rung, (mut heard, mut made))) = air.hear(until).await {
+                        if let Heard::Nothing(nothing) = &heard
+                            && !known
+                            && self.sees_nothing(rung, name, nothing).await
+                        {
+                            heard = Heard::Denied;
+                            told::mark_unseen(made.last_mut());
+                        }
                         attempts.extend(made);
                         ladder.hear(rung, heard);
                     }
@@ -280,24 +287,17 @@ impl Inner {
         let Question { name, fqdn } = question;
         let place = name.locality().datacenter.as_deref().unwrap_or_default();
         // Who lost sight of what is known says nothing of what is not.
-        let (wants, blind, unmet) = {
+        let (wants, blind) = {
             let mut evidence = self.evidence();
-            let wants = evidence.wants_canary(&said.nothing);
-            let agent = said.rung != Rung::Static;
-            // Another datacenter need not be there at all.
-            let unmet = wants && agent && place.is_empty() && !evidence.knows_canary(place);
+            let wants = said.known && evidence.wants_canary(&said.nothing);
             (
-                wants && said.known,
-                agent && evidence.is_blinded(clock::now()),
-                unmet && !said.known,
+                wants,
+                evidence.is_blinded(clock::now()) && said.rung != Rung::Static,
             )
         };
         let mut canary = Canary::Silent;
-        if wants || blind || unmet {
+        if wants || blind {
             canary = self.ask_canary(said.rung, place).await;
-        }
-        if unmet && canary == Canary::Gone {
-            return Landed::Kept(told::unseen(fqdn, attempts));
         }
         let now = clock::now();
         let belief = match (said.known, blind) {
@@ -343,6 +343,21 @@ impl Inner {
                 Landed::Kept(told::held(fqdn, reason, attempts))
             }
         }
+    }
+
+    /// Whether an agent that says "there is nothing" may show nothing at all, not even
+    /// Consul's own service, which is always there. Asked until that was seen once.
+    async fn sees_nothing(&self, rung: Rung, name: &ConsulName, nothing: &Nothing) -> bool {
+        // Another datacenter need not be there itself.
+        let elsewhere = name.locality().datacenter.is_some();
+        if elsewhere || rung == Rung::Static {
+            return false;
+        }
+        let asks = {
+            let evidence = self.evidence();
+            evidence.wants_canary(nothing) && !evidence.knows_canary("")
+        };
+        asks && self.ask_canary(rung, "").await == Canary::Gone
     }
 
     /// Asks for Consul's own service once a place, to know later whether it can be

@@ -2,7 +2,7 @@
 //! was tried and what to do next.
 
 use crate::{
-    endpoint::{Attempt, Source},
+    endpoint::{Attempt, Outcome, Source},
     error::{Error, ErrorKind},
     name::{ConsulName, Domain, Subject},
     protection::Reason,
@@ -44,12 +44,13 @@ pub(super) fn not_found(name: &ConsulName, domain: &Domain, attempts: Vec<Attemp
 }
 
 /// Nothing is seen there, not even what is always there.
-pub(super) fn unseen(fqdn: &str, attempts: Vec<Attempt>) -> Error {
-    let message = format!(
-        "{fqdn}: not permitted: the agent shows not even Consul's own service; with ACLs in force \
-         give its dns or default token, and ours, service:read and node:read"
-    );
-    Error::with_attempts(ErrorKind::Denied, message, attempts)
+pub(super) fn mark_unseen(attempt: Option<&mut Attempt>) {
+    if let Some(attempt) = attempt {
+        attempt.outcome = Outcome::Denied;
+        attempt.detail = "shows nothing, not even Consul's own service: with ACLs in force the \
+                          agent's dns or default token, or ours, may not read services and nodes"
+            .into();
+    }
 }
 
 /// A source says that it is gone, and that is not believed.

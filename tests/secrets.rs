@@ -1,0 +1,194 @@
+//! Tokens and settings reach nobody: a canary is looked for in all that the program writes,
+//! with every log there is, and in all that the library prints of itself.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use proconsul::{Check, HttpClient, Resolver, ServiceDefinition};
+use serde_json::json;
+use support::{Agent, Serving, closed_port, http_client, wait_for};
+
+/// A token, valid at the agent, that nothing may print.
+const CANARY: &str = "c0ffee00-dead-4bad-beef-0000000canary";
+
+async fn agent() -> Agent {
+    let config = json!({
+        "primary_datacenter": "dc1",
+        "acl": {
+            "enabled": true, "default_policy": "deny",
+            "tokens": { "master": CANARY, "agent": CANARY },
+        },
+    });
+    let agent = Agent::builder().config(config).token(CANARY).start().await;
+    let web = json!({ "Name": "web", "Address": "10.0.0.1", "Port": 80 });
+    agent.register_service(web).await;
+    agent
+}
+
+fn directory(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let directory = directory.join(format!("{name}-{}", std::process::id()));
+    _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+fn is_clean(what: &str, bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    assert!(!text.contains(CANARY), "{what} tells the token:\n{text}");
+    // Nor the half of it.
+    assert!(!text.contains("0000000canary"), "{what}:\n{text}");
+}
+
+#[tokio::test]
+async fn no_command_prints_the_token_whatever_it_logs() {
+    let agent = agent().await;
+    let directory = directory("secrets");
+    let file = directory.join("token");
+    fs::write(&file, format!("{CANARY}\n")).unwrap();
+    let snapshot = directory.join("snapshot");
+    let silent = format!("http://{}", closed_port());
+    let mut seen = 0;
+    for http in [agent.http(), silent] {
+        for arguments in [
+            &["lookup", "web"][..],
+            &["lookup", "nosuch", "--json"],
+            &["lookup", "web", "SRV"],
+            &["pick", "web"],
+            &["explain", "web", "--json"],
+            &["services"],
+            &["services", "web", "--json"],
+            &["kv", "put", "a", "1"],
+            &["kv", "get", "a", "--json"],
+            &["kv", "get", "none"],
+            &["doctor", "web"],
+            &["config", "check"],
+            &["register", "job", "--port", "7", "--", "true"],
+        ] {
+            for by_file in [true, false] {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+                command.env_clear().args(arguments);
+                command.args(["--http", &http, "--dns", &agent.dns().to_string()]);
+                command.arg("--snapshot").arg(&snapshot);
+                command
+                    .env("RUST_LOG", "trace")
+                    .env("PATH", "/usr/bin:/bin");
+                if by_file {
+                    command.arg("--token-file").arg(&file);
+                } else {
+                    command.env("CONSUL_HTTP_TOKEN", CANARY);
+                }
+                let done = command.stdin(Stdio::null()).output().unwrap();
+                let what = format!("{arguments:?} at {http}");
+                is_clean(&what, &done.stdout);
+                is_clean(&what, &done.stderr);
+                seen += done.stderr.len();
+            }
+        }
+    }
+    assert!(seen > 40_000, "the log was on: {seen} bytes");
+    is_clean("the snapshot", &fs::read(&snapshot).unwrap());
+    // A token that no header carries is told without being told.
+    fs::write(&file, format!("{CANARY} {CANARY}")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command
+        .env_clear()
+        .args(["lookup", "web", "--dns", "none", "--http", &agent.http()]);
+    let done = command.arg("--token-file").arg(&file).output().unwrap();
+    assert!(!done.status.success());
+    is_clean("a bad token file", &done.stderr);
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn the_stub_tells_the_token_to_nobody_who_asks() {
+    let agent = agent().await;
+    let directory = directory("secrets-stub");
+    let log = fs::File::create(directory.join("log")).unwrap();
+    let mut command = support::serve(&agent.dns().to_string(), &agent.http());
+    command
+        .args(["--admin", "127.0.0.1:0"])
+        .env("CONSUL_HTTP_TOKEN", CANARY);
+    let server = Serving::start(command);
+    let client = http_client();
+    let get = async |path: &str| {
+        let url = format!("http://{}{path}", server.admin);
+        client.get(url).send().await.unwrap().bytes().await.unwrap()
+    };
+    wait_for("an answer", async || {
+        let explained = get("/v1/explain?name=web").await;
+        String::from_utf8_lossy(&explained)
+            .contains("found")
+            .then_some(())
+    })
+    .await;
+    for path in [
+        "/",
+        "/metrics",
+        "/v1/status",
+        "/v1/cache",
+        "/v1/explain?name=nosuch",
+        "/nowhere",
+    ] {
+        is_clean(path, &get(path).await);
+    }
+    drop((server, log));
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn nothing_of_the_library_prints_the_token() {
+    let agent = agent().await;
+    let builder = Resolver::builder()
+        .dns("none")
+        .http(&agent.http())
+        .token(CANARY);
+    is_clean("the builder", format!("{builder:?} {builder}").as_bytes());
+    let resolver = builder.build().unwrap();
+    let service = resolver.service("web").unwrap();
+    service.pick().await.unwrap().succeeded();
+    let kv = resolver.kv();
+    kv.put("a", CANARY).await.unwrap();
+    let entry = kv.get("a").await.unwrap().unwrap();
+    let setting = kv.watch::<u32>("a").unwrap();
+    wait_for("the problem", async || setting.problem()).await;
+    let job = ServiceDefinition::new("job", 7).check(Check::ttl(Duration::from_secs(9)));
+    let registration = resolver.register(job).unwrap();
+    let there = tokio::time::timeout(Duration::from_secs(10), registration.registered());
+    assert!(there.await.is_ok(), "{:?}", registration.states());
+    let http = HttpClient::new(&resolver).unwrap();
+    let error = kv.get_as::<u32>("a").await.unwrap_err();
+    let large = kv.put("a", vec![b'x'; 600 << 10]).await.unwrap_err();
+    for (what, printed) in [
+        ("resolver", format!("{resolver:?}")),
+        ("service", format!("{service:?} {:?}", service.standings())),
+        ("kv", format!("{kv:?} {entry:?} {setting:?}")),
+        ("errors", format!("{error} {error:?} {large} {large:?}")),
+        ("registration", format!("{registration:?}")),
+        ("http", format!("{http:?} {:?}", http.get("http://web/"))),
+        ("metrics", resolver.metrics().to_string()),
+        (
+            "status",
+            format!("{:?} {:?}", resolver.status(), resolver.cached(9)),
+        ),
+        ("registry", format!("{:?}", resolver.registry())),
+    ] {
+        is_clean(what, printed.as_bytes());
+    }
+    registration.shutdown().await.unwrap();
+    let refused = Resolver::builder()
+        .token("hush hush\u{7f}")
+        .build()
+        .unwrap_err();
+    assert!(
+        !format!("{refused} {refused:?}").contains("hush"),
+        "{refused}"
+    );
+}
