@@ -142,6 +142,7 @@
 //! | do so from code that is not async | [`blocking::Resolver`] |
 //! | register services, and keep them registered | [`Resolver::register`], [`ServiceDefinition`], [`Check`], [`Registration`], [`RegistrationState`] |
 //! | see all that is registered, and its checks | [`Resolver::services`], [`Resolver::instances`], [`Registry`], [`ServiceName`], [`Instance`], [`CheckState`] |
+//! | speak mTLS between services | [`Resolver::connect`], [`Connect`], [`SpiffeId`], [`SpiffeIdError`] |
 //! | see how Consul's servers are | [`Resolver::cluster`], [`Cluster`], [`ClusterHealth`], [`Server`] |
 //! | read, write and watch settings | [`Resolver::kv`], [`Kv`], [`KvEntry`], [`Setting`] |
 //! | see DNS records | [`Records`], [`Record`], [`Section`] |
@@ -168,6 +169,7 @@ mod clock;
 mod cluster;
 mod complete;
 mod config;
+mod connect;
 mod consul;
 mod endpoint;
 mod error;
@@ -208,6 +210,7 @@ pub use catalog::Registry;
 pub use change::Change;
 pub use cluster::{Cluster, ClusterHealth, Server};
 pub use config::ResolverBuilder;
+pub use connect::{Connect, SpiffeId, SpiffeIdError};
 pub use consul::instances::{CheckState, Instance, ServiceName};
 pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source, Transport};
 pub use error::{Error, ErrorKind};

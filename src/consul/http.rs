@@ -72,6 +72,7 @@ pub(crate) struct Agent {
 pub(crate) enum Verb {
     Get,
     Put(Vec<u8>),
+    Post(Vec<u8>),
     Delete,
 }
 
@@ -170,6 +171,7 @@ impl Agent {
         let mut request = match verb {
             Verb::Get => client.get(url),
             Verb::Put(body) => client.put(url).body(body),
+            Verb::Post(body) => client.post(url).body(body),
             Verb::Delete => client.delete(url),
         };
         if let Some(host) = &line.host_header {

@@ -166,9 +166,16 @@ impl Resolver {
 
     /// Requests that are no look-up.
     pub(crate) fn api(&self) -> Api {
-        let config = self.config();
-        let limit = config.timeout.max(API);
-        let place = api::place(&config.home(), true);
+        self.api_of(api::place(&self.config().home(), true))
+    }
+
+    /// Requests that are for the agent itself.
+    pub(crate) fn agent_api(&self) -> Api {
+        self.api_of(api::place(&self.config().home(), false))
+    }
+
+    fn api_of(&self, place: String) -> Api {
+        let limit = self.config().timeout.max(API);
         Api::new(Arc::clone(self.agent()), limit, place.into())
     }
 

@@ -1,0 +1,327 @@
+//! **Door.** [`Connect`]: mTLS between services with the certificates of Consul's own
+//! authority, without a proxy (Consul docs: Connect-Native). Who is believed is
+//! [`verify`]'s to say.
+
+mod spiffe;
+mod verify;
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwapOption;
+use rustls::{
+    ClientConfig, ServerConfig,
+    crypto::ring,
+    pki_types::CertificateDer,
+    version::{TLS12, TLS13},
+};
+use serde::Deserialize;
+use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
+use tracing::{debug, warn};
+use webpki::EndEntityCert;
+
+pub use self::spiffe::{SpiffeId, SpiffeIdError};
+use self::verify::{ClientIs, Leaf, Ring, Roots, ServerIs, Shown};
+use crate::{
+    consul::{
+        api::{Api, Repeat},
+        health::ask::escaped,
+        http::{Reply, Trouble, Verb},
+    },
+    error::{Error, ErrorKind},
+    resolver::Resolver,
+};
+
+/// The identity of a service of this process, kept up to date by its agent; made by
+/// [`Resolver::connect`]. Cheap to clone; it is kept while a clone or one of its
+/// configurations' makers lives.
+///
+/// Certificates are rotated by the agent; configurations that were made before show and
+/// trust what is newest in each handshake.
+#[derive(Clone)]
+pub struct Connect(Arc<Inner>);
+
+struct Inner {
+    service: Box<str>,
+    ring: Arc<Ring>,
+    api: Api,
+    told: watch::Receiver<Told>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// What was heard of each.
+#[derive(Clone, Debug, Default)]
+struct Told {
+    leaf: bool,
+    roots: bool,
+    /// How often the leaf was another one.
+    rotations: u64,
+    problem: Option<Error>,
+}
+
+impl Resolver {
+    /// The identity of `service` for mTLS. The token needs `service:write` for it.
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    /// use tokio_rustls::TlsConnector;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let resolver = proconsul::Resolver::from_env()?;
+    /// let api = resolver.connect("api")?;
+    /// api.ready().await;
+    /// // Talks to whoever is `web`, and to nobody else.
+    /// let connector = TlsConnector::from(Arc::new(api.client_config("web")?));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] where the HTTP API is turned off, and outside a tokio runtime.
+    pub fn connect(&self, service: &str) -> Result<Connect, Error> {
+        let Ok(runtime) = Handle::try_current() else {
+            let message = "an identity can be kept within a tokio runtime only";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        };
+        if self.config().http.addresses.is_empty() {
+            let message = "the HTTP API is turned off: certificates come from it";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        let api = self.agent_api();
+        let ring = Arc::new(Ring {
+            leaf: ArcSwapOption::empty(),
+            roots: ArcSwapOption::empty(),
+            provider: Arc::new(ring::default_provider()),
+        });
+        let (tell, told) = watch::channel(Told::default());
+        let tell = Arc::new(tell);
+        let roots = {
+            let (api, ring, tell) = (api.clone(), Arc::clone(&ring), Arc::clone(&tell));
+            runtime.spawn(async move {
+                let heard = move |replied| {
+                    take(&tell, replied, |reply| {
+                        let roots = Roots::read(&reply.body)?;
+                        ring.roots.store(Some(Arc::new(roots)));
+                        tell.send_modify(|told| told.roots = true);
+                        Ok(())
+                    })
+                };
+                api.follow("/v1/agent/connect/ca/roots?", heard).await;
+            })
+        };
+        let leaf = {
+            let (api, ring) = (api.clone(), Arc::clone(&ring));
+            let path = format!("/v1/agent/connect/ca/leaf/{}?", escaped(service));
+            runtime.spawn(async move {
+                let mut before = Vec::new();
+                let heard = move |replied| {
+                    take(&tell, replied, |reply| {
+                        if reply.body != before {
+                            let leaf = Leaf::read(&reply.body, &ring.provider)?;
+                            debug!(id = %leaf.id, "a certificate of our own");
+                            ring.leaf.store(Some(Arc::new(leaf)));
+                            before.clone_from(&reply.body);
+                            tell.send_modify(|told| told.rotations += 1);
+                        }
+                        tell.send_modify(|told| told.leaf = true);
+                        Ok(())
+                    })
+                };
+                api.follow(&path, heard).await;
+            })
+        };
+        Ok(Connect(Arc::new(Inner {
+            service: service.into(),
+            ring,
+            api,
+            told,
+            tasks: [roots.abort_handle(), leaf.abort_handle()],
+        })))
+    }
+}
+
+/// Takes one reply in. False: it is nothing to wait for the next after.
+fn take(
+    tell: &watch::Sender<Told>,
+    replied: Result<Reply, Trouble>,
+    read: impl FnOnce(&Reply) -> Result<(), verify::Unread>,
+) -> bool {
+    let kind = match &replied {
+        Err(Trouble::Denied(_)) => ErrorKind::Denied,
+        _ => ErrorKind::Unavailable,
+    };
+    let taken = match &replied {
+        Ok(reply) if reply.status == 404 => Err("the agent has no Connect".to_owned()),
+        Ok(reply) => read(reply).map_err(|unread| unread.to_string()),
+        Err(trouble) => Err(trouble.to_string()),
+    };
+    let problem = taken.err().map(|why| {
+        let mend = "see that the agent has connect { enabled = true }, and the token service:write";
+        Error::new(kind, format!("no certificates of Connect: {why}; {mend}"))
+    });
+    let text = |problem: &Option<Error>| problem.as_ref().map(ToString::to_string);
+    if let Some(problem) = &problem
+        && text(&tell.borrow().problem) != Some(problem.to_string())
+    {
+        warn!("{problem}; what there was before stays in use");
+    }
+    let is_well = problem.is_none();
+    tell.send_modify(|told| told.problem = problem);
+    is_well
+}
+
+impl Connect {
+    /// Waits until there is a certificate of our own and one to trust.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it waits for a state and takes nothing.
+    pub async fn ready(&self) {
+        let mut told = self.0.told.clone();
+        if told.wait_for(|told| told.leaf && told.roots).await.is_err() {
+            // Its runtime has ended.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Who we are; `None` before the first answer.
+    pub fn identity(&self) -> Option<SpiffeId> {
+        let leaf = self.0.ring.leaf.load();
+        leaf.as_ref().map(|leaf| leaf.id.clone())
+    }
+
+    /// How often our certificate was another one, the first among them.
+    pub fn rotations(&self) -> u64 {
+        self.0.told.borrow().rotations
+    }
+
+    /// Why what is used is not the newest.
+    pub fn problem(&self) -> Option<Error> {
+        self.0.told.borrow().problem.clone()
+    }
+
+    /// For connections to `service`: it has to prove that it is, under whatever name or
+    /// address it is reached.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] where rustls takes no protocol version: never, as it is built.
+    pub fn client_config(&self, service: &str) -> Result<ClientConfig, Error> {
+        let ring = &self.0.ring;
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&ring.provider))
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(unbuilt)?;
+        let server = ServerIs {
+            ring: Arc::clone(ring),
+            service: service.into(),
+        };
+        Ok(builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(server))
+            .with_client_cert_resolver(Arc::new(Shown(Arc::clone(ring)))))
+    }
+
+    /// For connections from these services, each of which has to prove that it is one of
+    /// them; from all of the cluster where none is named. Consul's intentions are asked with
+    /// [`authorize`](Self::authorize).
+    ///
+    /// # Errors
+    ///
+    /// As [`client_config`](Self::client_config).
+    pub fn server_config(
+        &self,
+        services: impl IntoIterator<Item = impl Into<Box<str>>>,
+    ) -> Result<ServerConfig, Error> {
+        let ring = &self.0.ring;
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&ring.provider))
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(unbuilt)?;
+        let clients = ClientIs {
+            ring: Arc::clone(ring),
+            services: services.into_iter().map(Into::into).collect(),
+        };
+        Ok(builder
+            .with_client_cert_verifier(Arc::new(clients))
+            .with_cert_resolver(Arc::new(Shown(Arc::clone(ring)))))
+    }
+
+    /// Who a peer is whose handshake succeeded: from the certificates that rustls gives.
+    pub fn peer(certificates: Option<&[CertificateDer<'_>]>) -> Option<SpiffeId> {
+        verify::identity(certificates?.first()?).ok()
+    }
+
+    /// Whether Consul's intentions let that peer talk to this service. The agent answers
+    /// from memory; ask once a connection.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for a certificate without an identity,
+    /// [`ErrorKind::Denied`] where the token has no `service:write`,
+    /// [`ErrorKind::Unavailable`] and [`ErrorKind::Timeout`] where no agent answers. Who is
+    /// not known to be let in is not to be let in.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only asks.
+    pub async fn authorize(
+        &self,
+        certificates: Option<&[CertificateDer<'_>]>,
+    ) -> Result<bool, Error> {
+        let nobody = || Error::new(ErrorKind::Invalid, "the peer has shown no identity");
+        let certificate = certificates.and_then(<[_]>::first).ok_or_else(nobody)?;
+        let id = verify::identity(certificate).map_err(|_| nobody())?;
+        let serial = {
+            let cert = EndEntityCert::try_from(certificate).map_err(|_| nobody())?;
+            let bytes: Vec<_> = cert
+                .serial()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            bytes.join(":")
+        };
+        let body = serde_json::json!({
+            "Target": self.0.service,
+            "ClientCertURI": id.to_string(),
+            "ClientCertSerial": serial,
+        });
+        #[derive(Deserialize)]
+        struct Said {
+            #[serde(rename = "Authorized")]
+            authorized: bool,
+        }
+        let what = "the intentions";
+        let verb = Verb::Post(body.to_string().into());
+        let asked = self
+            .0
+            .api
+            .ask(verb, "/v1/agent/connect/authorize?", what, Repeat::Safe);
+        let said: Said = serde_json::from_slice(&asked.await?.body).map_err(|error| {
+            let message = format!("{what}: the reply is not the JSON asked for: {error}");
+            Error::new(ErrorKind::Unavailable, message)
+        })?;
+        Ok(said.authorized)
+    }
+}
+
+fn unbuilt(error: rustls::Error) -> Error {
+    Error::invalid(format!("no TLS configuration: {error}"), error)
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let identity = self.identity();
+        f.debug_struct("Connect")
+            .field("service", &self.0.service)
+            .field("identity", &identity)
+            .field("rotations", &self.rotations())
+            .finish_non_exhaustive()
+    }
+}

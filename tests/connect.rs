@@ -1,0 +1,181 @@
+//! mTLS between two services with the certificates of a real agent: who is let in, who is
+//! not, and what happens when the authority is another one.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use proconsul::{Connect, Resolver};
+use rustls::pki_types::ServerName;
+use serde_json::json;
+use support::{Agent, PATIENCE, wait_for};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+async fn agent() -> Agent {
+    let config = json!({ "connect": { "enabled": true } });
+    Agent::builder().config(config).start().await
+}
+
+async fn identity(agent: &Agent, service: &str) -> Connect {
+    let builder = Resolver::builder().dns("none").http(&agent.http());
+    let connect = builder.build().unwrap().connect(service).unwrap();
+    let ready = timeout(PATIENCE, connect.ready()).await;
+    assert!(ready.is_ok(), "{:?}", connect.problem());
+    connect
+}
+
+/// Tells each client who it is, as far as that is known, and whether it is let in.
+async fn server(connect: &Connect, allowed: &[&str]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(connect.server_config(allowed.to_vec()).unwrap()));
+    let connect = connect.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let certificates = stream.get_ref().1.peer_certificates();
+            let peer = Connect::peer(certificates).unwrap();
+            let may = connect.authorize(certificates).await.unwrap();
+            let told = format!("{} {may}", peer.service);
+            _ = stream.write_all(told.as_bytes()).await;
+            _ = stream.shutdown().await;
+        }
+    });
+    address
+}
+
+/// What the server says to a client that wants to talk to that service.
+async fn call(config: rustls::ClientConfig, server: SocketAddr) -> std::io::Result<String> {
+    let connector = TlsConnector::from(Arc::new(config));
+    let name = ServerName::try_from("anything.example").unwrap();
+    let stream = TcpStream::connect(server).await?;
+    let mut stream = connector.connect(name, stream).await?;
+    let mut told = String::new();
+    stream.read_to_string(&mut told).await?;
+    Ok(told)
+}
+
+#[tokio::test]
+async fn two_services_believe_each_other_and_nobody_else() {
+    let agent = agent().await;
+    let (web, api) = (identity(&agent, "web").await, identity(&agent, "api").await);
+    let id = web.identity().unwrap();
+    assert_eq!((&*id.service, &*id.datacenter), ("web", "dc1"));
+    let address = server(&web, &["api"]).await;
+    let told = call(api.client_config("web").unwrap(), address).await;
+    assert_eq!(told.unwrap(), "api true");
+    // The client asked for somebody else.
+    let error = call(api.client_config("db").unwrap(), address)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("is not db"), "{error}");
+    // The server lets others in.
+    let db = identity(&agent, "db").await;
+    call(db.client_config("web").unwrap(), address)
+        .await
+        .unwrap_err();
+    let open = server(&web, &[]).await;
+    assert_eq!(
+        call(db.client_config("web").unwrap(), open).await.unwrap(),
+        "db true"
+    );
+    // Without a certificate.
+    let mut naked = db.client_config("web").unwrap();
+    naked.client_auth_cert_resolver = Arc::new(Nobody);
+    call(naked, open).await.unwrap_err();
+    // Of another cluster.
+    let other = self::agent().await;
+    let stranger = identity(&other, "api").await;
+    call(stranger.client_config("web").unwrap(), open)
+        .await
+        .unwrap_err();
+    let address = server(&stranger, &[]).await;
+    call(api.client_config("api").unwrap(), address)
+        .await
+        .unwrap_err();
+    assert!(!format!("{web:?}").contains("PRIVATE"));
+}
+
+#[tokio::test]
+async fn intentions_are_asked() {
+    let agent = agent().await;
+    let (web, api) = (identity(&agent, "web").await, identity(&agent, "api").await);
+    let address = server(&web, &[]).await;
+    let deny = json!({ "SourceName": "api", "DestinationName": "web", "Action": "deny" });
+    let made = agent.request(reqwest::Method::POST, "/v1/connect/intentions");
+    assert!(made.json(&deny).send().await.unwrap().status().is_success());
+    wait_for("the word of the intentions", async || {
+        let told = call(api.client_config("web").unwrap(), address)
+            .await
+            .unwrap();
+        (told == "api false").then_some(())
+    })
+    .await;
+    assert!(web.authorize(None).await.is_err());
+}
+
+#[tokio::test]
+async fn a_new_authority_is_taken_over_by_configurations_that_are_there() {
+    let agent = agent().await;
+    let (web, api) = (identity(&agent, "web").await, identity(&agent, "api").await);
+    let address = server(&web, &["api"]).await;
+    let config = api.client_config("web").unwrap();
+    assert_eq!(call(config.clone(), address).await.unwrap(), "api true");
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let authority = json!({
+        "Provider": "consul",
+        "Config": { "LeafCertTTL": "72h", "RotationPeriod": "2160h", "PrivateKey": key.serialize_pem(), "RootCert": "" },
+    });
+    agent.put("/v1/connect/ca/configuration", authority).await;
+    // The agent spreads new certificates over half a minute.
+    let rotated = async {
+        while web.rotations() < 2 || api.rotations() < 2 {
+            sleep(Duration::from_millis(100)).await;
+            // There is no gap.
+            assert_eq!(call(config.clone(), address).await.unwrap(), "api true");
+        }
+    };
+    timeout(Duration::from_secs(90), rotated).await.unwrap();
+    assert_eq!(call(config, address).await.unwrap(), "api true");
+}
+
+#[tokio::test]
+async fn an_agent_without_connect_is_told() {
+    let config = json!({ "connect": { "enabled": false } });
+    let agent = Agent::builder().config(config).start().await;
+    let builder = Resolver::builder().dns("none").http(&agent.http());
+    let connect = builder.build().unwrap().connect("web").unwrap();
+    let problem = wait_for("the problem", async || connect.problem()).await;
+    assert!(
+        problem.to_string().contains("connect { enabled"),
+        "{problem}"
+    );
+    assert!(connect.identity().is_none());
+}
+
+/// A client that shows nothing.
+#[derive(Debug)]
+struct Nobody;
+
+impl rustls::client::ResolvesClientCert for Nobody {
+    fn resolve(
+        &self,
+        _: &[&[u8]],
+        _: &[rustls::SignatureScheme],
+    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
