@@ -1,9 +1,12 @@
 //! **Door.** [`Cluster`]: the servers behind an agent: who leads, who votes, who is well
 //! (Consul docs: Status and Operator HTTP API).
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use crate::{
+    clock,
     consul::{api::Api, http::Reply},
     error::{Error, ErrorKind},
     resolver::Resolver,
@@ -19,6 +22,27 @@ pub struct Cluster {
     pub peers: Box<[Box<str>]>,
     /// How they are, as the leader says; it needs `operator:read`.
     pub servers: Result<ClusterHealth, Error>,
+    /// Seconds that the agent's clock is ahead of ours; negative, behind.
+    pub clock_skew: Option<i64>,
+}
+
+/// What an agent makes of our token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TokenState {
+    /// ACLs are not in force: none is needed.
+    AclsOff,
+    /// ACLs are in force, and none is given.
+    Anonymous,
+    /// It is known.
+    Known {
+        /// What it is called by, which is no secret.
+        accessor: Box<str>,
+        /// Names of its policies and roles.
+        policies: Box<[Box<str>]>,
+    },
+    /// It was deleted, has expired, or is of another cluster.
+    Unknown,
 }
 
 /// How the servers are (Consul docs: Autopilot).
@@ -65,8 +89,12 @@ impl Resolver {
     /// Safe: it only reads.
     pub async fn cluster(&self) -> Result<Cluster, Error> {
         let api = self.api();
+        let mut clock_skew = None;
         let leader = match api.get("/v1/status/leader?", "the leader").await {
-            Ok(reply) => json::<Option<Box<str>>>("the leader", &reply)?,
+            Ok(reply) => {
+                clock_skew = reply.date.map(skew);
+                json::<Option<Box<str>>>("the leader", &reply)?
+            }
             Err(error) if has_no_leader(&error) => None,
             Err(error) => return Err(error),
         };
@@ -79,8 +107,73 @@ impl Resolver {
             leader: leader.filter(|leader| !leader.is_empty()),
             peers: peers.unwrap_or_default(),
             servers: servers(&api).await,
+            clock_skew,
         })
     }
+
+    /// What the agent makes of our token.
+    ///
+    /// # Errors
+    ///
+    /// As [`cluster`](Self::cluster).
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn token_state(&self) -> Result<TokenState, Error> {
+        let what = "the token";
+        match self.api().get("/v1/acl/token/self?", what).await {
+            Ok(reply) => {
+                let own: ToldToken = json(what, &reply)?;
+                // The anonymous token's accessor is the same everywhere.
+                if own.accessor.ends_with("-000000000002") {
+                    return Ok(TokenState::Anonymous);
+                }
+                let (policies, roles) = (own.policies, own.roles);
+                let all = policies.into_iter().chain(roles).flatten();
+                Ok(TokenState::Known {
+                    accessor: own.accessor,
+                    policies: all.map(|one| one.name).collect(),
+                })
+            }
+            Err(error) if error.to_string().contains("ACL support disabled") => {
+                Ok(TokenState::AclsOff)
+            }
+            Err(error) if error.is_denied() => {
+                let http = &self.config().http;
+                let has_token = http.token.is_some() || http.token_file.is_some();
+                Ok(match has_token {
+                    true => TokenState::Unknown,
+                    false => TokenState::Anonymous,
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Seconds that a moment is ahead of ours.
+fn skew(theirs: Duration) -> i64 {
+    let whole = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    whole(theirs).saturating_sub(whole(clock::since_1970()))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ToldToken {
+    #[serde(rename = "AccessorID", default)]
+    accessor: Box<str>,
+    #[serde(default)]
+    policies: Option<Vec<Named>>,
+    #[serde(default)]
+    roles: Option<Vec<Named>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Named {
+    #[serde(default)]
+    name: Box<str>,
 }
 
 /// What an agent says that is there and has lost its servers.

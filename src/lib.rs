@@ -143,7 +143,7 @@
 //! | register services, and keep them registered | [`Resolver::register`], [`ServiceDefinition`], [`Check`], [`Registration`], [`RegistrationState`] |
 //! | see all that is registered, and its checks | [`Resolver::services`], [`Resolver::instances`], [`Registry`], [`ServiceName`], [`Instance`], [`CheckState`] |
 //! | speak mTLS between services | [`Resolver::connect`], [`Connect`], [`SpiffeId`], [`SpiffeIdError`] |
-//! | see how Consul's servers are | [`Resolver::cluster`], [`Cluster`], [`ClusterHealth`], [`Server`] |
+//! | see how Consul's servers are | [`Resolver::cluster`], [`Cluster`], [`ClusterHealth`], [`Server`], [`Resolver::token_state`], [`TokenState`] |
 //! | read, write and watch settings | [`Resolver::kv`], [`Kv`], [`KvEntry`], [`Setting`] |
 //! | see DNS records | [`Records`], [`Record`], [`Section`] |
 //! | know what went wrong | [`Error`], [`ErrorKind`], [`Attempt`], [`Outcome`] |
@@ -208,7 +208,7 @@ mod zone;
 pub use balance::{Picker, Strategy, UnknownStrategy};
 pub use catalog::Registry;
 pub use change::Change;
-pub use cluster::{Cluster, ClusterHealth, Server};
+pub use cluster::{Cluster, ClusterHealth, Server, TokenState};
 pub use config::ResolverBuilder;
 pub use connect::{Connect, SpiffeId, SpiffeIdError};
 pub use consul::instances::{CheckState, Instance, ServiceName};

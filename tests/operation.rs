@@ -272,9 +272,13 @@ async fn doctor_says_what_is_wrong_and_what_mends_it() {
         "configuration",
         "DNS door",
         "HTTP door",
-        "cluster",
+        "leader",
+        "clock",
+        "token",
         "agreement",
         "name",
+        "registration",
+        "checks",
     ] {
         assert_eq!(verdict(check), "ok", "{check}");
     }

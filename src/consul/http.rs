@@ -20,7 +20,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use reqwest::{
@@ -91,6 +91,8 @@ pub(crate) struct Reply {
     pub(crate) filtered_by_acls: bool,
     /// `X-Consul-Translate-Addresses`: addresses may be those for other datacenters.
     pub(crate) translate_addresses: bool,
+    /// The agent's clock, since 1970.
+    pub(crate) date: Option<Duration>,
 }
 
 impl Agent {
@@ -466,6 +468,10 @@ fn from_headers(status: StatusCode, headers: &HeaderMap) -> Reply {
         last_contact: number("X-Consul-Lastcontact").map(Duration::from_millis),
         filtered_by_acls: boolean("X-Consul-Results-Filtered-By-ACLs") == Some(true),
         translate_addresses: boolean("X-Consul-Translate-Addresses") == Some(true),
+        date: text("Date").and_then(|date| {
+            let date = httpdate::parse_http_date(date).ok()?;
+            date.duration_since(UNIX_EPOCH).ok()
+        }),
     }
 }
 

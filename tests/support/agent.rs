@@ -189,6 +189,16 @@ impl Agent {
         (Ipv4Addr::LOCALHOST, self.ports.http).into()
     }
 
+    /// Where it gossips within its datacenter: to be joined.
+    pub(crate) fn lan_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports.serf_lan).into()
+    }
+
+    /// Where other servers reach it, as they write it.
+    pub(crate) fn server_address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.server)
+    }
+
     /// Where it gossips with other datacenters: for `retry_join_wan`.
     pub(crate) fn wan_address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.ports.serf_wan).into()

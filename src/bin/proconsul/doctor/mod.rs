@@ -1,6 +1,9 @@
 //! `proconsul doctor`: looks at the whole path, from the configuration to the name
 //! servers of this machine, and says what is wrong and what mends it.
 
+mod cluster;
+mod service;
+
 use std::{
     fs,
     net::{SocketAddr, UdpSocket},
@@ -84,8 +87,15 @@ pub(crate) async fn run(command: Doctor, form: &Output) -> ExitCode {
     let mut findings = Findings::default();
     let found = doors(&command, &mut findings).await;
     agreement(&found, &mut findings);
-    if let Some(name) = &command.name {
-        named(&command, name, &mut findings).await;
+    if let Ok(resolver) = command.sources.resolver(None, Stale::No) {
+        cluster::look(&resolver, &mut findings).await;
+        if let Some(name) = &command.name {
+            let remembered = command
+                .sources
+                .builder(Some(OnlySource::Static), Stale::Yes);
+            let remembered = remembered.ok().map(|builder| builder.no_catalog());
+            service::look(&resolver, remembered, name, &mut findings).await;
+        }
     }
     this_machine(Path::new("/etc/resolv.conf"), command.stub, &mut findings);
     stub(command.stub, &mut findings);
@@ -155,7 +165,8 @@ async fn doors(command: &Doctor, findings: &mut Findings) -> Found {
                     _ => found.http = Some(answer),
                 }
             }
-            Err(error) if error.is_not_found() => {
+            // An agent that does not show Consul's own service has said so.
+            Err(error) if error.is_not_found() || says_nothing(&error) => {
                 found.dns_is_blind |= only == OnlySource::Dns;
                 let what = "answers, but does not see Consul's own service";
                 let mend = "with ACLs in force: give the agent's dns or default token, and ours, service:read and node:read";
@@ -165,6 +176,12 @@ async fn doors(command: &Doctor, findings: &mut Findings) -> Found {
         }
     }
     found
+}
+
+/// Whether an agent answered, and showed nothing.
+fn says_nothing(error: &Error) -> bool {
+    let shows_nothing = |attempt: &proconsul::Attempt| attempt.detail.starts_with("shows nothing");
+    error.is_denied() && error.attempts().iter().any(shows_nothing)
 }
 
 fn door_failed(check: &'static str, error: &Error, resolver: &Resolver, findings: &mut Findings) {
@@ -207,13 +224,9 @@ fn door_failed(check: &'static str, error: &Error, resolver: &Resolver, findings
 
 /// Whether both doors say the same, and how.
 fn agreement(found: &Found, findings: &mut Findings) {
-    if let Some(http) = &found.http {
-        let servers = http.endpoints().len();
-        findings.ok("cluster", format!("{servers} servers are healthy"));
-        if found.dns_is_blind {
-            let mend = "since 1.17 DNS has a token of its own: acl { tokens { dns = ... } }";
-            findings.fail("ACL", "HTTP sees what DNS does not", mend);
-        }
+    if found.http.is_some() && found.dns_is_blind {
+        let mend = "since 1.17 DNS has a token of its own: acl { tokens { dns = ... } }";
+        findings.fail("ACL", "HTTP sees what DNS does not", mend);
     }
     let (Some(dns), Some(http)) = (&found.dns, &found.http) else {
         return;
@@ -245,28 +258,6 @@ fn agreement(found: &Found, findings: &mut Findings) {
             "0, Consul's default: names that are asked often are followed by events",
         ),
         seconds => findings.ok("TTL", format!("{seconds} s")),
-    }
-}
-
-/// One service that somebody misses.
-async fn named(command: &Doctor, name: &str, findings: &mut Findings) {
-    let Ok(resolver) = command.sources.resolver(None, Stale::No) else {
-        return;
-    };
-    match resolver.lookup(name).await {
-        Ok(answer) => {
-            let count = answer.endpoints().len();
-            let what = format!("{name}: {}", output::counted(count, "endpoint"));
-            if answer.endpoints().iter().any(|endpoint| endpoint.port == 0) {
-                findings.warn("name", what, "an instance has port 0: register its port");
-            } else {
-                findings.ok("name", what);
-            }
-        }
-        Err(error) => {
-            let mend = "proconsul explain tells every step; check the name, the health checks, and the token's rights";
-            findings.fail("name", error.to_string(), mend);
-        }
     }
 }
 
