@@ -1,5 +1,6 @@
 //! Several servers, one of which may die: `scripts/cluster cargo run --example cluster` starts
 //! three. It prints who leads and what is found, and goes on while the leader is ended.
+#![expect(clippy::print_stdout, reason = "an example shows what it found")]
 
 use std::{error::Error, time::Duration};
 

@@ -3,7 +3,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicI64, Ordering},
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -49,6 +49,30 @@ impl Budget {
         self.0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
             .is_ok()
+    }
+}
+
+/// The calls of a service that ended, their repeats counted as one. Shared by all who call
+/// it: next to what a call costs that is nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    all: AtomicU64,
+    failed: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+impl Calls {
+    fn ended(&self, well: bool, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds.fetch_add(took, Ordering::Relaxed);
+        self.failed.fetch_add(u64::from(!well), Ordering::Relaxed);
+        self.all.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All, those that failed for good, and the nanoseconds that they took.
+    pub(crate) fn totals(&self) -> (u64, u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (load(&self.all), load(&self.failed), load(&self.nanoseconds))
     }
 }
 
@@ -121,6 +145,7 @@ impl Service {
             let error = match given {
                 Ok(value) => {
                     lease.report(Feedback::Success, took);
+                    attempts.succeeded();
                     return Ok(value);
                 }
                 Err(error) => error,
@@ -144,6 +169,7 @@ pub(crate) struct Attempts<'a, E> {
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
     pause: Option<Duration>,
     called: Vec<SocketAddr>,
+    began: Instant,
     deadline: Option<Instant>,
     last: Option<E>,
 }
@@ -157,6 +183,7 @@ impl<'a, E> Attempts<'a, E> {
             pauses: Box::new(retry.pauses()),
             pause: None,
             called: Vec::new(),
+            began: now,
             deadline: retry
                 .deadline
                 .and_then(|deadline| now.checked_add(deadline)),
@@ -199,10 +226,14 @@ impl<'a, E> Attempts<'a, E> {
             }
             // There is nobody left to ask: what was said before is all there is.
             (Err(_), Some(error)) => {
+                self.ended(false);
                 let attempts = self.called.len();
                 return Err(CallError::Failed { error, attempts });
             }
-            (Err(error), None) => return Err(CallError::NoEndpoint(error)),
+            (Err(error), None) => {
+                self.ended(false);
+                return Err(CallError::NoEndpoint(error));
+            }
         };
         self.called.push(lease.socket_addr());
         Ok(lease)
@@ -220,6 +251,22 @@ impl<'a, E> Attempts<'a, E> {
     pub(crate) fn left(&self) -> Option<Duration> {
         let now = clock::now();
         Some(self.deadline?.saturating_duration_since(now))
+    }
+
+    /// The call is over, and well.
+    pub(crate) fn succeeded(&self) {
+        self.ended(true);
+    }
+
+    /// The call is over, and its answer says that it failed.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn gave_up(&self) {
+        self.ended(false);
+    }
+
+    fn ended(&self, well: bool) {
+        let took = clock::now().saturating_duration_since(self.began);
+        self.service.pool().calls.ended(well, took);
     }
 
     /// What a call gives; `None`: the deadline is over.
@@ -252,11 +299,14 @@ impl<'a, E> Attempts<'a, E> {
             self.last = Some(error);
             return None;
         }
+        // A question that is wrong is no failure of the service.
+        self.ended(blame == Blame::Question);
         let attempts = self.called.len();
         Some(CallError::Failed { error, attempts })
     }
 
     pub(crate) fn late(&mut self) -> CallError<E> {
+        self.ended(false);
         CallError::Deadline {
             attempts: self.called.len(),
             last: self.last.take(),

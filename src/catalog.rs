@@ -88,8 +88,9 @@ async fn services(api: &Api) -> Result<Vec<ServiceName>, Error> {
     let what = "the services in the catalog";
     let reply = api.get("/v1/catalog/services?stale", what).await?;
     let read = instances::services(&reply.body).map_err(|error| unread(what, &error))?;
-    // A catalog without Consul's own service is one that may not be read.
-    if read.is_empty() {
+    // A catalog without Consul's own service is one that may not be read; a namespace may
+    // have none.
+    if read.is_empty() && (reply.filtered_by_acls || !api.is_in_a_namespace()) {
         return Err(denied(what));
     }
     Ok(read)
@@ -100,16 +101,17 @@ async fn read(api: &Api, service: &str) -> Result<Vec<Instance>, Error> {
     let path = format!("/v1/health/service/{}?stale", escaped(service));
     let reply = api.get(&path, &what).await?;
     let read = instances::instances(service, &reply.body).map_err(|error| unread(&what, &error))?;
-    if read.is_empty() && (reply.filtered_by_acls || !sees_consul(api).await?) {
+    if read.is_empty() && (reply.filtered_by_acls || !sees_any(&api.anywhere()).await?) {
         return Err(denied(&what));
     }
     Ok(read)
 }
 
-/// Consul's own service, which is always there: who does not see it may see nothing.
-async fn sees_consul(api: &Api) -> Result<bool, Error> {
-    let reply = api.get("/v1/health/service/consul?stale", "Consul's own service");
-    Ok(instances::instances("consul", &reply.await?.body).is_ok_and(|read| !read.is_empty()))
+/// Whether any service is seen: Consul's own is always there, so who sees none may see none.
+pub(crate) async fn sees_any(api: &Api) -> Result<bool, Error> {
+    let what = "the services in the catalog";
+    let reply = api.get("/v1/catalog/services?stale", what).await?;
+    Ok(instances::services(&reply.body).is_ok_and(|read| !read.is_empty()))
 }
 
 /// Nothing, because the token may see nothing, is not nothing.
@@ -127,8 +129,9 @@ fn unread(what: &str, error: &serde_json::Error) -> Error {
 /// All that is registered, as it was read last; made by [`Resolver::registry`].
 ///
 /// What is asked for and not known is looked for, once a second at most; the rest is read
-/// again when it is older than 30 s. While no agent answers, what was known is given; its
-/// [`age`](Self::age) tells. Cheap to clone; clones share what they know.
+/// again when it is older than 30 s. One caller waits for that; to the others, and to all
+/// while no agent answers, what was known is given; its [`age`](Self::age) tells. Services that
+/// the token may not see are left out. Cheap to clone; clones share what they know.
 ///
 /// It takes a request for each service: for calls a [`Service`](crate::Service) is made,
 /// which is told of changes.
@@ -148,12 +151,12 @@ struct Inner {
 struct Known {
     services: BTreeMap<Box<str>, Arc<[Instance]>>,
     read: Option<Instant>,
-    /// When something was looked for in vain.
-    missed: Option<Instant>,
+    /// When it was read last, or somebody tried.
+    tried: Option<Instant>,
 }
 
-/// Time between two searches for what is not there.
-const MISS: Duration = Duration::from_secs(1);
+/// Time between two readings, whatever came of the first.
+const PAUSE: Duration = Duration::from_secs(1);
 
 impl Registry {
     /// The instances of a service; none where there is no such service.
@@ -225,6 +228,7 @@ impl Registry {
     /// Safe: what was known stays.
     pub async fn refresh(&self) -> Result<(), Error> {
         let began = clock::now();
+        // It is never closed.
         let Ok(_reading) = self.0.reading.acquire().await else {
             return Ok(());
         };
@@ -232,6 +236,7 @@ impl Registry {
         if self.known().read.is_some_and(|read| read >= began) {
             return Ok(());
         }
+        self.known().tried = Some(began);
         let names = services(&self.0.api).await?;
         let seats = Arc::new(Semaphore::new(AT_ONCE));
         let mut reading = JoinSet::new();
@@ -247,41 +252,43 @@ impl Registry {
         let mut all = BTreeMap::new();
         while let Some(read) = reading.join_next().await {
             let Ok((name, read)) = read else { continue };
-            all.insert(name, read?.into());
+            match read {
+                Ok(read) => _ = all.insert(name, read.into()),
+                Err(error) if error.is_denied() => {}
+                Err(error) => return Err(error),
+            }
         }
         let mut known = self.known();
         known.services = all;
-        known.read = Some(clock::now());
+        let now = clock::now();
+        (known.read, known.tried) = (Some(now), Some(now));
         Ok(())
     }
 
     /// What is known, after it was read where it is old or where it is not there.
     async fn with<T>(&self, look: impl Fn(&Known) -> Option<T>) -> Result<Option<T>, Error> {
         let now = clock::now();
-        let (found, is_due) = {
+        let (found, is_due, is_known) = {
             let known = self.known();
             let found = look(&known);
             let since = |then: Instant| now.saturating_duration_since(then);
             let is_old = known.read.is_none_or(|read| since(read) >= self.0.keep);
-            let may_search = known.missed.is_none_or(|missed| since(missed) >= MISS);
-            let is_due = is_old || (found.is_none() && may_search);
-            (found, is_due)
+            let may = known.tried.is_none_or(|tried| since(tried) >= PAUSE);
+            let is_due = may && (is_old || found.is_none());
+            (found, is_due, known.read.is_some())
         };
-        if !is_due {
+        // Somebody else reads already.
+        let is_read = is_known && self.0.reading.available_permits() == 0;
+        if is_known && (!is_due || is_read) {
             return Ok(found);
         }
         match self.refresh().await {
             Ok(()) => {}
-            Err(error) if self.known().read.is_none() => return Err(error),
+            Err(error) if !is_known => return Err(error),
             // What was known is better than nothing.
             Err(error) => tracing::warn!("{error}; what was known is given"),
         }
-        let mut known = self.known();
-        let found = look(&known);
-        if found.is_none() {
-            known.missed = Some(clock::now());
-        }
-        Ok(found)
+        Ok(look(&self.known()))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

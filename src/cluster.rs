@@ -103,8 +103,10 @@ impl Resolver {
             Err(error) if has_no_leader(&error) => None,
             Err(error) => return Err(error),
         };
+        let leader = leader.filter(|leader| !leader.is_empty());
+        self.counters().saw_leader(leader.is_some());
         Ok(Cluster {
-            leader: leader.filter(|leader| !leader.is_empty()),
+            leader,
             peers: peers.unwrap_or_default(),
             servers: servers(&api).await,
             clock_skew,

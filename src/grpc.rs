@@ -34,7 +34,8 @@ use tonic::{
     transport::{self, Endpoint},
 };
 use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_client::HealthClient,
 };
 use tower_service::Service as _;
 use tracing::debug;
@@ -220,11 +221,13 @@ impl Channel {
             let (error, blame) = match answered.await {
                 Some(Ok(answer)) if !is_unavailable(&answer) => {
                     tell(lease, Feedback::Success);
+                    attempts.succeeded();
                     return Ok(answer);
                 }
                 Some(Ok(answer)) => {
                     tell(lease, Feedback::Failure);
                     if !inner.repeatable || body.is_none() {
+                        attempts.gave_up();
                         return Ok(answer);
                     }
                     let error = Status::from_header_map(answer.headers());
@@ -327,28 +330,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// it says nothing of the kind. A server without the service is taken for healthy.
 async fn watch(channel: transport::Channel, pool: Weak<Pool>, address: SocketAddr) {
     let mut client = HealthClient::new(channel);
-    let tell = |serves| {
-        debug!(%address, serves, "the server told its health");
-        if let Some(pool) = pool.upgrade() {
-            pool.set_serving(address, serves);
-        }
-    };
+    // Whoever stops listening leaves nobody out.
+    let word = Word { pool, address };
     loop {
         let lost = match client.watch(HealthCheckRequest::default()).await {
-            Ok(answer) => {
-                let mut said = answer.into_inner();
-                loop {
-                    match said.message().await {
-                        Ok(Some(word)) => tell(word.status() == ServingStatus::Serving),
-                        Ok(None) => break None,
-                        Err(error) => break Some(error),
-                    }
-                }
-            }
+            Ok(answer) => word.follow(answer.into_inner()).await,
             Err(error) => Some(error),
         };
         // Calls find out how it is.
-        tell(true);
+        word.tell(true);
         let again = [
             Code::Unavailable,
             Code::Unknown,
@@ -359,6 +349,50 @@ async fn watch(channel: transport::Channel, pool: Weak<Pool>, address: SocketAdd
             return;
         }
         sleep(REWATCH).await;
+        // An endpoint that has left is connected to by nobody.
+        while !word.tell(true) {
+            sleep(REWATCH).await;
+        }
+    }
+}
+
+/// What a server says of itself, as its pool is told.
+struct Word {
+    pool: Weak<Pool>,
+    address: SocketAddr,
+}
+
+impl Word {
+    /// Until the connection is lost, and why. Servers speak when they change: the pool is told
+    /// again each second, for an endpoint that leaves and comes back begins anew.
+    async fn follow(&self, mut said: tonic::Streaming<HealthCheckResponse>) -> Option<Status> {
+        let mut serves = true;
+        loop {
+            tokio::select! {
+                word = said.message() => match word {
+                    Ok(Some(word)) => {
+                        serves = word.status() == ServingStatus::Serving;
+                        debug!(address = %self.address, serves, "the server told its health");
+                    }
+                    Ok(None) => return None,
+                    Err(error) => return Some(error),
+                },
+                () = sleep(REWATCH) => {}
+            }
+            self.tell(serves);
+        }
+    }
+
+    /// False: there is no such endpoint.
+    fn tell(&self, serves: bool) -> bool {
+        let pool = self.pool.upgrade();
+        pool.is_some_and(|pool| pool.set_serving(self.address, serves))
+    }
+}
+
+impl Drop for Word {
+    fn drop(&mut self) {
+        self.tell(true);
     }
 }
 

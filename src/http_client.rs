@@ -252,6 +252,7 @@ impl HttpClient {
             let (failure, blame) = match sent {
                 Ok(answer) if is_good(answer.status()) => {
                     lease.report(Feedback::Success, took);
+                    attempts.succeeded();
                     return Ok(answer);
                 }
                 Ok(answer) => (Failure::Answer(answer), broken(&method)),

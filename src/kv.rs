@@ -339,7 +339,7 @@ impl Kv {
                 let found = match found {
                     Ok(found) => found,
                     Err(error) => {
-                        tell.send_modify(|state| state.problem = Some(error));
+                        tell.send_if_modified(|state| state.has_problem(error));
                         return false;
                     }
                 };
@@ -394,6 +394,16 @@ struct State<T> {
     value: Option<Arc<T>>,
     problem: Option<Error>,
     is_known: bool,
+}
+
+impl<T> State<T> {
+    /// Whether that is news.
+    fn has_problem(&mut self, problem: Error) -> bool {
+        let text = |problem: &Error| problem.to_string();
+        let is_news = self.problem.as_ref().map(text) != Some(text(&problem));
+        self.problem = Some(problem);
+        is_news
+    }
 }
 
 impl<T> Default for State<T> {

@@ -134,7 +134,7 @@
 //! | look up | [`Lookup`] |
 //! | follow a name | [`Service`], [`Changes`], [`Change`], [`Endpoints`] |
 //! | keep what vanishes | [`Protection`], [`Reason`] |
-//! | see how it fares | [`Metrics`] |
+//! | see how it fares | [`Metrics`], [`Sample`], [`Resolver::alerts`], [`Alerts`], [`Alert`], [`AlertRule`], [`Severity`] |
 //! | choose an endpoint | [`Policy`], [`Filter`], [`Strategy`], [`Lease`], [`Picker`], [`UnknownStrategy`] |
 //! | leave alone who fails | [`Breaker`], [`BreakerState`], [`Feedback`], [`Standing`] |
 //! | call one, and others where it fails | [`Service::call`], [`Retry`], [`Blame`], [`CallError`] |
@@ -155,8 +155,10 @@
 //! | --- | --- |
 //! | `cli`, on by default | the program only: a service that links the library turns default features off |
 //! | `grpc` | `grpc::Channel`, a gRPC channel for generated clients |
+//! | `metrics` | [`Metrics`] handed to the recorder of the facade `metrics` |
 //! | `tower` | `tower::Discover` and `tower::Connector`, for tower and hyper |
 
+mod alert;
 mod balance;
 pub mod blocking;
 mod bounded;
@@ -205,6 +207,8 @@ mod udp;
 mod world;
 mod zone;
 
+pub use self::metrics::{Metrics, Sample};
+pub use alert::{Alert, AlertRule, Alerts, Severity};
 pub use balance::{Picker, Strategy, UnknownStrategy};
 pub use catalog::Registry;
 pub use change::Change;
@@ -216,7 +220,6 @@ pub use endpoint::{Answer, Attempt, Endpoint, Freshness, Health, Outcome, Source
 pub use error::{Error, ErrorKind};
 pub use http_client::{HttpClient, HttpClientBuilder, HttpError, HttpRequest};
 pub use kv::{Kv, KvEntry, Setting};
-pub use metrics::Metrics;
 pub use name::{ConsulName, Domain, Locality, NameError, Subject};
 pub use pool::{Breaker, BreakerState, Feedback, Filter, Lease, Policy, Standing};
 pub use protection::{Protection, Reason};

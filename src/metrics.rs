@@ -27,7 +27,7 @@ use std::{
     fmt::{self, Write as _},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -80,6 +80,10 @@ const BUCKETS: [(f64, &str); 10] = [
     (1.0, "1"),
 ];
 
+/// What was seen of the leader; 0: nothing.
+const LEADERLESS: u8 = 1;
+const LED: u8 = 2;
+
 /// What is counted as it happens. Hits of the cache are counted by the cache,
 /// under the lock that it takes anyway.
 #[derive(Debug, Default)]
@@ -89,6 +93,8 @@ pub(crate) struct Counters {
     errors: [[AtomicU64; 8]; 2],
     fallbacks: [[AtomicU64; 5]; 5],
     pub(crate) membership_changes: AtomicU64,
+    /// Whether the servers had one when they were asked last.
+    leader: AtomicU8,
     /// For the first time, and again.
     registrations: [AtomicU64; 2],
     /// That are open now. Counted by the endpoints themselves.
@@ -167,6 +173,29 @@ impl Counters {
         add(&self.registrations[usize::from(again)]);
     }
 
+    /// Look-ups that were not given out of the cache, and those that nobody answered.
+    pub(crate) fn lookups(&self) -> (u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let all = self.lookups.iter().flatten().flatten().map(load);
+        // Denied, unavailable, timed out.
+        let bad = self.lookups.iter().flatten().flat_map(|by| &by[2..=4]);
+        (all.sum(), bad.map(load).sum())
+    }
+
+    /// Look-ups that had to ask, and the nanoseconds that they took.
+    pub(crate) fn durations(&self) -> (u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let all = self.durations.iter();
+        all.map(|one| (load(&one.count), load(&one.nanoseconds)))
+            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+
+    /// The servers were asked for their leader.
+    pub(crate) fn saw_leader(&self, there: bool) {
+        let seen = if there { LED } else { LEADERLESS };
+        self.leader.store(seen, Ordering::Relaxed);
+    }
+
     /// Stale answers given.
     pub(crate) fn stale(&self) -> u64 {
         let stale = self.lookups.iter().flat_map(|by| &by[1]);
@@ -191,6 +220,8 @@ pub(crate) struct Gauges {
     pub(crate) entries: usize,
     pub(crate) bytes: usize,
     pub(crate) watches: usize,
+    /// Followed names without an endpoint.
+    pub(crate) empty: usize,
     pub(crate) ignored_replies: u64,
 }
 
@@ -204,7 +235,65 @@ impl fmt::Display for Metrics {
     }
 }
 
+/// One value of one metric at one moment.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Sample<'a> {
+    /// `proconsul_lookups_total`; of a histogram with `_bucket`, `_sum` or `_count`.
+    pub name: &'a str,
+    /// Keys and values.
+    pub labels: Vec<(&'a str, &'a str)>,
+    /// The value.
+    pub value: f64,
+    /// It only grows.
+    pub is_counter: bool,
+}
+
 impl Metrics {
+    /// Each value by itself, for who has another way to tell them.
+    pub fn samples(&self) -> impl Iterator<Item = Sample<'_>> {
+        let mut is_counter = false;
+        self.0.lines().filter_map(move |line| {
+            if let Some(head) = line.strip_prefix("# TYPE ") {
+                is_counter = !head.ends_with("gauge");
+            }
+            let (metric, value) = line.rsplit_once(' ')?;
+            let (name, labels) = metric.split_once('{').unwrap_or((metric, "}"));
+            if name.starts_with('#') {
+                return None;
+            }
+            let labels = labels.trim_end_matches('}').split(',');
+            let labels = labels.filter_map(|label| label.split_once('='));
+            Some(Sample {
+                name,
+                labels: labels
+                    .map(|(key, value)| (key, value.trim_matches('"')))
+                    .collect(),
+                value: value.parse().ok()?,
+                is_counter,
+            })
+        })
+    }
+
+    /// Hands all values to the recorder that this process has installed for the facade
+    /// `metrics`: call it before each of its exports, or every few seconds. Without a
+    /// recorder it does nothing. Histograms are told as counters, as Prometheus has them.
+    #[cfg(feature = "metrics")]
+    pub fn publish(&self) {
+        for sample in self.samples() {
+            let labels = sample.labels.iter();
+            let labels =
+                labels.map(|(key, value)| metrics::Label::new(key.to_string(), value.to_string()));
+            let labels: Vec<_> = labels.collect();
+            let name = sample.name.to_owned();
+            if sample.is_counter && !name.ends_with("_sum") {
+                metrics::counter!(name, labels).absolute(sample.value as u64);
+            } else {
+                metrics::gauge!(name, labels).set(sample.value);
+            }
+        }
+    }
+
     pub(crate) fn new(counters: &Counters, gauges: &Gauges) -> Self {
         let mut text = Text::default();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -299,6 +388,12 @@ impl Metrics {
                 load(&counters.membership_changes),
             ),
             (
+                "followed_empty",
+                "gauge",
+                "Names that are followed and have no endpoint.",
+                gauges.empty as u64,
+            ),
+            (
                 "registrations_total",
                 "counter",
                 "Services that were registered.",
@@ -343,6 +438,16 @@ impl Metrics {
         ] {
             text.head(name, kind, help);
             text.sample(name, "", value);
+        }
+        text.head(
+            "cluster_leader",
+            "gauge",
+            "1 while Consul's servers have a leader, 0 while they have none.",
+        );
+        match counters.leader.load(Ordering::Relaxed) {
+            LED => text.sample("cluster_leader", "", 1),
+            LEADERLESS => text.sample("cluster_leader", "", 0),
+            _ => {}
         }
         text.head("build_info", "gauge", "The version that runs.");
         let labels = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
@@ -407,6 +512,26 @@ mod tests {
             ..Gauges::default()
         };
         let text = Metrics::new(&counters, &gauges).to_string();
+        let metrics = Metrics::new(&counters, &gauges);
+        let sample = metrics
+            .samples()
+            .find(|one| one.name == "proconsul_lookups_total");
+        let wanted = Sample {
+            name: "proconsul_lookups_total",
+            labels: vec![
+                ("source", "dns"),
+                ("freshness", "fresh"),
+                ("outcome", "found"),
+            ],
+            value: 5.0,
+            is_counter: true,
+        };
+        assert_eq!(sample, Some(wanted));
+        assert!(
+            metrics
+                .samples()
+                .any(|one| one.name == "proconsul_source_up" && !one.is_counter)
+        );
         for line in [
             "proconsul_lookups_total{source=\"dns\",freshness=\"fresh\",outcome=\"found\"} 5",
             "proconsul_lookups_total{source=\"http\",freshness=\"stale\",outcome=\"found\"} 1",

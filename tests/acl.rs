@@ -263,3 +263,15 @@ async fn where_dns_may_show_nothing_http_is_asked() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_token_for_a_few_services_is_told_that_one_of_them_is_not_there() {
+    let agent = agent().await;
+    let few = r#"service "db" { policy = "read" } service "web" { policy = "read" }
+        node_prefix "" { policy = "read" }"#;
+    let few = resolver(&agent, &token(&agent, few).await);
+    wait_for("the token", async || few.lookup("db").await.ok()).await;
+    assert!(few.lookup("web").await.unwrap_err().is_not_found());
+    assert_eq!(few.instances("web").await.unwrap(), []);
+    assert!(!few.is_available("web").await.unwrap());
+}

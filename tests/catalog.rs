@@ -140,6 +140,23 @@ async fn nobody_who_answers_is_not_nothing_that_is_there() {
     agent.kill();
     assert_eq!(registry.service("chat").await.unwrap().len(), 3);
     assert!(registry.refresh().await.is_err());
+    // A hung agent costs one caller a time-out, not all one after the other.
+    agent.restart().await;
+    registry.refresh().await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    agent.pause();
+    let start = tokio::time::Instant::now();
+    let calls: Vec<_> = (0..8)
+        .map(|_| {
+            let registry = registry.clone();
+            tokio::spawn(async move { registry.service("nobody").await.unwrap().len() })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 0);
+    }
+    assert!(start.elapsed() < std::time::Duration::from_secs(12));
+    agent.resume();
     assert_eq!(registry.service("nobody").await.unwrap().len(), 0);
 }
 

@@ -45,7 +45,11 @@ async fn server(connect: &Connect, allowed: &[&str]) -> SocketAddr {
             let certificates = stream.get_ref().1.peer_certificates();
             let peer = Connect::peer(certificates).unwrap();
             let may = connect.authorize(certificates).await.unwrap();
-            let told = format!("{} {may}", peer.service);
+            let sum: u64 = certificates.unwrap()[0]
+                .iter()
+                .map(|byte| u64::from(*byte))
+                .sum();
+            let told = format!("{} {may} {sum}", peer.service);
             _ = stream.write_all(told.as_bytes()).await;
             _ = stream.shutdown().await;
         }
@@ -54,14 +58,26 @@ async fn server(connect: &Connect, allowed: &[&str]) -> SocketAddr {
 }
 
 /// What the server says to a client that wants to talk to that service.
-async fn call(config: rustls::ClientConfig, server: SocketAddr) -> std::io::Result<String> {
+async fn shown(
+    config: rustls::ClientConfig,
+    server: SocketAddr,
+) -> std::io::Result<(String, String)> {
     let connector = TlsConnector::from(Arc::new(config));
     let name = ServerName::try_from("anything.example").unwrap();
     let stream = TcpStream::connect(server).await?;
     let mut stream = connector.connect(name, stream).await?;
+    // Who was let in once is looked at again each time.
+    let kind = stream.get_ref().1.handshake_kind();
+    assert_eq!(kind, Some(rustls::HandshakeKind::Full));
     let mut told = String::new();
     stream.read_to_string(&mut told).await?;
-    Ok(told)
+    let (told, sum) = told.rsplit_once(' ').unwrap_or_default();
+    Ok((told.to_owned(), sum.to_owned()))
+}
+
+/// The same without the sum of what we showed.
+async fn call(config: rustls::ClientConfig, server: SocketAddr) -> std::io::Result<String> {
+    Ok(shown(config, server).await?.0)
 }
 
 #[tokio::test]
@@ -78,6 +94,8 @@ async fn two_services_believe_each_other_and_nobody_else() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("is not db"), "{error}");
+    let elsewhere = api.client_config("web@dc2").unwrap();
+    call(elsewhere, address).await.unwrap_err();
     // The server lets others in.
     let db = identity(&agent, "db").await;
     call(db.client_config("web").unwrap(), address)
@@ -129,6 +147,9 @@ async fn a_new_authority_is_taken_over_by_configurations_that_are_there() {
     let (web, api) = (identity(&agent, "web").await, identity(&agent, "api").await);
     let address = server(&web, &["api"]).await;
     let config = api.client_config("web").unwrap();
+    // A configuration keeps its identity by itself.
+    let alone = identity(&agent, "api").await.client_config("web").unwrap();
+    let before = shown(alone.clone(), address).await.unwrap();
     assert_eq!(call(config.clone(), address).await.unwrap(), "api true");
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let authority = json!({
@@ -145,6 +166,11 @@ async fn a_new_authority_is_taken_over_by_configurations_that_are_there() {
         }
     };
     timeout(Duration::from_secs(90), rotated).await.unwrap();
+    wait_for("the new certificate of who is alone", async || {
+        let now = shown(alone.clone(), address).await.unwrap();
+        (now.0 == before.0 && now.1 != before.1).then_some(())
+    })
+    .await;
     assert_eq!(call(config, address).await.unwrap(), "api true");
 }
 

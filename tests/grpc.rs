@@ -330,3 +330,34 @@ async fn a_server_that_comes_back_is_asked_for_its_health_again() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_word_of_a_server_is_forgotten_with_who_heard_it_and_kept_when_it_comes_back() {
+    let agent = Agent::start().await;
+    let server = Grpc::registered(&agent).await;
+    let service = service(&agent, 1).await;
+    let channel = Channel::new(service.clone());
+    call(&channel).await.unwrap();
+    let word = tonic_health::ServingStatus::NotServing;
+    server.health.set_service_status("", word).await;
+    let out = async || (!service.standings().first()?.serves).then_some(());
+    wait_for("its word", out).await;
+    // It leaves Consul and comes back, and has said nothing new.
+    let id = format!("orders-{}", server.address.port());
+    agent.deregister_service(&id).await;
+    wait_for("it to be gone", async || {
+        service.standings().is_empty().then_some(())
+    })
+    .await;
+    register(&agent, server.address).await;
+    wait_for("it to be back", async || {
+        (!service.standings().is_empty()).then_some(())
+    })
+    .await;
+    wait_for("its word again", out).await;
+    drop(channel);
+    wait_for("it to be given", async || {
+        service.standings().first()?.serves.then_some(())
+    })
+    .await;
+}

@@ -421,6 +421,62 @@ async fn a_signal_deregisters_first_and_then_reaches_the_program() {
 }
 
 #[tokio::test]
+async fn other_signals_do_not_end_a_drain_and_a_second_one_does() {
+    let agent = Agent::start().await;
+    let script = "trap 'exit 9' TERM; trap 'echo hup' HUP; while :; do sleep 0.05; done";
+    let run = |drain: &str| {
+        let mut command = program(&agent, &["job", "--port", "7", "--drain", drain]);
+        command.args(["--", "sh", "-c", script]);
+        command.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let mut child = run("1s");
+    agent.wait_for_instances("job", 1).await;
+    signal(&child, "TERM");
+    agent.wait_for_instances("job", 0).await;
+    signal(&child, "HUP");
+    assert_eq!(ended(&mut child).await, Some(9), "SIGTERM is not forgotten");
+
+    let start = Instant::now();
+    let mut child = run("60s");
+    agent.wait_for_instances("job", 1).await;
+    signal(&child, "TERM");
+    agent.wait_for_instances("job", 0).await;
+    signal(&child, "TERM");
+    assert_eq!(ended(&mut child).await, Some(9));
+    assert!(start.elapsed() < Duration::from_secs(30));
+    // Nor is there anything to drain where the program ended by itself.
+    let mut command = program(&agent, &["job", "--port", "7", "--drain", "60s"]);
+    let mut child = command.args(["--", "sleep", "0.2"]).spawn().unwrap();
+    assert_eq!(ended(&mut child).await, Some(0));
+    assert!(start.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test]
+async fn what_would_be_refused_is_refused_before_the_program_runs() {
+    let agent = Agent::start().await;
+    let file = std::env::temp_dir().join(format!("proconsul-ran-{}", std::process::id()));
+    for flags in [&["--meta", "a b=c"][..], &["--check-ttl", "0s"]] {
+        let mut command = program(&agent, &["job", "--port", "7"]);
+        command.args(flags).arg("--").arg("touch").arg(&file);
+        assert_eq!(command.output().unwrap().status.code(), Some(2));
+        assert!(!file.exists());
+    }
+}
+
+#[tokio::test]
+async fn a_guard_dropped_before_the_agent_answered_leaves_nothing_behind() {
+    let agent = Agent::start().await;
+    for _ in 0..20 {
+        let registration = resolver(&agent).register(web()).unwrap();
+        tokio::task::yield_now().await;
+        sleep(Duration::from_millis(2)).await;
+        drop(registration);
+    }
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(times(&agent, "web").await.0, 0);
+}
+
+#[tokio::test]
 async fn calls_go_on_while_an_instance_is_told_to_end() {
     let agent = Agent::start().await;
     let ports = [free_port(), free_port()];

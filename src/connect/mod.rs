@@ -7,20 +7,21 @@ mod verify;
 
 use std::{fmt, sync::Arc};
 
-use arc_swap::ArcSwapOption;
 use rustls::{
     ClientConfig, ServerConfig,
+    client::Resumption,
     crypto::ring,
     pki_types::CertificateDer,
+    server::NoServerSessionStorage,
     version::{TLS12, TLS13},
 };
 use serde::Deserialize;
-use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
+use tokio::{runtime::Handle, sync::watch};
 use tracing::{debug, warn};
 use webpki::EndEntityCert;
 
 pub use self::spiffe::{SpiffeId, SpiffeIdError};
-use self::verify::{ClientIs, Leaf, Ring, Roots, ServerIs, Shown};
+use self::verify::{ClientIs, Leaf, Peer, Ring, Roots, ServerIs, Shown};
 use crate::{
     consul::{
         api::{Api, Repeat},
@@ -32,11 +33,15 @@ use crate::{
 };
 
 /// The identity of a service of this process, kept up to date by its agent; made by
-/// [`Resolver::connect`]. Cheap to clone; it is kept while a clone or one of its
-/// configurations' makers lives.
+/// [`Resolver::connect`]. Cheap to clone; it is kept while a clone or a configuration that
+/// it made lives.
 ///
 /// Certificates are rotated by the agent; configurations that were made before show and
-/// trust what is newest in each handshake.
+/// trust what is newest in each handshake. No session is resumed, for that would let in
+/// again whoever was let in once.
+///
+/// A peer is named `api` in our own datacenter, `api@dc2` in another; it has to be in our own
+/// namespace and partition.
 #[derive(Clone)]
 pub struct Connect(Arc<Inner>);
 
@@ -45,24 +50,21 @@ struct Inner {
     ring: Arc<Ring>,
     api: Api,
     told: watch::Receiver<Told>,
-    tasks: [AbortHandle; 2],
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
 }
 
 /// What was heard of each.
 #[derive(Clone, Debug, Default)]
 struct Told {
-    leaf: bool,
-    roots: bool,
+    leaf: Heard,
+    roots: Heard,
     /// How often the leaf was another one.
     rotations: u64,
+}
+
+/// What was heard of one of them.
+#[derive(Clone, Debug, Default)]
+struct Heard {
+    is_known: bool,
     problem: Option<Error>,
 }
 
@@ -96,86 +98,111 @@ impl Resolver {
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         let api = self.agent_api();
-        let ring = Arc::new(Ring {
-            leaf: ArcSwapOption::empty(),
-            roots: ArcSwapOption::empty(),
-            provider: Arc::new(ring::default_provider()),
-        });
+        let ring = Arc::new(Ring::new(Arc::new(ring::default_provider())));
         let (tell, told) = watch::channel(Told::default());
         let tell = Arc::new(tell);
         let roots = {
-            let (api, ring, tell) = (api.clone(), Arc::clone(&ring), Arc::clone(&tell));
-            runtime.spawn(async move {
-                let heard = move |replied| {
-                    take(&tell, replied, |reply| {
-                        let roots = Roots::read(&reply.body)?;
-                        ring.roots.store(Some(Arc::new(roots)));
-                        tell.send_modify(|told| told.roots = true);
+            let (api, ring, tell) = (api.clone(), Arc::downgrade(&ring), Arc::clone(&tell));
+            let mut before = Vec::new();
+            let heard = move |replied| {
+                take(
+                    &tell,
+                    |told| &mut told.roots,
+                    replied,
+                    &mut before,
+                    |body| {
+                        if let Some(ring) = ring.upgrade() {
+                            ring.roots.store(Some(Arc::new(Roots::read(body)?)));
+                        }
                         Ok(())
-                    })
-                };
-                api.follow("/v1/agent/connect/ca/roots?", heard).await;
-            })
+                    },
+                )
+            };
+            async move { api.follow("/v1/agent/connect/ca/roots?", heard).await }
         };
         let leaf = {
-            let (api, ring) = (api.clone(), Arc::clone(&ring));
+            let (api, ring) = (api.clone(), Arc::downgrade(&ring));
             let path = format!("/v1/agent/connect/ca/leaf/{}?", escaped(service));
-            runtime.spawn(async move {
-                let mut before = Vec::new();
-                let heard = move |replied| {
-                    take(&tell, replied, |reply| {
-                        if reply.body != before {
-                            let leaf = Leaf::read(&reply.body, &ring.provider)?;
+            let mut before = Vec::new();
+            let heard = move |replied| {
+                take(
+                    &tell,
+                    |told| &mut told.leaf,
+                    replied,
+                    &mut before,
+                    |body| {
+                        if let Some(ring) = ring.upgrade() {
+                            let leaf = Leaf::read(body, &ring.provider)?;
                             debug!(id = %leaf.id, "a certificate of our own");
                             ring.leaf.store(Some(Arc::new(leaf)));
-                            before.clone_from(&reply.body);
                             tell.send_modify(|told| told.rotations += 1);
                         }
-                        tell.send_modify(|told| told.leaf = true);
                         Ok(())
-                    })
-                };
-                api.follow(&path, heard).await;
-            })
+                    },
+                )
+            };
+            async move { api.follow(&path, heard).await }
         };
+        // They end with the ring.
+        ring.keep([
+            runtime.spawn(roots).abort_handle(),
+            runtime.spawn(leaf).abort_handle(),
+        ]);
         Ok(Connect(Arc::new(Inner {
             service: service.into(),
             ring,
             api,
             told,
-            tasks: [roots.abort_handle(), leaf.abort_handle()],
         })))
     }
 }
 
-/// Takes one reply in. False: it is nothing to wait for the next after.
+/// Takes one reply in, for that part of what is told. Whether it is news.
 fn take(
     tell: &watch::Sender<Told>,
+    part: impl Fn(&mut Told) -> &mut Heard,
     replied: Result<Reply, Trouble>,
-    read: impl FnOnce(&Reply) -> Result<(), verify::Unread>,
+    before: &mut Vec<u8>,
+    read: impl FnOnce(&[u8]) -> Result<(), verify::Unread>,
 ) -> bool {
     let kind = match &replied {
         Err(Trouble::Denied(_)) => ErrorKind::Denied,
         _ => ErrorKind::Unavailable,
     };
-    let taken = match &replied {
+    let taken = match replied {
         Ok(reply) if reply.status == 404 => Err("the agent has no Connect".to_owned()),
-        Ok(reply) => read(reply).map_err(|unread| unread.to_string()),
+        Ok(reply) if reply.body == *before => Ok(false),
+        Ok(reply) => match read(&reply.body) {
+            Ok(()) => {
+                *before = reply.body;
+                Ok(true)
+            }
+            Err(unread) => Err(unread.to_string()),
+        },
         Err(trouble) => Err(trouble.to_string()),
     };
-    let problem = taken.err().map(|why| {
-        let mend = "see that the agent has connect { enabled = true }, and the token service:write";
-        Error::new(kind, format!("no certificates of Connect: {why}; {mend}"))
-    });
+    let (is_news, problem) = match taken {
+        Ok(is_news) => (is_news, None),
+        Err(why) => {
+            let mend =
+                "see that the agent has connect { enabled = true }, and the token service:write";
+            let message = format!("no certificates of Connect: {why}; {mend}");
+            (false, Some(Error::new(kind, message)))
+        }
+    };
     let text = |problem: &Option<Error>| problem.as_ref().map(ToString::to_string);
-    if let Some(problem) = &problem
-        && text(&tell.borrow().problem) != Some(problem.to_string())
-    {
-        warn!("{problem}; what there was before stays in use");
-    }
-    let is_well = problem.is_none();
-    tell.send_modify(|told| told.problem = problem);
-    is_well
+    tell.send_if_modified(|told| {
+        let heard = part(told);
+        let is_other = text(&heard.problem) != text(&problem);
+        let first = !heard.is_known && problem.is_none();
+        heard.is_known |= first;
+        if let Some(problem) = problem.as_ref().filter(|_| is_other) {
+            warn!("{problem}; what there was before stays in use");
+        }
+        heard.problem = problem;
+        first || is_other
+    });
+    is_news
 }
 
 impl Connect {
@@ -186,7 +213,11 @@ impl Connect {
     /// Safe: it waits for a state and takes nothing.
     pub async fn ready(&self) {
         let mut told = self.0.told.clone();
-        if told.wait_for(|told| told.leaf && told.roots).await.is_err() {
+        if told
+            .wait_for(|told| told.leaf.is_known && told.roots.is_known)
+            .await
+            .is_err()
+        {
             // Its runtime has ended.
             std::future::pending::<()>().await;
         }
@@ -205,7 +236,9 @@ impl Connect {
 
     /// Why what is used is not the newest.
     pub fn problem(&self) -> Option<Error> {
-        self.0.told.borrow().problem.clone()
+        let told = self.0.told.borrow();
+        let problem = told.leaf.problem.as_ref().or(told.roots.problem.as_ref());
+        problem.cloned()
     }
 
     /// For connections to `service`: it has to prove that it is, under whatever name or
@@ -221,12 +254,14 @@ impl Connect {
             .map_err(unbuilt)?;
         let server = ServerIs {
             ring: Arc::clone(ring),
-            service: service.into(),
+            peer: Peer::read(service),
         };
-        Ok(builder
+        let mut config = builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(server))
-            .with_client_cert_resolver(Arc::new(Shown(Arc::clone(ring)))))
+            .with_client_cert_resolver(Arc::new(Shown(Arc::clone(ring))));
+        config.resumption = Resumption::disabled();
+        Ok(config)
     }
 
     /// For connections from these services, each of which has to prove that it is one of
@@ -238,7 +273,7 @@ impl Connect {
     /// As [`client_config`](Self::client_config).
     pub fn server_config(
         &self,
-        services: impl IntoIterator<Item = impl Into<Box<str>>>,
+        services: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Result<ServerConfig, Error> {
         let ring = &self.0.ring;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&ring.provider))
@@ -246,11 +281,17 @@ impl Connect {
             .map_err(unbuilt)?;
         let clients = ClientIs {
             ring: Arc::clone(ring),
-            services: services.into_iter().map(Into::into).collect(),
+            peers: services
+                .into_iter()
+                .map(|peer| Peer::read(peer.as_ref()))
+                .collect(),
         };
-        Ok(builder
+        let mut config = builder
             .with_client_cert_verifier(Arc::new(clients))
-            .with_cert_resolver(Arc::new(Shown(Arc::clone(ring)))))
+            .with_cert_resolver(Arc::new(Shown(Arc::clone(ring))));
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
     }
 
     /// Who a peer is whose handshake succeeded: from the certificates that rustls gives.

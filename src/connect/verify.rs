@@ -1,14 +1,18 @@
-//! **Pure.** Who is believed over mTLS: what a certificate has to be, at the time that is
-//! given. The handshake itself is rustls'.
+//! **Shell.** Who is believed over mTLS: what a certificate has to be, at the time that is
+//! given. The handshake itself is rustls'; what it needs is kept here, with the tasks that
+//! keep it.
 //!
 //! | a certificate | |
 //! | --- | --- |
 //! | that no root of Connect vouches for, or that is out of date | refused |
 //! | without exactly one identity, or of another trust domain | refused |
-//! | of a service that was not asked for, or is not let in | refused |
+//! | of a service, datacenter, namespace or partition that was not asked for, or is not let in | refused |
 //! | else | believed |
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use arc_swap::ArcSwapOption;
 use rustls::{
@@ -26,6 +30,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use serde::Deserialize;
+use tokio::task::AbortHandle;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::spiffe::SpiffeId;
@@ -36,6 +41,72 @@ pub(super) struct Ring {
     pub(super) leaf: ArcSwapOption<Leaf>,
     pub(super) roots: ArcSwapOption<Roots>,
     pub(super) provider: Arc<CryptoProvider>,
+    /// What keeps them up to date, and ends with them.
+    kept: OnceLock<[AbortHandle; 2]>,
+}
+
+impl Ring {
+    pub(super) fn new(provider: Arc<CryptoProvider>) -> Self {
+        Self {
+            leaf: ArcSwapOption::empty(),
+            roots: ArcSwapOption::empty(),
+            provider,
+            kept: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn keep(&self, tasks: [AbortHandle; 2]) {
+        // Once, by who makes it.
+        _ = self.kept.set(tasks);
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        for task in self.kept.get().into_iter().flatten() {
+            task.abort();
+        }
+    }
+}
+
+/// Who is asked for, or let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Peer {
+    service: Box<str>,
+    /// `None`: our own.
+    datacenter: Option<Box<str>>,
+}
+
+impl Peer {
+    /// `api`, or `api@dc2`.
+    pub(super) fn read(text: &str) -> Self {
+        let (service, datacenter) = match text.split_once('@') {
+            Some((service, datacenter)) => (service, Some(datacenter.into())),
+            None => (text, None),
+        };
+        Self {
+            service: service.into(),
+            datacenter,
+        }
+    }
+
+    /// Whether that identity is this peer, seen from our own.
+    fn is(&self, id: &SpiffeId, own: &SpiffeId) -> bool {
+        let datacenter = self.datacenter.as_ref().unwrap_or(&own.datacenter);
+        id.service == self.service
+            && id.datacenter == *datacenter
+            && (&id.namespace, &id.partition) == (&own.namespace, &own.partition)
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.service)?;
+        match &self.datacenter {
+            Some(datacenter) => write!(f, "@{datacenter}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Our own.
@@ -187,6 +258,15 @@ impl Ring {
         Ok(id)
     }
 
+    /// Who we are.
+    fn own(&self) -> Result<SpiffeId, Error> {
+        let leaf = self.leaf.load();
+        let unknown = || Error::General("our own certificate is not known yet".into());
+        leaf.as_ref()
+            .map(|leaf| leaf.id.clone())
+            .ok_or_else(unknown)
+    }
+
     fn schemes(&self) -> Vec<SignatureScheme> {
         let algorithms = self.provider.signature_verification_algorithms;
         algorithms.supported_schemes()
@@ -245,7 +325,7 @@ impl ResolvesClientCert for Shown {
 #[derive(Debug)]
 pub(super) struct ServerIs {
     pub(super) ring: Arc<Ring>,
-    pub(super) service: Box<str>,
+    pub(super) peer: Peer,
 }
 
 impl ServerCertVerifier for ServerIs {
@@ -260,9 +340,9 @@ impl ServerCertVerifier for ServerIs {
     ) -> Result<ServerCertVerified, Error> {
         let usage = KeyUsage::server_auth();
         let id = self.ring.verified(cert, intermediates, usage, now)?;
-        match id.service == self.service {
+        match self.peer.is(&id, &self.ring.own()?) {
             true => Ok(ServerCertVerified::assertion()),
-            false => Err(refused(format!("{id} is not {}", self.service))),
+            false => Err(refused(format!("{id} is not {}", self.peer))),
         }
     }
 
@@ -294,7 +374,7 @@ impl ServerCertVerifier for ServerIs {
 pub(super) struct ClientIs {
     pub(super) ring: Arc<Ring>,
     /// Empty: any.
-    pub(super) services: Box<[Box<str>]>,
+    pub(super) peers: Box<[Peer]>,
 }
 
 impl ClientCertVerifier for ClientIs {
@@ -311,7 +391,9 @@ impl ClientCertVerifier for ClientIs {
     ) -> Result<ClientCertVerified, Error> {
         let usage = KeyUsage::client_auth();
         let id = self.ring.verified(cert, intermediates, usage, now)?;
-        match self.services.is_empty() || self.services.contains(&id.service) {
+        let own = self.ring.own()?;
+        let is_let_in = self.peers.is_empty() || self.peers.iter().any(|peer| peer.is(&id, &own));
+        match is_let_in {
             true => Ok(ClientCertVerified::assertion()),
             false => Err(refused(format!("{id} is not let in"))),
         }

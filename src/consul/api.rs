@@ -79,6 +79,19 @@ impl Api {
         }
     }
 
+    /// Whether requests are about a namespace or a partition.
+    pub(crate) fn is_in_a_namespace(&self) -> bool {
+        self.place.contains("&ns=") || self.place.contains("&partition=")
+    }
+
+    /// The same, about what is in no namespace.
+    pub(crate) fn anywhere(&self) -> Self {
+        Self {
+            place: Box::default(),
+            ..self.clone()
+        }
+    }
+
     pub(crate) async fn get(&self, path: &str, what: &str) -> Result<Reply, Error> {
         self.ask(Verb::Get, path, what, Repeat::Safe).await
     }

@@ -35,7 +35,7 @@ use self::{
 };
 use crate::{
     balance,
-    call::Budget,
+    call::{Budget, Calls},
     clock,
     endpoint::Endpoint,
     error::{Error, ErrorKind},
@@ -69,6 +69,7 @@ pub(crate) struct Pool {
     /// Whoever waits for an endpoint waits here.
     there: watch::Sender<There>,
     pub(crate) budget: Budget,
+    pub(crate) calls: Calls,
     made: Instant,
     runtime: Handle,
     own: Weak<Self>,
@@ -152,6 +153,7 @@ impl Pool {
             roster: Mutex::new(roster),
             there: watch::Sender::default(),
             budget: Budget::default(),
+            calls: Calls::default(),
             made: clock::now(),
             runtime: Handle::current(),
             own: Weak::clone(own),
@@ -272,6 +274,12 @@ impl Pool {
         self.there.borrow().endpoints
     }
 
+    /// The same, where it is known.
+    pub(crate) fn there(&self) -> Option<usize> {
+        let there = *self.there.borrow();
+        (there.endpoints > 0 || there.all_heard).then_some(there.endpoints)
+    }
+
     /// Lets go what is kept for endpoints that are known no more.
     pub(crate) fn retain<T>(&self, kept: &mut HashMap<SocketAddr, T>) {
         let roster = self.roster();
@@ -279,13 +287,17 @@ impl Pool {
     }
 
     /// A server says whether it serves: who does not is not given.
+    /// False: there is no such endpoint.
     #[cfg(feature = "grpc")]
-    pub(crate) fn set_serving(&self, address: SocketAddr, serves: bool) {
+    pub(crate) fn set_serving(&self, address: SocketAddr, serves: bool) -> bool {
         let mut roster = self.roster();
-        let seats = roster.seats.get(&(address.ip(), address.port()));
-        if seats.is_some_and(|seats| seats.member.place.set_serving(serves)) {
+        let Some(seats) = roster.seats.get(&(address.ip(), address.port())) else {
+            return false;
+        };
+        if seats.member.place.set_serving(serves) {
             self.rebuild(&mut roster);
         }
+        true
     }
 
     /// A call of ours ended.

@@ -92,6 +92,8 @@ pub(crate) struct Agenda {
     registered: bool,
     /// What is there is not all that we said.
     renew: bool,
+    /// How often in a row the agent had forgotten what it had just been told.
+    forgotten: u32,
     /// What the agent was told last.
     maintenance: Option<Box<str>>,
     health: Option<(Health, Box<str>)>,
@@ -109,6 +111,7 @@ impl Agenda {
             known: Known::Nothing,
             registered: false,
             renew: false,
+            forgotten: 0,
             maintenance: None,
             health: None,
             // Two may be lost.
@@ -161,19 +164,21 @@ impl Agenda {
     }
 
     pub(crate) fn has_maintained(&mut self, reason: Option<Box<str>>) {
-        self.maintenance = reason;
+        (self.maintenance, self.forgotten) = (reason, 0);
     }
 
     pub(crate) fn has_beaten(&mut self, health: (Health, Box<str>), now: Instant) {
-        (self.health, self.beaten) = (Some(health), now);
+        (self.health, self.beaten, self.forgotten) = (Some(health), now, 0);
     }
 
     pub(crate) fn failed(&mut self, how: Failed, now: Instant) {
         self.known = Known::Nothing;
-        self.renew |= how == Failed::Forgotten;
+        let forgotten = how == Failed::Forgotten;
+        self.renew |= forgotten;
+        self.forgotten = self.forgotten.saturating_add(u32::from(forgotten));
         self.pause = match how {
-            Failed::Forgotten => now + FORGOTTEN,
-            Failed::Other => now + FAILED,
+            Failed::Forgotten if self.forgotten == 1 => now + FORGOTTEN,
+            Failed::Forgotten | Failed::Other => now + FAILED,
             Failed::Denied => now + DENIED,
         };
     }
@@ -183,9 +188,9 @@ impl Agenda {
         self.known == Known::Present
     }
 
-    /// Whether its id was last seen to belong to somebody else.
-    pub(crate) fn is_taken(&self) -> bool {
-        self.known == Known::Taken
+    /// Whether the agent forgets again and again.
+    pub(crate) fn is_in_vain(&self) -> bool {
+        self.forgotten > 1
     }
 }
 
@@ -255,7 +260,26 @@ mod tests {
             assert_eq!(agenda.next(&Wishes::default(), now), Step::Rest(now + LOOK));
             now += LOOK;
         }
-        assert!(agenda.is_taken());
+        assert!(!agenda.is_present());
+    }
+
+    #[test]
+    fn an_agent_that_forgets_at_once_is_not_kept_busy() {
+        let mut now = clock::now();
+        let mut agenda = Agenda::new(Some(TTL), now);
+        let wishes = Wishes::default();
+        let mut steps = 0;
+        let end = now + Duration::from_secs(10);
+        while now < end {
+            match agenda.next(&wishes, now) {
+                Step::Rest(until) => now = until,
+                Step::Look => agenda.saw(Seen::Nothing, now),
+                Step::Register => _ = agenda.has_registered(now),
+                Step::Maintain(_) | Step::Beat => agenda.failed(Failed::Forgotten, now),
+            }
+            steps += 1;
+        }
+        assert!(agenda.is_in_vain() && steps < 120, "{steps}");
     }
 
     #[test]

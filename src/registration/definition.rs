@@ -230,8 +230,12 @@ impl ServiceDefinition {
         body
     }
 
-    /// What would be refused.
-    pub(crate) fn refuse(&self) -> Result<(), Error> {
+    /// Whether Consul would take it. [`lint`](Self::lint) tells what is likely to be regretted.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for the first thing that it would not take.
+    pub fn validate(&self) -> Result<(), Error> {
         let invalid = |message: String| Err(Error::new(ErrorKind::Invalid, message));
         if self.name.trim().is_empty() {
             return invalid("a service needs a name to be registered by".into());
@@ -261,6 +265,12 @@ impl ServiceDefinition {
         for check in &self.checks {
             if check.interval.is_zero() || matches!(check.kind, Kind::Ttl(ttl) if ttl.is_zero()) {
                 return invalid(format!("{check} of {}: its time is zero", self.name));
+            }
+            if check.starts == Some(Health::Unknown) {
+                return invalid(format!(
+                    "{check} of {}: Consul knows no such health",
+                    self.name
+                ));
             }
         }
         Ok(())
@@ -341,7 +351,7 @@ pub struct Check {
     starts: Option<Health>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 enum Kind {
     Http {
         url: Box<str>,
@@ -355,6 +365,40 @@ enum Kind {
         tls: bool,
     },
     Ttl(Duration),
+}
+
+impl fmt::Debug for Kind {
+    /// Without what may be secret: values of headers, and what stands in a URL beside its
+    /// place.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http { url, headers, .. } => f
+                .debug_struct("Http")
+                .field("url", &bare(url))
+                .field("headers", &headers.keys().collect::<Vec<_>>())
+                .finish_non_exhaustive(),
+            Self::Tcp(address) => f.debug_tuple("Tcp").field(address).finish(),
+            Self::Grpc { target, tls } => f
+                .debug_struct("Grpc")
+                .field("target", target)
+                .field("tls", tls)
+                .finish(),
+            Self::Ttl(ttl) => f.debug_tuple("Ttl").field(ttl).finish(),
+        }
+    }
+}
+
+/// A URL without user, password, query and fragment.
+fn bare(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let host = host.rsplit('@').next().unwrap_or_default();
+            format!("{scheme}://{host}{path}")
+        }
+        None => url.to_owned(),
+    }
 }
 
 impl Check {
@@ -524,7 +568,7 @@ impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.name, &self.kind) {
             (Some(name), _) => f.write_str(name),
-            (None, Kind::Http { url, .. }) => write!(f, "HTTP check of {url}"),
+            (None, Kind::Http { url, .. }) => write!(f, "HTTP check of {}", bare(url)),
             (None, Kind::Tcp(address)) => write!(f, "TCP check of {address}"),
             (None, Kind::Grpc { target, .. }) => write!(f, "gRPC check of {target}"),
             (None, Kind::Ttl(ttl)) => write!(f, "heartbeat within {ttl:?}"),
@@ -600,16 +644,33 @@ mod tests {
         assert!(anywhere.lint()[0].contains("0.0.0.0"));
         let good = ServiceDefinition::new("web", 80).address("10.0.0.7");
         let good = good.check(Check::http("http://10.0.0.7/health"));
-        assert_eq!((good.lint(), good.refuse().is_ok()), (Vec::new(), true));
+        assert_eq!((good.lint(), good.validate().is_ok()), (Vec::new(), true));
+    }
+
+    #[test]
+    fn what_is_secret_in_a_check_is_not_printed() {
+        let check = Check::http("http://me:hush@10.0.0.7:80/health?token=hush#hush")
+            .header("Authorization", "Bearer hush");
+        let web = ServiceDefinition::new("web", 80).check(check.clone());
+        let told = format!("{check} {check:?} {web:?} {:?}", web.lint());
+        assert!(told.contains("http://10.0.0.7:80/health"), "{told}");
+        assert!(
+            told.contains("Authorization") && !told.contains("hush"),
+            "{told}"
+        );
+        assert!(web.body().to_string().contains("Bearer hush"));
     }
 
     #[test]
     fn what_consul_would_refuse_is_refused_at_once() {
-        let refused = |definition: ServiceDefinition| definition.refuse().unwrap_err().to_string();
+        let refused =
+            |definition: ServiceDefinition| definition.validate().unwrap_err().to_string();
         assert!(refused(ServiceDefinition::new(" ", 80)).contains("name"));
         let web = || ServiceDefinition::new("web", 80);
         assert!(refused(web().meta("a key", "")).contains("a key"));
         assert!(refused(web().meta("key", "x".repeat(513))).contains("512"));
         assert!(refused(web().check(Check::ttl(Duration::ZERO))).contains("zero"));
+        let unknown = Check::tcp("a:1").starts(Health::Unknown);
+        assert!(refused(web().check(unknown)).contains("no such health"));
     }
 }

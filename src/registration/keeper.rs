@@ -170,12 +170,16 @@ pub(super) async fn keep(
     let mut agenda = Agenda::new(shortest, clock::now());
     // What is sent may be carried out, whatever comes back.
     let mut sent = false;
+    // What is said beside the registration itself is not taken.
+    let mut ailing = false;
     loop {
         let wish = wishes.borrow_and_update().clone();
         if wish.stop {
             break;
         }
-        let done = match agenda.next(&wish, clock::now()) {
+        let step = agenda.next(&wish, clock::now());
+        let says_more = matches!(step, Step::Maintain(_) | Step::Beat);
+        let done = match step {
             Step::Rest(until) => {
                 tokio::select! {
                     () = sleep_until(until.into()) => {}
@@ -189,7 +193,7 @@ pub(super) async fn keep(
                 match whose {
                     Some(whose) => tell(&state, &id, RegistrationState::Taken(whose)),
                     // The agent was away for a while, and has forgotten nothing.
-                    None if agenda.is_present() => {
+                    None if agenda.is_present() && !ailing => {
                         tell(&state, &id, RegistrationState::Registered);
                     }
                     None => {}
@@ -216,10 +220,13 @@ pub(super) async fn keep(
                 .await
                 .map(|()| agenda.has_beaten(wish.health.clone(), clock::now())),
         };
+        if done.is_ok() && says_more && std::mem::take(&mut ailing) {
+            tell(&state, &id, RegistrationState::Registered);
+        }
         if let Err(trouble) = done {
             let how = match &trouble {
                 Trouble::Denied(_) => Failed::Denied,
-                Trouble::Status { code: 404, .. } => Failed::Forgotten,
+                Trouble::Status { code: 404, .. } if says_more => Failed::Forgotten,
                 // Consul 1.8 says so of a check that it does not know.
                 Trouble::Status { text, .. } if text.contains("does not have associated TTL") => {
                     Failed::Forgotten
@@ -228,7 +235,8 @@ pub(super) async fn keep(
             };
             debug!(%id, %trouble, "the agent did not take it");
             agenda.failed(how, clock::now());
-            if how != Failed::Forgotten {
+            ailing |= says_more;
+            if how != Failed::Forgotten || agenda.is_in_vain() {
                 let kind = match how {
                     Failed::Denied => ErrorKind::Denied,
                     _ => ErrorKind::Unavailable,
@@ -248,10 +256,10 @@ pub(super) async fn keep(
             }
         }
     }
-    if !sent || agenda.is_taken() {
+    if !sent {
         return Ok(());
     }
-    let done = line.deregister().await;
+    let done = line.deregister_ours().await;
     if done.is_ok() {
         tell(&state, &id, RegistrationState::Gone);
     }

@@ -32,6 +32,9 @@ use crate::{
 /// A guard that was dropped waits so long for the agent.
 const DROPPED: Duration = Duration::from_secs(2);
 
+/// What was sent before may arrive within this.
+const ARRIVES: Duration = Duration::from_millis(200);
+
 /// Services of this process, registered while it lives.
 ///
 /// Made by [`Resolver::register`]. An agent that is not there yet is waited for; one that
@@ -163,7 +166,7 @@ impl Resolver {
         let mut kept = Vec::new();
         let services: Vec<_> = services.into_iter().collect();
         for service in &services {
-            service.refuse()?;
+            service.validate()?;
             if !ids.insert(service.id()) {
                 let message = format!("two services have the id {}", service.id());
                 return Err(invalid(message));
@@ -258,9 +261,13 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] where no service has a [heartbeat](Check::ttl): the others are
-    /// asked by the agent.
+    /// [`ErrorKind::Invalid`] where no service has a [heartbeat](Check::ttl), since the others
+    /// are asked by the agent, and for [`Health::Unknown`].
     pub fn set_health(&self, health: Health, text: &str) -> Result<(), Error> {
+        if health == Health::Unknown {
+            let message = "Consul knows no such health: passing, warning or critical";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         let has_beat = |kept: &Kept| kept.line.definition.heartbeats().next().is_some();
         if !self.kept.iter().any(has_beat) {
             let message = "no service of this registration has a heartbeat (Check::ttl) to say \
@@ -282,7 +289,7 @@ impl Registration {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it goes on in the background.
+    /// Dropped before it is done, the guard is dropped, with all that means.
     pub async fn shutdown(mut self) -> Result<(), Error> {
         for kept in &self.kept {
             kept.wishes.send_modify(|wishes| wishes.stop = true);
@@ -297,7 +304,7 @@ impl Registration {
                 Ok(Err(error)) => _ = failed.get_or_insert(error),
                 // Its runtime is shutting down.
                 Err(_) => {
-                    if let Err(error) = kept.line.deregister().await {
+                    if let Err(error) = kept.line.deregister_ours().await {
                         failed.get_or_insert(error);
                     }
                 }
@@ -343,21 +350,18 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let mut lines = Vec::new();
         for (kept, state) in self.kept.iter().zip(self.states.borrow().iter()) {
-            if kept.task.is_none() {
-                continue;
-            }
-            kept.wishes.send_modify(|wishes| wishes.stop = true);
-            let is_there = match state {
-                RegistrationState::Registered | RegistrationState::Failing(_) => true,
-                RegistrationState::Pending
-                | RegistrationState::Taken(_)
-                | RegistrationState::Gone => false,
+            let Some(task) = &kept.task else { continue };
+            // Else it would go on after us.
+            task.abort();
+            let is_sure = match state {
+                RegistrationState::Registered => true,
+                // What was sent may still arrive.
+                RegistrationState::Pending | RegistrationState::Failing(_) => false,
+                RegistrationState::Taken(_) | RegistrationState::Gone => continue,
             };
-            if is_there {
-                lines.push(kept.line.clone());
-            }
+            lines.push((kept.line.clone(), is_sure));
         }
-        // The runtime may end before its task has done it: a thread of our own does it too.
+        // The runtime may end before a task has done it: a thread of our own does it.
         if lines.is_empty() {
             return;
         }
@@ -373,13 +377,18 @@ impl Drop for Registration {
             };
             let agent = Arc::new(agent);
             runtime.block_on(async {
-                for line in lines {
+                for (line, is_sure) in lines {
                     let line = Line {
                         agent: Arc::clone(&agent),
                         ..line
                     };
                     if let Err(error) = line.deregister_ours().await {
                         warn!("{error}");
+                    }
+                    if !is_sure {
+                        sleep(ARRIVES).await;
+                        // That it failed was said.
+                        _ = line.deregister_ours().await;
                     }
                 }
             });

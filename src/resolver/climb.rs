@@ -19,8 +19,10 @@ use tracing::{debug, warn};
 use super::{Inner, fresh, told};
 use crate::{
     cache::{Look, stale::PATIENCE},
+    catalog,
     circuit::Gate,
     clock,
+    consul::api::Api,
     endpoint::{Answer, Attempt, Source, Transport},
     error::{Error, ErrorKind},
     evidence::{Belief, Canary, Others, WINDOW, Word},
@@ -349,15 +351,22 @@ impl Inner {
     /// Consul's own service, which is always there. Asked until that was seen once.
     async fn sees_nothing(&self, rung: Rung, name: &ConsulName, nothing: &Nothing) -> bool {
         // Another datacenter need not be there itself.
-        let elsewhere = name.locality().datacenter.is_some();
-        if elsewhere || rung == Rung::Static {
+        let place = name.locality().datacenter.as_deref();
+        if rung == Rung::Static || (place.is_some() && place != self.config.datacenter.as_deref()) {
             return false;
         }
+        let place = place.unwrap_or_default();
         let asks = {
             let evidence = self.evidence();
-            evidence.wants_canary(nothing) && !evidence.knows_canary("")
+            evidence.wants_canary(nothing) && !evidence.knows_canary(place)
         };
-        asks && self.ask_canary(rung, "").await == Canary::Gone
+        if !asks || self.ask_canary(rung, place).await != Canary::Gone {
+            return false;
+        }
+        // DNS has other rights, and HTTP is asked next. A token of ours may see a few services
+        // and not Consul's own.
+        let api = Api::new(Arc::clone(self.sources.agent()), CANARY, Box::default());
+        rung == Rung::Dns || !catalog::sees_any(&api).await.unwrap_or(true)
     }
 
     /// Asks for Consul's own service once a place, to know later whether it can be

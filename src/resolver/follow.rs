@@ -137,6 +137,16 @@ impl Followers {
         self.most - self.connections.available_permits()
     }
 
+    /// Names without an endpoint.
+    pub(super) fn empty(&self) -> usize {
+        let is_empty = |follower: &&Follower| match &*follower.news.known.borrow() {
+            Known::Unheard => false,
+            Known::Set(held) => held.endpoints.is_empty(),
+            Known::Gone => true,
+        };
+        self.all().values().filter(is_empty).count()
+    }
+
     fn all(&self) -> MutexGuard<'_, HashMap<Box<str>, Follower>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -309,6 +309,7 @@ impl Resolver {
                 entries: cache.len(),
                 bytes: cache.bytes(),
                 watches: inner.followers.watches(),
+                empty: inner.followers.empty(),
                 ignored_replies: inner.sources.strangers(),
             }
         };

@@ -183,7 +183,6 @@ impl Service {
     }
 
     /// The name, absolute.
-    #[cfg(feature = "grpc")]
     pub(crate) fn fqdn(&self) -> String {
         self.name.fqdn(self.resolver.domain())
     }

@@ -13,11 +13,14 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proconsul::{
-    Cached, Resolver, Status,
+    Alert, Cached, Resolver, Status,
     stub::{Control, Traffic},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
 use crate::{output, page};
 
@@ -39,6 +42,8 @@ pub(crate) struct Admin {
     pub(crate) traffic: Traffic,
     /// Where DNS is answered.
     pub(crate) listen: Vec<SocketAddr>,
+    /// What is wrong now.
+    pub(crate) alerts: watch::Receiver<Vec<Alert>>,
 }
 
 /// Serves until it is dropped.
@@ -130,6 +135,7 @@ impl Admin {
             queries: self.traffic.queries(),
             remembered: self.traffic.remembered(),
             ready: status.is_ready(),
+            alerts: self.alerts.borrow().clone(),
         }
     }
 
@@ -163,6 +169,7 @@ impl Admin {
             "protected": status.protected,
             "queries": head.queries,
             "remembered": head.remembered,
+            "alerts": head.alerts.iter().map(alert).collect::<Value>(),
         })
     }
 
@@ -194,6 +201,15 @@ impl Admin {
         let found = self.resolver().lookup(&*name).max_age(Duration::ZERO).await;
         object(&output::explained(&found))
     }
+}
+
+fn alert(alert: &Alert) -> Value {
+    json!({
+        "rule": alert.rule,
+        "about": &*alert.about,
+        "severity": alert.severity.as_str(),
+        "text": &*alert.text,
+    })
 }
 
 fn object(value: &Value) -> Reply {

@@ -1,6 +1,7 @@
 //! The program `proconsul`: parses the command line, calls the library, prints.
 
 mod admin;
+mod alerts;
 mod args;
 mod config;
 mod doctor;

@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use proconsul::{Cached, Freshness, Reason, SourceStatus, Status};
+use proconsul::{Alert, Cached, Freshness, Reason, Severity, SourceStatus, Status};
 
 /// Nothing is loaded from anywhere but here, and no other page may frame it.
 pub(crate) const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
@@ -17,6 +17,7 @@ pub(crate) struct Head {
     pub(crate) queries: u64,
     pub(crate) remembered: u64,
     pub(crate) ready: bool,
+    pub(crate) alerts: Vec<Alert>,
 }
 
 const STYLE: &str = "
@@ -65,6 +66,7 @@ pub(crate) fn html(head: &Head, status: &Status, cached: &[Cached]) -> String {
         domain = escaped(&head.domain),
         listen = escaped(&head.listen.join(", ")),
     );
+    alerts(&mut main, &head.alerts);
     sources(&mut main, &status.sources);
     let _ = write!(
         main,
@@ -96,6 +98,33 @@ fn state(head: &Head, status: &Status) -> (&'static str, &'static str) {
     } else {
         ("well", "good")
     }
+}
+
+fn alerts(main: &mut String, alerts: &[Alert]) {
+    if alerts.is_empty() {
+        return;
+    }
+    main.push_str(
+        "<h2>Alerts</h2><table id=\"alerts\"><tr><th>severity</th><th>rule</th><th>what</th></tr>",
+    );
+    for alert in alerts {
+        let class = match alert.severity {
+            Severity::Critical => "bad",
+            _ => "worn",
+        };
+        let what = match &*alert.about {
+            "" => alert.text.to_string(),
+            about => format!("{about}: {}", alert.text),
+        };
+        let _ = write!(
+            main,
+            "<tr><td class=\"{class}\">{}</td><td>{}</td><td>{}</td></tr>",
+            alert.severity,
+            escaped(alert.rule),
+            escaped(&what),
+        );
+    }
+    main.push_str("</table>");
 }
 
 fn sources(main: &mut String, sources: &[SourceStatus]) {

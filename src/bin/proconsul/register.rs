@@ -55,16 +55,30 @@ pub(crate) async fn run(command: Register, form: &Output) -> ExitCode {
     for problem in service.lint() {
         output::remark(form, &format!("warning: {problem}"));
     }
+    if let Err(error) = service.validate() {
+        return output::failure(&error, form);
+    }
     // What cannot be run is not registered.
     let mut child = match spawned(&command.command) {
         Ok(child) => child,
         Err(failed) => return failed,
     };
     let registration = match resolver.register(service) {
-        Ok(registration) => registration.drain(command.drain),
-        Err(error) => return output::failure(&error, form),
+        Ok(registration) => registration,
+        Err(error) => {
+            if let Some(mut child) = child {
+                // It may have ended by itself.
+                _ = child.kill().await;
+            }
+            return output::failure(&error, form);
+        }
     };
-    let (ended, signal) = registered(registration, &mut child, &mut signals, form).await;
+    let end = Ending {
+        child: &mut child,
+        signals: &mut signals,
+        form,
+    };
+    let (ended, signal) = end.registered(registration, command.drain).await;
     let Some(child) = &mut child else {
         return ended
             .err()
@@ -173,50 +187,76 @@ fn spawned(command: &[OsString]) -> Result<Option<Child>, ExitCode> {
     }
 }
 
-/// Keeps it registered until the command ends or a signal comes, then deregisters; a second
-/// signal does not wait for the drain. Gives the signal that is to be passed on.
-async fn registered(
-    mut registration: Registration,
-    child: &mut Option<Child>,
-    signals: &mut mpsc::Receiver<Signal>,
-    form: &Output,
-) -> (Result<(), Error>, Option<Signal>) {
-    let mut last = loop {
-        tokio::select! {
-            states = registration.changed() => tell(&states, form),
-            () = gone(child) => break None,
-            Some(signal) = signals.recv() => match (signal, &*child) {
-                (Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT, _) => break Some(signal),
-                (signal, Some(child)) => pass(signal, child),
-                (_, None) => {}
-            },
+/// What may end a registration: the command, or a signal.
+struct Ending<'a> {
+    child: &'a mut Option<Child>,
+    signals: &'a mut mpsc::Receiver<Signal>,
+    form: &'a Output,
+}
+
+impl Ending<'_> {
+    /// Keeps it registered until the command ends or a signal comes; then deregisters, and
+    /// drains while the command still runs and no second signal comes. Gives the signal that
+    /// is still to be passed on.
+    async fn registered(
+        mut self,
+        mut registration: Registration,
+        drain: Duration,
+    ) -> (Result<(), Error>, Option<Signal>) {
+        let first = loop {
+            tokio::select! {
+                states = registration.changed() => tell(&states, self.form),
+                signal = self.end() => break signal,
+            }
+        };
+        let ids: Vec<_> = registration
+            .states()
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        let mut hurries = first.is_none();
+        let mut ending = std::pin::pin!(registration.shutdown());
+        let ended = loop {
+            tokio::select! {
+                ended = &mut ending => break ended,
+                // What was sent is waited for, but not longer than that.
+                signal = self.end(), if !hurries => {
+                    hurries = true;
+                    self.pass(signal);
+                }
+            }
+        };
+        if ended.is_ok() {
+            output::remark(self.form, &format!("{}: deregistered", ids.join(", ")));
         }
-    };
-    if last.is_none() {
-        registration = registration.drain(Duration::ZERO);
+        if !hurries {
+            tokio::select! {
+                () = tokio::time::sleep(drain) => {}
+                signal = self.end() => self.pass(signal),
+            }
+        }
+        (ended, first)
     }
-    let ids: Vec<_> = registration
-        .states()
-        .into_iter()
-        .map(|(id, _)| id)
-        .collect();
-    let mut ending = std::pin::pin!(registration.shutdown());
-    let ended = tokio::select! {
-        ended = &mut ending => ended,
-        () = gone(child), if last.is_some() => {
-            last = None;
-            ending.await
+
+    /// Waits for a signal that ends the program, or for the command's end, which is `None`.
+    /// Other signals are passed on.
+    async fn end(&mut self) -> Option<Signal> {
+        loop {
+            tokio::select! {
+                () = gone(self.child) => return None,
+                Some(signal) = self.signals.recv() => match signal {
+                    Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT => return Some(signal),
+                    signal => self.pass(Some(signal)),
+                },
+            }
         }
-        // It was deregistered before the drain began.
-        Some(signal) = signals.recv() => {
-            last = Some(signal);
-            Ok(())
-        }
-    };
-    if ended.is_ok() {
-        output::remark(form, &format!("{}: deregistered", ids.join(", ")));
     }
-    (ended, last)
+
+    fn pass(&self, signal: Option<Signal>) {
+        if let (Some(signal), Some(child)) = (signal, &*self.child) {
+            pass(signal, child);
+        }
+    }
 }
 
 async fn gone(child: &mut Option<Child>) {

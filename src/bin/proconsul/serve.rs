@@ -6,10 +6,11 @@ use proconsul::{
     Error, Resolver,
     stub::{Control, Stub, Upstreams},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     admin::{self, Admin},
+    alerts,
     args::{Output, Serve, ServeSettings, Stale},
     output, privileges, signals,
     systemd::{self, Sockets},
@@ -30,6 +31,8 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         Err(error) => return output::failure(&error, form),
     };
     let control = stub.control();
+    let (reloaded, new_resolver) = watch::channel(());
+    let (tell, alerts) = watch::channel(Vec::new());
     let mut addresses: Vec<_> = stub.addresses().iter().map(ToString::to_string).collect();
     addresses.dedup();
     let mut line = format!(
@@ -51,6 +54,7 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
             control: control.clone(),
             traffic: stub.traffic(),
             listen: stub.addresses(),
+            alerts,
         };
         // Ends with the program.
         tokio::spawn(admin::serve(listener, admin));
@@ -66,7 +70,10 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         while reload.recv().await.is_some() {
             systemd::reloading();
             let told = match again(&command, &settings, &control).await {
-                Ok(told) => told,
+                Ok(told) => {
+                    reloaded.send_replace(());
+                    told
+                }
                 Err(error) => format!("reload failed, all stays as it was: {error}"),
             };
             output::remark(form, &format!("proconsul: {told}"));
@@ -78,6 +85,7 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     tokio::select! {
         () = stub.run(async { stop.await; systemd::stopping() }) => {}
         () = reloading => {}
+        () = alerts::look(control.clone(), new_resolver, tell, form) => {}
     }
     output::saved(&control.resolver(), form).await;
     ExitCode::SUCCESS

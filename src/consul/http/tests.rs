@@ -141,6 +141,7 @@ async fn a_reply_is_read_with_its_headers_in_any_case() {
         last_contact: Some(Duration::from_millis(25)),
         filtered_by_acls: true,
         translate_addresses: true,
+        date: None,
     };
     assert_eq!(ask(&agent).await, Ok(expected));
     let asked = peer.asked.recv().unwrap();
