@@ -61,6 +61,26 @@
 //! # }
 //! ```
 //!
+//! # Registering
+//!
+//! A service is registered at the agent of its machine as long as a guard lives, and again
+//! where the agent forgets.
+//!
+//! ```no_run
+//! use proconsul::{Check, Resolver, ServiceDefinition};
+//!
+//! # async fn example() -> Result<(), proconsul::Error> {
+//! let web = ServiceDefinition::new("web", 8080)
+//!     .address("10.0.0.7")
+//!     .tag("v2")
+//!     .check(Check::http("http://10.0.0.7:8080/health/ready"));
+//! let registration = Resolver::from_env()?.register(web)?;
+//! // Until SIGTERM or SIGINT: then it is deregistered before anything else.
+//! registration.shutdown_on_signal().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # A service at hand
 //!
 //! A [`Service`] is followed as long as a handle of it lives; a pick asks nobody and

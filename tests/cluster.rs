@@ -167,3 +167,20 @@ fn the_script_starts_three_servers_and_ends_them() {
         );
     }
 }
+
+#[test]
+fn the_example_goes_on_while_the_cluster_does() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // `cargo test` puts it beside the directory of this test.
+    let this = std::env::current_exe().unwrap();
+    let example = this.ancestors().nth(2).unwrap().join("examples/cluster");
+    let mut command = Command::new(root.join("scripts/cluster"));
+    let done = command.arg(example).arg("3").output().unwrap();
+    let told = String::from_utf8(done.stdout).unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(
+        told.matches(" leads; 1 endpoints from ").count(),
+        3,
+        "{told}{said}"
+    );
+}

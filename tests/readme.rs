@@ -12,7 +12,7 @@ const LIBRARY: &str = include_str!("../src/lib.rs");
 
 /// Commands that are not run here, because they ask an agent, go on until they are
 /// stopped, or are no command of ours.
-const NOT_RUN_HERE: [&str; 14] = [
+const NOT_RUN_HERE: [&str; 20] = [
     "scripts/test",
     "scripts/bench",
     "scripts/bench --events",
@@ -22,7 +22,13 @@ const NOT_RUN_HERE: [&str; 14] = [
     "proconsul lookup web SRV",
     "proconsul pick web",
     "proconsul explain web",
-    "proconsul doctor web",
+    "proconsul doctor ai_chat",
+    "proconsul services",
+    "proconsul services web",
+    "proconsul kv get web/limits",
+    "proconsul register web --port 8080 -- ./web",
+    "proconsul register web --port 8080 --check-http http://127.0.0.1:8080/health -- ./web",
+    "scripts/bench --register",
     "proconsul watch web api",
     "proconsul explain big1500",
     "proconsul serve",
