@@ -198,7 +198,7 @@ mod error;
 mod evidence;
 mod flight;
 mod found;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(feature = "grpc")]

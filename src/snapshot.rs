@@ -170,7 +170,7 @@ fn with_header(body: &[u8]) -> Vec<u8> {
 
 /// Any body under a header that is right: what is read is written and read again as
 /// the same.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub fn snapshot(body: &[u8]) {
     let (now, keep) = (
         Duration::from_secs(2_000_000_000),

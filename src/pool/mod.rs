@@ -3,6 +3,7 @@
 //! changes and when an endpoint is to rest or to be tried again, and never by a pick.
 
 mod lease;
+mod loads;
 mod near;
 mod place;
 mod policy;
@@ -30,11 +31,12 @@ pub use self::{
     policy::{Breaker, Filter, Policy},
 };
 use self::{
+    loads::Slots,
     place::{Failing, Place, Turn},
     set::{Caller, Hold, Member, Seats, Set},
 };
 use crate::{
-    balance,
+    balance::{self, Strategy},
     call::{Budget, Calls},
     clock,
     endpoint::Endpoint,
@@ -90,6 +92,8 @@ struct Roster {
     /// datacenters.
     feeds: Box<[Feed]>,
     seats: HashMap<(IpAddr, u16), Seats>,
+    /// Where their calls are counted.
+    slots: Slots,
     /// The endpoints that the set was made of, resting or not.
     chosen: Vec<(IpAddr, u16)>,
     alarm: Option<Alarm>,
@@ -124,18 +128,21 @@ impl Pool {
         let threads = threads.min(MOST_THREADS).next_power_of_two();
         let failing = Failing::of(open);
         let number = POOLS.fetch_add(1, Ordering::Relaxed);
+        let counts = matches!(policy.strategy, Strategy::LeastLoaded | Strategy::Latency);
         let empty = Set::new(
             number,
             &[],
             policy.strategy,
             policy.slow_start,
             threads,
+            Vec::new(),
             &failing,
             clock::now(),
         );
         let roster = Roster {
             feeds: vec![Feed::default(); feeds].into(),
             seats: HashMap::new(),
+            slots: Slots::new(if counts { threads } else { 0 }),
             chosen: Vec::new(),
             alarm: None,
         };
@@ -184,10 +191,7 @@ impl Pool {
                 since: 0,
             };
             let (at, trial) = view.pick(key, &mut caller)?;
-            let hold = match view.seat(at) {
-                Some(seat) => Hold::Seat(seat),
-                None => Hold::Set(view.handle(), at),
-            };
+            let hold = Hold::new(view.handle(), at);
             Some(Lease::new(hold, trial, caller.since))
         })
     }
@@ -260,7 +264,7 @@ impl Pool {
             Standing {
                 endpoint: seats.member.endpoint.clone(),
                 breaker,
-                in_flight: seats.load(),
+                in_flight: (roster.slots.count()).then(|| roster.slots.load(seats.slot)),
                 failures: place.failures(),
                 serves: place.serves(),
                 latency: place.latency(),
@@ -328,12 +332,13 @@ impl Pool {
                     if endpoint == seats.member.endpoint {
                         seats
                     } else {
-                        self.seats(endpoint, Arc::clone(&seats.member.place))
+                        self.seats(endpoint, Arc::clone(&seats.member.place), seats.slot)
                     }
                 }
                 None => self.seats(
                     endpoint.clone(),
                     Arc::new(Place::new(now, !first, &self.failing)),
+                    roster.slots.take(),
                 ),
             };
             roster.seats.insert(place(endpoint), seats);
@@ -341,6 +346,7 @@ impl Pool {
         // Those that are left in no feed.
         for seats in before.values() {
             seats.member.place.retire();
+            roster.slots.leave(seats.slot);
         }
         let (chosen, given) = self.choose(&all, &roster.seats, now);
         let (strategy, slow_start) = (self.policy.strategy, self.policy.slow_start);
@@ -357,6 +363,7 @@ impl Pool {
             strategy,
             slow_start,
             self.cursors.len(),
+            roster.slots.loads(),
             &self.failing,
             now,
         );
@@ -374,14 +381,17 @@ impl Pool {
         self.set_alarm(roster, now);
     }
 
-    fn seats(&self, endpoint: Endpoint, place: Arc<Place>) -> Seats {
+    fn seats(&self, endpoint: Endpoint, place: Arc<Place>, slot: u32) -> Seats {
         let member = Member {
             endpoint,
             place,
             pool: Weak::clone(&self.own),
             made: self.made,
         };
-        Seats::new(member, self.policy.strategy, self.cursors.len())
+        Seats {
+            member: Arc::new(member),
+            slot,
+        }
     }
 
     /// Those that are used, and those of them that are given: the first in the order of

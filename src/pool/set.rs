@@ -1,9 +1,9 @@
 //! **Pure.** A set that is picked from: immutable, with everything worked out before.
 //! Whoever rests is not in it, so that a pick asks nobody.
 //!
-//! What threads write when they pick, others do not read. A call in the air holds its
-//! thread's own view of the set; where a strategy asks for loads, it holds the seat that
-//! its endpoint has for the thread instead, and the number of holders is the load.
+//! What threads write when they pick, others do not read: a call in the air holds its
+//! thread's own view of the set, and is counted in its thread's own [`loads`](super::loads)
+//! where a strategy asks for them.
 
 use std::{
     net::SocketAddr,
@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     Pool,
+    loads::Loads,
     near::Handle,
     place::{Failing, Place},
 };
@@ -48,8 +49,7 @@ pub(crate) fn nanoseconds(made: Instant, now: Instant) -> u64 {
 #[repr(align(64))]
 pub(crate) struct View {
     core: Arc<Core>,
-    /// In the order of the plan; empty where loads do not count.
-    seats: Box<[Arc<Chair>]>,
+    loads: Loads,
 }
 
 /// What all threads read.
@@ -61,90 +61,57 @@ struct Core {
     /// Beside each other: a call wants no more.
     addresses: Box<[SocketAddr]>,
     members: Box<[Arc<Member>]>,
+    /// In the same order; empty where loads do not count.
+    slots: Box<[u32]>,
     failing: Failing,
     /// Some are looked at before they are given.
     watched: bool,
     slow_start: Duration,
 }
 
-/// An endpoint as one thread uses it: on a line of its own as well.
-#[derive(Debug)]
-#[repr(align(64))]
-pub(crate) struct Seat {
-    address: SocketAddr,
-    member: Arc<Member>,
-}
-
-/// Where a seat stands while no call holds it: all other holders are calls.
-#[derive(Debug)]
-struct Chair(Arc<Seat>);
-
-impl Chair {
-    fn load(&self) -> usize {
-        Arc::strong_count(&self.0).saturating_sub(1)
-    }
-}
-
 /// What a call in the air holds.
 #[derive(Debug)]
-pub(super) enum Hold {
-    Set(Handle, u32),
-    Seat(Arc<Seat>),
+pub(super) struct Hold {
+    view: Handle,
+    at: u32,
 }
 
 impl Hold {
-    pub(crate) fn address(&self) -> SocketAddr {
-        match self {
-            Self::Set(view, at) => view.core.addresses[*at as usize],
-            Self::Seat(seat) => seat.address,
+    /// A call begins.
+    pub(super) fn new(view: Handle, at: u32) -> Self {
+        if let Some(slot) = view.slot(at) {
+            view.loads.begin(slot);
         }
+        Self { view, at }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.view.core.addresses[self.at as usize]
     }
 
     pub(crate) fn member(&self) -> &Member {
-        match self {
-            Self::Set(view, at) => &view.core.members[*at as usize],
-            Self::Seat(seat) => &seat.member,
-        }
+        &self.view.core.members[self.at as usize]
     }
 
     /// Whether nobody has failed lately, so that a success is no news.
     pub(crate) fn is_all_well(&self) -> bool {
-        match self {
-            Self::Set(view, _) => view.core.failing.is_none(),
-            Self::Seat(seat) => seat.member.place.failures() == 0,
+        self.view.core.failing.is_none()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(slot) = self.view.slot(self.at) {
+            self.view.loads.end(slot);
         }
     }
 }
 
-/// An endpoint, and its seats where loads count: one for each of some threads.
+/// An endpoint of a pool, and the slot that its calls are counted in.
 #[derive(Clone, Debug)]
 pub(crate) struct Seats {
     pub(crate) member: Arc<Member>,
-    seats: Box<[Arc<Chair>]>,
-}
-
-impl Seats {
-    pub(crate) fn new(member: Member, strategy: Strategy, threads: usize) -> Self {
-        let member = Arc::new(member);
-        let counts = matches!(strategy, Strategy::LeastLoaded | Strategy::Latency);
-        let seat = |_| {
-            let seat = Arc::new(Seat {
-                address: member.endpoint.socket_addr(),
-                member: Arc::clone(&member),
-            });
-            Arc::new(Chair(seat))
-        };
-        Self {
-            seats: (0..if counts { threads } else { 0 }).map(seat).collect(),
-            member,
-        }
-    }
-
-    /// Calls in the air, where they count.
-    pub(crate) fn load(&self) -> Option<usize> {
-        let calls = self.seats.iter().map(|chair| chair.load());
-        (!self.seats.is_empty()).then(|| calls.sum())
-    }
+    pub(crate) slot: u32,
 }
 
 /// A set for all threads: a view for each of some.
@@ -174,6 +141,7 @@ impl Set {
         strategy: Strategy,
         slow_start: Duration,
         threads: usize,
+        loads: Vec<Loads>,
         failing: &Failing,
         now: Instant,
     ) -> Self {
@@ -184,15 +152,19 @@ impl Set {
             plan: Plan::new(&endpoints, strategy),
             addresses: endpoints.iter().map(Endpoint::socket_addr).collect(),
             members: all.iter().map(|one| Arc::clone(&one.member)).collect(),
+            slots: match loads.is_empty() {
+                true => Box::default(),
+                false => all.iter().map(|one| one.slot).collect(),
+            },
             failing: failing.clone(),
             watched: all.iter().any(watched),
             slow_start,
         });
-        let view = |thread: usize| {
-            let seats = all.iter().filter_map(|one| one.seats.get(thread).cloned());
+        let mut loads = loads.into_iter();
+        let view = |_| {
             Arc::new(View {
                 core: Arc::clone(&core),
-                seats: seats.collect(),
+                loads: loads.next().unwrap_or_default(),
             })
         };
         Self((0..threads).map(view).collect())
@@ -214,17 +186,21 @@ impl View {
         self.core.pool
     }
 
-    /// The seat for a call, where loads count.
-    pub(super) fn seat(&self, at: u32) -> Option<Arc<Seat>> {
-        let chair = self.seats.get(at as usize)?;
-        Some(Arc::clone(&chair.0))
+    /// Where the calls of an endpoint are counted, if they are.
+    fn slot(&self, at: u32) -> Option<u32> {
+        self.core.slots.get(at as usize).copied()
+    }
+
+    /// Calls that this thread has in the air there.
+    fn load(&self, at: u32) -> u32 {
+        self.slot(at).map_or(0, |slot| self.loads.load(slot))
     }
 
     /// The place of the next one in the set, and whether the call tries an endpoint that
     /// rested.
     pub(super) fn pick(&self, key: Option<u64>, caller: &mut impl Caller) -> Option<(u32, bool)> {
         let mut own = Own {
-            seats: &self.seats,
+            view: self,
             caller,
             now: None,
         };
@@ -266,9 +242,9 @@ impl View {
     }
 }
 
-/// A thread's view of its seats.
+/// A thread's view, while it picks.
 struct Own<'a, C> {
-    seats: &'a [Arc<Chair>],
+    view: &'a View,
     caller: &'a mut C,
     /// In nanoseconds, read once.
     now: Option<u64>,
@@ -284,14 +260,13 @@ impl<C: Caller> Draw for Own<'_, C> {
     }
 
     fn load(&mut self, at: u32) -> u32 {
-        let load = self.seats.get(at as usize).map_or(0, |chair| chair.load());
-        u32::try_from(load).unwrap_or(u32::MAX)
+        self.view.load(at)
     }
 
     fn cost(&mut self, at: u32) -> f64 {
         let load = self.load(at);
         let now = *self.now.get_or_insert_with(|| self.caller.nanoseconds());
-        let seat = self.seats.get(at as usize);
-        seat.map_or(0.0, |seat| seat.0.member.place.cost(load, now))
+        let member = self.view.core.members.get(at as usize);
+        member.map_or(0.0, |member| member.place.cost(load, now))
     }
 }

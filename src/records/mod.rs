@@ -3,7 +3,7 @@
 //! [`mod@write`] makes records in the shapes of Consul's own answers out of it, and
 //! [`endpoints`] makes what the library's users see.
 
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 pub(crate) mod read;
 pub(crate) mod wire_name;

@@ -2,7 +2,7 @@
 //! long as it lives. What is said of a service is [`definition`]'s, what is done to keep it
 //! there [`agenda`]'s.
 
-mod agenda;
+pub(crate) mod agenda;
 mod definition;
 mod keeper;
 

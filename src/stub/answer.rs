@@ -16,9 +16,9 @@
 //! it loses its additional section before any answer.
 
 mod encode;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz_lanes;
 
 use std::collections::HashSet;
