@@ -148,7 +148,7 @@ pub fn registration(bytes: &[u8]) {
             2 => world.there = Some(Owner::Another),
             3 if world.there == Some(Owner::Another) => world.there = None,
             4 => {
-                let reason = byte.is_multiple_of(16).then(|| "upgrade".into());
+                let reason = byte.is_multiple_of(3).then(|| "upgrade".into());
                 world.wishes.maintenance = reason;
             }
             5 => world.wishes.health = (Health::Warning, byte.to_string().into()),
@@ -181,13 +181,16 @@ enum Owner {
     Another,
 }
 
+/// What a heartbeat says.
+type Word = (Health, Box<str>);
+
 struct World {
     now: Instant,
     agenda: Agenda,
     wishes: Wishes,
     there: Option<Owner>,
     /// Maintenance and heartbeat, as the agent has them.
-    told: (Option<Box<str>>, Option<(Health, Box<str>)>),
+    told: (Option<Box<str>>, Option<Word>),
     away: bool,
     asked: u32,
 }

@@ -25,6 +25,11 @@ fn of(chunks: &[Chunk], slot: u32) -> Option<&AtomicU32> {
 }
 
 impl Loads {
+    /// Whether any are counted.
+    pub(super) fn count(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     pub(super) fn load(&self, slot: u32) -> u32 {
         of(&self.0, slot).map_or(0, |load| load.load(Ordering::Relaxed))
     }
@@ -46,8 +51,10 @@ impl Loads {
 /// All slots of a pool.
 #[derive(Debug)]
 pub(super) struct Slots {
-    /// The chunks of each thread; none where loads do not count.
+    /// The chunks of each thread.
     threads: Vec<Vec<Chunk>>,
+    /// False: loads do not count, and there are no chunks.
+    counts: bool,
     /// The first that was never given.
     next: u32,
     free: Vec<u32>,
@@ -56,9 +63,19 @@ pub(super) struct Slots {
 }
 
 impl Slots {
+    /// For so many threads.
     pub(super) fn new(threads: usize) -> Self {
         Self {
+            counts: true,
+            ..Self::none(threads)
+        }
+    }
+
+    /// Where loads do not count.
+    pub(super) fn none(threads: usize) -> Self {
+        Self {
             threads: vec![Vec::new(); threads],
+            counts: false,
             next: 0,
             free: Vec::new(),
             leaving: Vec::new(),
@@ -67,7 +84,7 @@ impl Slots {
 
     /// Whether loads count at all.
     pub(super) fn count(&self) -> bool {
-        !self.threads.is_empty()
+        self.counts
     }
 
     /// A slot for an endpoint.
@@ -148,6 +165,6 @@ mod tests {
         assert_eq!((slots.load(first), slots.loads()[0].load(first)), (1, 1));
         before[0].end(first);
         assert_eq!(slots.load(first), 0);
-        assert_eq!(Slots::new(0).take(), 0);
+        assert_eq!(Slots::none(2).take(), 0);
     }
 }

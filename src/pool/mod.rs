@@ -128,21 +128,27 @@ impl Pool {
         let threads = threads.min(MOST_THREADS).next_power_of_two();
         let failing = Failing::of(open);
         let number = POOLS.fetch_add(1, Ordering::Relaxed);
-        let counts = matches!(policy.strategy, Strategy::LeastLoaded | Strategy::Latency);
+        let slots = match policy.strategy {
+            Strategy::LeastLoaded | Strategy::Latency => Slots::new(threads),
+            Strategy::Weighted
+            | Strategy::RoundRobin
+            | Strategy::Random
+            | Strategy::First
+            | Strategy::Hash => Slots::none(threads),
+        };
         let empty = Set::new(
             number,
             &[],
             policy.strategy,
             policy.slow_start,
-            threads,
-            Vec::new(),
+            slots.loads(),
             &failing,
             clock::now(),
         );
         let roster = Roster {
             feeds: vec![Feed::default(); feeds].into(),
             seats: HashMap::new(),
-            slots: Slots::new(if counts { threads } else { 0 }),
+            slots,
             chosen: Vec::new(),
             alarm: None,
         };
@@ -362,7 +368,6 @@ impl Pool {
             &given,
             strategy,
             slow_start,
-            self.cursors.len(),
             roster.slots.loads(),
             &self.failing,
             now,

@@ -133,14 +133,13 @@ pub(crate) trait Caller {
 const TRIES: u32 = 8;
 
 impl Set {
-    /// Of members in the order of [`usable`](crate::balance::usable), for so many threads:
-    /// a power of two.
+    /// Of members in the order of [`usable`](crate::balance::usable), for the threads whose
+    /// loads are given: as many as a power of two.
     pub(crate) fn new(
         pool: usize,
         all: &[&Seats],
         strategy: Strategy,
         slow_start: Duration,
-        threads: usize,
         loads: Vec<Loads>,
         failing: &Failing,
         now: Instant,
@@ -152,22 +151,19 @@ impl Set {
             plan: Plan::new(&endpoints, strategy),
             addresses: endpoints.iter().map(Endpoint::socket_addr).collect(),
             members: all.iter().map(|one| Arc::clone(&one.member)).collect(),
-            slots: match loads.is_empty() {
-                true => Box::default(),
-                false => all.iter().map(|one| one.slot).collect(),
+            slots: match loads.iter().any(Loads::count) {
+                true => all.iter().map(|one| one.slot).collect(),
+                false => Box::default(),
             },
             failing: failing.clone(),
             watched: all.iter().any(watched),
             slow_start,
         });
-        let mut loads = loads.into_iter();
-        let view = |_| {
-            Arc::new(View {
-                core: Arc::clone(&core),
-                loads: loads.next().unwrap_or_default(),
-            })
+        let view = |loads| {
+            let core = Arc::clone(&core);
+            Arc::new(View { core, loads })
         };
-        Self((0..threads).map(view).collect())
+        Self(loads.into_iter().map(view).collect())
     }
 
     /// How many there are to pick from.

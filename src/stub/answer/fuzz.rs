@@ -22,7 +22,7 @@ pub fn packet(bytes: &[u8]) {
         let reply = question.reply(&sections, transport);
         check(&reply, id);
         let message = Message::from_vec(&reply).expect("checked");
-        assert_eq!(message.queries, [question.query.clone()]);
+        assert_eq!(message.queries, std::slice::from_ref(&question.query));
         assert_eq!(
             message.metadata.truncation,
             message.answers.len() < sections.answers.len()
