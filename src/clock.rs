@@ -5,7 +5,8 @@
 use std::sync::OnceLock;
 use std::{
     cell::{Cell, RefCell},
-    sync::atomic::{AtomicUsize, Ordering},
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -88,23 +89,82 @@ thread_local! {
     static DICE: RefCell<Option<SmallRng>> = const { RefCell::new(None) };
     /// One more than its number; 0: it has none yet.
     static THREAD: Cell<usize> = const { Cell::new(0) };
+    /// Beside it, so that it is read without a look at whether it still is there.
+    static GIVEN_BACK: Cell<Option<Numbered>> = const { Cell::new(None) };
 }
-
-static THREADS: AtomicUsize = AtomicUsize::new(0);
 
 /// 64 random bits of dice that each thread has for itself.
 pub(crate) fn roll() -> u64 {
     DICE.with_borrow_mut(|own| own.get_or_insert_with(dice).random())
 }
 
-/// The calling thread's number: the first that asks is 0.
+/// The calling thread's number: the first that asks is 0. No two that live have the same, and
+/// those of threads that have ended are given anew, the lowest first.
 pub(crate) fn thread() -> usize {
     THREAD.with(|number| match number.get() {
         0 => {
-            let own = THREADS.fetch_add(1, Ordering::Relaxed);
+            let own = numbered();
             number.set(own.wrapping_add(1));
             own
         }
         more => more - 1,
     })
+}
+
+#[cold]
+fn numbered() -> usize {
+    let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let own = numbers.free.pop_first().unwrap_or_else(|| {
+        numbers.next += 1;
+        numbers.next - 1
+    });
+    // A thread that is about to end keeps its number for ever: nobody gives it back.
+    _ = GIVEN_BACK.try_with(|given| given.set(Some(Numbered(own))));
+    own
+}
+
+/// Numbers of threads. A std mutex: held for a look, once a thread.
+struct Numbers {
+    next: usize,
+    free: BTreeSet<usize>,
+}
+
+static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers {
+    next: 0,
+    free: BTreeSet::new(),
+});
+
+/// Gives its number back with its thread.
+struct Numbered(usize);
+
+impl Drop for Numbered {
+    fn drop(&mut self) {
+        // What the thread still does has another number, or none.
+        _ = THREAD.try_with(|number| number.set(0));
+        let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.free.insert(self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    #[test]
+    fn no_two_threads_that_live_have_the_same_number_and_those_that_ended_leave_theirs() {
+        let numbers = || {
+            let both = thread::scope(|threads| {
+                let one = threads.spawn(|| (super::thread(), super::thread()));
+                let other = super::thread();
+                let one = one.join().unwrap();
+                assert_eq!(one.0, one.1);
+                [one.0, other]
+            });
+            assert_ne!(both[0], both[1]);
+            both[0]
+        };
+        let highest = (0..200).map(|_| numbers()).max().unwrap();
+        // Other tests have threads as well, but not two hundred.
+        assert!(highest < 150, "{highest}");
+    }
 }

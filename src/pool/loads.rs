@@ -13,13 +13,38 @@ use std::sync::{
 /// Slots that stand together: they never move.
 const CHUNK: usize = 1_024;
 
-type Chunk = Arc<[AtomicU32]>;
+type Chunk = Arc<[Load]>;
+
+/// The calls of one thread at one endpoint.
+#[derive(Debug, Default)]
+struct Load {
+    /// Those that the thread began, less those that it ended. Nobody else writes it, so that
+    /// it takes no lock of the memory to do so.
+    own: AtomicU32,
+    /// Those that other threads ended, less those that they began.
+    others: AtomicU32,
+}
+
+impl Load {
+    fn now(&self) -> u32 {
+        let (own, others) = (&self.own, &self.others);
+        let load = own
+            .load(Ordering::Relaxed)
+            .wrapping_sub(others.load(Ordering::Relaxed));
+        // One of the two may be newer than the other.
+        load.cast_signed().max(0).cast_unsigned()
+    }
+}
 
 /// Those of one thread, by slot.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Loads(Box<[Chunk]>);
+pub(super) struct Loads {
+    /// The thread's number.
+    thread: usize,
+    chunks: Box<[Chunk]>,
+}
 
-fn of(chunks: &[Chunk], slot: u32) -> Option<&AtomicU32> {
+fn of(chunks: &[Chunk], slot: u32) -> Option<&Load> {
     let slot = slot as usize;
     chunks.get(slot / CHUNK)?.get(slot % CHUNK)
 }
@@ -27,23 +52,36 @@ fn of(chunks: &[Chunk], slot: u32) -> Option<&AtomicU32> {
 impl Loads {
     /// Whether any are counted.
     pub(super) fn count(&self) -> bool {
-        !self.0.is_empty()
+        !self.chunks.is_empty()
     }
 
     pub(super) fn load(&self, slot: u32) -> u32 {
-        of(&self.0, slot).map_or(0, |load| load.load(Ordering::Relaxed))
+        of(&self.chunks, slot).map_or(0, Load::now)
     }
 
-    pub(super) fn begin(&self, slot: u32) {
-        if let Some(load) = of(&self.0, slot) {
-            load.fetch_add(1, Ordering::Relaxed);
+    /// A call begins, by the thread of that number.
+    pub(super) fn begin(&self, slot: u32, by: usize) {
+        let Some(load) = of(&self.chunks, slot) else {
+            return;
+        };
+        if by == self.thread {
+            let own = load.own.load(Ordering::Relaxed).wrapping_add(1);
+            load.own.store(own, Ordering::Relaxed);
+        } else {
+            load.others.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Once for each [`begin`](Self::begin).
-    pub(super) fn end(&self, slot: u32) {
-        if let Some(load) = of(&self.0, slot) {
-            load.fetch_sub(1, Ordering::Relaxed);
+    /// Once for each [`begin`](Self::begin), by whatever thread.
+    pub(super) fn end(&self, slot: u32, by: usize) {
+        let Some(load) = of(&self.chunks, slot) else {
+            return;
+        };
+        if by == self.thread {
+            let own = load.own.load(Ordering::Relaxed).wrapping_sub(1);
+            load.own.store(own, Ordering::Relaxed);
+        } else {
+            load.others.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -108,7 +146,7 @@ impl Slots {
         self.next = self.next.saturating_add(1);
         for chunks in &mut self.threads {
             if chunks.len() * CHUNK <= slot as usize {
-                chunks.push((0..CHUNK).map(|_| AtomicU32::new(0)).collect());
+                chunks.push((0..CHUNK).map(|_| Load::default()).collect());
             }
         }
         slot
@@ -125,15 +163,18 @@ impl Slots {
     pub(super) fn load(&self, slot: u32) -> usize {
         let of_thread = |chunks: &Vec<Chunk>| {
             let load = of(chunks, slot);
-            load.map_or(0, |load| load.load(Ordering::Relaxed) as usize)
+            load.map_or(0, |load| load.now() as usize)
         };
         self.threads.iter().map(of_thread).sum()
     }
 
     /// For a set: those of each thread.
     pub(super) fn loads(&self) -> Vec<Loads> {
-        let of_thread = |chunks: &Vec<Chunk>| Loads(chunks.clone().into());
-        self.threads.iter().map(of_thread).collect()
+        let of_thread = |(thread, chunks): (usize, &Vec<Chunk>)| Loads {
+            thread,
+            chunks: chunks.clone().into(),
+        };
+        self.threads.iter().enumerate().map(of_thread).collect()
     }
 }
 
@@ -146,11 +187,24 @@ mod tests {
         let mut slots = Slots::new(2);
         let first = slots.take();
         let loads = slots.loads();
-        loads[1].begin(first);
+        loads[1].begin(first, 1);
         slots.leave(first);
         assert_ne!(slots.take(), first);
-        loads[1].end(first);
+        loads[1].end(first, 0);
         assert_eq!((slots.take(), slots.load(first)), (first, 0));
+    }
+
+    #[test]
+    fn whoever_begins_and_whoever_ends_the_sum_is_what_is_in_the_air() {
+        let mut slots = Slots::new(2);
+        let slot = slots.take();
+        let loads = slots.loads();
+        for (begins, ends) in [(0, 0), (0, 1), (1, 0), (7, 0), (0, 7), (7, 7)] {
+            loads[0].begin(slot, begins);
+            assert_eq!((loads[0].load(slot), slots.load(slot)), (1, 1));
+            loads[0].end(slot, ends);
+            assert_eq!((loads[0].load(slot), slots.load(slot)), (0, 0));
+        }
     }
 
     #[test]
@@ -158,12 +212,12 @@ mod tests {
         let mut slots = Slots::new(1);
         let first = slots.take();
         let before = slots.loads();
-        before[0].begin(first);
+        before[0].begin(first, 0);
         for _ in 0..3 * CHUNK {
             slots.take();
         }
         assert_eq!((slots.load(first), slots.loads()[0].load(first)), (1, 1));
-        before[0].end(first);
+        before[0].end(first, 0);
         assert_eq!(slots.load(first), 0);
         assert_eq!(Slots::none(2).take(), 0);
     }

@@ -21,6 +21,9 @@ use super::policy::Breaker;
 /// Latencies lose their weight in this time (Finagle's Peak EWMA).
 const DECAY: f64 = 10e9;
 
+/// Less time than this is none, in nanoseconds: a thousandth of [`DECAY`].
+const BRIEF: u64 = 10_000_000;
+
 /// A latency that is as near as that, and as soon after the last, is the same.
 const NEAR: f64 = 0.1;
 const SOON: u64 = 100_000_000;
@@ -339,7 +342,11 @@ impl Place {
             UNKNOWN * f64::from(load)
         } else {
             // What was slow long ago deserves another look.
-            average * decayed(now.saturating_sub(self.told.load(Ordering::Relaxed)))
+            match now.saturating_sub(self.told.load(Ordering::Relaxed)) {
+                // The way of all that is called often: a division saved.
+                ..BRIEF => average,
+                gone => average * decayed(gone),
+            }
         };
         expected * (f64::from(load) + 1.0)
     }

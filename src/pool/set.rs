@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     balance::{Draw, Plan, Strategy},
+    clock,
     endpoint::Endpoint,
 };
 
@@ -40,8 +41,9 @@ impl Member {
 
 /// Nanoseconds since a pool was made, never 0: what latencies are reckoned by.
 pub(crate) fn nanoseconds(made: Instant, now: Instant) -> u64 {
-    let since = now.saturating_duration_since(made).as_nanos();
-    u64::try_from(since).unwrap_or(u64::MAX).max(1)
+    let since = now.saturating_duration_since(made);
+    let seconds = since.as_secs().saturating_mul(1_000_000_000);
+    (seconds.saturating_add(u64::from(since.subsec_nanos()))).max(1)
 }
 
 /// A set as one thread picks from it: on a line of the processor's cache of its own.
@@ -80,7 +82,7 @@ impl Hold {
     /// A call begins.
     pub(super) fn new(view: Handle, at: u32) -> Self {
         if let Some(slot) = view.slot(at) {
-            view.loads.begin(slot);
+            view.loads.begin(slot, clock::thread());
         }
         Self { view, at }
     }
@@ -102,7 +104,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if let Some(slot) = self.view.slot(self.at) {
-            self.view.loads.end(slot);
+            self.view.loads.end(slot, clock::thread());
         }
     }
 }

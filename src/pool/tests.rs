@@ -514,3 +514,19 @@ fn a_rest_ends_though_the_runtime_of_the_reporter_has() {
     }
     panic!("it rests for ever");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_latency_that_falls_is_believed_also_of_who_is_called_without_pause() {
+    let pool = pool(Policy::new(Strategy::Latency), set(1));
+    let report = |millis| {
+        let lease = pool.pick(None).unwrap();
+        lease.report(Feedback::Success, Duration::from_millis(millis));
+    };
+    report(1_000);
+    for _ in 0..20_000 {
+        report(10);
+        advance(Duration::from_millis(2)).await;
+    }
+    let latency = pool.standings()[0].latency.unwrap();
+    assert!(latency < Duration::from_millis(60), "{latency:?}");
+}
