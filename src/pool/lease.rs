@@ -14,7 +14,7 @@ pub struct Lease {
     hold: Hold,
     /// It tries an endpoint that rested.
     trial: bool,
-    /// In nanoseconds since its pool was made, where the strategy asks for it; else 0.
+    /// In nanoseconds since a moment of the process, where the strategy asks for it; else 0.
     since: u64,
 }
 
@@ -59,12 +59,7 @@ impl Lease {
         }
         let member = self.hold.member();
         if self.since != 0 {
-            // Who tells the latency needs no exact clock for when that was.
-            let now = match latency {
-                Some(_) => clock::lately(),
-                None => clock::now(),
-            };
-            let now = member.nanoseconds(now);
+            let now = clock::nanoseconds();
             let took = || Duration::from_nanos(now.saturating_sub(self.since));
             member.place.took(latency.unwrap_or_else(took), now);
         }

@@ -72,7 +72,6 @@ pub(crate) struct Pool {
     there: watch::Sender<There>,
     pub(crate) budget: Budget,
     pub(crate) calls: Calls,
-    made: Instant,
     runtime: Handle,
     own: Weak<Self>,
 }
@@ -128,6 +127,9 @@ impl Pool {
         let threads = threads.min(MOST_THREADS).next_power_of_two();
         let failing = Failing::of(open);
         let number = POOLS.fetch_add(1, Ordering::Relaxed);
+        if policy.strategy == Strategy::Latency {
+            clock::hurry();
+        }
         let slots = match policy.strategy {
             Strategy::LeastLoaded | Strategy::Latency => Slots::new(threads),
             Strategy::Weighted
@@ -167,7 +169,6 @@ impl Pool {
             there: watch::Sender::default(),
             budget: Budget::default(),
             calls: Calls::default(),
-            made: clock::now(),
             runtime: Handle::current(),
             own: Weak::clone(own),
         })
@@ -391,7 +392,6 @@ impl Pool {
             endpoint,
             place,
             pool: Weak::clone(&self.own),
-            made: self.made,
         };
         Seats {
             member: Arc::new(member),
@@ -542,7 +542,7 @@ impl Caller for Here<'_> {
     }
 
     fn nanoseconds(&mut self) -> u64 {
-        self.since = set::nanoseconds(self.pool.made, clock::now());
+        self.since = clock::nanoseconds();
         self.since
     }
 }

@@ -29,21 +29,6 @@ pub(crate) struct Member {
     pub(crate) endpoint: Endpoint,
     pub(crate) place: Arc<Place>,
     pub(crate) pool: Weak<Pool>,
-    /// When the pool was made.
-    pub(crate) made: Instant,
-}
-
-impl Member {
-    pub(crate) fn nanoseconds(&self, now: Instant) -> u64 {
-        nanoseconds(self.made, now)
-    }
-}
-
-/// Nanoseconds since a pool was made, never 0: what latencies are reckoned by.
-pub(crate) fn nanoseconds(made: Instant, now: Instant) -> u64 {
-    let since = now.saturating_duration_since(made);
-    let seconds = since.as_secs().saturating_mul(1_000_000_000);
-    (seconds.saturating_add(u64::from(since.subsec_nanos()))).max(1)
 }
 
 /// A set as one thread picks from it: on a line of the processor's cache of its own.
@@ -63,6 +48,8 @@ struct Core {
     /// Beside each other: a call wants no more.
     addresses: Box<[SocketAddr]>,
     members: Box<[Arc<Member>]>,
+    /// Theirs, at hand for who compares.
+    places: Box<[Arc<Place>]>,
     /// In the same order; empty where loads do not count.
     slots: Box<[u32]>,
     failing: Failing,
@@ -127,7 +114,7 @@ pub(crate) trait Caller {
     /// How often this thread asked before.
     fn turn(&mut self) -> usize;
     fn now(&mut self) -> Instant;
-    /// The same exactly, since a moment of the pool's own.
+    /// The same exactly, since a moment of the process.
     fn nanoseconds(&mut self) -> u64;
 }
 
@@ -153,6 +140,9 @@ impl Set {
             plan: Plan::new(&endpoints, strategy),
             addresses: endpoints.iter().map(Endpoint::socket_addr).collect(),
             members: all.iter().map(|one| Arc::clone(&one.member)).collect(),
+            places: (all.iter())
+                .map(|one| Arc::clone(&one.member.place))
+                .collect(),
             slots: match loads.iter().any(Loads::count) {
                 true => all.iter().map(|one| one.slot).collect(),
                 false => Box::default(),
@@ -264,7 +254,7 @@ impl<C: Caller> Draw for Own<'_, C> {
     fn cost(&mut self, at: u32) -> f64 {
         let load = self.load(at);
         let now = *self.now.get_or_insert_with(|| self.caller.nanoseconds());
-        let member = self.view.core.members.get(at as usize);
-        member.map_or(0.0, |member| member.place.cost(load, now))
+        let place = self.view.core.places.get(at as usize);
+        place.map_or(0.0, |place| place.cost(load, now))
     }
 }
