@@ -89,28 +89,38 @@ impl Resolver {
     /// Safe: it only reads.
     pub async fn cluster(&self) -> Result<Cluster, Error> {
         let api = self.api();
-        let mut clock_skew = None;
-        let leader = match api.get("/v1/status/leader?", "the leader").await {
-            Ok(reply) => {
-                clock_skew = reply.date.map(skew);
-                json::<Option<Box<str>>>("the leader", &reply)?
-            }
-            Err(error) if has_no_leader(&error) => None,
-            Err(error) => return Err(error),
-        };
+        let (leader, clock_skew) = self.leader_and_skew(&api).await?;
         let peers = match api.get("/v1/status/peers?", "the servers").await {
             Ok(reply) => json::<Option<Box<[Box<str>]>>>("the servers", &reply)?,
             Err(error) if has_no_leader(&error) => None,
             Err(error) => return Err(error),
         };
-        let leader = leader.filter(|leader| !leader.is_empty());
-        self.counters().saw_leader(leader.is_some());
         Ok(Cluster {
             leader,
             peers: peers.unwrap_or_default(),
             servers: servers(&api).await,
             clock_skew,
         })
+    }
+
+    /// Whether the servers have a leader.
+    pub(crate) async fn has_leader(&self) -> Result<bool, Error> {
+        let (leader, _) = self.leader_and_skew(&self.api()).await?;
+        Ok(leader.is_some())
+    }
+
+    async fn leader_and_skew(&self, api: &Api) -> Result<(Option<Box<str>>, Option<i64>), Error> {
+        let (leader, skew) = match api.get("/v1/status/leader?", "the leader").await {
+            Ok(reply) => {
+                let leader = json::<Option<Box<str>>>("the leader", &reply)?;
+                (leader, reply.date.map(skew))
+            }
+            Err(error) if has_no_leader(&error) => (None, None),
+            Err(error) => return Err(error),
+        };
+        let leader = leader.filter(|leader| !leader.is_empty());
+        self.counters().saw_leader(leader.is_some());
+        Ok((leader, skew))
     }
 
     /// What the agent makes of our token.

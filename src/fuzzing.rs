@@ -336,6 +336,10 @@ pub fn balance(bytes: &[u8]) {
         Strategy::Latency,
         Strategy::Hash,
     ] {
+        // Its table is large: most inputs are for the others.
+        if strategy == Strategy::Hash && bytes.first().is_none_or(|first| first % 16 != 0) {
+            continue;
+        }
         let plan = Plan::new(&usable, strategy);
         let mut dice = Dice {
             bits: SmallRng::seed_from_u64(bytes.len() as u64),

@@ -16,7 +16,7 @@ use tokio::{
     runtime::Handle,
     sync::mpsc,
     task::AbortHandle,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use self::judge::{Counted, Judge, Window};
@@ -461,11 +461,10 @@ async fn look(
         let now = Instant::from_std(clock::now());
         if asks && asked.is_none_or(|asked| now.saturating_duration_since(asked) >= ASK) {
             asked = Some(now);
-            // An agent that does not answer says nothing of the servers.
-            leader = match resolver.cluster().await {
-                Ok(cluster) => Some(cluster.leader.is_some()),
-                Err(_) => leader,
-            };
+            // An agent that does not answer, or not soon, says nothing of the servers.
+            if let Ok(Ok(there)) = timeout(LOOK, resolver.has_leader()).await {
+                leader = Some(there);
+            }
         }
         for one in &mut watched {
             let Seen { broken, text } = one.see(&resolver, leader, now);
