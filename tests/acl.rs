@@ -6,6 +6,7 @@ mod support;
 
 use std::{fs, path::Path, time::Duration};
 
+use hickory_proto::{op::ResponseCode, rr::RecordType};
 use proconsul::{Check, ConsulName, ErrorKind, RegistrationState, Resolver, ServiceDefinition};
 use serde_json::{Value, json};
 use support::{Agent, PATIENCE, wait_for};
@@ -274,4 +275,29 @@ async fn a_token_for_a_few_services_is_told_that_one_of_them_is_not_there() {
     assert!(few.lookup("web").await.unwrap_err().is_not_found());
     assert_eq!(few.instances("web").await.unwrap(), []);
     assert!(!few.is_available("web").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_stub_that_may_see_nothing_says_so_and_not_that_there_is_nothing() {
+    let agent = agent().await;
+    // Neither the agent's DNS nor we may see anything.
+    let mut command = support::serve(&agent.dns().to_string(), &agent.http());
+    command.args(["--admin", "none"]);
+    let server = support::Serving::start(command);
+    let reply = support::ask_udp(server.dns, "db.service.consul.", RecordType::SRV).await;
+    assert_eq!(
+        reply.unwrap().metadata.response_code,
+        ResponseCode::ServFail
+    );
+    // With rights it is told what there is, and what there is not.
+    let mut command = support::serve(&agent.dns().to_string(), &agent.http());
+    command.args(["--admin", "none"]);
+    command.env("CONSUL_HTTP_TOKEN", MASTER);
+    let server = support::Serving::start(command);
+    let ask = async |name| {
+        let reply = support::ask_udp(server.dns, name, RecordType::SRV).await;
+        reply.unwrap().metadata.response_code
+    };
+    assert_eq!(ask("db.service.consul.").await, ResponseCode::NoError);
+    assert_eq!(ask("nobody.service.consul.").await, ResponseCode::NXDomain);
 }
