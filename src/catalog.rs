@@ -13,8 +13,9 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use crate::{
     clock,
     consul::{
-        api::Api,
+        api::{Api, unread},
         health::ask::escaped,
+        http::Reply,
         instances::{self, Instance, ServiceName},
     },
     error::{Error, ErrorKind},
@@ -77,23 +78,27 @@ impl Resolver {
     pub fn registry(&self) -> Registry {
         Registry(Arc::new(Inner {
             api: self.api(),
-            keep: Duration::from_secs(30),
             known: Mutex::default(),
             reading: Semaphore::new(1),
         }))
     }
 }
 
+const SERVICES: &str = "the services in the catalog";
+
 async fn services(api: &Api) -> Result<Vec<ServiceName>, Error> {
-    let what = "the services in the catalog";
-    let reply = api.get("/v1/catalog/services?stale", what).await?;
-    let read = instances::services(&reply.body).map_err(|error| unread(what, &error))?;
+    let reply = listed(api).await?;
+    let read = instances::services(&reply.body).map_err(|error| unread(SERVICES, &error))?;
     // A catalog without Consul's own service is one that may not be read; a namespace may
     // have none.
     if read.is_empty() && (reply.filtered_by_acls || !api.is_in_a_namespace()) {
-        return Err(denied(what));
+        return Err(denied(SERVICES));
     }
     Ok(read)
+}
+
+async fn listed(api: &Api) -> Result<Reply, Error> {
+    api.get("/v1/catalog/services?stale", SERVICES).await
 }
 
 async fn read(api: &Api, service: &str) -> Result<Vec<Instance>, Error> {
@@ -109,8 +114,7 @@ async fn read(api: &Api, service: &str) -> Result<Vec<Instance>, Error> {
 
 /// Whether any service is seen: Consul's own is always there, so who sees none may see none.
 pub(crate) async fn sees_any(api: &Api) -> Result<bool, Error> {
-    let what = "the services in the catalog";
-    let reply = api.get("/v1/catalog/services?stale", what).await?;
+    let reply = listed(api).await?;
     Ok(instances::services(&reply.body).is_ok_and(|read| !read.is_empty()))
 }
 
@@ -119,11 +123,6 @@ fn denied(what: &str) -> Error {
     let mend = "give one with service:read and node:read, CONSUL_HTTP_TOKEN_FILE or --token-file";
     let message = format!("{what}: the token may not see them; {mend}");
     Error::new(ErrorKind::Denied, message)
-}
-
-fn unread(what: &str, error: &serde_json::Error) -> Error {
-    let message = format!("{what}: the reply is not the JSON asked for: {error}");
-    Error::new(ErrorKind::Unavailable, message)
 }
 
 /// All that is registered, as it was read last; made by [`Resolver::registry`].
@@ -140,7 +139,6 @@ pub struct Registry(Arc<Inner>);
 
 struct Inner {
     api: Api,
-    keep: Duration,
     /// A std mutex: held for a look, never across an await.
     known: Mutex<Known>,
     /// One reads at a time; the others wait for what it brings.
@@ -154,6 +152,9 @@ struct Known {
     /// When it was read last, or somebody tried.
     tried: Option<Instant>,
 }
+
+/// What is known is read again after so long.
+const KEEP: Duration = Duration::from_secs(30);
 
 /// Time between two readings, whatever came of the first.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -272,7 +273,7 @@ impl Registry {
             let known = self.known();
             let found = look(&known);
             let since = |then: Instant| now.saturating_duration_since(then);
-            let is_old = known.read.is_none_or(|read| since(read) >= self.0.keep);
+            let is_old = known.read.is_none_or(|read| since(read) >= KEEP);
             let may = known.tried.is_none_or(|tried| since(tried) >= PAUSE);
             let is_due = may && (is_old || found.is_none());
             (found, is_due, known.read.is_some())

@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use crate::{
     clock,
-    consul::{api::Api, http::Reply},
-    error::{Error, ErrorKind},
+    consul::api::{Api, json},
+    error::Error,
     resolver::Resolver,
 };
 
@@ -80,8 +80,8 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unavailable`] and [`ErrorKind::Timeout`] where no agent answers,
-    /// [`ErrorKind::Invalid`] where the HTTP API is turned off. An agent that has lost its
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) where no agent answers,
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) where the HTTP API is turned off. An agent that has lost its
     /// servers answers, and knows no leader.
     ///
     /// # Cancel safety
@@ -253,12 +253,5 @@ async fn servers(api: &Api) -> Result<ClusterHealth, Error> {
             .into_iter()
             .map(server)
             .collect(),
-    })
-}
-
-fn json<'a, T: Deserialize<'a>>(what: &str, reply: &'a Reply) -> Result<T, Error> {
-    serde_json::from_slice(&reply.body).map_err(|error| {
-        let message = format!("{what}: the reply is not the JSON asked for: {error}");
-        Error::new(ErrorKind::Unavailable, message)
     })
 }

@@ -27,7 +27,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::Full;
-use tokio::{sync::OnceCell, task::AbortHandle, time::sleep};
+use tokio::{sync::OnceCell, time::sleep};
 use tonic::{
     Code, ConnectError, Status,
     body::Body,
@@ -46,6 +46,7 @@ use crate::{
     pool::{Feedback, Lease, Pool},
     resolver::Service,
     retry::{Blame, CallError, Retry},
+    task::Owned,
 };
 
 /// A request up to this size is kept until it is answered, so that it can be sent again.
@@ -297,7 +298,7 @@ impl Inner {
         let watching = watch(channel.clone(), self.service.downgrade(), address);
         Ok(Connection {
             channel,
-            watching: tokio::spawn(watching).abort_handle(),
+            _watching: Owned(tokio::spawn(watching).abort_handle()),
         })
     }
 
@@ -313,13 +314,7 @@ impl Inner {
 /// its server's word.
 struct Connection {
     channel: transport::Channel,
-    watching: AbortHandle,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.watching.abort();
-    }
+    _watching: Owned,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,15 +5,16 @@ use std::{fmt, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
+use tokio::sync::watch;
 
 use crate::{
     consul::{
-        api::{Api, Repeat, segments},
+        api::{Api, Repeat, json, segments, unread},
         http::{Reply, Trouble, Verb},
     },
     error::{Error, ErrorKind},
     resolver::Resolver,
+    task::{Owned, runtime},
 };
 
 impl Resolver {
@@ -127,16 +128,11 @@ fn entries(what: &str, reply: &Reply) -> Result<Vec<KvEntry>, Error> {
     if reply.status == 404 {
         return Ok(Vec::new());
     }
-    let unread = |why: String| {
-        let message = format!("{what}: the reply is not the JSON asked for: {why}");
-        Error::new(ErrorKind::Unavailable, message)
-    };
-    let told: Option<Vec<Told>> =
-        serde_json::from_slice(&reply.body).map_err(|error| unread(error.to_string()))?;
+    let told: Option<Vec<Told>> = json(what, reply)?;
     let entry = |told: Told| {
         let value = BASE64_STANDARD.decode(told.value.unwrap_or_default());
         Ok(KvEntry {
-            value: value.map_err(|error| unread(error.to_string()))?.into(),
+            value: value.map_err(|error| unread(what, &error))?.into(),
             key: told.key,
             flags: told.flags,
             index: told.modify_index,
@@ -324,17 +320,14 @@ impl Kv {
         read: impl Fn(&KvEntry) -> Result<T, Error> + Send + 'static,
     ) -> Result<Setting<T>, Error> {
         let path = path(key)?;
-        let Ok(runtime) = Handle::try_current() else {
-            let message = "a setting can be watched within a tokio runtime only";
-            return Err(Error::new(ErrorKind::Invalid, message));
-        };
+        let runtime = runtime("a setting can be watched")?;
         let (tell, told) = watch::channel(State::default());
         let (api, what) = (self.0.clone(), about(key));
         let mut before = None;
         let task = runtime.spawn(async move {
             let heard = move |replied: Result<Reply, Trouble>| {
                 let found = replied
-                    .map_err(|trouble| failed(&what, &trouble))
+                    .map_err(|trouble| Error::new(trouble.kind(), format!("{what}: {trouble}")))
                     .and_then(|reply| Ok(entries(&what, &reply)?.pop()));
                 let found = match found {
                     Ok(found) => found,
@@ -371,23 +364,6 @@ impl Kv {
 
 fn about(key: &str) -> String {
     format!("the key {}", key.escape_debug())
-}
-
-fn failed(what: &str, trouble: &Trouble) -> Error {
-    let kind = match trouble {
-        Trouble::Denied(_) => ErrorKind::Denied,
-        _ => ErrorKind::Unavailable,
-    };
-    Error::new(kind, format!("{what}: {trouble}"))
-}
-
-/// Ends its task with the last handle.
-struct Owned(AbortHandle);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 struct State<T> {

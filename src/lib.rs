@@ -220,6 +220,7 @@ mod source;
 mod stamp;
 mod status;
 pub mod stub;
+mod task;
 #[cfg(feature = "tower")]
 pub mod tower;
 mod udp;

@@ -8,7 +8,7 @@ use std::{path::Path, process::Command, time::Duration};
 
 use proconsul::{Resolver, TokenState};
 use serde_json::{Value, json};
-use support::{Agent, wait_for};
+use support::{Agent, example, wait_for};
 use tokio::time::{Instant, sleep};
 
 /// Three servers that know each other and have a leader.
@@ -171,11 +171,8 @@ fn the_script_starts_three_servers_and_ends_them() {
 #[test]
 fn the_example_goes_on_while_the_cluster_does() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // `cargo test` puts it beside the directory of this test.
-    let this = std::env::current_exe().unwrap();
-    let example = this.ancestors().nth(2).unwrap().join("examples/cluster");
     let mut command = Command::new(root.join("scripts/cluster"));
-    let done = command.arg(example).arg("6").output().unwrap();
+    let done = command.arg(example("cluster")).arg("6").output().unwrap();
     let told = String::from_utf8(done.stdout).unwrap();
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     // The first look may be earlier than the catalog's word.

@@ -1,30 +1,22 @@
 //! Style: "`examples/`: each below 60 lines, its first line says what it shows, a
 //! test runs it." They are run over the static catalog alone: no agent is asked.
 
+#[path = "support/process.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod process;
+
 use std::{
     collections::BTreeSet,
     fs,
     io::{Read as _, Write as _},
     net::TcpListener,
-    path::PathBuf,
     process::Command,
     thread,
 };
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+use process::example;
 
-/// The built example: `cargo test` puts it beside the directory of this test.
-fn example(name: &str) -> PathBuf {
-    let this = std::env::current_exe().expect("a running program has a path");
-    let profile = this.ancestors().nth(2).expect("target/<profile>/deps/test");
-    let built = profile.join("examples").join(name);
-    assert!(
-        built.is_file(),
-        "{} is not built: run `cargo build --examples` with the same profile and target first",
-        built.display()
-    );
-    built
-}
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Standard output of an example over `examples/catalog.json`, as lines.
 fn run(name: &str, arguments: &[&str]) -> Vec<String> {

@@ -12,7 +12,7 @@ use std::{
 
 use proconsul::{Check, Health, Registration, RegistrationState, Resolver, ServiceDefinition};
 use serde_json::{Value, json};
-use support::{Agent, PATIENCE, Serving, serve, wait_for};
+use support::{Agent, PATIENCE, Serving, serve, signal, wait_for};
 use tokio::time::{Instant, sleep, timeout};
 
 fn resolver(agent: &Agent) -> Resolver {
@@ -324,13 +324,6 @@ fn program(agent: &Agent, arguments: &[&str]) -> Command {
     command
 }
 
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("sh")
-        .args(["-c", r#"kill -s "$0" "$1""#, name, &child.id().to_string()])
-        .status();
-    assert!(sent.unwrap().success());
-}
-
 /// Waits for its end without stopping the test's own runtime.
 async fn ended(child: &mut Child) -> Option<i32> {
     wait_for("the program's end", async || child.try_wait().unwrap())
@@ -403,9 +396,9 @@ async fn a_signal_deregisters_first_and_then_reaches_the_program() {
         .spawn()
         .unwrap();
     agent.wait_for_instances("job", 1).await;
-    signal(&child, "HUP");
+    signal(child.id(), "HUP");
     sleep(Duration::from_millis(200)).await;
-    signal(&child, "TERM");
+    signal(child.id(), "TERM");
     agent.wait_for_instances("job", 0).await;
     assert!(child.try_wait().unwrap().is_none(), "it drains");
     assert_eq!(ended(&mut child).await, Some(9));
@@ -431,17 +424,17 @@ async fn other_signals_do_not_end_a_drain_and_a_second_one_does() {
     };
     let mut child = run("1s");
     agent.wait_for_instances("job", 1).await;
-    signal(&child, "TERM");
+    signal(child.id(), "TERM");
     agent.wait_for_instances("job", 0).await;
-    signal(&child, "HUP");
+    signal(child.id(), "HUP");
     assert_eq!(ended(&mut child).await, Some(9), "SIGTERM is not forgotten");
 
     let start = Instant::now();
     let mut child = run("60s");
     agent.wait_for_instances("job", 1).await;
-    signal(&child, "TERM");
+    signal(child.id(), "TERM");
     agent.wait_for_instances("job", 0).await;
-    signal(&child, "TERM");
+    signal(child.id(), "TERM");
     assert_eq!(ended(&mut child).await, Some(9));
     assert!(start.elapsed() < Duration::from_secs(30));
     // Nor is there anything to drain where the program ended by itself.
@@ -525,13 +518,13 @@ async fn calls_go_on_while_an_instance_is_told_to_end() {
         assert!(answer, "a call to {url} failed after {:?}", start.elapsed());
         if !told && start.elapsed() > Duration::from_millis(300) {
             told = true;
-            signal(&children[0], "TERM");
+            signal(children[0].id(), "TERM");
         }
         gone = children[0].try_wait().unwrap();
         assert!(start.elapsed() < PATIENCE);
     }
     assert_eq!(service.endpoints().len(), 1);
-    signal(&children[1], "TERM");
+    signal(children[1].id(), "TERM");
     ended(&mut children[1]).await;
     assert_eq!(times(&agent, "web").await.0, 0);
 }

@@ -11,7 +11,7 @@ use std::{
 use proconsul::{ErrorKind, Kv, Resolver};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use support::{Agent, PATIENCE, closed_port, wait_for};
+use support::{Agent, PATIENCE, closed_port, signal, wait_for};
 use tokio::time::timeout;
 
 #[derive(Debug, Deserialize, Serialize, PartialEq)]
@@ -217,10 +217,7 @@ async fn the_program_prints_each_value_until_it_is_interrupted() {
     assert_eq!(next().await["value"], "2");
     kv.delete("a").await.unwrap();
     assert_eq!(next().await["value"], Value::Null);
-    let sent = Command::new("sh")
-        .args(["-c", r#"kill -s INT "$0""#, &child.id().to_string()])
-        .status();
-    assert!(sent.unwrap().success());
+    signal(child.id(), "INT");
     let status = wait_for("its end", async || child.try_wait().unwrap()).await;
     assert_eq!(status.code(), Some(0));
 }

@@ -9,22 +9,14 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
     net::SocketAddr,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    path::Path,
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::json;
-use support::{Agent, Serving, closed_port, http_client, wait_for};
+use support::{Agent, Serving, closed_port, example, http_client, signal, wait_for};
 use tokio::net::TcpListener;
 use tonic::transport::{Server, server::TcpIncoming};
-
-/// The built example: `cargo test` puts it beside the directory of this test.
-fn example(name: &str) -> PathBuf {
-    let this = std::env::current_exe().unwrap();
-    let built = this.ancestors().nth(2).unwrap().join("examples").join(name);
-    assert!(built.is_file(), "{} is not built", built.display());
-    built
-}
 
 fn command(agent: &Agent, name: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(example(name));
@@ -50,13 +42,6 @@ async fn run(agent: &Agent, name: &str, arguments: &[&str]) -> String {
         String::from_utf8_lossy(&stderr)
     );
     told
-}
-
-fn terminate(child: &Child) {
-    let sent = Command::new("sh")
-        .args(["-c", r#"kill -s TERM "$0""#, &child.id().to_string()])
-        .status();
-    assert!(sent.unwrap().success());
 }
 
 async fn register(agent: &Agent, name: &str, at: SocketAddr, meta: serde_json::Value) {
@@ -92,7 +77,7 @@ async fn an_assistant_is_registered_finds_its_memory_and_leaves() {
         lines.next().unwrap().unwrap(),
         "memory is at 10.0.0.1:7 (says dns)"
     );
-    terminate(&child);
+    signal(child.id(), "TERM");
     let status = wait_for("its end", async || child.try_wait().unwrap()).await;
     assert!(status.success());
     agent.wait_for_instances("assistant", 0).await;
@@ -114,7 +99,7 @@ async fn an_assistant_is_registered_finds_its_memory_and_leaves() {
         lines.next().unwrap().unwrap(),
         "memory is at 127.0.0.1:9000 (says static)"
     );
-    terminate(&child);
+    signal(child.id(), "TERM");
     wait_for("its end", async || child.try_wait().unwrap()).await;
 }
 
@@ -241,7 +226,7 @@ async fn a_web_service_is_there_when_it_is_ready_and_gone_before_it_ends() {
     for path in ["", "health/live", "health/ready"] {
         assert!(get(path).await.unwrap().status().is_success(), "{path}");
     }
-    terminate(&child);
+    signal(child.id(), "TERM");
     agent.wait_for_instances("hello", 0).await;
     // It drains: who still comes is answered.
     assert!(get("").await.is_ok());

@@ -13,17 +13,16 @@ use std::{
 
 use futures_core::Stream;
 use tokio::{
-    runtime::Handle,
     sync::mpsc,
-    task::AbortHandle,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use self::judge::{Counted, Judge, Window};
 use crate::{
     clock,
-    error::{Error, ErrorKind},
+    error::Error,
     resolver::{Resolver, Service},
+    task::{Owned, runtime},
 };
 
 /// Rules are looked at this often.
@@ -215,7 +214,7 @@ impl fmt::Display for Alert {
 pub struct Alerts {
     told: mpsc::Receiver<Alert>,
     active: Active,
-    task: AbortHandle,
+    _task: Owned,
 }
 
 /// What is raised now. A std mutex: held for a look.
@@ -233,12 +232,6 @@ impl Active {
         if alert.raised {
             all.push(alert.clone());
         }
-    }
-}
-
-impl Drop for Alerts {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -264,12 +257,9 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] outside a tokio runtime.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) outside a tokio runtime.
     pub fn alerts(&self, rules: impl IntoIterator<Item = AlertRule>) -> Result<Alerts, Error> {
-        let Ok(runtime) = Handle::try_current() else {
-            let message = "alerts are looked for within a tokio runtime only";
-            return Err(Error::new(ErrorKind::Invalid, message));
-        };
+        let runtime = runtime("alerts are looked for")?;
         let (tell, told) = mpsc::channel(QUEUE);
         let active = Active::default();
         let watched: Vec<_> = rules.into_iter().map(Watched::new).collect();
@@ -277,7 +267,7 @@ impl Resolver {
         Ok(Alerts {
             told,
             active,
-            task: task.abort_handle(),
+            _task: Owned(task.abort_handle()),
         })
     }
 }

@@ -16,7 +16,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use serde::Deserialize;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::sync::watch;
 use tracing::{debug, warn};
 use webpki::EndEntityCert;
 
@@ -24,12 +24,13 @@ pub use self::spiffe::{SpiffeId, SpiffeIdError};
 use self::verify::{ClientIs, Leaf, Peer, Ring, Roots, ServerIs, Shown};
 use crate::{
     consul::{
-        api::{Api, Repeat},
+        api::{Api, Repeat, json},
         health::ask::escaped,
         http::{Reply, Trouble, Verb},
     },
     error::{Error, ErrorKind},
     resolver::Resolver,
+    task::{Owned, runtime},
 };
 
 /// The identity of a service of this process, kept up to date by its agent; made by
@@ -89,10 +90,7 @@ impl Resolver {
     ///
     /// [`ErrorKind::Invalid`] where the HTTP API is turned off, and outside a tokio runtime.
     pub fn connect(&self, service: &str) -> Result<Connect, Error> {
-        let Ok(runtime) = Handle::try_current() else {
-            let message = "an identity can be kept within a tokio runtime only";
-            return Err(Error::new(ErrorKind::Invalid, message));
-        };
+        let runtime = runtime("an identity can be kept")?;
         if self.config().http.addresses.is_empty() {
             let message = "the HTTP API is turned off: certificates come from it";
             return Err(Error::new(ErrorKind::Invalid, message));
@@ -145,8 +143,8 @@ impl Resolver {
         };
         // They end with the ring.
         ring.keep([
-            runtime.spawn(roots).abort_handle(),
-            runtime.spawn(leaf).abort_handle(),
+            Owned(runtime.spawn(roots).abort_handle()),
+            Owned(runtime.spawn(leaf).abort_handle()),
         ]);
         Ok(Connect(Arc::new(Inner {
             service: service.into(),
@@ -165,10 +163,7 @@ fn take(
     before: &mut Vec<u8>,
     read: impl FnOnce(&[u8]) -> Result<(), verify::Unread>,
 ) -> bool {
-    let kind = match &replied {
-        Err(Trouble::Denied(_)) => ErrorKind::Denied,
-        _ => ErrorKind::Unavailable,
-    };
+    let kind = (replied.as_ref().err()).map_or(ErrorKind::Unavailable, Trouble::kind);
     let taken = match replied {
         Ok(reply) if reply.status == 404 => Err("the agent has no Connect".to_owned()),
         Ok(reply) if reply.body == *before => Ok(false),
@@ -344,10 +339,7 @@ impl Connect {
             .0
             .api
             .ask(verb, "/v1/agent/connect/authorize?", what, Repeat::Safe);
-        let said: Said = serde_json::from_slice(&asked.await?.body).map_err(|error| {
-            let message = format!("{what}: the reply is not the JSON asked for: {error}");
-            Error::new(ErrorKind::Unavailable, message)
-        })?;
+        let said: Said = json(what, &asked.await?)?;
         Ok(said.authorized)
     }
 }

@@ -30,10 +30,10 @@ use rustls::{
     sign::CertifiedKey,
 };
 use serde::Deserialize;
-use tokio::task::AbortHandle;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::spiffe::SpiffeId;
+use crate::task::Owned;
 
 /// Our own certificate and those that are trusted, as they are now.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) struct Ring {
     pub(super) roots: ArcSwapOption<Roots>,
     pub(super) provider: Arc<CryptoProvider>,
     /// What keeps them up to date, and ends with them.
-    kept: OnceLock<[AbortHandle; 2]>,
+    kept: OnceLock<[Owned; 2]>,
 }
 
 impl Ring {
@@ -55,17 +55,9 @@ impl Ring {
         }
     }
 
-    pub(super) fn keep(&self, tasks: [AbortHandle; 2]) {
+    pub(super) fn keep(&self, tasks: [Owned; 2]) {
         // Once, by who makes it.
         _ = self.kept.set(tasks);
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        for task in self.kept.get().into_iter().flatten() {
-            task.abort();
-        }
     }
 }
 
@@ -258,6 +250,12 @@ impl Ring {
         Ok(id)
     }
 
+    /// Our own certificate.
+    fn key(&self) -> Option<Arc<CertifiedKey>> {
+        let leaf = self.leaf.load();
+        leaf.as_ref().map(|leaf| Arc::clone(&leaf.key))
+    }
+
     /// Who we are.
     fn own(&self) -> Result<SpiffeId, Error> {
         let leaf = self.leaf.load();
@@ -299,21 +297,13 @@ pub(super) struct Shown(pub(super) Arc<Ring>);
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0
-            .leaf
-            .load()
-            .as_ref()
-            .map(|leaf| Arc::clone(&leaf.key))
+        self.0.key()
     }
 }
 
 impl ResolvesClientCert for Shown {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.0
-            .leaf
-            .load()
-            .as_ref()
-            .map(|leaf| Arc::clone(&leaf.key))
+        self.0.key()
     }
 
     fn has_certs(&self) -> bool {

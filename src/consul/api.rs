@@ -10,22 +10,23 @@
 //! | anything else | the next address, unless it may have been done and must not be twice |
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use serde::Deserialize;
 use tokio::time::sleep_until;
 use tracing::debug;
 
 use super::{
     blocking::{Blocking, Failure},
-    health::ask::escaped,
+    health::ask::{add, escaped},
     http::{Agent, Reply, Trouble, Verb},
 };
 use crate::{
     clock,
-    endpoint::{Attempt, Outcome, Source, Transport},
+    endpoint::{Attempt, Source, Transport},
     error::{Error, ErrorKind},
     name::Locality,
 };
@@ -35,21 +36,29 @@ pub(crate) fn segments(text: &str) -> String {
     text.split('/').map(escaped).collect::<Vec<_>>().join("/")
 }
 
-/// A place as it stands in a query, each part with `&` before. Agents know no other
-/// datacenter than their own.
-pub(crate) fn place(home: &Locality, datacenter: bool) -> String {
+/// A place as it stands in a query, each part with `&` before.
+pub(crate) fn place(home: &Locality) -> String {
     let mut query = String::new();
-    let datacenter = home.datacenter.as_deref().filter(|_| datacenter);
-    for (key, value) in [
-        ("dc", datacenter),
-        ("ns", home.namespace.as_deref()),
-        ("partition", home.partition.as_deref()),
-    ] {
-        if let Some(value) = value {
-            let _ = write!(query, "&{key}={}", escaped(value));
-        }
-    }
+    add(
+        &mut query,
+        [
+            ("dc", home.datacenter.as_deref()),
+            ("ns", home.namespace.as_deref()),
+            ("partition", home.partition.as_deref()),
+        ],
+    );
     query
+}
+
+/// Reads a reply about `what`.
+pub(crate) fn json<'a, T: Deserialize<'a>>(what: &str, reply: &'a Reply) -> Result<T, Error> {
+    serde_json::from_slice(&reply.body).map_err(|error| unread(what, &error))
+}
+
+/// A reply about `what` that cannot be read, and why.
+pub(crate) fn unread(what: &str, why: &dyn fmt::Display) -> Error {
+    let message = format!("{what}: the reply is not the JSON asked for: {why}");
+    Error::new(ErrorKind::Unavailable, message)
 }
 
 /// The requests of one resolver.
@@ -122,7 +131,7 @@ impl Api {
                 source: Source::Http,
                 address: format!("{address}{path}").into(),
                 transport: Transport::Http,
-                outcome: outcome(&trouble),
+                outcome: trouble.outcome(),
                 elapsed: clock::now().saturating_duration_since(start),
                 received: 0,
                 count: 0,
@@ -224,19 +233,5 @@ fn judge(trouble: &Trouble, repeat: Repeat) -> (ErrorKind, bool) {
         | Trouble::Redirected(_)
         | Trouble::Tls(_)
         | Trouble::Transport(_) => (ErrorKind::Unavailable, safe),
-    }
-}
-
-fn outcome(trouble: &Trouble) -> Outcome {
-    match trouble {
-        Trouble::Refused => Outcome::Refused,
-        Trouble::TimedOut => Outcome::TimedOut,
-        Trouble::TooLarge => Outcome::Malformed,
-        Trouble::Denied(_) => Outcome::Denied,
-        Trouble::Status {
-            code: 429 | 503, ..
-        } => Outcome::Throttled,
-        Trouble::Status { .. } | Trouble::Redirected(_) => Outcome::Failed,
-        Trouble::Tls(_) | Trouble::Transport(_) | Trouble::Config(_) => Outcome::Unreachable,
     }
 }

@@ -21,7 +21,7 @@ use crate::{
         health::ask::escaped,
         http::{Agent, Reply, Trouble, Verb},
     },
-    error::{Error, ErrorKind},
+    error::Error,
     metrics::Counters,
 };
 
@@ -142,15 +142,11 @@ impl Line {
                 Err(trouble) => trouble,
             };
             if tried == TRIES || matches!(trouble, Trouble::Denied(_)) {
-                let kind = match trouble {
-                    Trouble::Denied(_) => ErrorKind::Denied,
-                    _ => ErrorKind::Unavailable,
-                };
                 let message = format!(
                     "{id} could not be deregistered: {trouble}; the agent does so when its \
                      checks have failed for long enough, or: consul services deregister -id {id}"
                 );
-                return Err(Error::new(kind, message));
+                return Err(Error::new(trouble.kind(), message));
             }
             tried += 1;
             sleep(PAUSE).await;
@@ -237,10 +233,7 @@ pub(super) async fn keep(
             agenda.failed(how, clock::now());
             ailing |= says_more;
             if how != Failed::Forgotten || agenda.is_in_vain() {
-                let kind = match how {
-                    Failed::Denied => ErrorKind::Denied,
-                    _ => ErrorKind::Unavailable,
-                };
+                let kind = trouble.kind();
                 let whom = line.agent.addresses().next();
                 let whom = whom.map_or_else(String::new, ToString::to_string);
                 let mend = match how {

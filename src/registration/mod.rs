@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::sleep};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::warn;
 
 pub use self::definition::{Check, ServiceDefinition};
@@ -26,7 +26,9 @@ use crate::{
     },
     endpoint::Health,
     error::{Error, ErrorKind},
+    name::Locality,
     resolver::Resolver,
+    task::runtime,
 };
 
 /// A guard that was dropped waits so long for the agent.
@@ -157,11 +159,13 @@ impl Resolver {
             let message = "nothing can be registered while the HTTP API is turned off";
             return Err(invalid(message.into()));
         }
-        let Ok(runtime) = Handle::try_current() else {
-            let message = "a service can be registered within a tokio runtime only";
-            return Err(invalid(message.into()));
-        };
-        let place: Arc<str> = place(&config.home(), false).into();
+        let runtime = runtime("a service can be registered")?;
+        // An agent knows no other datacenter than its own.
+        let place: Arc<str> = place(&Locality {
+            datacenter: None,
+            ..config.home()
+        })
+        .into();
         let mut ids = HashSet::new();
         let mut kept = Vec::new();
         let services: Vec<_> = services.into_iter().collect();

@@ -40,7 +40,7 @@ use crate::{
     found::Held,
     ladder::Rung,
     metrics::{Counters, Gauges, Metrics},
-    name::{ConsulName, Domain},
+    name::{ConsulName, Domain, Locality},
     protection::Reason,
     record::Records,
     records::{self, Asked},
@@ -166,17 +166,21 @@ impl Resolver {
 
     /// Requests that are no look-up.
     pub(crate) fn api(&self) -> Api {
-        self.api_of(api::place(&self.config().home(), true))
+        self.api_of(&self.config().home())
     }
 
     /// Requests that are for the agent itself.
     pub(crate) fn agent_api(&self) -> Api {
-        self.api_of(api::place(&self.config().home(), false))
+        // It knows no other datacenter than its own.
+        self.api_of(&Locality {
+            datacenter: None,
+            ..self.config().home()
+        })
     }
 
-    fn api_of(&self, place: String) -> Api {
+    fn api_of(&self, home: &Locality) -> Api {
         let limit = self.config().timeout.max(API);
-        Api::new(Arc::clone(self.agent()), limit, place.into())
+        Api::new(Arc::clone(self.agent()), limit, api::place(home).into())
     }
 
     pub(crate) fn counters(&self) -> &Arc<Counters> {

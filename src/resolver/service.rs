@@ -18,10 +18,11 @@ use crate::{
     cache::Look,
     change::Change,
     endpoint::{Answer, Endpoint},
-    error::{Error, ErrorKind},
+    error::Error,
     found::Held,
     name::ConsulName,
     pool::{Lease, Policy, Pool, Standing},
+    task,
 };
 
 /// A name that is followed as long as this lives: its endpoints are at hand without
@@ -47,7 +48,7 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for a name that DNS cannot carry, and outside a tokio
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a name that DNS cannot carry, and outside a tokio
     /// runtime, where nothing can be followed.
     pub fn service(&self, name: impl Name) -> Result<Service, Error> {
         self.service_with(name, Policy::default())
@@ -58,14 +59,11 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// As [`service`](Self::service); [`ErrorKind::Invalid`] also where the policy names a
+    /// As [`service`](Self::service); [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) also where the policy names a
     /// datacenter and the name has one of its own.
     pub fn service_with(&self, name: impl Name, policy: Policy) -> Result<Service, Error> {
         let name = self.complete(name.as_name(self.domain())?)?.into_owned();
-        if tokio::runtime::Handle::try_current().is_err() {
-            let message = "a service can be followed within a tokio runtime only";
-            return Err(Error::new(ErrorKind::Invalid, message));
-        }
+        task::runtime("a service can be followed")?;
         let there = |place: &str| {
             let there = name.clone().with_datacenter(place);
             there.map_err(|error| Error::invalid(error.to_string(), error))
@@ -130,8 +128,8 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// Where there is none, and why: [`ErrorKind::NotFound`] where Consul knows none that
-    /// is healthy and as required, [`ErrorKind::Unavailable`] where nothing is known yet
+    /// Where there is none, and why: [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where Consul knows none that
+    /// is healthy and as required, [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) where nothing is known yet
     /// or all rest.
     pub fn try_pick(&self) -> Result<Lease, Error> {
         self.pool.pick(None).ok_or_else(|| self.pool.why_empty())

@@ -229,7 +229,7 @@ fn hear(question: &Question<'_>, replied: Result<Reply, Trouble>) -> Heard {
 }
 
 fn failed(trouble: Trouble) -> Heard {
-    let detail: Box<str> = trouble.to_string().into();
+    let (outcome, detail): (_, Box<str>) = (trouble.outcome(), trouble.to_string().into());
     match trouble {
         Trouble::Denied(_) => denied(detail),
         Trouble::Status { code: 500, text } if text.contains("No path to datacenter") => {
@@ -240,17 +240,8 @@ fn failed(trouble: Trouble) -> Heard {
             };
             Heard::done(Outcome::NotFound, "no such datacenter".into(), Err(miss))
         }
-        Trouble::Status {
-            code: 429 | 503, ..
-        } => Heard::next(Outcome::Throttled, detail),
-        Trouble::Status { code, .. } if code < 500 => final_failure(detail),
-        Trouble::Status { .. } | Trouble::Redirected(_) => Heard::next(Outcome::Failed, detail),
-        Trouble::Refused => Heard::next(Outcome::Refused, detail),
-        Trouble::TimedOut => Heard::next(Outcome::TimedOut, detail),
-        Trouble::TooLarge => Heard::next(Outcome::Malformed, detail),
-        Trouble::Tls(_) | Trouble::Transport(_) | Trouble::Config(_) => {
-            Heard::next(Outcome::Unreachable, detail)
-        }
+        Trouble::Status { code, .. } if code < 500 && code != 429 => final_failure(detail),
+        _ => Heard::next(outcome, detail),
     }
 }
 

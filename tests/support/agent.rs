@@ -329,12 +329,7 @@ impl Agent {
             .child
             .as_ref()
             .expect("only a running agent is signalled");
-        // Built in to every shell, and so needs no package.
-        let sent = Command::new("sh")
-            .args(["-c", r#"kill -s "$0" "$1""#, name, &child.id().to_string()])
-            .status()
-            .expect("there is a shell");
-        assert!(sent.success(), "SIG{name} could not be sent to the agent");
+        super::signal(child.id(), name);
     }
 
     fn has_ended(&mut self) -> bool {

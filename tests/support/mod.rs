@@ -14,6 +14,7 @@
 mod agent;
 mod peers;
 mod ports;
+mod process;
 mod register;
 mod serving;
 mod wire;
@@ -22,6 +23,7 @@ mod wire;
 pub(crate) use {
     agent::{Agent, Builder},
     peers::{SilentDns, closed_port},
+    process::{example, signal},
     serving::{Serving, serve},
     wire::{Over, ask, ask_tcp, ask_udp, exchange, http_client, http_client_with},
 };

@@ -19,8 +19,7 @@ pub(crate) async fn run(command: Services, form: &Output) -> ExitCode {
         None => match resolver.services().await {
             Ok(mut all) => {
                 if let Some(tag) = &command.tag {
-                    let has = |own: &str| own.eq_ignore_ascii_case(tag);
-                    all.retain(|service| service.tags.iter().any(|own| has(own)));
+                    all.retain(|service| has_tag(&service.tags, tag));
                 }
                 services(&all, form)
             }
@@ -29,14 +28,17 @@ pub(crate) async fn run(command: Services, form: &Output) -> ExitCode {
         Some(name) => match resolver.instances(name).await {
             Ok(mut all) => {
                 if let Some(tag) = &command.tag {
-                    let has = |own: &str| own.eq_ignore_ascii_case(tag);
-                    all.retain(|instance| instance.tags.iter().any(|own| has(own)));
+                    all.retain(|instance| has_tag(&instance.tags, tag));
                 }
                 instances(name, &all, form)
             }
             Err(error) => output::failure(&error, form),
         },
     }
+}
+
+pub(crate) fn has_tag(tags: &[Box<str>], tag: &str) -> bool {
+    tags.iter().any(|own| own.eq_ignore_ascii_case(tag))
 }
 
 fn services(all: &[ServiceName], form: &Output) -> ExitCode {

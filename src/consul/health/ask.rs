@@ -90,22 +90,33 @@ pub(crate) fn path(ask: &Ask<'_>, place: &Place<'_>) -> String {
         Ask::Service { tag, .. } => *tag,
         _ => None,
     };
-    for (key, value) in [
-        ("dc", place.datacenter),
-        ("ns", place.namespace),
-        ("partition", place.partition),
-        ("peer", place.peer),
-        ("sg", place.sameness_group),
-        ("tag", tag),
-    ] {
+    add(
+        &mut path,
+        [
+            ("dc", place.datacenter),
+            ("ns", place.namespace),
+            ("partition", place.partition),
+            ("peer", place.peer),
+            ("sg", place.sameness_group),
+            ("tag", tag),
+        ],
+    );
+    path
+}
+
+/// Adds what there is to a query, each with `&` before.
+pub(crate) fn add<'a>(
+    query: &mut String,
+    pairs: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
+) {
+    for (key, value) in pairs {
         if let Some(value) = value {
-            path.push('&');
-            path.push_str(key);
-            path.push('=');
-            path.push_str(&escaped(value));
+            query.push('&');
+            query.push_str(key);
+            query.push('=');
+            query.push_str(&escaped(value));
         }
     }
-    path
 }
 
 pub(crate) fn escaped(text: &str) -> String {

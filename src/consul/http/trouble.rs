@@ -3,7 +3,7 @@
 
 use std::{error::Error, fmt, io};
 
-use crate::consul::token::Token;
+use crate::{consul::token::Token, endpoint::Outcome, error::ErrorKind};
 
 /// How a request fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,29 @@ impl fmt::Display for Trouble {
 impl Error for Trouble {}
 
 impl Trouble {
+    /// What it is as the end of an attempt.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused => Outcome::Refused,
+            Self::TimedOut => Outcome::TimedOut,
+            Self::TooLarge => Outcome::Malformed,
+            Self::Denied(_) => Outcome::Denied,
+            Self::Status {
+                code: 429 | 503, ..
+            } => Outcome::Throttled,
+            Self::Status { .. } | Self::Redirected(_) => Outcome::Failed,
+            Self::Tls(_) | Self::Transport(_) | Self::Config(_) => Outcome::Unreachable,
+        }
+    }
+
+    /// Whose turn it is while the same is asked again and again: who gives rights, or nobody.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Denied(_) => ErrorKind::Denied,
+            _ => ErrorKind::Unavailable,
+        }
+    }
+
     /// Finds the cause of a client's error in the chain of its sources.
     pub(super) fn caused_by(error: &(dyn Error + 'static)) -> Self {
         let mut last = String::new();

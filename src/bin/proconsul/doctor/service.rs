@@ -104,12 +104,7 @@ fn plain(name: &str) -> String {
 }
 
 fn tagged(instances: &[Instance], tag: &str, findings: &mut Findings) {
-    let has = |instance: &Instance| {
-        instance
-            .tags
-            .iter()
-            .any(|own| own.eq_ignore_ascii_case(tag))
-    };
+    let has = |instance: &Instance| services::has_tag(&instance.tags, tag);
     let with = instances.iter().filter(|instance| has(instance)).count();
     if with > 0 {
         return findings.ok(
