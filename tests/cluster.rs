@@ -8,30 +8,8 @@ use std::{path::Path, process::Command, time::Duration};
 
 use proconsul::{Resolver, TokenState};
 use serde_json::{Value, json};
-use support::{Agent, example, wait_for};
+use support::{Agent, cluster, example, wait_for};
 use tokio::time::{Instant, sleep};
-
-/// Three servers that know each other and have a leader.
-async fn servers() -> Vec<Agent> {
-    let mut servers: Vec<Agent> = Vec::new();
-    for _ in 0..3 {
-        let fast = json!({ "performance": { "raft_multiplier": 1 } });
-        servers.push(Agent::builder().leaderless().config(fast).start().await);
-    }
-    for server in &servers[1..] {
-        let path = format!("/v1/agent/join/{}", servers[0].lan_address());
-        server.put(&path, Value::Null).await;
-    }
-    wait_for("all to vote and be well", async || {
-        let request = servers[0].request(reqwest::Method::GET, "/v1/operator/autopilot/health");
-        let told: Value = request.send().await.ok()?.json().await.ok()?;
-        let all = told["Servers"].as_array()?;
-        let well = |one: &Value| one["Healthy"] == true && one["Voter"] == true;
-        (all.len() == 3 && all.iter().all(well)).then_some(())
-    })
-    .await;
-    servers
-}
 
 fn http(servers: &[Agent]) -> String {
     servers
@@ -60,7 +38,7 @@ fn verdict(checks: &[Value], check: &str) -> (String, String) {
 
 #[tokio::test]
 async fn the_death_of_the_leader_costs_no_look_up() {
-    let mut servers = servers().await;
+    let mut servers = cluster(json!({}), None).await;
     servers[0]
         .register_service(json!({ "Name": "db", "Address": "10.0.0.1", "Port": 1 }))
         .await;
@@ -106,10 +84,7 @@ async fn the_death_of_the_leader_costs_no_look_up() {
     assert_eq!(verdict(&checks, "servers").0, "ok");
     assert_eq!(verdict(&checks, "clock").0, "ok");
 
-    let at = servers
-        .iter()
-        .position(|server| server.server_address() == *leader)
-        .unwrap();
+    let at = support::leader(&servers).await;
     let mut gone = servers.swap_remove(at);
     gone.kill();
     let killed = Instant::now();

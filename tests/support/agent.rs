@@ -51,8 +51,8 @@ enum Role {
     /// A server that keeps all in memory and leads a cluster of one.
     #[default]
     Server,
-    /// A client agent of the server whose LAN gossip is on this port.
-    ClientOf(u16),
+    /// A client agent of the server whose LAN gossip is at this address.
+    ClientOf(SocketAddr),
     /// A server that waits for two others, which never come.
     Leaderless,
 }
@@ -61,6 +61,7 @@ enum Role {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Builder {
     role: Role,
+    address: Option<Ipv4Addr>,
     config: Option<Value>,
     environment: Vec<(String, String)>,
     node: Option<String>,
@@ -72,6 +73,13 @@ impl Builder {
     /// the harness' own.
     pub(crate) fn config(mut self, config: Value) -> Self {
         self.config = Some(config);
+        self
+    }
+
+    /// Where it listens, and how others reach it: an address of loopback. By default
+    /// 127.0.0.1.
+    pub(crate) fn at(mut self, address: Ipv4Addr) -> Self {
+        self.address = Some(address);
         self
     }
 
@@ -96,7 +104,7 @@ impl Builder {
 
     /// A client agent that joins this server instead of a server of its own.
     pub(crate) fn client_of(mut self, server: &Agent) -> Self {
-        self.role = Role::ClientOf(server.ports.serf_lan);
+        self.role = Role::ClientOf(server.lan_address());
         self
     }
 
@@ -179,29 +187,33 @@ impl Agent {
         }
     }
 
+    fn address(&self) -> Ipv4Addr {
+        self.settings.address.unwrap_or(Ipv4Addr::LOCALHOST)
+    }
+
     /// Where it answers DNS, over UDP and TCP.
     pub(crate) fn dns(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.ports.dns).into()
+        (self.address(), self.ports.dns).into()
     }
 
     /// Where it answers HTTP.
     pub(crate) fn http_address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.ports.http).into()
+        (self.address(), self.ports.http).into()
     }
 
     /// Where it gossips within its datacenter: to be joined.
     pub(crate) fn lan_address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.ports.serf_lan).into()
+        (self.address(), self.ports.serf_lan).into()
     }
 
     /// Where other servers reach it, as they write it.
     pub(crate) fn server_address(&self) -> String {
-        format!("127.0.0.1:{}", self.ports.server)
+        format!("{}:{}", self.address(), self.ports.server)
     }
 
     /// Where it gossips with other datacenters: for `retry_join_wan`.
     pub(crate) fn wan_address(&self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.ports.serf_wan).into()
+        (self.address(), self.ports.serf_wan).into()
     }
 
     /// The base URL of its HTTP API, without a slash at the end.
@@ -312,9 +324,20 @@ impl Agent {
         self.kill();
     }
 
+    /// After [`Agent::kill`]: all that it kept on disk is gone.
+    pub(crate) fn forget(&self) {
+        _ = fs::remove_dir_all(self.directory.join("data"));
+    }
+
+    /// Starts it again as [`Agent::restart`] does, and waits for nothing.
+    pub(crate) fn launch(&mut self) {
+        self.kill();
+        self.spawn();
+    }
+
     /// Starts it again after [`Agent::kill`] or [`Agent::stop`], with the same
     /// ports and configuration and, being a server in memory, without what was
-    /// registered.
+    /// registered. One that keeps its data on disk has it still.
     pub(crate) async fn restart(&mut self) {
         self.kill();
         match self.spawn_until_ready().await {
@@ -398,9 +421,9 @@ impl Agent {
     fn base_config(&self) -> Value {
         let mut config = json!({
             "node_name": self.node,
-            "bind_addr": "127.0.0.1",
-            "advertise_addr": "127.0.0.1",
-            "client_addr": "127.0.0.1",
+            "bind_addr": self.address(),
+            "advertise_addr": self.address(),
+            "client_addr": self.address(),
             "disable_update_check": true,
             "disable_host_node_id": true,
             "enable_script_checks": false,
@@ -420,9 +443,9 @@ impl Agent {
         });
         match self.settings.role {
             Role::Server => {}
-            Role::ClientOf(serf_lan) => {
+            Role::ClientOf(server) => {
                 config["data_dir"] = json!(self.directory.join("data"));
-                config["retry_join"] = json!([format!("127.0.0.1:{serf_lan}")]);
+                config["retry_join"] = json!([server]);
                 config["retry_interval"] = json!("200ms");
                 config["ports"]["serf_wan"] = json!(-1);
             }

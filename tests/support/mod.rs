@@ -12,9 +12,11 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 mod agent;
+mod cluster;
 mod peers;
 mod ports;
 mod process;
+mod proxy;
 mod register;
 mod serving;
 mod wire;
@@ -22,9 +24,11 @@ mod wire;
 #[allow(unused_imports, reason = "each test binary uses its part")]
 pub(crate) use {
     agent::{Agent, Builder},
+    cluster::{cluster, leader},
     peers::{SilentDns, closed_port},
     process::{example, signal},
-    serving::{Serving, serve},
+    proxy::{Proxy, Weather},
+    serving::{Serving, serve, serve_at},
     wire::{Over, ask, ask_tcp, ask_udp, exchange, http_client, http_client_with},
 };
 

@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
@@ -27,10 +27,17 @@ pub(crate) struct Serving {
 
 /// `proconsul serve` on free ports, which asks these and nobody else.
 pub(crate) fn serve(dns: &str, http: &str) -> Command {
+    let mut command = serve_at((Ipv4Addr::LOCALHOST, 0).into(), dns, http);
+    command.args(["--upstream", "none"]);
+    command
+}
+
+/// The same at this address, with the upstreams that are still to be said.
+pub(crate) fn serve_at(listen: SocketAddr, dns: &str, http: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
     command
         .env_clear()
-        .args(["serve", "--listen", "127.0.0.1:0", "--upstream", "none"])
+        .args(["serve", "--listen", &listen.to_string()])
         .args(["--dns", dns, "--http", http]);
     command
 }

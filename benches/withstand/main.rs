@@ -1,0 +1,150 @@
+//! What faults and load cost, row by row, as a table: `scripts/withstand`.
+//!
+//! ```sh
+//! scripts/withstand matrix            all rows of the fault matrix
+//! scripts/withstand matrix 2 17       these
+//! ```
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program that reports"
+)]
+
+#[path = "../../tests/field/mod.rs"]
+mod field;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::{env, fs, path::Path, pin::Pin, time::Duration};
+
+use field::{
+    more, rows,
+    verdict::{HEAD, Verdict},
+};
+
+/// How long a fault lasts, unless its row says something else.
+const LASTS: Duration = Duration::from_secs(5);
+
+type Row = Pin<Box<dyn Future<Output = Vec<Verdict>>>>;
+
+fn main() {
+    let words: Vec<_> = env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    let Some((what, rest)) = words.split_first() else {
+        eprintln!("what? matrix [ROW...]");
+        std::process::exit(2);
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let passed = match what.as_str() {
+        "matrix" => runtime.block_on(matrix(rest)),
+        _ => {
+            eprintln!("{what}? matrix [ROW...]");
+            std::process::exit(2);
+        }
+    };
+    // A row that fails is a finding, and the command says so.
+    std::process::exit(i32::from(!passed));
+}
+
+fn one(row: impl Future<Output = Verdict> + 'static) -> Row {
+    Box::pin(async { vec![row.await] })
+}
+
+fn maybe(row: impl Future<Output = Option<Verdict>> + 'static) -> Row {
+    Box::pin(async { row.await.into_iter().collect() })
+}
+
+fn all() -> Vec<(&'static [u8], Row)> {
+    let rounds = number("ROUNDS", 2);
+    let long = Duration::from_secs(number("RANDOM_SECONDS", 120));
+    let seed = number("SEED", 1);
+    let ms = Duration::from_millis;
+    vec![
+        (&[1], one(rows::the_agent_is_killed(LASTS))),
+        (&[2, 3], one(rows::the_agent_hangs(LASTS * 4))),
+        (&[4], one(rows::the_leader_is_killed(LASTS))),
+        (&[5], one(more::two_servers_are_killed(LASTS))),
+        (&[6], one(rows::all_servers_are_killed(LASTS))),
+        (&[7, 12], one(rows::all_is_killed(LASTS))),
+        (&[8], one(rows::dns_is_refused(LASTS))),
+        (&[9], one(rows::dns_is_silent(LASTS))),
+        (&[10], one(rows::http_is_refused(LASTS))),
+        (&[11], one(more::dns_over_tcp_is_refused(LASTS))),
+        (&[13], one(more::all_is_slow(LASTS, ms(100)))),
+        (&[13], one(more::all_is_slow(LASTS, ms(400)))),
+        (&[13], one(more::all_is_slow(LASTS, ms(2_000)))),
+        (&[14], one(more::datagrams_are_lost(LASTS * 2, 0.05))),
+        (&[14], one(more::datagrams_are_lost(LASTS * 2, 0.3))),
+        (&[14], one(more::datagrams_are_lost(LASTS * 2, 0.6))),
+        (&[15], one(more::the_agent_flaps(LASTS, ms(1_000)))),
+        (&[15], one(more::the_agent_flaps(LASTS, ms(50)))),
+        (&[16], one(more::the_agent_forgets_all(LASTS))),
+        (&[17], one(more::the_token_is_revoked(LASTS))),
+        (&[18], one(more::the_token_is_rotated(LASTS))),
+        (&[19], one(rows::the_servers_lose_their_data(LASTS))),
+        (&[20], one(more::an_old_snapshot_is_restored(LASTS))),
+        (&[21], one(rows::a_service_is_taken_down(LASTS))),
+        (&[22], one(more::all_instances_are_critical(LASTS))),
+        (&[23], one(more::the_certificate_is_not_good(LASTS))),
+        (&[24], one(more::http_redirects(LASTS))),
+        (&[25], one(more::http_is_throttled(LASTS, 429))),
+        (&[25], one(more::http_is_throttled(LASTS, 503))),
+        (&[28], one(more::the_servers_are_out_of_sight(LASTS))),
+        (&[29], one(more::answers_are_lost(LASTS))),
+        (&[30, 31, 32], Box::pin(more::upstreams_fail(LASTS))),
+        (&[33], one(rows::the_stub_is_killed_without_consul(LASTS))),
+        (&[34], one(more::the_stub_is_paused(LASTS))),
+        (&[35], maybe(more::the_disk_is_full(LASTS))),
+        (&[36], one(more::descriptors_run_out(LASTS))),
+        (&[37], maybe(more::the_clock_jumps(LASTS))),
+        (&[38], one(more::all_restart_in_turn(LASTS, rounds))),
+        (&[39], one(more::anything_may_fail(long, seed))),
+    ]
+}
+
+/// A setting of the environment: `WITHSTAND_ROUNDS`, `WITHSTAND_SEED`, ...
+fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
+    let told = env::var(format!("WITHSTAND_{name}")).ok();
+    told.and_then(|told| told.parse().ok()).unwrap_or(default)
+}
+
+async fn matrix(wanted: &[String]) -> bool {
+    let wanted: Vec<u8> = wanted.iter().map(|row| row.parse().unwrap()).collect();
+    println!("{HEAD}");
+    let mut report = vec![HEAD.to_owned()];
+    let (mut passed, mut rows) = (0, 0);
+    for (numbers, row) in all() {
+        if !wanted.is_empty() && !numbers.iter().any(|number| wanted.contains(number)) {
+            continue;
+        }
+        let verdicts = row.await;
+        if verdicts.is_empty() {
+            report.push(format!(
+                "| {numbers:?} | not run: this machine lacks what it needs |"
+            ));
+            println!("{}", report[report.len() - 1]);
+        }
+        for verdict in verdicts {
+            rows += 1;
+            passed += u32::from(verdict.passed());
+            println!("{verdict}");
+            report.push(verdict.to_string());
+        }
+    }
+    report.push(format!("\n{passed} of {rows} passed."));
+    println!("{}", report[report.len() - 1]);
+    write("matrix.md", &report.join("\n"));
+    passed == rows
+}
+
+/// The report, beside what cargo builds.
+fn write(name: &str, text: &str) {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("withstand");
+    fs::create_dir_all(&directory).unwrap();
+    let file = directory.join(name);
+    fs::write(&file, format!("{text}\n")).unwrap();
+    eprintln!("report: {}", file.display());
+}

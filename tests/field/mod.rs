@@ -1,0 +1,564 @@
+//! A field to make faults in: three real servers, a client agent beside the stub, doors of
+//! ours between them, a steady load, changes that go on, and a judge who knows what was true
+//! when.
+#![allow(dead_code, reason = "the quick rows use a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod history;
+mod load;
+pub(crate) mod more;
+pub(crate) mod rows;
+pub(crate) mod verdict;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use proconsul::{Registration, Resolver, ServiceDefinition};
+use serde_json::{Value, json};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use self::{
+    history::History,
+    load::{Asked, Load},
+};
+use crate::support::{
+    Agent, Proxy, Serving, Weather, cluster, http_client, http_client_with, serve_at, wait_for,
+};
+
+/// Names that are asked for all the time, and instances of each.
+const KNOWN: u16 = 60;
+const INSTANCES: u16 = 3;
+
+/// Names that are asked for once.
+const NEW: u16 = 1_500;
+
+/// One change of a known name's set after the other.
+const CHANGES: Duration = Duration::from_millis(250);
+
+/// How long all is well before the fault.
+const CALM: Duration = Duration::from_secs(3);
+
+/// Who may do all, and the first token of the stub.
+const MASTER: &str = "00000000-0000-4000-8000-0000000000aa";
+const TOKEN: &str = "00000000-0000-4000-8000-0000000000bb";
+
+/// Where the client agent and the doors are.
+const AGENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 21);
+const DOORS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 41);
+
+/// What is unlike the usual field.
+pub(crate) struct Plan {
+    /// The TTL that Consul's DNS gives.
+    ttl: Duration,
+    /// More configuration of the client agent.
+    agent: Value,
+    /// Further arguments of the stub.
+    stub: Vec<String>,
+    /// What the stub sends other names to.
+    upstreams: Vec<SocketAddr>,
+    /// ACLs are in force, and the stub's token is in this file.
+    token_file: Option<PathBuf>,
+    /// The stub asks the agent over TLS, and believes who is in this file.
+    ca_file: Option<PathBuf>,
+    /// Runs the stub: words before its own.
+    wrapped: Vec<String>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::ZERO,
+            agent: json!({}),
+            stub: Vec::new(),
+            upstreams: Vec::new(),
+            token_file: None,
+            ca_file: None,
+            wrapped: Vec::new(),
+        }
+    }
+}
+
+/// The field. Everything in it ends when it is dropped.
+pub(crate) struct Field {
+    pub(crate) servers: Vec<Agent>,
+    pub(crate) agent: Agent,
+    pub(crate) dns: Proxy,
+    pub(crate) http: Proxy,
+    pub(crate) server_doors: Vec<Proxy>,
+    pub(crate) stub: Serving,
+    plan: Plan,
+    history: Arc<History>,
+    load: Option<Load>,
+    /// What was asked before the load rested.
+    before: Vec<Asked>,
+    changes: Option<JoinHandle<()>>,
+    mine: Option<Registration>,
+    began: Instant,
+    /// The fault begins, and ends.
+    fault: Option<Instant>,
+    healed: Option<Instant>,
+    /// What the doors had passed then.
+    passed: [u64; 3],
+    calm_began: Instant,
+    seen: Vec<(String, f64, bool)>,
+    troubles: Vec<String>,
+    /// How much later than usual what changes may be seen.
+    late_by: Duration,
+}
+
+impl Field {
+    pub(crate) async fn start(plan: Plan) -> Self {
+        let servers = match &plan.token_file {
+            None => cluster(json!({}), None).await,
+            Some(_) => cluster(acl(), Some(MASTER)).await,
+        };
+        // The doors of TLS and of plain HTTP are one here: its port is known beforehand.
+        let tls = plan.ca_file.is_some().then(free_port);
+        let mut config = json!({
+            // An identity that an empty disk does not change.
+            "node_id": "00000000-0000-4000-8000-000000000021",
+            "dns_config": { "service_ttl": { "*": format!("{}s", plan.ttl.as_secs()) } },
+        });
+        for (key, value) in plan.agent.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        if let Some(port) = tls {
+            config["ports"] = json!({ "https": port });
+        }
+        let mut agent = Agent::builder().client_of(&servers[0]).at(AGENT);
+        if let Some(file) = &plan.token_file {
+            config["acl"] = acl()["acl"].clone();
+            config["acl"]["tokens"]["default"] = json!(make_token(&servers[0], TOKEN).await);
+            fs::write(file, TOKEN).unwrap();
+            agent = agent.token(MASTER);
+        }
+        let agent = agent.node("beside").config(config).start().await;
+        let history = Arc::new(History::default());
+        register(&servers[0], &history).await;
+        let dns = Proxy::start(DOORS, agent.dns()).await;
+        // "localhost" is what a certificate is for.
+        let http = match tls {
+            None => Proxy::start(DOORS, agent.http_address()).await,
+            Some(port) => Proxy::start(Ipv4Addr::LOCALHOST, (AGENT, port).into()).await,
+        };
+        let mut server_doors = Vec::new();
+        for server in &servers {
+            server_doors.push(Proxy::start(DOORS, server.http_address()).await);
+        }
+        let doors = doors(&plan, &http, &server_doors);
+        let stub = start_stub(&plan, dns.address(), &doors, None);
+        let mut field = Self {
+            servers,
+            agent,
+            dns,
+            http,
+            server_doors,
+            stub,
+            plan,
+            history,
+            load: None,
+            before: Vec::new(),
+            changes: None,
+            mine: None,
+            began: Instant::now(),
+            fault: None,
+            healed: None,
+            passed: [0; 3],
+            calm_began: Instant::now(),
+            seen: Vec::new(),
+            troubles: Vec::new(),
+            late_by: Duration::ZERO,
+        };
+        if field.plan.token_file.is_none() {
+            field.register_ours().await;
+        }
+        field.start_changes();
+        field
+    }
+
+    /// The stub again, at the address that it had.
+    pub(crate) fn restart_stub(&mut self) {
+        let doors = doors(&self.plan, &self.http, &self.server_doors);
+        let at = Some(self.stub.dns);
+        self.stub = start_stub(&self.plan, self.dns.address(), &doors, at);
+    }
+
+    /// Nobody asks for a while.
+    pub(crate) async fn pause_load(&mut self) {
+        if let Some(load) = self.load.take() {
+            let asked = tokio::task::spawn_blocking(|| load.stop()).await;
+            self.before.extend(asked.expect("the load does not panic"));
+        }
+    }
+
+    /// The load goes on, with names that are new still.
+    pub(crate) fn resume_load(&mut self) {
+        let known: Vec<_> = (0..KNOWN).map(known).map(|name| asked(&name)).collect();
+        let used = self.before.iter().filter(|asked| asked.new).count();
+        let new = (0..NEW).skip(used).map(new).map(|name| asked(&name));
+        let new: Vec<_> = new.collect();
+        self.load = Some(Load::start(self.stub.dns, &known, &new));
+    }
+
+    /// The load begins, and all is well for a while.
+    pub(crate) async fn calm(&mut self) {
+        self.resume_load();
+        // Each name is asked for once, and followed, before that counts as calm.
+        sleep(CALM.mul_f64(0.5)).await;
+        self.began = Instant::now();
+        self.passed[0] = self.upstream();
+        self.calm_began = Instant::now();
+        sleep(CALM).await;
+    }
+
+    /// From now on something is wrong.
+    pub(crate) fn fault_begins(&mut self) {
+        self.passed[1] = self.upstream();
+        self.fault = Some(Instant::now());
+    }
+
+    /// From now on all is well again, or as well as it gets.
+    pub(crate) fn fault_ends(&mut self) {
+        self.passed[2] = self.upstream();
+        self.healed = Some(Instant::now());
+    }
+
+    /// Questions and requests that reached Consul's doors.
+    fn upstream(&self) -> u64 {
+        let doors = [&self.dns, &self.http]
+            .into_iter()
+            .chain(&self.server_doors);
+        doors.map(Proxy::passed).sum()
+    }
+
+    /// The client agent dies, and its ports close.
+    pub(crate) fn kill_agent(&mut self) {
+        self.agent.kill();
+        self.dns.set(Weather::refused());
+        self.http.set(Weather::refused());
+    }
+
+    /// It is there again.
+    pub(crate) async fn restart_agent(&mut self) {
+        self.agent.restart().await;
+        self.dns.set(Weather::default());
+        self.http.set(Weather::default());
+    }
+
+    /// A server dies, and its ports close.
+    pub(crate) fn kill_server(&mut self, at: usize) {
+        self.servers[at].kill();
+        self.server_doors[at].set(Weather::refused());
+    }
+
+    pub(crate) fn kill_servers(&mut self) {
+        (0..self.servers.len()).for_each(|at| self.kill_server(at));
+    }
+
+    /// A server is started, and nobody waits for it.
+    pub(crate) fn launch_server(&mut self, at: usize) {
+        self.servers[at].launch();
+        self.server_doors[at].set(Weather::default());
+    }
+
+    pub(crate) fn launch_servers(&mut self) {
+        (0..self.servers.len()).for_each(|at| self.launch_server(at));
+    }
+
+    /// The same weather at all doors.
+    pub(crate) fn weather_everywhere(&self, weather: &Weather) {
+        self.dns.set(weather.clone());
+        self.weather_of_http(weather);
+    }
+
+    pub(crate) fn weather_of_http(&self, weather: &Weather) {
+        self.http.set(weather.clone());
+        for door in &self.server_doors {
+            door.set(weather.clone());
+        }
+    }
+
+    /// A metric of the stub; the sum over its labels. 0 where there is none.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let url = format!("http://{}/metrics", self.stub.admin);
+        let Ok(told) = http_client().get(url).send().await else {
+            return 0.0;
+        };
+        let told = told.text().await.unwrap_or_default();
+        let (name, label) = name.split_once('{').unwrap_or((name, ""));
+        let lines = told.lines().filter(|line| {
+            let rest = line.strip_prefix(name).unwrap_or_default();
+            rest.starts_with(['{', ' ']) && rest.contains(label.trim_end_matches('}'))
+        });
+        lines
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// A metric has to be so while the fault lasts: looked at until it is, for a while.
+    pub(crate) async fn shows(&mut self, name: &str, wanted: impl Fn(f64) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(8);
+        loop {
+            let value = self.metric(name).await;
+            let shown = wanted(value);
+            if shown || Instant::now() > deadline {
+                self.seen.push((name.to_owned(), value, shown));
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// What changes may be seen so much later than usual.
+    pub(crate) fn late_by(&mut self, time: Duration) {
+        self.late_by = time;
+    }
+
+    /// Something that must not have been.
+    pub(crate) fn trouble(&mut self, what: impl Into<String>) {
+        self.troubles.push(what.into());
+    }
+
+    /// An instance of this process, which must be in the catalog once whenever that can be
+    /// written to.
+    async fn register_ours(&mut self) {
+        let resolver = Resolver::builder().dns("none").http(&self.http.http());
+        let resolver = resolver.build().unwrap();
+        let ours = ServiceDefinition::new("ours", 4_000).address("10.200.0.1");
+        let ours = resolver.register(ours).unwrap();
+        self.mine = Some(ours);
+        self.agent.wait_for_instances("ours", 1).await;
+    }
+
+    /// How long it takes until our own instance is in the catalog, once, and well.
+    pub(crate) async fn ours_is_there(&mut self, within: Duration) {
+        let began = Instant::now();
+        let path = "/v1/health/service/ours?passing";
+        loop {
+            let mut there = 0;
+            for server in &self.servers {
+                let request = server.request(reqwest::Method::GET, path).send();
+                let Ok(Ok(told)) = timeout(Duration::from_secs(1), request).await else {
+                    continue;
+                };
+                let found: Value = told.json().await.unwrap_or_default();
+                there = found.as_array().map_or(0, Vec::len);
+                if there > 0 {
+                    break;
+                }
+            }
+            match there {
+                1 => {
+                    let took = began.elapsed().as_secs_f64();
+                    self.seen.push((
+                        "registered again after s".into(),
+                        took,
+                        took <= within.as_secs_f64(),
+                    ));
+                    return;
+                }
+                0 if began.elapsed() < within * 3 => sleep(Duration::from_millis(100)).await,
+                found => {
+                    self.trouble(format!("our own instance is there {found} times"));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sets change all the time, one after the other, for as long as somebody can write.
+    fn start_changes(&mut self) {
+        let history = Arc::clone(&self.history);
+        let servers: Vec<_> = self.servers.iter().map(Agent::http).collect();
+        self.changes = Some(tokio::spawn(async move {
+            let client = http_client_with(|builder| builder.timeout(Duration::from_secs(2)));
+            for turn in 0_u16.. {
+                sleep(CHANGES).await;
+                let name = turn % KNOWN;
+                let mut ports = history.now(&asked(&known(name)));
+                let more = port(name, INSTANCES);
+                let (path, body) = if ports.remove(&more) {
+                    let node = json!({ "Node": format!("{}-{INSTANCES}", known(name)) });
+                    ("/v1/catalog/deregister", node)
+                } else {
+                    ports.insert(more);
+                    (
+                        "/v1/catalog/register",
+                        instance(&known(name), INSTANCES, more),
+                    )
+                };
+                let began = Instant::now();
+                let mut confirmed = None;
+                for server in &servers {
+                    let sent = client.put(format!("{server}{path}")).json(&body);
+                    let sent = sent.header("X-Consul-Token", MASTER).send().await;
+                    if sent.is_ok_and(|told| told.status().is_success()) {
+                        confirmed = Some(Instant::now());
+                        break;
+                    }
+                }
+                history.changed(&asked(&known(name)), ports, began, confirmed);
+            }
+        }));
+    }
+
+    /// No set changes any more.
+    pub(crate) async fn stop_changes(&mut self) {
+        if let Some(changes) = self.changes.take() {
+            changes.abort();
+            _ = changes.await;
+        }
+    }
+}
+
+impl Drop for Field {
+    fn drop(&mut self) {
+        if let Some(changes) = self.changes.take() {
+            changes.abort();
+        }
+    }
+}
+
+/// Of the agent's address.
+fn free_port() -> u16 {
+    let socket = TcpListener::bind((AGENT, 0)).expect("a free port");
+    socket.local_addr().expect("it is bound").port()
+}
+
+/// The agent first, and then each server.
+fn doors(plan: &Plan, http: &Proxy, servers: &[Proxy]) -> String {
+    let first = match plan.ca_file {
+        None => http.http(),
+        Some(_) => format!("https://localhost:{}", http.address().port()),
+    };
+    let servers = servers.iter().map(Proxy::http);
+    let all = std::iter::once(first).chain(servers.filter(|_| plan.ca_file.is_none()));
+    all.collect::<Vec<_>>().join(",")
+}
+
+fn start_stub(plan: &Plan, dns: SocketAddr, http: &str, at: Option<SocketAddr>) -> Serving {
+    let at = at.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
+    let mut command = serve_at(at, &dns.to_string(), http);
+    command.args(["--admin", "127.0.0.1:0"]).args(&plan.stub);
+    match &plan.upstreams[..] {
+        [] => _ = command.args(["--upstream", "none"]),
+        upstreams => upstreams.iter().for_each(|upstream| {
+            command.args(["--upstream", &upstream.to_string()]);
+        }),
+    }
+    for (flag, file) in [
+        ("--token-file", &plan.token_file),
+        ("--ca-file", &plan.ca_file),
+    ] {
+        if let Some(file) = file {
+            command.arg(flag).arg(file);
+        }
+    }
+    if let Some((first, rest)) = plan.wrapped.split_first() {
+        let mut wrapped = Command::new(first);
+        wrapped.args(rest).arg(command.get_program());
+        wrapped.args(command.get_args()).env_clear();
+        command = wrapped;
+    }
+    Serving::start(command)
+}
+
+/// ACLs in force; who has no token sees nothing.
+fn acl() -> Value {
+    json!({ "primary_datacenter": "dc1", "acl": {
+        "enabled": true, "default_policy": "deny", "down_policy": "deny",
+        "policy_ttl": "1s", "token_ttl": "1s", "role_ttl": "1s",
+        "tokens": { "master": MASTER, "agent": MASTER },
+    }})
+}
+
+/// Makes a token that may see all services; `secret` is what it is.
+async fn make_token(server: &Agent, secret: &str) -> String {
+    let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" } \
+                 agent_prefix \"\" { policy = \"read\" }";
+    let policies = server.get("/v1/acl/policies").await;
+    let there = policies.as_array().unwrap().iter();
+    if !there.clone().any(|policy| policy["Name"] == "see") {
+        let policy = json!({ "Name": "see", "Rules": rules });
+        server.put("/v1/acl/policy", policy).await;
+    }
+    let token = json!({ "SecretID": secret, "Policies": [{ "Name": "see" }] });
+    let made = server.put("/v1/acl/token", token).await;
+    made["SecretID"].as_str().unwrap().to_owned()
+}
+
+fn known(name: u16) -> String {
+    format!("svc-{name:02}")
+}
+
+fn new(name: u16) -> String {
+    format!("new-{name:04}")
+}
+
+/// As it is asked for.
+fn asked(service: &str) -> String {
+    format!("{service}.service.consul.")
+}
+
+fn port(name: u16, instance: u16) -> u16 {
+    10_000 + name * 8 + instance
+}
+
+fn instance(service: &str, number: u16, port: u16) -> Value {
+    let [high, low] = port.to_be_bytes();
+    json!({
+        "Node": format!("{service}-{number}"), "Address": format!("10.9.{high}.{low}"),
+        "Service": { "ID": format!("{service}-{number}"), "Service": service, "Port": port },
+    })
+}
+
+/// All names, as external nodes that no agent's death takes with it.
+async fn register(server: &Agent, history: &History) {
+    let began = Instant::now();
+    let mut nodes = Vec::new();
+    let mut sets = Vec::new();
+    for name in 0..KNOWN {
+        let ports: BTreeSet<_> = (0..INSTANCES).map(|number| port(name, number)).collect();
+        nodes.extend(
+            (0..INSTANCES).map(|number| instance(&known(name), number, port(name, number))),
+        );
+        sets.push((known(name), ports));
+    }
+    for name in 0..NEW {
+        let port = 20_000 + name;
+        nodes.push(instance(&new(name), 0, port));
+        sets.push((new(name), BTreeSet::from([port])));
+    }
+    // Consul takes at most 64 operations in a transaction; an instance is two.
+    for part in nodes.chunks(32) {
+        let operations = part.iter().flat_map(|node| {
+            let (name, service) = (&node["Node"], &node["Service"]);
+            let own = json!({ "Node": name, "Address": node["Address"] });
+            [
+                json!({ "Node": { "Verb": "set", "Node": own } }),
+                json!({ "Service": { "Verb": "set", "Node": name, "Service": service } }),
+            ]
+        });
+        let operations: Vec<_> = operations.collect();
+        server.put("/v1/txn", json!(operations)).await;
+    }
+    for (service, ports) in sets {
+        history.changed(&asked(&service), ports, began, None);
+    }
+    wait_for("every server to have them", async || {
+        let last = format!("/v1/health/service/{}?stale", new(NEW - 1));
+        let found = server.get(&last).await;
+        (found.as_array()?.len() == 1).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,322 @@
+//! What a fault cost: every answer of the load held against what was true, and against the
+//! bounds that its row has.
+
+use std::{fmt, time::Duration};
+
+use hickory_proto::op::ResponseCode;
+use tokio::time::Instant;
+
+use super::{
+    Field,
+    load::{Asked, Reply},
+};
+
+/// How late a change may be seen while all is well: a watch's second and a little.
+const SEEN: Duration = Duration::from_secs(2);
+
+/// Every question has an answer by then, whatever is wrong.
+const LATEST: Duration = Duration::from_millis(900);
+
+/// The first questions that meet a fault come in this time.
+const FIRST: Duration = Duration::from_millis(1_000);
+
+/// What a row asks of names that were never asked before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum New {
+    /// Such a share of them is found, within so long.
+    Found(f64, Duration),
+    /// None can be found; that is said within so long.
+    Fails(Duration),
+    /// Found or not, within so long.
+    Either(Duration),
+    /// Nobody registered them, or nobody can tell; that is said within so long.
+    Gone(Duration),
+}
+
+/// One row: the fault and its bounds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Law {
+    pub(crate) row: &'static str,
+    pub(crate) fault: &'static str,
+    /// A cached name when the fault is met, and later.
+    pub(crate) first: Duration,
+    pub(crate) next: Duration,
+    pub(crate) new: New,
+    /// Answers are true again, and not stale, so long after the fault's end.
+    pub(crate) recovers: Option<Duration>,
+}
+
+/// What was found.
+pub(crate) struct Verdict {
+    pub(crate) law: Law,
+    pub(crate) asked: usize,
+    pub(crate) answered: usize,
+    pub(crate) stale: usize,
+    pub(crate) first: Duration,
+    /// 999 of 1,000, and the worst, after the first.
+    pub(crate) next: Duration,
+    pub(crate) worst: Duration,
+    pub(crate) new_asked: usize,
+    pub(crate) new_found: usize,
+    pub(crate) new_worst: Duration,
+    pub(crate) recovered: Option<Duration>,
+    /// Questions and requests to Consul in a second of the fault, as a share of those before.
+    pub(crate) upstream: f64,
+    pub(crate) seen: Vec<(String, f64, bool)>,
+    /// Broken whatever the machine is like: wrong, missing, lost.
+    pub(crate) broken: Vec<String>,
+    /// Later than the row's bound.
+    pub(crate) late: Vec<String>,
+}
+
+impl Field {
+    /// Ends the load, and holds all that was answered against the law.
+    pub(crate) async fn judge(mut self, law: Law) -> Verdict {
+        self.pause_load().await;
+        let asked = std::mem::take(&mut self.before);
+        self.stop_changes().await;
+        let fault = self.fault.expect("fault_begins() was said");
+        let healed = self.healed.unwrap_or_else(Instant::now);
+        let fresh = self.plan.ttl + SEEN + self.late_by;
+
+        let mut broken = std::mem::take(&mut self.troubles);
+        let mut wrong = Vec::new();
+        let mut unanswered = 0;
+        let (mut known, mut answered, mut stale) = (0, 0, 0);
+        let (mut first, mut later) = (Duration::ZERO, Vec::new());
+        let (mut new_asked, mut new_found, mut new_worst) = (0, 0, Duration::ZERO);
+        let mut last_stale = None;
+        for one in asked.iter().filter(|one| one.sent >= self.began) {
+            let reply = one.reply();
+            let in_fault = (fault..healed).contains(&one.sent);
+            let took = reply
+                .as_ref()
+                .map_or(Duration::MAX, |reply| reply.at - one.sent);
+            if reply.is_none() {
+                unanswered += 1;
+                if wrong.len() < 5 {
+                    wrong.push(format!("{} {}: no answer", when(one, fault), one.name));
+                }
+            }
+            if let Some(reply) = &reply {
+                if reply.is_stale() && one.sent >= healed {
+                    last_stale = Some(one.sent);
+                }
+                if let Some(amiss) = self.amiss(one, reply, fresh, law.new)
+                    && wrong.len() < 5
+                {
+                    wrong.push(format!("{} {}: {amiss}", when(one, fault), one.name));
+                }
+            }
+            let well = reply.as_ref().is_some_and(|reply| {
+                reply.code == ResponseCode::NoError && !reply.ports.is_empty()
+            });
+            if one.new {
+                if in_fault {
+                    new_asked += 1;
+                    new_found += usize::from(well);
+                    new_worst = new_worst.max(took);
+                }
+                continue;
+            }
+            known += 1;
+            answered += usize::from(well);
+            stale += usize::from(reply.is_some_and(|reply| reply.is_stale()));
+            if in_fault && one.sent < fault + FIRST {
+                first = first.max(took);
+            } else if in_fault {
+                later.push(took);
+            }
+        }
+        if answered < known {
+            broken.push(format!(
+                "{} of {known} known names were not given",
+                known - answered
+            ));
+        }
+        if unanswered > 0 {
+            broken.push(format!("{unanswered} questions had no answer"));
+        }
+        broken.extend(wrong);
+        let lasted = |since: Instant, until: Instant| (until - since).as_secs_f64().max(0.001);
+        let before = (self.passed[1] - self.passed[0]) as f64 / lasted(self.calm_began, fault);
+        let while_it_lasts = (self.passed[2] - self.passed[1]) as f64 / lasted(fault, healed);
+        later.sort_unstable();
+        let at = (later.len() * 999 / 1_000).min(later.len().saturating_sub(1));
+        let mut verdict = Verdict {
+            law,
+            asked: known,
+            answered,
+            stale,
+            first,
+            next: later.get(at).copied().unwrap_or_default(),
+            worst: later.last().copied().unwrap_or_default(),
+            new_asked,
+            new_found,
+            new_worst,
+            recovered: (self.healed)
+                .map(|healed| last_stale.map_or(Duration::ZERO, |last: Instant| last - healed)),
+            upstream: while_it_lasts / before.max(1.0),
+            seen: std::mem::take(&mut self.seen),
+            broken,
+            late: Vec::new(),
+        };
+        verdict.hold();
+        verdict
+    }
+
+    /// What is wrong with an answer, if anything.
+    fn amiss(&self, one: &Asked, reply: &Reply, fresh: Duration, new: New) -> Option<String> {
+        if reply.code != ResponseCode::NoError || reply.ports.is_empty() {
+            // Whether a new name must be found is the row's to say; one that is known must.
+            let denied = reply.code == ResponseCode::NXDomain && !matches!(new, New::Gone(_));
+            return (!one.new || denied).then(|| format!("{:?} {:?}", reply.code, reply.reasons));
+        }
+        let from = (!reply.is_stale()).then(|| one.sent.checked_sub(fresh).unwrap_or(one.sent));
+        (!self.history.was(&one.name, &reply.ports, from, reply.at)).then(|| {
+            let marked = if reply.is_stale() { "stale" } else { "fresh" };
+            format!("{:?}, {marked}, was never so", reply.ports)
+        })
+    }
+}
+
+/// When it was asked, from the fault on.
+fn when(one: &Asked, fault: Instant) -> String {
+    match one.sent.checked_duration_since(fault) {
+        Some(after) => format!("{:.2} s after", after.as_secs_f64()),
+        None => format!("{:.2} s before", (fault - one.sent).as_secs_f64()),
+    }
+}
+
+impl Verdict {
+    fn hold(&mut self) {
+        let law = self.law;
+        let mut late = Vec::new();
+        let mut bound = |what: &str, found: Duration, most: Duration| {
+            if found > most {
+                late.push(format!("{what} {found:.1?}, at most {most:?}"));
+            }
+        };
+        bound("first", self.first, law.first);
+        bound("next (999 of 1,000)", self.next, law.next);
+        bound(
+            "worst",
+            self.worst,
+            law.first.max(Duration::from_millis(200)),
+        );
+        match law.new {
+            New::Found(share, most) => {
+                bound("new", self.new_worst, most);
+                let found = self.new_found as f64 / self.new_asked.max(1) as f64;
+                if found < share {
+                    self.broken.push(format!(
+                        "{} of {} new names were found",
+                        self.new_found, self.new_asked
+                    ));
+                }
+            }
+            New::Fails(most) | New::Either(most) | New::Gone(most) => {
+                bound("new", self.new_worst, most);
+            }
+        }
+        if let (Some(most), Some(took)) = (law.recovers, self.recovered) {
+            bound("recovery", took, most);
+        }
+        let slowest = self.first.max(self.worst).max(self.new_worst);
+        if slowest > LATEST && slowest < Duration::MAX {
+            late.push(format!("slowest {slowest:.1?}, at most {LATEST:?}"));
+        }
+        if self.upstream > 2.0 {
+            late.push(format!(
+                "Consul was asked {:.1} times as much",
+                self.upstream
+            ));
+        }
+        for (what, value, shown) in &self.seen {
+            if !shown {
+                self.broken.push(format!("{what} is {value}"));
+            }
+        }
+        self.late = late;
+    }
+
+    pub(crate) fn passed(&self) -> bool {
+        self.broken.is_empty() && self.late.is_empty()
+    }
+
+    /// For ordinary tests on machines that do other things besides: what is true and what is
+    /// answered in time for any client, and not how fast.
+    ///
+    /// # Panics
+    /// Where something was wrong, lost or later than any client waits.
+    pub(crate) fn assert_sound(&self) {
+        assert!(
+            self.broken.is_empty(),
+            "{}: {:#?}",
+            self.law.fault,
+            self.broken
+        );
+        let slowest = self.first.max(self.worst).max(self.new_worst);
+        assert!(
+            slowest < LATEST + Duration::from_millis(100),
+            "{}: {slowest:?}",
+            self.law.fault
+        );
+        assert!(self.new_asked > 0 && self.asked > 0, "no load");
+    }
+}
+
+/// A line of the report.
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |time: Duration| match time {
+            Duration::MAX => "never".to_owned(),
+            time => format!("{:.1}", time.as_secs_f64() * 1_000.0),
+        };
+        let new = match self.law.new {
+            New::Found(share, most) => format!("{} % in {} ms", share * 100.0, most.as_millis()),
+            New::Fails(most) => format!("an error in {} ms", most.as_millis()),
+            New::Either(most) => format!("in {} ms", most.as_millis()),
+            New::Gone(most) => format!("gone in {} ms", most.as_millis()),
+        };
+        let seen: Vec<_> = (self.seen.iter())
+            .map(|(what, value, _)| {
+                let what = what.strip_prefix("proconsul_").unwrap_or(what);
+                format!("{what} {}", (value * 100.0).round() / 100.0)
+            })
+            .collect();
+        let verdict = match self.passed() {
+            true => "yes".to_owned(),
+            false => format!(
+                "**no**: {}",
+                [&self.broken[..], &self.late].concat().join("; ")
+            ),
+        };
+        write!(
+            f,
+            "| {} | {} | {} / {} ms | {} / {} / {} ms | {} of {} | {} | {new} | {} of {}, {} ms | {} | {:.2} | {} | {verdict} |",
+            self.law.row,
+            self.law.fault,
+            self.law.first.as_millis(),
+            self.law.next.as_millis(),
+            ms(self.first),
+            ms(self.next),
+            ms(self.worst),
+            self.answered,
+            self.asked,
+            self.stale,
+            self.new_found,
+            self.new_asked,
+            ms(self.new_worst),
+            self.recovered
+                .map_or("-".into(), |took| format!("{} ms", took.as_millis())),
+            self.upstream,
+            seen.join(", "),
+        )
+    }
+}
+
+/// The head of the report's table.
+pub(crate) const HEAD: &str = "\
+| row | fault | bound: first / next | first / 999 of 1,000 / worst | known names answered | stale | bound: new names | new names found, worst | true again after | asked of Consul, to 1 before | shown by | passed |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
