@@ -10,7 +10,9 @@
 //! While a circuit is open the address costs nothing: nobody waits for it. It is
 //! probed by copies of questions that are asked anyway, one at a time, every
 //! [`PROBE`] give or take a fifth. That does not grow with the time: a probe is one
-//! datagram or one request, and whoever is back is to be found within a second.
+//! datagram or one request, and whoever is back is to be found within a second. Only an
+//! address that comes and goes is asked more seldom: each time that it fails within
+//! [`STEADY`] of being well again doubles the pause, [`FLAPS`] times at most.
 //!
 //! What is asked of another datacenter says nothing of the agent that passes it on,
 //! unless nobody is there at all.
@@ -26,6 +28,12 @@ const IN_A_ROW: u8 = 3;
 
 /// Time between two probes.
 const PROBE: Duration = Duration::from_millis(400);
+
+/// Who fails so soon after being well again comes and goes.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// The pause doubles so often: 6.4 s, or about sixteen openings and closings a minute.
+const FLAPS: u8 = 4;
 
 /// The same where the address asked to be left alone.
 const THROTTLED: Duration = Duration::from_secs(1);
@@ -52,6 +60,10 @@ pub(crate) struct Circuit {
     probe: Option<Instant>,
     /// When it opened.
     since: Option<Instant>,
+    /// When it closed last.
+    closed: Option<Instant>,
+    /// How often in a row it opened soon after that.
+    flaps: u8,
 }
 
 impl Circuit {
@@ -86,7 +98,7 @@ impl Circuit {
         let was_open = self.probe.is_some();
         match outcome {
             Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => {
-                *self = Self::default();
+                self.close(now);
             }
             Outcome::Refused | Outcome::Unreachable => self.open(PROBE, now, dice),
             Outcome::Throttled => self.open(THROTTLED, now, dice),
@@ -97,7 +109,7 @@ impl Circuit {
                 }
             }
             // It answers, if not this.
-            Outcome::Failed if home && was_open => *self = Self::default(),
+            Outcome::Failed if home && was_open => self.close(now),
             Outcome::TimedOut | Outcome::Late | Outcome::Malformed | Outcome::Failed => {
                 if was_open {
                     self.open(PROBE, now, dice);
@@ -109,9 +121,25 @@ impl Circuit {
     }
 
     fn open(&mut self, pause: Duration, now: Instant, dice: &mut impl Rng) {
-        let share = dice.random_range(800..=1_200_u32);
+        if self.since.is_none() {
+            let since = self.closed.map(|at| now.saturating_duration_since(at));
+            let again = since.is_some_and(|since| since < STEADY);
+            self.flaps = if again {
+                (self.flaps + 1).min(FLAPS)
+            } else {
+                0
+            };
+        }
+        let share = dice.random_range(800..=1_200_u32) << self.flaps;
         self.probe = Some(now + pause * share / 1_000);
         self.since.get_or_insert(now);
+    }
+
+    fn close(&mut self, now: Instant) {
+        self.failures = 0;
+        if self.probe.is_some() {
+            (self.probe, self.since, self.closed) = (None, None, Some(now));
+        }
     }
 }
 
@@ -212,6 +240,30 @@ mod tests {
         assert!(matches!(circuit.gate(at(750)), Gate::Shut(_)));
         assert_eq!(circuit.gate(at(1_400)), Gate::Probe);
         assert_eq!(circuit.open_since(), since);
+    }
+
+    #[test]
+    fn who_comes_and_goes_is_asked_more_seldom_until_that_ends() {
+        let (mut circuit, mut now) = (Circuit::default(), clock::now());
+        let mut dice = SmallRng::seed_from_u64(1);
+        let mut pauses = Vec::new();
+        for round in 0..9 {
+            circuit.hear(Outcome::Refused, true, now, &mut dice);
+            let Gate::Shut(pause) = circuit.gate(now) else {
+                panic!("it is open");
+            };
+            pauses.push(pause.as_millis());
+            now += pause;
+            circuit.hear(Outcome::Answered, true, now, &mut dice);
+            assert_eq!(circuit.gate(now), Gate::Pass);
+            now += Duration::from_secs(if round == 7 { 11 } else { 1 });
+            circuit.hear(Outcome::Answered, true, now, &mut dice);
+        }
+        let within = |pause: u128, of: u128| (of * 4 / 5..=of * 6 / 5).contains(&pause);
+        for (pause, of) in pauses.iter().zip([400, 800, 1_600, 3_200, 6_400, 6_400]) {
+            assert!(within(*pause, of), "{pauses:?}");
+        }
+        assert!(within(pauses[8], 400), "{pauses:?}");
     }
 
     #[test]

@@ -137,6 +137,26 @@ async fn what_the_agent_forgets_it_is_told_again_within_two_seconds() {
 }
 
 #[tokio::test]
+async fn what_the_servers_lost_is_in_the_catalog_again_long_before_the_agent_looks() {
+    let mut server = Agent::start().await;
+    let agent = Agent::builder().client_of(&server).start().await;
+    let resolver = resolver(&agent);
+    let registration = registered(&agent, web()).await;
+    agent.wait_for_instances("web", 1).await;
+    server.restart().await;
+    let join = format!("/v1/agent/join/{}", agent.lan_address());
+    server.put(&join, Value::Null).await;
+    let joined = Instant::now();
+    server.wait_for_instances("web", 1).await;
+    assert!(
+        joined.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        joined.elapsed()
+    );
+    drop((registration, resolver));
+}
+
+#[tokio::test]
 async fn an_agent_that_restarts_twenty_times_has_it_once_each_time() {
     let mut agent = Agent::start().await;
     let registration = registered(&agent, web()).await;

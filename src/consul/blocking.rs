@@ -6,7 +6,8 @@
 //! | nothing yet | index 0: the present state, at once |
 //! | an index | a query that waits for a higher one, at most [`WAIT`] |
 //! | an index of 0 | 1: less would not wait |
-//! | a lower index than before | index 0: the servers' data is another one |
+//! | a lower index than ever before | not believed for [`PASSING`], and asked for elsewhere: that server may have to catch up |
+//! | the same after that time | the state: the servers' data is another one |
 //! | no index | not to be followed |
 //! | the same content as before, at once | [`BURST`] times at once, then after 1 s, doubling to [`SLOWEST`]: indexes move for other reasons too |
 //! | other content | at once; from [`CHANGES`] in a row on, one each [`CHANGE`] |
@@ -33,6 +34,10 @@ const CHANGE: Duration = Duration::from_millis(100);
 
 /// A reply that took so long waited: it is no sign of a loop.
 const WAITED: Duration = Duration::from_secs(1);
+
+/// A server that was started anew, or fell behind, tells what was true once; that its data
+/// were replaced by older ones is the other reason for a lower index, and does not pass.
+const PASSING: Duration = Duration::from_secs(3);
 
 /// Longest pause.
 const SLOWEST: Duration = Duration::from_secs(15);
@@ -68,6 +73,10 @@ pub(crate) enum Failure {
 pub(crate) struct Blocking {
     /// 0: nothing was heard yet.
     index: u64,
+    /// Of what is believed. Failures do not forget it.
+    highest: u64,
+    /// Since when only less was heard.
+    behind: Option<Instant>,
     wait: Duration,
     due: Instant,
     /// Replies in a row that came at once and brought nothing.
@@ -81,6 +90,8 @@ impl Blocking {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             index: 0,
+            highest: 0,
+            behind: None,
             wait: WAIT,
             due: now,
             idle: 0,
@@ -104,6 +115,22 @@ impl Blocking {
     /// looked at meanwhile.
     pub(crate) fn wait(&mut self, most: Option<Duration>) {
         self.wait = most.map_or(WAIT, |most| most.min(WAIT));
+    }
+
+    /// Whether a reply with this index tells what is older than what was heard before, and is
+    /// not to be believed yet. To be asked before [`Blocking::answered`].
+    pub(crate) fn is_behind(&mut self, index: Option<u64>, now: Instant) -> bool {
+        let Some(index) = index.map(|index| index.max(1)) else {
+            return false;
+        };
+        if index < self.highest {
+            let since = *self.behind.get_or_insert(now);
+            if now.saturating_duration_since(since) < PASSING {
+                return true;
+            }
+        }
+        (self.highest, self.behind) = (index, None);
+        false
     }
 
     /// A reply came after `took`, with the index of its header and, or not, other
@@ -224,6 +251,22 @@ mod tests {
         blocking.answered(Some(20), true, SHORT, now, &mut dice);
         assert_eq!(blocking.turn(LIMIT).index, None);
         assert!(!blocking.answered(None, true, SHORT, now, &mut dice));
+    }
+
+    #[test]
+    fn what_is_older_than_what_was_heard_is_believed_when_it_does_not_pass() {
+        let (mut blocking, start, mut dice) = begun();
+        let at = |millis| start + Duration::from_millis(millis);
+        assert!(!blocking.is_behind(Some(900), at(0)));
+        blocking.failed(Failure::Other, None, at(10), &mut dice);
+        assert!(blocking.is_behind(Some(20), at(20)));
+        assert!(blocking.is_behind(Some(850), at(2_900)));
+        // It has caught up.
+        assert!(!blocking.is_behind(Some(900), at(3_500)));
+        assert!(blocking.is_behind(Some(20), at(4_000)));
+        assert!(!blocking.is_behind(Some(25), at(7_001)));
+        assert!(!blocking.is_behind(Some(26), at(7_002)));
+        assert!(blocking.is_behind(Some(24), at(7_003)));
     }
 
     #[test]

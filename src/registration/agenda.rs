@@ -9,7 +9,8 @@
 //! | it is there | say what has not been said: maintenance, a heartbeat; look again each [`LOOK`] |
 //!
 //! An agent that forgets, or comes back without what it knew, is found out within [`LOOK`]
-//! and the pause of a failure: less than 2 s together.
+//! and the pause of a failure: less than 2 s together. What the servers forgot is missed in
+//! the catalog ([`Agenda::is_missed`]), and the agent told again.
 
 use std::time::{Duration, Instant};
 
@@ -163,6 +164,13 @@ impl Agenda {
         std::mem::replace(&mut self.registered, true)
     }
 
+    /// The catalog had it, and has it no more, whatever the agent says.
+    pub(crate) fn is_missed(&mut self) {
+        if self.known == Known::Present {
+            (self.known, self.renew) = (Known::Nothing, true);
+        }
+    }
+
     pub(crate) fn has_maintained(&mut self, reason: Option<Box<str>>) {
         (self.maintenance, self.forgotten) = (reason, 0);
     }
@@ -234,6 +242,23 @@ mod tests {
         assert_eq!(agenda.next(&wishes, now), Step::Look);
         agenda.saw(Seen::Ours, now);
         assert_eq!(agenda.next(&wishes, now), Step::Register);
+    }
+
+    #[test]
+    fn what_the_catalog_misses_is_registered_again_unless_it_is_somebody_elses() {
+        let now = clock::now();
+        let mut agenda = Agenda::new(None, now);
+        agenda.is_missed();
+        agenda.saw(Seen::Nothing, now);
+        agenda.has_registered(now);
+        agenda.is_missed();
+        assert_eq!(agenda.next(&Wishes::default(), now), Step::Look);
+        agenda.saw(Seen::Ours, now);
+        assert_eq!(agenda.next(&Wishes::default(), now), Step::Register);
+        agenda.has_registered(now);
+        agenda.saw(Seen::Another, now);
+        agenda.is_missed();
+        assert_eq!(agenda.next(&Wishes::default(), now), Step::Rest(now + LOOK));
     }
 
     #[test]

@@ -3,9 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{sleep, sleep_until},
 };
 use tracing::{debug, info, warn};
@@ -18,11 +18,13 @@ use super::{
 use crate::{
     clock,
     consul::{
+        api::Api,
         health::ask::escaped,
         http::{Agent, Reply, Trouble, Verb},
     },
     error::Error,
     metrics::Counters,
+    task::Owned,
 };
 
 /// For one request.
@@ -119,6 +121,29 @@ impl Line {
         Ok(())
     }
 
+    /// Follows what the catalog has of it, and says when it is missed there. An agent tells
+    /// servers that lost their data only after a minute (Consul docs: Anti-Entropy). A token
+    /// that does not see it in the catalog never saw it, and misses nothing.
+    async fn is_missed(self, missed: Arc<Notify>) {
+        let (id, name) = (self.definition.id(), self.definition.name());
+        let filter = escaped(&format!("ServiceID == {id:?}"));
+        let path = format!("/v1/catalog/service/{}?filter={filter}", escaped(name));
+        let api = Api::new(Arc::clone(&self.agent), LIMIT, (*self.place).into());
+        let mut was_there = false;
+        let heard = |reply: Result<Reply, Trouble>| {
+            let found = reply.map(|reply| serde_json::from_slice::<Vec<IgnoredAny>>(&reply.body));
+            let Ok(Ok(found)) = found else {
+                return false;
+            };
+            let is_there = !found.is_empty();
+            if was_there && !is_there {
+                missed.notify_one();
+            }
+            std::mem::replace(&mut was_there, is_there) != is_there
+        };
+        api.follow(&path, heard).await;
+    }
+
     /// Takes it away where the agent knows it as ours.
     pub(super) async fn deregister_ours(&self) -> Result<(), Error> {
         match self.look().await {
@@ -168,6 +193,9 @@ pub(super) async fn keep(
     let mut sent = false;
     // What is said beside the registration itself is not taken.
     let mut ailing = false;
+    let missed = Arc::new(Notify::new());
+    let looking = tokio::spawn(line.clone().is_missed(Arc::clone(&missed)));
+    let _owned = Owned(looking.abort_handle());
     loop {
         let wish = wishes.borrow_and_update().clone();
         if wish.stop {
@@ -179,6 +207,10 @@ pub(super) async fn keep(
             Step::Rest(until) => {
                 tokio::select! {
                     () = sleep_until(until.into()) => {}
+                    () = missed.notified() => {
+                        warn!(%id, "the catalog has it no more: the agent is told again");
+                        agenda.is_missed();
+                    }
                     // Without a guard there is nothing to be kept.
                     changed = wishes.changed() => if changed.is_err() { break },
                 }

@@ -40,7 +40,8 @@ const ARRIVES: Duration = Duration::from_millis(200);
 /// Services of this process, registered while it lives.
 ///
 /// Made by [`Resolver::register`]. An agent that is not there yet is waited for; one that
-/// forgets, or comes back without what it knew, is told again within 2 s.
+/// forgets, or comes back without what it knew, is told again within 2 s, and so is one whose
+/// servers lost what they had: each service is followed in the catalog by a blocking query.
 /// [`shutdown`](Self::shutdown) deregisters. A guard that is dropped does too, and stops its
 /// thread for that, 2 s at most; what is killed leaves that to its checks
 /// ([`Check::deregister_after`]).

@@ -53,6 +53,10 @@ const POLL: Duration = Duration::from_secs(1);
 /// What is held is asked about again after so long.
 const RECHECK: Duration = Duration::from_secs(1);
 
+/// A server that tells what is older than what is known is given so long to catch up, and
+/// another is asked.
+const CAUGHT_UP: Duration = Duration::from_millis(300);
+
 /// What a follower last heard.
 #[derive(Clone, Debug)]
 pub(super) enum Known {
@@ -276,6 +280,16 @@ impl Following {
             };
             let now = clock::now();
             let took = now.saturating_duration_since(start);
+            let answered = matches!(
+                heard,
+                Some(Heard::Whole(_) | Heard::Partial(_) | Heard::Nothing(_))
+            );
+            if answered && blocking.is_behind(blocked.index, now) {
+                debug!(name = %self.fqdn, index = blocked.index, "older than what is known");
+                blocking.again(now + CAUGHT_UP);
+                address += 1;
+                continue;
+            }
             let mut dice = clock::dice();
             let mut heard_of = |news| blocking.answered(blocked.index, news, took, now, &mut dice);
             let follows = match heard {

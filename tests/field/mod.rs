@@ -106,6 +106,8 @@ pub(crate) struct Field {
     began: Instant,
     /// The fault begins, and ends.
     fault: Option<Instant>,
+    /// Those who failed are started again.
+    waning: Option<Instant>,
     healed: Option<Instant>,
     /// What the doors had passed then.
     passed: [u64; 3],
@@ -172,6 +174,7 @@ impl Field {
             mine: None,
             began: Instant::now(),
             fault: None,
+            waning: None,
             healed: None,
             passed: [0; 3],
             calm_began: Instant::now(),
@@ -225,6 +228,12 @@ impl Field {
     pub(crate) fn fault_begins(&mut self) {
         self.passed[1] = self.upstream();
         self.fault = Some(Instant::now());
+    }
+
+    /// From now on those who failed come back, and what they say first may be what was true
+    /// long ago: Consul answers while it still reads its log.
+    pub(crate) fn fault_wanes(&mut self) {
+        self.waning = Some(Instant::now());
     }
 
     /// From now on all is well again, or as well as it gets.

@@ -108,6 +108,7 @@ pub(crate) async fn all_servers_are_killed(lasts: Duration) -> Verdict {
     field
         .shows("proconsul_stale_served_total", |count| count > 0.0)
         .await;
+    field.fault_wanes();
     field.launch_servers();
     leader(&field.servers).await;
     field.fault_ends();
@@ -165,6 +166,7 @@ pub(crate) async fn all_is_killed(lasts: Duration) -> Verdict {
         let up = format!("proconsul_source_up{{source=\"{source}\"}}");
         field.shows(&up, |up| up == 0.0).await;
     }
+    field.fault_wanes();
     field.launch_servers();
     leader(&field.servers).await;
     field.restart_agent().await;

@@ -59,6 +59,8 @@ pub(crate) struct Verdict {
     pub(crate) new_asked: usize,
     pub(crate) new_found: usize,
     pub(crate) new_worst: Duration,
+    /// Of all that were asked from the fault until all was well.
+    pub(crate) slowest: Duration,
     pub(crate) recovered: Option<Duration>,
     /// Questions and requests to Consul in a second of the fault, as a share of those before.
     pub(crate) upstream: f64,
@@ -85,10 +87,13 @@ impl Field {
         let (mut known, mut answered, mut stale) = (0, 0, 0);
         let (mut first, mut later) = (Duration::ZERO, Vec::new());
         let (mut new_asked, mut new_found, mut new_worst) = (0, 0, Duration::ZERO);
+        let mut slowest = Duration::ZERO;
         let mut last_stale = None;
+        let mut replayed = 0;
         for one in asked.iter().filter(|one| one.sent >= self.began) {
             let reply = one.reply();
             let in_fault = (fault..healed).contains(&one.sent);
+            let coming_back = self.waning.is_some_and(|from| one.sent >= from);
             let took = reply
                 .as_ref()
                 .map_or(Duration::MAX, |reply| reply.at - one.sent);
@@ -102,17 +107,25 @@ impl Field {
                 if reply.is_stale() && one.sent >= healed {
                     last_stale = Some(one.sent);
                 }
-                if let Some(amiss) = self.amiss(one, reply, fresh, law.new)
-                    && wrong.len() < 5
-                {
-                    wrong.push(format!("{} {}: {amiss}", when(one, fault), one.name));
+                let replays =
+                    self.waning.is_some_and(|from| reply.at >= from) && one.sent < healed + fresh;
+                match self.amiss(one, reply, fresh, law.new) {
+                    // Its set may be an old one; that there is none may not.
+                    Some(_) if replays && (one.new || !reply.ports.is_empty()) => replayed += 1,
+                    Some(amiss) if wrong.len() < 5 => {
+                        wrong.push(format!("{} {}: {amiss}", when(one, fault), one.name));
+                    }
+                    Some(_) | None => {}
                 }
             }
             let well = reply.as_ref().is_some_and(|reply| {
                 reply.code == ResponseCode::NoError && !reply.ports.is_empty()
             });
+            if in_fault {
+                slowest = slowest.max(took);
+            }
             if one.new {
-                if in_fault {
+                if in_fault && !coming_back {
                     new_asked += 1;
                     new_found += usize::from(well);
                     new_worst = new_worst.max(took);
@@ -122,7 +135,7 @@ impl Field {
             known += 1;
             answered += usize::from(well);
             stale += usize::from(reply.is_some_and(|reply| reply.is_stale()));
-            if in_fault && one.sent < fault + FIRST {
+            if in_fault && (one.sent < fault + FIRST || coming_back) {
                 first = first.max(took);
             } else if in_fault {
                 later.push(took);
@@ -138,6 +151,13 @@ impl Field {
             broken.push(format!("{unanswered} questions had no answer"));
         }
         broken.extend(wrong);
+        if self.waning.is_some() {
+            self.notes(
+                "old or missing while Consul read its log",
+                f64::from(replayed),
+                true,
+            );
+        }
         let lasted = |since: Instant, until: Instant| (until - since).as_secs_f64().max(0.001);
         let before = (self.passed[1] - self.passed[0]) as f64 / lasted(self.calm_began, fault);
         let while_it_lasts = (self.passed[2] - self.passed[1]) as f64 / lasted(fault, healed);
@@ -154,6 +174,7 @@ impl Field {
             new_asked,
             new_found,
             new_worst,
+            slowest,
             recovered: (self.healed)
                 .map(|healed| last_stale.map_or(Duration::ZERO, |last: Instant| last - healed)),
             upstream: while_it_lasts / before.max(1.0),
@@ -222,7 +243,7 @@ impl Verdict {
         if let (Some(most), Some(took)) = (law.recovers, self.recovered) {
             bound("recovery", took, most);
         }
-        let slowest = self.first.max(self.worst).max(self.new_worst);
+        let slowest = self.slowest;
         if slowest > LATEST && slowest < Duration::MAX {
             late.push(format!("slowest {slowest:.1?}, at most {LATEST:?}"));
         }
@@ -256,7 +277,7 @@ impl Verdict {
             self.law.fault,
             self.broken
         );
-        let slowest = self.first.max(self.worst).max(self.new_worst);
+        let slowest = self.slowest;
         assert!(
             slowest < LATEST + Duration::from_millis(100),
             "{}: {slowest:?}",
