@@ -3,6 +3,8 @@
 //! ```sh
 //! scripts/withstand matrix            all rows of the fault matrix
 //! scripts/withstand matrix 2 17       these
+//! scripts/withstand load [WHAT...]    flood connections reloads churn many
+//! scripts/withstand soak              ten minutes, or WITHSTAND_SOAK_MINUTES
 //! ```
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +15,7 @@
 
 #[path = "../../tests/field/mod.rs"]
 mod field;
+mod load;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -22,6 +25,7 @@ use field::{
     more, rows,
     verdict::{HEAD, Verdict},
 };
+use load::Report;
 
 /// How long a fault lasts, unless its row says something else.
 const LASTS: Duration = Duration::from_secs(5);
@@ -34,14 +38,19 @@ fn main() {
         .filter(|word| word != "--bench")
         .collect();
     let Some((what, rest)) = words.split_first() else {
-        eprintln!("what? matrix [ROW...]");
+        eprintln!("what? matrix [ROW...], load [WHAT...], soak");
         std::process::exit(2);
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let passed = match what.as_str() {
         "matrix" => runtime.block_on(matrix(rest)),
+        "load" => runtime.block_on(under_load(rest)),
+        "soak" => {
+            let report = runtime.block_on(load::soak());
+            told("soak.md", &[report])
+        }
         _ => {
-            eprintln!("{what}? matrix [ROW...]");
+            eprintln!("{what}? matrix [ROW...], load [WHAT...], soak");
             std::process::exit(2);
         }
     };
@@ -138,6 +147,35 @@ async fn matrix(wanted: &[String]) -> bool {
     println!("{}", report[report.len() - 1]);
     write("matrix.md", &report.join("\n"));
     passed == rows
+}
+
+async fn under_load(wanted: &[String]) -> bool {
+    let mut reports = Vec::new();
+    let is_wanted = |what: &str| wanted.is_empty() || wanted.iter().any(|word| word == what);
+    let all: [(&str, Pin<Box<dyn Future<Output = Report>>>); 5] = [
+        ("flood", Box::pin(load::flood())),
+        ("connections", Box::pin(load::connections())),
+        ("reloads", Box::pin(load::reloads())),
+        ("churn", Box::pin(load::churn())),
+        ("many", Box::pin(load::many())),
+    ];
+    for (what, run) in all {
+        if is_wanted(what) {
+            let report = run.await;
+            eprintln!("{report}");
+            reports.push(report);
+        }
+    }
+    told("load.md", &reports)
+}
+
+fn told(file: &str, reports: &[Report]) -> bool {
+    let mut text = vec![format!("{}\n\n{}", load::machine(), load::HEAD)];
+    text.extend(reports.iter().map(ToString::to_string));
+    let text = text.join("\n");
+    println!("{text}");
+    write(file, &text);
+    reports.iter().all(Report::passed)
 }
 
 /// The report, beside what cargo builds.

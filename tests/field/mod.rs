@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod history;
-mod load;
+pub(crate) mod load;
 pub(crate) mod more;
 pub(crate) mod rows;
 pub(crate) mod verdict;

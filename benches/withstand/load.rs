@@ -1,0 +1,494 @@
+//! What the stub does under load: floods, connections that are of no use, reloads, and sets
+//! that never rest. Beside each goes the steady load of names that are cached.
+
+use std::{
+    fmt, fs,
+    net::{SocketAddr, UdpSocket},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use hickory_proto::rr::RecordType;
+use serde_json::json;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    field::load::{Asked, Load},
+    number,
+    support::{Agent, Over, Serving, ask, serve, wait_for},
+};
+
+/// Names that are cached while all else goes on.
+const KNOWN: usize = 20;
+
+/// Most that is looked at of the packets in one socket.
+const WINDOW: usize = 64;
+
+/// One thing that was tried: what was measured, what it may be, and whether it was.
+#[derive(Default)]
+pub(crate) struct Report {
+    what: String,
+    figures: Vec<(String, String, bool)>,
+}
+
+impl Report {
+    fn new(what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            figures: Vec::new(),
+        }
+    }
+
+    fn note(&mut self, what: &str, value: impl fmt::Display) {
+        self.figures.push((what.into(), value.to_string(), true));
+    }
+
+    fn bound(&mut self, what: &str, value: f64, most: f64) {
+        let told = format!("{value:.1} (at most {most})");
+        self.figures.push((what.into(), told, value <= most));
+    }
+
+    pub(crate) fn passed(&self) -> bool {
+        self.figures.iter().all(|(.., holds)| *holds)
+    }
+
+    /// What the names that are cached had of it.
+    fn cached(&mut self, asked: &[Asked], p99: f64) {
+        let mut times: Vec<_> = (asked.iter())
+            .map(|one| (one.reply()).map_or(Duration::MAX, |reply| reply.at - one.sent))
+            .collect();
+        times.sort_unstable();
+        let lost = times.iter().filter(|time| **time == Duration::MAX).count();
+        let at = |share: f64| {
+            let at = (times.len() as f64 * share) as usize;
+            let time = times[at.min(times.len() - 1)];
+            time.as_secs_f64() * 1_000.0
+        };
+        self.note("cached names asked", times.len());
+        self.bound("lost", lost as f64, 0.0);
+        self.note("median ms", format!("{:.2}", at(0.5)));
+        self.bound("p99 ms", at(0.99), p99);
+    }
+}
+
+/// A line of the report.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let figures = self.figures.iter().map(|(what, value, holds)| {
+            let mark = if *holds { "" } else { "**" };
+            format!("{mark}{what}: {value}{mark}")
+        });
+        let figures = figures.collect::<Vec<_>>().join("; ");
+        let passed = if self.passed() { "yes" } else { "**no**" };
+        write!(f, "| {} | {figures} | {passed} |", self.what)
+    }
+}
+
+pub(crate) const HEAD: &str = "| what | figures | passed |\n| --- | --- | --- |";
+
+/// Bytes of memory that a process holds, and its open files.
+pub(crate) fn held(process: u32) -> (u64, usize) {
+    let told = fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+    let pages = told
+        .split_whitespace()
+        .nth(1)
+        .and_then(|told| told.parse::<u64>().ok());
+    let files = fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count);
+    (pages.unwrap_or_default() * 4_096, files)
+}
+
+/// Processor time of a process so far.
+fn spent(process: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{process}/task"))
+        .into_iter()
+        .flatten();
+    let spent = threads.flatten().filter_map(|thread| {
+        let told = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        told.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(spent.sum())
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
+}
+
+fn asked(service: &str) -> String {
+    format!("{service}.service.consul.")
+}
+
+/// An agent with the names that are cached, and a stub beside it.
+async fn start(more: &[&str]) -> (Agent, Serving, Vec<String>) {
+    let agent = Agent::start().await;
+    let mut names = Vec::new();
+    for number in 0..KNOWN {
+        let name = format!("known-{number:02}");
+        agent.register_nodes(&name, 3).await;
+        names.push(asked(&name));
+    }
+    let mut command = serve(&agent.dns().to_string(), &agent.http());
+    command.args(["--admin", "127.0.0.1:0"]).args(more);
+    let stub = Serving::start(command);
+    for name in &names {
+        wait_for("a known name", async || {
+            let told = ask(stub.dns, name, RecordType::SRV, Over::Udp).await?;
+            (told.0.answers.len() == 3).then_some(())
+        })
+        .await;
+    }
+    (agent, stub, names)
+}
+
+async fn stop(load: Load) -> Vec<Asked> {
+    let stopped = tokio::task::spawn_blocking(|| load.stop()).await;
+    stopped.expect("the load does not panic")
+}
+
+/// Names that nobody has, as many as the stub takes, beside cached ones.
+pub(crate) async fn flood() -> Report {
+    let (_agent, stub, names) = start(&[]).await;
+    let mut report = Report::new("flood of names that nobody has");
+    let load = Load::start(stub.dns, &names, &[]);
+    sleep(Duration::from_secs(3)).await;
+    let before = held(stub.id()).0;
+    let most: u64 = number("UNKNOWN", 1_350_000);
+    let (done, count) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let began = Instant::now();
+    let threads: Vec<_> = (0..4_u32)
+        .map(|thread| {
+            let (done, count) = (Arc::clone(&done), Arc::clone(&count));
+            let server = stub.dns;
+            thread::spawn(move || ask_unknown(server, thread, &done, &count))
+        })
+        .collect();
+    let mut highest = 0;
+    while count.load(Ordering::Relaxed) < most && began.elapsed() < Duration::from_secs(300) {
+        sleep(Duration::from_millis(250)).await;
+        highest = highest.max(held(stub.id()).0);
+    }
+    done.store(true, Ordering::Relaxed);
+    let took = began.elapsed().as_secs_f64();
+    for thread in threads {
+        thread.join().expect("a flood does not panic");
+    }
+    let count = count.load(Ordering::Relaxed);
+    report.note("unknown names", count);
+    report.note("a second", format!("{:.0}", count as f64 / took));
+    report.bound(
+        "memory grown by MiB",
+        mebibytes(highest.saturating_sub(before)),
+        9.0,
+    );
+    report.bound("memory MiB", mebibytes(highest), 30.0);
+    report.cached(&stop(load).await, 2.0);
+    report
+}
+
+/// Keeps a window of questions in the air, each about another name.
+fn ask_unknown(server: SocketAddr, thread: u32, done: &AtomicBool, count: &AtomicU64) {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    socket.connect(server).expect("loopback");
+    let wait = Some(Duration::from_millis(50));
+    socket.set_read_timeout(wait).expect("more than nothing");
+    let mut reply = [0; 4_096];
+    let mut number = u64::from(thread) << 40;
+    while !done.load(Ordering::Relaxed) {
+        for _ in 0..WINDOW {
+            number += 1;
+            let label = format!("u{number:x}");
+            let mut packet = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            for label in [&label, "service", "consul"] {
+                packet.push(u8::try_from(label.len()).expect("a label"));
+                packet.extend(label.as_bytes());
+            }
+            packet.extend([0, 0, 1, 0, 1]);
+            _ = socket.send(&packet);
+        }
+        count.fetch_add(WINDOW as u64, Ordering::Relaxed);
+        for _ in 0..WINDOW {
+            if socket.recv(&mut reply).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Connections that say nothing, or a byte a second, or never read.
+pub(crate) async fn connections() -> Report {
+    let (_agent, stub, names) = start(&[]).await;
+    let mut report = Report::new("2,000 connections that are of no use");
+    let load = Load::start(stub.dns, &names, &[]);
+    sleep(Duration::from_secs(3)).await;
+    let before = held(stub.id());
+    let began = Instant::now();
+    let mut hostile = Vec::new();
+    for number in 0..2_000_u32 {
+        let Ok(mut stream) = TcpStream::connect(stub.dns).await else {
+            continue;
+        };
+        match number % 4 {
+            // Says nothing.
+            0 => {}
+            // The half of a length.
+            1 => _ = stream.write_all(&[0]).await,
+            // Promises much.
+            2 => _ = stream.write_all(&[0xff, 0xff, 0]).await,
+            // Asks, and never reads.
+            _ => {
+                let mut packet = vec![0, 36, 0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+                for label in ["known-00", "service", "consul"] {
+                    packet.push(label.len() as u8);
+                    packet.extend(label.as_bytes());
+                }
+                packet.extend([0, 0, 33, 0, 1]);
+                packet[1] = u8::try_from(packet.len() - 2).expect("a short question");
+                for _ in 0..100 {
+                    if timeout(Duration::from_millis(5), stream.write_all(&packet))
+                        .await
+                        .is_err()
+                    {
+                        break;
+                    }
+                }
+            }
+        }
+        hostile.push(stream);
+    }
+    report.note("connected", hostile.len());
+    let mut highest = 0;
+    let drip = Instant::now();
+    while drip.elapsed() < Duration::from_secs(15) {
+        highest = highest.max(held(stub.id()).0);
+        for stream in hostile.iter_mut().skip(1).step_by(4).take(200) {
+            _ = timeout(Duration::from_millis(1), stream.write_all(&[0])).await;
+        }
+        sleep(Duration::from_millis(500)).await;
+        if held(stub.id()).1 <= before.1 + 8 {
+            break;
+        }
+    }
+    report.bound("all closed after s", began.elapsed().as_secs_f64(), 30.0);
+    report.bound(
+        "open files left",
+        (held(stub.id()).1 - before.1.min(held(stub.id()).1)) as f64,
+        8.0,
+    );
+    report.bound(
+        "memory grown by MiB",
+        mebibytes(highest.saturating_sub(before.0)),
+        16.0,
+    );
+    let told = ask(stub.dns, &names[0], RecordType::SRV, Over::Tcp).await;
+    report.bound(
+        "plain TCP question unanswered",
+        f64::from(u8::from(told.is_none())),
+        0.0,
+    );
+    report.cached(&stop(load).await, 2.0);
+    report
+}
+
+/// The configuration is read again each second.
+pub(crate) async fn reloads() -> Report {
+    let file = std::env::temp_dir().join(format!("withstand-{}.toml", std::process::id()));
+    fs::write(&file, "").unwrap();
+    let (_agent, stub, names) = start(&["--config", &file.display().to_string()]).await;
+    let mut report = Report::new("a reload each second");
+    let load = Load::start(stub.dns, &names, &[]);
+    sleep(Duration::from_secs(3)).await;
+    let before = held(stub.id());
+    let count = number("RELOADS", 30);
+    for _ in 0..count {
+        stub.signal("-HUP");
+        sleep(Duration::from_secs(1)).await;
+    }
+    let after = held(stub.id());
+    report.note("reloads", count);
+    report.bound(
+        "memory grown by MiB",
+        mebibytes(after.0.saturating_sub(before.0)),
+        8.0,
+    );
+    report.bound("open files more", after.1 as f64 - before.1 as f64, 8.0);
+    report.cached(&stop(load).await, 5.0);
+    _ = fs::remove_file(file);
+    report
+}
+
+/// One large service that changes all the time.
+pub(crate) async fn churn() -> Report {
+    const INSTANCES: usize = 10_000;
+    const BATCH: usize = 32;
+    let (agent, stub, names) = start(&[]).await;
+    let mut report = Report::new("10,000 instances of one service that never rest");
+    agent.register_nodes("large", INSTANCES).await;
+    let load = Load::start(stub.dns, &names, &[]);
+    let whole = async || {
+        let told = ask(stub.dns, &asked("large"), RecordType::SRV, Over::Tcp).await?;
+        Some(told.0.answers.len()).filter(|count| *count > 0)
+    };
+    let began = Instant::now();
+    let most = wait_for("the large set", whole).await;
+    report.note(
+        "first answer ms",
+        format!("{:.0}", began.elapsed().as_secs_f64() * 1_000.0),
+    );
+    report.note("SRV records in one reply over TCP", most);
+    let (before, used) = (held(stub.id()), spent(stub.id()));
+    let began = Instant::now();
+    let lasts = Duration::from_secs(number("CHURN_SECONDS", 60));
+    let (mut changes, mut turn, mut lags) = (0_usize, 0_usize, Vec::new());
+    let mut highest = 0;
+    while began.elapsed() < lasts {
+        let operations: Vec<_> = (0..BATCH)
+            .map(|at| {
+                let number = (turn * BATCH + at) % INSTANCES;
+                let name = format!("large-{number}");
+                let instance = json!({
+                    "ID": name, "Service": "large", "Port": 10_000 + number % 50_000,
+                    "Meta": { "turn": turn.to_string() },
+                });
+                json!({ "Service": { "Verb": "set", "Node": name, "Service": instance } })
+            })
+            .collect();
+        agent.put("/v1/txn", json!(operations)).await;
+        changes += BATCH;
+        turn += 1;
+        // Each second: a service that comes, and when it is seen.
+        if turn % 32 == 0 {
+            let name = format!("lag-{turn}");
+            let told = Instant::now();
+            agent.register_nodes(&name, 1).await;
+            let seen = wait_for("a new service", async || {
+                let reply = ask(stub.dns, &asked(&name), RecordType::SRV, Over::Udp).await?;
+                (reply.0.answers.len() == 1).then(|| told.elapsed())
+            });
+            lags.push(seen.await);
+            highest = highest.max(held(stub.id()).0);
+        }
+        // A thousand a second, if Consul can.
+        let due = Duration::from_secs_f64(changes as f64 / 1_000.0);
+        sleep(due.saturating_sub(began.elapsed())).await;
+    }
+    let took = began.elapsed().as_secs_f64();
+    report.note("changes a second", format!("{:.0}", changes as f64 / took));
+    let cores = (spent(stub.id()) - used).as_secs_f64() / took;
+    report.bound("processor cores", (cores * 100.0).round() / 100.0, 1.0);
+    report.bound("memory MiB", mebibytes(highest), 64.0);
+    report.note("memory before MiB", format!("{:.1}", mebibytes(before.0)));
+    let worst = lags.iter().max().copied().unwrap_or_default();
+    report.bound(
+        "new service found after ms, worst",
+        worst.as_secs_f64() * 1_000.0,
+        2_000.0,
+    );
+    report.cached(&stop(load).await, 5.0);
+    report
+}
+
+/// Many services, and many of them asked for.
+pub(crate) async fn many() -> Report {
+    const SERVICES: usize = 5_000;
+    const ASKED: usize = 500;
+    let (agent, stub, _) = start(&[]).await;
+    let mut report = Report::new("5,000 services of 2 instances, 500 of them asked for");
+    let mut names = Vec::new();
+    for number in 0..SERVICES {
+        let name = format!("many-{number}");
+        agent.register_nodes(&name, 2).await;
+        if number % (SERVICES / ASKED) == 0 {
+            names.push(asked(&name));
+        }
+    }
+    let (before, used) = (held(stub.id()), spent(stub.id()));
+    let load = Load::start(stub.dns, &names, &[]);
+    let began = Instant::now();
+    // Each name once, then they are cached.
+    sleep(Duration::from_secs(20)).await;
+    let took = began.elapsed().as_secs_f64();
+    let cores = (spent(stub.id()) - used).as_secs_f64() / took;
+    report.bound("processor cores", (cores * 100.0).round() / 100.0, 1.0);
+    report.bound(
+        "memory grown by MiB",
+        mebibytes(held(stub.id()).0.saturating_sub(before.0)),
+        64.0,
+    );
+    report.cached(&stop(load).await, 5.0);
+    report
+}
+
+/// All goes on for a long time, with an agent that restarts now and then.
+pub(crate) async fn soak() -> Report {
+    let minutes: u64 = number("SOAK_MINUTES", 10);
+    let (mut agent, stub, names) = start(&[]).await;
+    let mut report = Report::new(format!(
+        "{minutes} minutes, and an agent that hangs in each"
+    ));
+    let began = Instant::now();
+    let mut samples: Vec<(f64, f64)> = Vec::new();
+    let (mut lost, mut count, mut files) = (0, 0, Vec::new());
+    while began.elapsed() < Duration::from_secs(minutes * 60) {
+        let load = Load::start(stub.dns, &names, &[]);
+        sleep(Duration::from_secs(20)).await;
+        agent.pause();
+        sleep(Duration::from_secs(2)).await;
+        agent.resume();
+        sleep(Duration::from_secs(7)).await;
+        let asked = stop(load).await;
+        count += asked.len();
+        lost += asked.iter().filter(|one| one.reply().is_none()).count();
+        let (memory, open) = held(stub.id());
+        samples.push((began.elapsed().as_secs_f64(), memory as f64 / 1_024.0));
+        files.push(open);
+        eprintln!(
+            "{:.0} s: {:.1} MiB, {open} files",
+            samples[samples.len() - 1].0,
+            mebibytes(memory)
+        );
+    }
+    agent.kill();
+    // What was filled once is not growth.
+    let settled = &samples[samples.len() / 4..];
+    report.note("questions", count);
+    report.bound("lost", lost as f64, 0.0);
+    report.note(
+        "memory MiB",
+        format!("{:.1}", settled[settled.len() - 1].1 / 1_024.0),
+    );
+    report.bound("memory slope kB/s", slope(settled), 1.0);
+    let more = files[files.len() - 1] as f64 - files[0] as f64;
+    report.bound("open files more", more, 4.0);
+    report
+}
+
+/// Of the line that fits best.
+fn slope(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let (x, y) = points
+        .iter()
+        .fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let (x, y) = (x / count, y / count);
+    let above: f64 = points.iter().map(|one| (one.0 - x) * (one.1 - y)).sum();
+    let below: f64 = points.iter().map(|one| (one.0 - x).powi(2)).sum();
+    above / below.max(1.0)
+}
+
+/// What the machine is, for the report's head.
+pub(crate) fn machine() -> String {
+    let told = Command::new("uname").arg("-srm").output();
+    let told = told.map(|told| String::from_utf8_lossy(&told.stdout).trim().to_owned());
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    format!("{}, {cores} cores", told.unwrap_or_default())
+}
