@@ -12,7 +12,8 @@
 //! [`PROBE`] give or take a fifth. That does not grow with the time: a probe is one
 //! datagram or one request, and whoever is back is to be found within a second. Only an
 //! address that comes and goes is asked more seldom: each time that it fails within
-//! [`STEADY`] of being well again doubles the pause, [`FLAPS`] times at most.
+//! [`STEADY`] of being well again doubles the pause, [`FLAPS`] times at most, and then only
+//! a probe closes its circuit.
 //!
 //! What is asked of another datacenter says nothing of the agent that passes it on,
 //! unless nobody is there at all.
@@ -64,6 +65,8 @@ pub(crate) struct Circuit {
     closed: Option<Instant>,
     /// How often in a row it opened soon after that.
     flaps: u8,
+    /// A probe is on its way.
+    probed: bool,
 }
 
 impl Circuit {
@@ -79,6 +82,7 @@ impl Circuit {
     /// A probe is on its way: no other is due before it has told something.
     pub(crate) fn probing(&mut self, now: Instant) {
         self.probe = Some(now + LOST);
+        self.probed = true;
     }
 
     /// Since when it has been open.
@@ -96,6 +100,15 @@ impl Circuit {
         dice: &mut impl Rng,
     ) -> bool {
         let was_open = self.probe.is_some();
+        let probed = std::mem::take(&mut self.probed);
+        let is_well = match outcome {
+            Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => true,
+            Outcome::Failed => home && was_open,
+            _ => false,
+        };
+        if was_open && is_well && self.flaps > 0 && !probed {
+            return false;
+        }
         match outcome {
             Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => {
                 self.close(now);
@@ -253,7 +266,13 @@ mod tests {
                 panic!("it is open");
             };
             pauses.push(pause.as_millis());
+            if pauses.len() > 1 && pauses.len() < 9 {
+                // Who asks without being let through says nothing.
+                circuit.hear(Outcome::Answered, true, now, &mut dice);
+                assert_ne!(circuit.gate(now), Gate::Pass);
+            }
             now += pause;
+            circuit.probing(now);
             circuit.hear(Outcome::Answered, true, now, &mut dice);
             assert_eq!(circuit.gate(now), Gate::Pass);
             now += Duration::from_secs(if round == 7 { 11 } else { 1 });

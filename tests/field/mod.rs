@@ -341,7 +341,11 @@ impl Field {
     /// An instance of this process, which must be in the catalog once whenever that can be
     /// written to.
     async fn register_ours(&mut self) {
-        let resolver = Resolver::builder().dns("none").http(&self.http.http());
+        let agent = match self.plan.ca_file {
+            None => self.http.http(),
+            Some(_) => self.agent.http(),
+        };
+        let resolver = Resolver::builder().dns("none").http(&agent);
         let resolver = resolver.build().unwrap();
         let ours = ServiceDefinition::new("ours", 4_000).address("10.200.0.1");
         let ours = resolver.register(ours).unwrap();
