@@ -124,7 +124,7 @@ pub(crate) fn serial() -> u32 {
     since_1970().as_secs() as u32
 }
 
-/// A number that nobody outside can foretell: for the name of a new file.
+/// A number that nobody outside can foretell: for a name that is to be ours alone.
 pub(crate) fn nonce() -> u64 {
     rand::rng().random()
 }
