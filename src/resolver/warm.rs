@@ -90,6 +90,9 @@ impl Inner {
         let read = snapshot.read.get_or_init(|| async {
             if let Err(why) = self.restore(&snapshot.file).await {
                 warn!("{why}; it is not used");
+                self.counters
+                    .snapshot_errors
+                    .fetch_add(1, Ordering::Relaxed);
             }
         });
         read.await;
@@ -159,6 +162,9 @@ impl Inner {
         let saved = snapshot.file.save(bytes).await;
         saved.map_err(|trouble| {
             snapshot.changed.store(true, Ordering::Relaxed);
+            self.counters
+                .snapshot_errors
+                .fetch_add(1, Ordering::Relaxed);
             Error::new(ErrorKind::Io, trouble.to_string())
         })
     }
