@@ -12,6 +12,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 mod agent;
+pub(crate) mod http;
 mod peers;
 mod ports;
 mod process;
