@@ -6,6 +6,7 @@
 //! | nothing | an empty start |
 //! | a link, a device, a pipe, a folder; a file of another user, one that others may write, one with a second name, one that is too large | refused: whoever put it there could put addresses there |
 //! | another process keeps it | read, never written |
+//! | what the system does not let us read just now | tried again before it is replaced |
 //!
 //! Written to a new file beside it (`.new`), synced, renamed over the old one, and
 //! the folder synced: whenever the power goes, either the old one or the new one is
@@ -46,11 +47,15 @@ pub(crate) struct SnapshotFile {
 
 /// Why the file was not read or written: one sentence with its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FileTrouble(Box<str>);
+pub(crate) struct FileTrouble {
+    why: Box<str>,
+    /// The system said no, and may say yes the next time: nothing is wrong with the file.
+    pub(crate) passes: bool,
+}
 
 impl std::fmt::Display for FileTrouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.why)
     }
 }
 
@@ -124,8 +129,9 @@ impl SnapshotFile {
             Ok(done) => done,
             Err(_) => Err(io::Error::other("the runtime is shutting down")),
         };
-        done.map_err(|error| {
-            FileTrouble(format!("the snapshot {}: {error}", self.path.display()).into())
+        done.map_err(|error| FileTrouble {
+            why: format!("the snapshot {}: {error}", self.path.display()).into(),
+            passes: (error.raw_os_error()).is_some_and(|code| code != Errno::EACCES as i32),
         })
     }
 }
