@@ -226,11 +226,15 @@ const WAITS: Duration = Duration::from_millis(600);
 
 /// A client as plain as they come: it asks, and asks again.
 fn asked(server: SocketAddr, name: &str, tcp: bool) -> Option<Message> {
+    asked_at_most(TRIES, server, name, tcp)
+}
+
+fn asked_at_most(tries: usize, server: SocketAddr, name: &str, tcp: bool) -> Option<Message> {
     let mut question = Message::query();
     let name = Name::from_ascii(name).unwrap();
     question.add_query(Query::query(name, RecordType::A));
     let bytes = question.to_vec().unwrap();
-    for _ in 0..TRIES {
+    for _ in 0..tries {
         let start = Instant::now();
         let told = if tcp {
             over_tcp(server, &bytes)
@@ -340,6 +344,56 @@ async fn whatever_call_fails_now_and_then_a_client_that_asks_three_times_is_answ
         assert!(asked(address, "web.service.consul.", false).is_some());
         assert!(asked(address, "web.service.consul.", true).is_some());
     }
+}
+
+#[tokio::test]
+async fn a_thread_that_cannot_be_started_leaves_its_clients_to_the_others() {
+    let cores = std::thread::available_parallelism().unwrap().get();
+    // The runtime's threads come first, one a core.
+    let fault = format!("inject=?clone3,?clone:error=EAGAIN:when={}", cores + 1);
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &fault]);
+    command.arg(env!("CARGO_BIN_EXE_proconsul")).env_clear();
+    let server = consul();
+    command.args(serve("none", &server.url()).get_args());
+    command.args(["--admin", "none"]).env("RUST_LOG", "warn");
+    let serving = Serving::start(command);
+    let said = serving.says();
+    assert!(said.contains("a thread cannot be started"), "{said}");
+    // Each from a port of its own, so that the kernel spreads them.
+    for _ in 0..30 {
+        let name = "web.service.consul.";
+        assert!(asked_at_most(1, serving.dns, name, cores == 1).is_some());
+    }
+}
+
+#[test]
+fn what_is_written_is_on_the_disk_before_its_name_is() {
+    let (folder, server) = (Folder::new("order"), consul());
+    let log = folder.0.join("log");
+    let mut command = folder.strace("trace=all");
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let to_log = arguments.iter().map(|one| match one.to_str() {
+        Some("/dev/null") => log.clone().into_os_string(),
+        _ => one.clone(),
+    });
+    command = Command::new("strace");
+    command.args(to_log).env_clear();
+    let saved = looked_up(command, "web", &server.url(), &folder.snapshot());
+    assert!(is_found(&saved), "{saved:?}");
+    let log = fs::read_to_string(log).unwrap();
+    let new = log.lines().skip_while(|line| !line.contains("O_EXCL"));
+    let calls = new.filter_map(|line| line.split_once('(')?.0.split_whitespace().last());
+    let order = ["openat", "write", "fsync", "rename", "openat", "fsync"];
+    let mut left = order.iter().peekable();
+    for call in calls {
+        if left.peek().is_some_and(|next| call.starts_with(**next)) {
+            left.next();
+        } else {
+            assert!(!call.starts_with("rename"), "too early: {log}");
+        }
+    }
+    assert_eq!(left.next(), None, "{log}");
 }
 
 #[test]
