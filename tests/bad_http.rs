@@ -350,19 +350,27 @@ async fn interim_replies_before_the_answer_are_passed_over() {
 
 #[tokio::test]
 async fn what_comes_behind_a_reply_is_no_answer_to_the_next_request() {
-    for pause in [Duration::ZERO, Duration::from_millis(50)] {
+    // In the same segment, and a moment later while nobody asks.
+    for later in [false, true] {
         let server = ScriptedHttp::of_web(move |asked| {
             let own = u16::try_from(asked.number).unwrap();
-            let extra = ok("", &entries("web", &[9_999]));
-            let wait = Step::Pause(pause);
-            vec![ok("", &entries("web", &[1_000 + own])), wait, extra]
+            let whole = |port| {
+                let body = entries("web", &[port]);
+                let length = body.len();
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")
+            };
+            let (first, extra) = (whole(1_000 + own), whole(9_999));
+            match later {
+                false => vec![say(first + &extra)],
+                true => vec![say(first), Step::Pause(SLOWLY), say(extra)],
+            }
         });
         let resolver = builder(&server.url()).build().unwrap();
         for _ in 0..3 {
             // Over another connection, where this one is out of step.
             let answer = resolver.lookup("web").await.unwrap();
             assert_ne!(ports(&answer), [9_999]);
-            sleep(Duration::from_millis(120)).await;
+            sleep(5 * SLOWLY).await;
         }
         assert!(server.connections() > 1);
     }

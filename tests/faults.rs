@@ -187,7 +187,8 @@ async fn a_full_disk_is_counted_and_answers_go_on() {
     });
     let url = format!("http://{}/metrics", serving.admin);
     wait_for("the error in the metrics", async || {
-        assert_eq!(serving.instances().await, 1);
+        // Whoever is traced is slow.
+        (serving.instances().await == 1).then_some(())?;
         let metrics = http_client().get(&url).send().await.unwrap();
         let metrics = metrics.text().await.unwrap();
         let counted = metrics
