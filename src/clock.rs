@@ -124,7 +124,7 @@ pub(crate) fn serial() -> u32 {
     since_1970().as_secs() as u32
 }
 
-/// A number that nobody outside can foretell: for the name of a new file.
+/// A number that nobody outside can foretell: for a name that is to be ours alone.
 pub(crate) fn nonce() -> u64 {
     rand::rng().random()
 }
@@ -208,8 +208,9 @@ mod tests {
     fn no_two_threads_that_live_have_the_same_number_and_those_that_ended_leave_theirs() {
         let numbers = || {
             let both = thread::scope(|threads| {
-                let one = threads.spawn(|| (super::thread(), super::thread()));
+                // First, so that both have one while the other lives.
                 let other = super::thread();
+                let one = threads.spawn(|| (super::thread(), super::thread()));
                 let one = one.join().unwrap();
                 assert_eq!(one.0, one.1);
                 [one.0, other]

@@ -13,6 +13,7 @@
 //! | `proconsul_protection_active`, `proconsul_protected_names` | while names are given though a source says that they are gone |
 //! | `proconsul_membership_changes_total` | each set that was not what it had been |
 //! | `proconsul_cache_entries`, `proconsul_cache_bytes` | what the cache holds |
+//! | `proconsul_snapshot_errors_total` | each snapshot that could not be read or written |
 //! | `proconsul_breaker_open` | endpoints that failed, and rest or are tried |
 //! | `proconsul_watches` | names followed by blocking queries |
 //! | `proconsul_dns_ignored_replies_total` | DNS replies that answered no question of ours |
@@ -97,6 +98,8 @@ pub(crate) struct Counters {
     leader: AtomicU8,
     /// For the first time, and again.
     registrations: [AtomicU64; 2],
+    /// Snapshots that could not be read or written.
+    pub(crate) snapshot_errors: AtomicU64,
     /// That are open now. Counted by the endpoints themselves.
     pub(crate) breakers: Arc<AtomicU64>,
 }
@@ -392,6 +395,12 @@ impl Metrics {
                 "gauge",
                 "Names that are followed and have no endpoint.",
                 gauges.empty as u64,
+            ),
+            (
+                "snapshot_errors_total",
+                "counter",
+                "Snapshots that could not be read or written.",
+                load(&counters.snapshot_errors),
             ),
             (
                 "registrations_total",

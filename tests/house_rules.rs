@@ -293,6 +293,21 @@ fn only_the_clock_reads_time_and_seeds_dice() {
 }
 
 #[test]
+fn the_wall_clock_is_for_dates_alone() {
+    // A snapshot outlives its machine's start, and a serial is a date. All else is as old as
+    // the monotonic clock says, whatever is done to the other.
+    let may = ["src/clock.rs", "src/resolver/warm.rs", "src/cluster.rs"];
+    let sources = sources();
+    let others = sources
+        .iter()
+        .filter(|source| !may.contains(&source.path.as_str()));
+    assert_kept(
+        "only a snapshot's age and a comparison of clocks read the time of day",
+        others.flat_map(|source| source.naming(&["since_1970", "UnixTime::now"])),
+    );
+}
+
+#[test]
 fn no_file_is_too_long_to_read() {
     let sources = sources();
     let long = sources.iter().filter(|source| source.code.len() > LONGEST);

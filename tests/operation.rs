@@ -241,6 +241,8 @@ fn what_is_packaged_speaks_to_the_default_address() {
     has("unbound.conf", "forward-addr: 127.0.0.1@8653");
     has("proconsul.service", "ExecStart=/usr/bin/proconsul serve");
     has("proconsul.service", "ExecReload=/bin/kill -HUP $MAINPID");
+    has("proconsul.service", "LimitCORE=0");
+    has("proconsul.service", "NoNewPrivileges=yes");
     let help = program().args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     assert!(help.contains("127.0.0.1:8653"), "{help}");

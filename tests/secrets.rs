@@ -192,3 +192,46 @@ async fn nothing_of_the_library_prints_the_token() {
         "{refused}"
     );
 }
+
+#[tokio::test]
+async fn no_list_of_processes_tells_the_token_and_no_flag_takes_it() {
+    let mut command = support::serve("none", "none");
+    command
+        .args(["--admin", "none"])
+        .env("CONSUL_HTTP_TOKEN", CANARY);
+    let server = Serving::start(command);
+    // What everybody may read of a process (proc(5)).
+    for file in ["cmdline", "comm", "status", "stat"] {
+        let path = format!("/proc/{}/{file}", server.id());
+        is_clean(&path, &fs::read(path.clone()).unwrap());
+    }
+    for flag in ["--token", "--http-token", "-t"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().args(["lookup", "web", flag, CANARY]);
+        let refused = command.stdin(Stdio::null()).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{flag}");
+        is_clean(flag, &refused.stderr);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        let joined = format!("{flag}={CANARY}");
+        command.env_clear().args(["lookup", "web", &joined]);
+        let refused = command.stdin(Stdio::null()).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{joined}");
+        is_clean(flag, &refused.stderr);
+    }
+}
+
+#[test]
+fn an_address_with_a_password_is_refused_and_the_password_is_not_repeated() {
+    for http in [
+        format!("http://user:{CANARY}@127.0.0.1:8500"),
+        format!("http://127.0.0.1:8500/?token={CANARY}"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().args(["lookup", "web", "--dns", "none"]);
+        command.env("RUST_LOG", "trace").args(["--http", &http]);
+        let refused = command.stdin(Stdio::null()).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        is_clean("a refused address", &refused.stderr);
+        is_clean("a refused address", &refused.stdout);
+    }
+}

@@ -25,7 +25,7 @@ use std::{
 
 use reqwest::{
     StatusCode, Url,
-    header::{HOST, HeaderMap, HeaderValue, LOCATION},
+    header::{HOST, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER},
 };
 
 use self::{token_file::TokenFile, trouble::line};
@@ -423,6 +423,9 @@ async fn heard(mut response: reqwest::Response, token: Option<&Token>) -> Result
     if status.is_redirection() {
         return Err(Trouble::Redirected(location(&response, token)));
     }
+    let after = response.headers().get(RETRY_AFTER);
+    let after = after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let after = after.map(Duration::from_secs);
     let mut text = Vec::new();
     // Of an error whose text does not come the status is enough.
     while let Ok(Some(more)) = chunk(&mut response).await {
@@ -437,6 +440,7 @@ async fn heard(mut response: reqwest::Response, token: Option<&Token>) -> Result
         _ => Trouble::Status {
             code: status.as_u16(),
             text,
+            after,
         },
     })
 }

@@ -52,7 +52,7 @@ pub struct CheckState {
     pub name: Box<str>,
     /// How it ended.
     pub health: Health,
-    /// What it printed.
+    /// What it printed, at most 4 kB of it.
     pub output: Box<str>,
     /// A text of whoever set it up: the reason of maintenance.
     pub notes: Box<str>,
@@ -162,10 +162,22 @@ fn check(check: Check) -> CheckState {
         id: check.check_id.unwrap_or_default(),
         name: check.name.unwrap_or_default(),
         health: Health::of_status(check.status.as_deref()),
-        output: check.output.unwrap_or_default(),
+        output: cut(check.output.unwrap_or_default()),
         notes: check.notes.unwrap_or_default(),
         of_node: check.service_id.is_none_or(|id| id.is_empty()),
     }
+}
+
+/// As much of what a check printed as is kept: Consul's own `check_output_max_size`, unless
+/// that was set.
+const OUTPUT: usize = 4 << 10;
+
+fn cut(output: Box<str>) -> Box<str> {
+    if output.len() <= OUTPUT {
+        return output;
+    }
+    let whole = (0..=OUTPUT).rfind(|at| output.is_char_boundary(*at));
+    output[..whole.unwrap_or(0)].into()
 }
 
 fn worst(all: impl Iterator<Item = Health>) -> Health {

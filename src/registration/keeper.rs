@@ -70,6 +70,7 @@ impl Line {
             404 => Err(Trouble::Status {
                 code: 404,
                 text: "not known there".into(),
+                after: None,
             }),
             _ => Ok(()),
         }

@@ -41,7 +41,7 @@ use crate::{
     name::ConsulName,
     pool::Pool,
     records,
-    source::{Finding, Question, Sources, catalog::Miss},
+    source::{Finding, Question, Sources, catalog::Blocked},
 };
 
 /// Asked so often between two answers, a name is worth a connection of its own.
@@ -342,7 +342,7 @@ impl Following {
                 Some(_) | None => {
                     before = None;
                     inner.cache().expire(self.name.key(), now);
-                    let (failure, asked) = failure(&blocked.told, blocked.outcome);
+                    let (failure, asked) = failure(&blocked);
                     debug!(name = %self.fqdn, outcome = %blocked.outcome, "not followed for now");
                     blocking.failed(failure, asked, now, &mut dice);
                     address += 1;
@@ -433,14 +433,17 @@ impl Following {
 }
 
 /// How a query failed, and the pause that was asked for.
-fn failure(
-    told: &Result<crate::source::catalog::Told, Miss>,
-    outcome: Outcome,
-) -> (Failure, Option<Duration>) {
-    match (told, outcome) {
-        (_, Outcome::Refused) => (Failure::Refused, None),
+fn failure(blocked: &Blocked) -> (Failure, Option<Duration>) {
+    match blocked.outcome {
+        Outcome::Refused => (Failure::Refused, None),
         // Those who ask to be left alone are asked again after a second at least.
-        (_, Outcome::Throttled) => (Failure::Other, Some(Duration::from_secs(1))),
+        Outcome::Throttled => {
+            let least = Duration::from_secs(1);
+            (
+                Failure::Other,
+                Some(blocked.after.unwrap_or(least).max(least)),
+            )
+        }
         _ => (Failure::Other, None),
     }
 }

@@ -59,6 +59,10 @@ const API: Duration = Duration::from_secs(5);
 /// questions in the air. To be used within a tokio runtime. Dropping the last
 /// clone closes the connections; questions still in the air end by themselves
 /// within their time limit.
+///
+/// Not for the child of a process that forks without starting another program (fork(2)
+/// without execve(2)): it has none of the runtime's threads and shares the sockets. Fork
+/// first, and build the resolver and its runtime in the child.
 #[derive(Clone, Debug)]
 pub struct Resolver(Arc<Inner>);
 

@@ -33,6 +33,8 @@ pub(super) struct Snapshot {
     due: AtomicBool,
     /// Something was found since it was last written.
     changed: AtomicBool,
+    /// What is there could not be read, and is not to be lost.
+    unread: AtomicBool,
     /// Held while it is written: whoever comes then waits for it.
     writing: Mutex<()>,
 }
@@ -59,6 +61,7 @@ impl Snapshot {
             read: OnceCell::new(),
             due: AtomicBool::new(false),
             changed: AtomicBool::new(changed),
+            unread: AtomicBool::new(false),
             writing: Mutex::const_new(()),
         }
     }
@@ -88,16 +91,22 @@ impl Inner {
             return;
         };
         let read = snapshot.read.get_or_init(|| async {
-            if let Err(why) = self.restore(&snapshot.file).await {
+            if let Err(why) = self.restore(snapshot).await {
                 warn!("{why}; it is not used");
+                self.counters
+                    .snapshot_errors
+                    .fetch_add(1, Ordering::Relaxed);
             }
         });
         read.await;
     }
 
-    async fn restore(&self, file: &SnapshotFile) -> Result<(), String> {
-        let bytes = file.load().await.map_err(|trouble| trouble.to_string())?;
-        let Some(bytes) = bytes else {
+    async fn restore(&self, snapshot: &Snapshot) -> Result<(), String> {
+        let file = &snapshot.file;
+        let read = file.load().await;
+        let passes = read.as_ref().is_err_and(|trouble| trouble.passes);
+        snapshot.unread.store(passes, Ordering::Relaxed);
+        let Some(bytes) = read.map_err(|trouble| trouble.to_string())? else {
             return Ok(());
         };
         let keep = self.config.cache.keep;
@@ -148,6 +157,21 @@ impl Inner {
         if !snapshot.changed.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
+        self.write(snapshot).await.inspect_err(|_| {
+            snapshot.changed.store(true, Ordering::Relaxed);
+            let errors = &self.counters.snapshot_errors;
+            errors.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    async fn write(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        if snapshot.unread.load(Ordering::Relaxed)
+            && let Err(why) = self.restore(snapshot).await
+            && snapshot.unread.load(Ordering::Relaxed)
+        {
+            let message = format!("{why}; it is not replaced by what is newer");
+            return Err(Error::new(ErrorKind::Io, message));
+        }
         let sets: Vec<_> = {
             let cache = self.cache();
             let all = cache.sets(clock::now());
@@ -157,10 +181,7 @@ impl Inner {
         let all = sets.iter().map(|(held, age)| (&**held, *age));
         let bytes = snapshot::encode(self.config.domain.as_str(), clock::since_1970(), all);
         let saved = snapshot.file.save(bytes).await;
-        saved.map_err(|trouble| {
-            snapshot.changed.store(true, Ordering::Relaxed);
-            Error::new(ErrorKind::Io, trouble.to_string())
-        })
+        saved.map_err(|trouble| Error::new(ErrorKind::Io, trouble.to_string()))
     }
 }
 

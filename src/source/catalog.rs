@@ -5,7 +5,8 @@
 //! | --- | --- | --- |
 //! | 200 with instances | answered; partial where some were left out | done |
 //! | 200 with none; 404 to a query; 500 `No path to datacenter` | not found | done |
-//! | 200 with none, results filtered by ACLs; 401; 403 | denied | done |
+//! | 200 with none, results filtered by ACLs | denied | done |
+//! | 401, 403 | denied | next address: one that lags behind may not know a token that is good |
 //! | 400, 405, other 4xx | failed: asking elsewhere mends nothing | done |
 //! | 429, 503 | throttled | next address |
 //! | other 5xx, a redirect | failed | next address |
@@ -109,14 +110,18 @@ pub(crate) async fn ask(
             count: heard.count,
             detail: heard.detail,
         });
-        if let Some(told) = heard.done {
-            return (told, attempts);
+        match heard.done {
+            // Nothing there, says one; that we may not know, said another.
+            Some(Err(Miss::NotFound { .. })) if is_denied(&attempts) => break,
+            Some(told) => return (told, attempts),
+            None => {}
         }
     }
     let telling = attempts
         .iter()
         .max_by_key(|attempt| telling(attempt.outcome));
     let miss = match telling {
+        Some(attempt) if attempt.outcome == Outcome::Denied => Miss::Denied(attempt.detail.clone()),
         Some(attempt) => Miss::Failed {
             outcome: attempt.outcome,
             detail: attempt.detail.clone(),
@@ -129,6 +134,11 @@ pub(crate) async fn ask(
     (Err(miss), attempts)
 }
 
+fn is_denied(attempts: &[Attempt]) -> bool {
+    let mut outcomes = attempts.iter().map(|attempt| attempt.outcome);
+    outcomes.any(|outcome| outcome == Outcome::Denied)
+}
+
 /// What a query that waited for a change came to.
 #[derive(Debug)]
 pub(crate) struct Blocked {
@@ -136,6 +146,8 @@ pub(crate) struct Blocked {
     /// `X-Consul-Index` of the reply.
     pub(crate) index: Option<u64>,
     pub(crate) outcome: Outcome,
+    /// The pause that was asked for.
+    pub(crate) after: Option<Duration>,
     /// It answered, whatever it said.
     pub(crate) answered: bool,
 }
@@ -159,6 +171,7 @@ pub(crate) async fn block(
         None => Err(Trouble::Config("there is no such address".into())),
     };
     let index = replied.as_ref().ok().and_then(|reply| reply.index);
+    let after = replied.as_ref().err().and_then(Trouble::after);
     let heard = hear(question, replied);
     let miss = || Miss::Failed {
         outcome: heard.outcome,
@@ -170,6 +183,7 @@ pub(crate) async fn block(
         told,
         index,
         outcome: heard.outcome,
+        after,
     }
 }
 
@@ -231,8 +245,10 @@ fn hear(question: &Question<'_>, replied: Result<Reply, Trouble>) -> Heard {
 fn failed(trouble: Trouble) -> Heard {
     let (outcome, detail): (_, Box<str>) = (trouble.outcome(), trouble.to_string().into());
     match trouble {
-        Trouble::Denied(_) => denied(detail),
-        Trouble::Status { code: 500, text } if text.contains("No path to datacenter") => {
+        Trouble::Denied(_) => Heard::next(outcome, detail),
+        Trouble::Status {
+            code: 500, text, ..
+        } if text.contains("No path to datacenter") => {
             // The agent says that it knows no leader *there*.
             let miss = Miss::NotFound {
                 unhealthy: 0,
@@ -320,9 +336,9 @@ fn telling(outcome: Outcome) -> u8 {
         Outcome::Answered
         | Outcome::Partial
         | Outcome::NotFound
-        | Outcome::Denied
         | Outcome::Late
         | Outcome::Skipped => 6,
+        Outcome::Denied => 7,
     }
 }
 

@@ -6,10 +6,12 @@
 //! | nothing | an empty start |
 //! | a link, a device, a pipe, a folder; a file of another user, one that others may write, one with a second name, one that is too large | refused: whoever put it there could put addresses there |
 //! | another process keeps it | read, never written |
+//! | what the system does not let us read just now | tried again before it is replaced |
 //!
-//! Written to a new file in the same folder, synced, renamed over the old one, and
+//! Written to a new file beside it (`.new`), synced, renamed over the old one, and
 //! the folder synced: whenever the power goes, either the old one or the new one is
-//! there.
+//! there. What a process left of it that was killed meanwhile is taken away by the next
+//! one. Only a file or a link is replaced: a device or a pipe stays what it is.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -28,10 +30,7 @@ use nix::{
     unistd::geteuid,
 };
 
-use crate::{
-    clock,
-    snapshot::{BODY_LIMIT, HEADER_LIMIT},
-};
+use crate::snapshot::{BODY_LIMIT, HEADER_LIMIT};
 
 /// Nobody but the owner may write, the group may read.
 const STRANGERS: u32 = 0o022;
@@ -48,11 +47,15 @@ pub(crate) struct SnapshotFile {
 
 /// Why the file was not read or written: one sentence with its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FileTrouble(Box<str>);
+pub(crate) struct FileTrouble {
+    why: Box<str>,
+    /// The system said no, and may say yes the next time: nothing is wrong with the file.
+    pub(crate) passes: bool,
+}
 
 impl std::fmt::Display for FileTrouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.why)
     }
 }
 
@@ -126,8 +129,9 @@ impl SnapshotFile {
             Ok(done) => done,
             Err(_) => Err(io::Error::other("the runtime is shutting down")),
         };
-        done.map_err(|error| {
-            FileTrouble(format!("the snapshot {}: {error}", self.path.display()).into())
+        done.map_err(|error| FileTrouble {
+            why: format!("the snapshot {}: {error}", self.path.display()).into(),
+            passes: (error.raw_os_error()).is_some_and(|code| code != Errno::EACCES as i32),
         })
     }
 }
@@ -193,9 +197,21 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    // Root could put a file in the place of /dev/null.
+    if let Ok(there) = fs::symlink_metadata(path)
+        && !there.is_file()
+        && !there.is_symlink()
+    {
+        return Err(io::Error::other("is not a file, and is left as it is"));
+    }
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{:016x}.new", clock::nonce()));
+    name.push(".new");
     let name = PathBuf::from(name);
+    // Nobody else writes it: we have the lock.
+    match fs::remove_file(&name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let written = write_new(&name, bytes).and_then(|()| fs::rename(&name, path));
     if written.is_err() {
         // What is left of it is of no use to anybody.
@@ -219,6 +235,7 @@ fn write_new(name: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     struct Folder(PathBuf);
@@ -316,6 +333,50 @@ mod tests {
         file.save(b"one".to_vec()).await.unwrap();
         assert_eq!(fs::read(&other).unwrap(), b"precious");
         assert_eq!(file.load().await, Ok(Some(b"one".to_vec())));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_file_is_not_replaced_by_one() {
+        let folder = Folder::new();
+        let file = folder.file();
+        nix::unistd::mkfifo(file.path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let refused = file.save(b"one".to_vec()).await.unwrap_err().to_string();
+        assert!(refused.contains("left as it is"), "{refused}");
+        assert!(!fs::symlink_metadata(file.path()).unwrap().is_file());
+        // Read, a device has no end.
+        let zeroes = SnapshotFile::new("/dev/zero".into());
+        assert!(refusal(&zeroes).await.contains("is not a file"));
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_process_left_is_taken_away_and_not_followed() {
+        let folder = Folder::new();
+        let (file, other) = (folder.file(), folder.0.join("other"));
+        fs::write(&other, "precious").unwrap();
+        let left = folder.0.join("snapshot.new");
+        for link in [false, true] {
+            match link {
+                false => fs::write(&left, "half of it").unwrap(),
+                true => symlink(&other, &left).unwrap(),
+            }
+            file.save(b"one".to_vec()).await.unwrap();
+            assert_eq!(file.load().await, Ok(Some(b"one".to_vec())));
+            assert_eq!(folder.names(), ["other", "snapshot", "snapshot.lock"]);
+        }
+        assert_eq!(fs::read(&other).unwrap(), b"precious");
+    }
+
+    #[tokio::test]
+    async fn a_file_of_another_user_is_not_believed() {
+        if !geteuid().is_root() {
+            // Nobody else can give a file away; CI runs as root.
+            return;
+        }
+        let folder = Folder::new();
+        let file = folder.file();
+        file.save(b"one".to_vec()).await.unwrap();
+        std::os::unix::fs::chown(file.path(), Some(65_534), None).unwrap();
+        assert!(refusal(&file).await.contains("belongs to another user"));
     }
 
     #[tokio::test]

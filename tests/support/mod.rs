@@ -13,6 +13,7 @@
 
 mod agent;
 mod cluster;
+pub(crate) mod http;
 mod peers;
 mod ports;
 mod process;

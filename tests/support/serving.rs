@@ -54,18 +54,21 @@ impl Serving {
                 }
             }
         });
-        let line: String = said.recv_timeout(PATIENCE).unwrap();
-        let (_, rest) = line.split_once(" on ").unwrap_or_else(|| panic!("{line}"));
-        let dns = rest.split([' ', ',']).next().unwrap().parse().unwrap();
-        let admin = line.split_once(", admin ").map_or("", |(_, admin)| admin);
-        let admin = admin.to_owned();
-        Self {
+        // From here on it is ended, whatever it says.
+        let mut serving = Self {
             child,
             said,
-            line,
-            dns,
-            admin,
-        }
+            line: String::new(),
+            dns: SocketAddr::from(([0; 4], 0)),
+            admin: String::new(),
+        };
+        let line = serving.says();
+        let (_, rest) = line.split_once(" on ").unwrap_or_else(|| panic!("{line}"));
+        serving.dns = rest.split([' ', ',']).next().unwrap().parse().unwrap();
+        let admin = line.split_once(", admin ").map_or("", |(_, admin)| admin);
+        serving.admin = admin.to_owned();
+        serving.line = line;
+        serving
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -81,6 +84,10 @@ impl Serving {
     /// The next line on stderr.
     pub(crate) fn says(&self) -> String {
         self.said.recv_timeout(PATIENCE).unwrap()
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {

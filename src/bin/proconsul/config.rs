@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    io::Read as _,
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -20,6 +21,9 @@ use crate::{
     args::{AdminAddress, Check, Output, Stale},
     output,
 };
+
+/// Largest file that is taken.
+const FILE_LIMIT: u64 = 1 << 20;
 
 /// Names the file where no flag does.
 const VARIABLE: &str = "PROCONSUL_CONFIG";
@@ -133,10 +137,17 @@ impl File {
     }
 
     fn read(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("the configuration {}: {error}", path.display()))?;
-        toml::from_str(&text)
-            .map_err(|error| format!("the configuration {}: {error}", path.display()))
+        let failed =
+            |why: &dyn fmt::Display| format!("the configuration {}: {why}", path.display());
+        let mut text = String::new();
+        // A device has no end.
+        std::fs::File::open(path)
+            .and_then(|file| file.take(FILE_LIMIT + 1).read_to_string(&mut text))
+            .map_err(|error| failed(&error))?;
+        if text.len() as u64 > FILE_LIMIT {
+            return Err(failed(&"is larger than 1 MiB"));
+        }
+        toml::from_str(&text).map_err(|error| failed(&error))
     }
 
     /// Sets what the file says.

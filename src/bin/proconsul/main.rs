@@ -29,6 +29,9 @@ use crate::args::{Cli, Command, ConfigCommand};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     output::start_log(&cli.output);
+    if matches!(cli.command, Command::Serve(_)) {
+        privileges::gain_none();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

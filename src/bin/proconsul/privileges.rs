@@ -2,6 +2,14 @@
 
 use nix::unistd::{Uid, User, setgid, setgroups, setuid};
 
+/// No program that is run from here on gives more rights than this one has. For the thread
+/// that calls it and those that it starts: to be called before there are others.
+pub(crate) fn gain_none() {
+    // An old kernel does not know of it; nothing is run anyway.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_no_new_privs();
+}
+
 /// Becomes this user, for good. Nobody but root can.
 pub(crate) fn drop_to(name: &str) -> Result<(), String> {
     let failed = |error: nix::Error| format!("--user {name}: {error}");

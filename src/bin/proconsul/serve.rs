@@ -6,7 +6,10 @@ use proconsul::{
     Error, Resolver,
     stub::{Control, Stub, Upstreams},
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
 
 use crate::{
     admin::{self, Admin},
@@ -18,7 +21,8 @@ use crate::{
 
 pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     // Before the line that says that we answer: whoever reads it may send one.
-    let (stop, mut reload) = match signals::stop().and_then(|stop| Ok((stop, signals::reload()?))) {
+    let heard = signals::Stop::new().and_then(|stop| Ok((stop, signals::reload()?)));
+    let (mut stop, mut reload) = match heard {
         Ok(both) => both,
         Err(failed) => return failed,
     };
@@ -82,13 +86,26 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         // There are no signals any more.
         std::future::pending::<()>().await;
     };
+    let (first, told) = oneshot::channel();
+    let serving = async {
+        tokio::select! {
+            // Told that it is to stop, it drains; the wait for a second word goes on.
+            () = stub.run(async { _ = told.await; systemd::stopping() }) => {}
+            () = reloading => {}
+            () = alerts::look(control.clone(), new_resolver, tell, form) => {}
+        }
+        output::saved(&control.resolver(), form).await;
+    };
+    let stopping = async {
+        stop.told().await;
+        _ = first.send(());
+        stop.told().await;
+    };
     tokio::select! {
-        () = stub.run(async { stop.await; systemd::stopping() }) => {}
-        () = reloading => {}
-        () = alerts::look(control.clone(), new_resolver, tell, form) => {}
+        () = serving => ExitCode::SUCCESS,
+        // Whoever says so twice does not want to wait, neither for answers nor for a disk.
+        () = stopping => output::trouble("told to stop twice: what was due is not done"),
     }
-    output::saved(&control.resolver(), form).await;
-    ExitCode::SUCCESS
 }
 
 async fn bind(command: &Serve, settings: &ServeSettings) -> Result<Stub, Error> {

@@ -118,6 +118,9 @@ fn instances(name: &str, all: &[Instance], form: &Output) -> ExitCode {
     }
 }
 
+/// As many characters of what a check says stand in a line.
+const MOST: usize = 200;
+
 /// `disk critical: 91 % full`, in one line.
 pub(crate) fn reason(check: &CheckState) -> String {
     let said = [&check.output, &check.notes];
@@ -130,8 +133,9 @@ pub(crate) fn reason(check: &CheckState) -> String {
         .find(|line| !line.is_empty())
         .unwrap_or_default();
     let (name, health) = (&check.name, check.health.as_str());
-    match line {
-        "" => format!("{name} {health}"),
-        line => format!("{name} {health}: {line}"),
+    match line.char_indices().nth(MOST) {
+        None if line.is_empty() => format!("{name} {health}"),
+        None => format!("{name} {health}: {line}"),
+        Some((at, _)) => format!("{name} {health}: {}...", &line[..at]),
     }
 }

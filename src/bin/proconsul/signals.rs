@@ -17,13 +17,35 @@ fn unheard(error: &io::Error) -> ExitCode {
 
 /// Completes at SIGTERM or SIGINT; both are received from now on.
 pub(crate) fn stop() -> Result<impl Future<Output = ()>, ExitCode> {
-    let signals = signal(SignalKind::terminate())
-        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
-    let (mut terminate, mut interrupt) = signals.map_err(|error| unheard(&error))?;
-    Ok(async move {
+    let mut stop = Stop::new()?;
+    Ok(async move { stop.told().await })
+}
+
+/// SIGTERM and SIGINT, each time that one comes.
+pub(crate) struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    /// Both are received from now on.
+    pub(crate) fn new() -> Result<Self, ExitCode> {
+        let signals = signal(SignalKind::terminate())
+            .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+        let (terminate, interrupt) = signals.map_err(|error| unheard(&error))?;
+        Ok(Self {
+            terminate,
+            interrupt,
+        })
+    }
+
+    /// Completes at the next of them.
+    ///
+    /// Cancel-safe: one that nobody waited for is told to the next who does.
+    pub(crate) async fn told(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-    })
+    }
 }

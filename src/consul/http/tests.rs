@@ -223,13 +223,15 @@ async fn statuses_become_words_and_a_line() {
             Trouble::Status {
                 code: 500,
                 text: "No path to datacenter".into(),
+                after: None,
             },
         ),
         (
-            ("429 Too Many Requests", "\x1b[2J"),
+            ("429 Too Many Requests\r\nRetry-After: 30", "\x1b[2J"),
             Trouble::Status {
                 code: 429,
                 text: "\\u{1b}[2J".into(),
+                after: Some(Duration::from_secs(30)),
             },
         ),
         (
@@ -237,6 +239,7 @@ async fn statuses_become_words_and_a_line() {
             Trouble::Status {
                 code: 400,
                 text: long[..200].into(),
+                after: None,
             },
         ),
     ];
@@ -250,6 +253,27 @@ async fn statuses_become_words_and_a_line() {
     );
     let told = ask(&agent(&peer)).await.unwrap();
     assert_eq!((told.status, told.index), (404, Some(7)));
+}
+
+#[tokio::test]
+async fn a_pause_that_is_asked_for_is_read_where_it_is_a_number_of_seconds() {
+    for (said, after) in [
+        ("Retry-After: 0\r\n", Some(0)),
+        ("Retry-After: 30\r\n", Some(30)),
+        ("retry-after:  1000000000 \r\n", Some(1_000_000_000)),
+        ("Retry-After: -1\r\n", None),
+        ("Retry-After: 1.5\r\n", None),
+        ("Retry-After: 99999999999999999999\r\n", None),
+        ("Retry-After: Wed, 21 Oct 2037 07:28:00 GMT\r\n", None),
+        ("", None),
+    ] {
+        for code in [429, 503] {
+            let head = format!("{code} X\r\n{said}X: x");
+            let told = ask(&agent(&peer(reply(&head, ""), Then::Stay))).await;
+            let after = after.map(Duration::from_secs);
+            assert_eq!(told.unwrap_err().after(), after, "{said}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! **Word.** [`Trouble`]: how a request to an agent fails. One line each, lower
 //! case, with no token in it.
 
-use std::{error::Error, fmt, io};
+use std::{error::Error, fmt, io, time::Duration};
 
 use crate::{consul::token::Token, endpoint::Outcome, error::ErrorKind};
 
@@ -16,8 +16,13 @@ pub(crate) enum Trouble {
     TooLarge,
     /// 401 or 403, with the first line of its text.
     Denied(Box<str>),
-    /// Any other status that is no reply, with the first line of its text.
-    Status { code: u16, text: Box<str> },
+    /// Any other status that is no reply, with the first line of its text, and the pause
+    /// that is asked for.
+    Status {
+        code: u16,
+        text: Box<str>,
+        after: Option<Duration>,
+    },
     /// A redirect, which is never followed, and the host it leads to.
     Redirected(Box<str>),
     /// The other side could not prove who it is, or speaks no TLS.
@@ -36,8 +41,8 @@ impl fmt::Display for Trouble {
             Self::TooLarge => f.write_str("the reply is larger than 64 MiB"),
             Self::Denied(text) if text.is_empty() => f.write_str("permission denied"),
             Self::Denied(text) => write!(f, "not permitted: {text}"),
-            Self::Status { code, text } if text.is_empty() => write!(f, "status {code}"),
-            Self::Status { code, text } => write!(f, "status {code}: {text}"),
+            Self::Status { code, text, .. } if text.is_empty() => write!(f, "status {code}"),
+            Self::Status { code, text, .. } => write!(f, "status {code}: {text}"),
             Self::Redirected(host) => write!(f, "redirected to {host}, which is not followed"),
             Self::Tls(cause) => write!(f, "tls: {cause}"),
             Self::Transport(cause) | Self::Config(cause) => f.write_str(cause),
@@ -60,6 +65,15 @@ impl Trouble {
             } => Outcome::Throttled,
             Self::Status { .. } | Self::Redirected(_) => Outcome::Failed,
             Self::Tls(_) | Self::Transport(_) | Self::Config(_) => Outcome::Unreachable,
+        }
+    }
+
+    /// How long it asks to be left alone (RFC 9110, section 10.2.3), where it says so in
+    /// seconds.
+    pub(crate) fn after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { after, .. } => *after,
+            _ => None,
         }
     }
 

@@ -94,6 +94,8 @@ async fn the_next_address_is_asked_when_one_fails() {
         (answering("500 X", "No cluster leader"), Outcome::Failed),
         (answering("503 X", ""), Outcome::Throttled),
         (answering("429 X", ""), Outcome::Throttled),
+        (answering("403 X", "ACL not found"), Outcome::Denied),
+        (answering("401 X", ""), Outcome::Denied),
         (
             answering("302 X\r\nLocation: http://elsewhere.test/", ""),
             Outcome::Failed,
@@ -168,12 +170,6 @@ async fn an_answer_that_says_no_is_final() {
         ),
         (filtered, critical, Outcome::NotFound, no(1, true)),
         (
-            "403 X",
-            "ACL not found",
-            Outcome::Denied,
-            denied("not permitted: ACL not found"),
-        ),
-        (
             "500 X",
             "No path to datacenter",
             Outcome::NotFound,
@@ -238,4 +234,21 @@ async fn of_many_failures_the_most_telling_is_given() {
     };
     assert_eq!(told, Err(miss));
     assert_eq!(attempts.len(), 3);
+}
+
+#[tokio::test]
+async fn who_is_refused_by_one_is_told_so_unless_another_knows_more() {
+    let refused = || answering("403 X", "ACL not found");
+    let miss = Err(Miss::Denied("not permitted: ACL not found".into()));
+    for others in [
+        vec![],
+        vec![refused()],
+        // It may be the one that lost its data.
+        vec![answering("200 OK", "[]")],
+        vec![answering("500 X", "No cluster leader"), refusing()],
+    ] {
+        let addresses: Vec<_> = [refused()].into_iter().chain(others).collect();
+        let (told, attempts) = asked(&addresses).await;
+        assert_eq!((told, attempts.len()), (miss.clone(), addresses.len()));
+    }
 }

@@ -1,0 +1,561 @@
+//! An agent's HTTP API that lies, stalls, floods or sends elsewhere: the reply is refused
+//! with its cause, what was known before is given meanwhile, and the token goes nowhere else.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use proconsul::{Answer, Freshness, Outcome, Reason, Resolver, ResolverBuilder};
+use support::{
+    PATIENCE, closed_port,
+    http::{ScriptedHttp, Step, entries, ok, reply, say, status},
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+/// What nobody but the agent may be told.
+const CANARY: &str = "c0ffee11-dead-4bad-beef-0000000canary";
+
+fn builder(http: &str) -> ResolverBuilder {
+    Resolver::builder()
+        .dns("none")
+        .http(http)
+        .token(CANARY)
+        .ttl_floor(Duration::from_millis(20))
+}
+
+fn ports(answer: &Answer) -> Vec<u16> {
+    answer.endpoints().iter().map(|one| one.port).collect()
+}
+
+fn is_fresh(answer: &Answer) -> bool {
+    answer.freshness() == Freshness::Fresh
+}
+
+/// One reply that is not to be believed.
+struct Bad {
+    name: &'static str,
+    steps: Vec<Step>,
+    /// What may come of it, where it depends on the machine's speed.
+    outcomes: &'static [Outcome],
+}
+
+fn bad(name: &'static str, steps: Vec<Step>, outcomes: &'static [Outcome]) -> Bad {
+    Bad {
+        name,
+        steps,
+        outcomes,
+    }
+}
+
+const AT_ONCE: Duration = Duration::ZERO;
+const SLOWLY: Duration = Duration::from_millis(100);
+
+const HEAD: &str = "HTTP/1.1 200 OK\r\n";
+
+/// Bodies that do not end, heads that do not end, lengths that lie.
+fn bad_transfers() -> Vec<Bad> {
+    use Outcome::{Malformed, TimedOut, Unreachable};
+    let chunked = || say(format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n"));
+    let mut chunk = b"100000\r\n".to_vec();
+    chunk.resize(chunk.len() + (1 << 20), b' ');
+    chunk.extend_from_slice(b"\r\n");
+    let many: String = (0..10_000).map(|at| format!("X-{at}: x\r\n")).collect();
+    let wide = format!("X: {}\r\n", "x".repeat(1 << 20));
+    let good = entries("web", &[81]);
+    let lying = |length: usize| say(format!("{HEAD}Content-Length: {length}\r\n\r\n{good}"));
+    let slow = |bytes: &str| Step::Endless(bytes.into(), SLOWLY);
+    vec![
+        bad(
+            "chunks without end",
+            vec![chunked(), Step::Endless(chunk, AT_ONCE)],
+            &[Malformed, TimedOut],
+        ),
+        bad(
+            "ten gigabytes that are announced",
+            vec![say(format!("{HEAD}Content-Length: 10000000000\r\n\r\n"))],
+            &[Malformed],
+        ),
+        bad(
+            "a body of a byte at a time",
+            vec![
+                say(format!("{HEAD}Content-Length: 9999\r\n\r\n")),
+                slow(" "),
+            ],
+            &[TimedOut],
+        ),
+        bad(
+            "chunks of a byte at a time",
+            vec![chunked(), slow("1\r\n \r\n")],
+            &[TimedOut],
+        ),
+        bad(
+            "a head of a byte at a time",
+            vec![say("HTTP/1.1 200 OK\r\nX: "), slow("x")],
+            &[TimedOut],
+        ),
+        bad(
+            "a header without end",
+            vec![
+                say("HTTP/1.1 200 OK\r\nX: "),
+                Step::Endless(vec![b'x'; 1 << 16], AT_ONCE),
+            ],
+            &[Unreachable],
+        ),
+        bad(
+            "ten thousand headers",
+            vec![reply("200 OK", &many, &good)],
+            &[Unreachable],
+        ),
+        bad(
+            "a header of a megabyte",
+            vec![reply("200 OK", &wide, &good)],
+            &[Unreachable],
+        ),
+        bad(
+            "interim replies without end",
+            vec![Step::Endless(
+                b"HTTP/1.1 100 Continue\r\n\r\n".to_vec(),
+                Duration::from_millis(1),
+            )],
+            &[TimedOut, Unreachable],
+        ),
+        bad(
+            "a change of protocol that nobody asked for",
+            vec![say(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n[]",
+            )],
+            &[Outcome::Failed, Unreachable],
+        ),
+        bad("silence", vec![Step::Hang], &[TimedOut]),
+        bad("nothing at all", vec![Step::Close], &[Unreachable]),
+        bad(
+            "less than was said",
+            vec![lying(good.len() + 1), Step::Close],
+            &[Unreachable],
+        ),
+        bad(
+            "less than was said, and then silence",
+            vec![lying(good.len() + 1), Step::Hang],
+            &[TimedOut],
+        ),
+        bad(
+            "more than was said",
+            vec![lying(good.len() - 1), Step::Close],
+            &[Malformed],
+        ),
+        bad(
+            "two lengths",
+            vec![reply("200 OK", "Content-Length: 2\r\n", &good)],
+            &[Unreachable],
+        ),
+        bad(
+            "a length below nothing",
+            vec![say(format!("{HEAD}Content-Length: -1\r\n\r\n{good}"))],
+            &[Unreachable],
+        ),
+        bad(
+            "a chunk longer than any number",
+            vec![chunked(), say("fffffffffffffffff\r\n[]")],
+            &[Unreachable],
+        ),
+        bad(
+            "a chunk whose length is none",
+            vec![chunked(), say("hush\r\n[]\r\n")],
+            &[Unreachable],
+        ),
+        bad(
+            "an end without its last chunk",
+            vec![chunked(), say("2\r\n[]\r\n"), Step::Close],
+            &[Unreachable],
+        ),
+        bad(
+            "what is said to be packed and is not",
+            vec![reply("200 OK", "Content-Encoding: gzip\r\n", &good)],
+            &[Unreachable],
+        ),
+        bad(
+            "another protocol",
+            vec![say("SSH-2.0-OpenSSH_9.2\r\n\r\n"), Step::Close],
+            &[Unreachable],
+        ),
+        bad(
+            "TLS where HTTP was asked",
+            vec![say(b"\x15\x03\x01\x00\x02\x02\x16".to_vec()), Step::Close],
+            &[Unreachable],
+        ),
+        bad(
+            "HTTP/0.9",
+            vec![say(good.clone()), Step::Close],
+            &[Unreachable],
+        ),
+    ]
+}
+
+/// Whole replies that say something else than what was asked.
+fn bad_contents() -> Vec<Bad> {
+    use Outcome::{Denied, Failed, Malformed, Throttled};
+    let mut bodies: Vec<(&'static str, Vec<u8>)> = vec![
+        ("a byte-order mark", "\u{feff}[]".into()),
+        ("bytes that are no text", b"[\xff\xfe]".to_vec()),
+        ("a web page", "<html>Welcome to the café</html>".into()),
+        ("an empty body", Vec::new()),
+        ("an object", "{}".into()),
+        ("a text", "\"web\"".into()),
+        ("half a list", entries("web", &[81])[..80].into()),
+        ("a list and more", "[] []".into()),
+        ("depth", "[".repeat(10_000).into()),
+        ("entries of nothing", "[null,{},7]".into()),
+        ("another service", entries("api", &[81]).into()),
+    ];
+    let ported = |port: &str| entries("web", &[81]).replace(":81}", &format!(":{port}}}"));
+    for (name, port) in [
+        ("a port below all", "-1"),
+        ("a port above all", "70000"),
+        ("a port that is text", "\"80\""),
+        ("half a port", "80.5"),
+        ("a port that is no number at all", "1e309"),
+    ] {
+        bodies.push((name, ported(port).into()));
+    }
+    let whole = |body: Vec<u8>| {
+        let length = body.len();
+        let head = format!("{HEAD}Content-Length: {length}\r\n\r\n");
+        vec![say([head.into_bytes(), body].concat())]
+    };
+    let mut all: Vec<_> = (bodies.into_iter())
+        .map(|(name, body)| bad(name, whole(body), &[Malformed]))
+        .collect();
+    for (name, line, outcomes) in [
+        ("204", "204 No Content", &[Malformed] as &[_]),
+        ("400", "400 Bad Request", &[Failed]),
+        ("401", "401 Unauthorized", &[Denied]),
+        ("403", "403 Forbidden", &[Denied]),
+        ("404", "404 Not Found", &[Failed]),
+        ("405", "405 Method Not Allowed", &[Failed]),
+        ("429", "429 Too Many Requests", &[Throttled]),
+        ("500", "500 Internal Server Error", &[Failed]),
+        ("502", "502 Bad Gateway", &[Failed]),
+        ("503", "503 Service Unavailable", &[Throttled]),
+    ] {
+        let said = match name {
+            "204" => say(format!("HTTP/1.1 {line}\r\n\r\n")),
+            "403" => status(line, "ACL not found"),
+            "500" => status(line, "rpc error making call: No cluster leader"),
+            _ => status(line, "no"),
+        };
+        all.push(bad(name, vec![said], outcomes));
+    }
+    all
+}
+
+/// Known first; then only the bad reply; then well again.
+async fn is_withstood(bad: Bad) {
+    let Bad {
+        name,
+        steps,
+        outcomes,
+    } = bad;
+    let now: Arc<Mutex<Option<Vec<Step>>>> = Arc::default();
+    let says = Arc::clone(&now);
+    let server = ScriptedHttp::of_web(move |_| {
+        let bad = says.lock().unwrap().clone();
+        bad.unwrap_or_else(|| vec![ok("X-Consul-Index: 7\r\n", &entries("web", &[80]))])
+    });
+    // Where something else than silence is to be heard, a slow machine has time for it.
+    let limit = match outcomes.contains(&Outcome::TimedOut) {
+        true => Duration::from_secs(1),
+        false => Duration::from_secs(10),
+    };
+    let resolver = builder(&server.url()).timeout(limit).build().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while resolver.lookup("web").await.is_err() {
+        assert!(Instant::now() < deadline, "{name}: not well before");
+    }
+
+    *now.lock().unwrap() = Some(steps);
+    sleep(Duration::from_millis(30)).await;
+    let start = Instant::now();
+    let error = resolver.lookup("web").require_fresh().await.unwrap_err();
+    let took = start.elapsed();
+    assert!(took < limit + Duration::from_secs(2), "{name}: {error}");
+    let last = error.attempts().last();
+    let last = last.unwrap_or_else(|| panic!("{name}: {error}"));
+    assert!(outcomes.contains(&last.outcome), "{name}: {last:?}");
+    assert!(!error.is_not_found(), "{name}: {error}");
+    for text in [format!("{error}"), format!("{error:?}")] {
+        assert!(!text.contains("canary"), "{name}: {text}");
+    }
+    let stale = resolver.lookup("web").await;
+    let stale = stale.unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_eq!(
+        (ports(&stale), stale.freshness()),
+        (vec![80], Freshness::Stale),
+        "{name}"
+    );
+
+    *now.lock().unwrap() = None;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = resolver.lookup("web").await.unwrap();
+        assert_eq!(ports(&answer), [80], "{name}");
+        if is_fresh(&answer) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{name}: not well again");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn all_are_withstood(all: Vec<Bad>) {
+    let mut waiting: JoinSet<_> = all.into_iter().map(is_withstood).collect();
+    while let Some(withstood) = waiting.join_next().await {
+        withstood.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_that_cannot_be_had_costs_its_time_and_nothing_that_was_known() {
+    let floods =
+        |bad: &Bad| matches!(bad.steps.last(), Some(Step::Endless(_, pause)) if *pause < SLOWLY);
+    let (floods, others): (Vec<_>, Vec<_>) = bad_transfers().into_iter().partition(floods);
+    all_are_withstood(others).await;
+    // Each of these keeps the machine busy.
+    for flood in floods {
+        is_withstood(flood).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_that_cannot_be_meant_is_refused_and_what_was_known_is_given() {
+    all_are_withstood(bad_contents()).await;
+}
+
+#[tokio::test]
+async fn interim_replies_before_the_answer_are_passed_over() {
+    let server = ScriptedHttp::of_web(|_| {
+        let interim = "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n".repeat(5);
+        vec![say(interim), ok("", &entries("web", &[80]))]
+    });
+    let resolver = builder(&server.url()).build().unwrap();
+    assert_eq!(ports(&resolver.lookup("web").await.unwrap()), [80]);
+}
+
+#[tokio::test]
+async fn what_comes_behind_a_reply_is_no_answer_to_the_next_request() {
+    // In the same segment, and a moment later while nobody asks.
+    for later in [false, true] {
+        let server = ScriptedHttp::of_web(move |asked| {
+            let own = u16::try_from(asked.number).unwrap();
+            let whole = |port| {
+                let body = entries("web", &[port]);
+                let length = body.len();
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")
+            };
+            let (first, extra) = (whole(1_000 + own), whole(9_999));
+            match later {
+                false => vec![say(first + &extra)],
+                true => vec![say(first), Step::Pause(SLOWLY), say(extra)],
+            }
+        });
+        let resolver = builder(&server.url()).build().unwrap();
+        for _ in 0..3 {
+            // Over another connection, where this one is out of step.
+            let answer = resolver.lookup("web").await.unwrap();
+            assert_ne!(ports(&answer), [9_999]);
+            sleep(5 * SLOWLY).await;
+        }
+        assert!(server.connections() > 1);
+    }
+}
+
+#[tokio::test]
+async fn no_redirect_is_followed_and_no_stranger_is_shown_the_token() {
+    let stranger = ScriptedHttp::of_web(|_| vec![ok("", &entries("web", &[81]))]);
+    let elsewhere = stranger.address();
+    for code in [301, 302, 303, 307, 308] {
+        for location in [
+            format!("http://{elsewhere}/v1/health/service/web"),
+            format!("https://{elsewhere}/"),
+            format!("//{elsewhere}/v1/health/service/web"),
+            "/v1/health/service/web?again".to_owned(),
+            format!("http://user@{elsewhere}/"),
+            "unix:///run/x".to_owned(),
+            String::new(),
+        ] {
+            let head = format!("{code} Elsewhere");
+            let headers = format!("Location: {location}\r\n");
+            let server = ScriptedHttp::of_web(move |_| vec![reply(&head, &headers, "")]);
+            let resolver = builder(&server.url()).build().unwrap();
+            let error = resolver.lookup("web").await.unwrap_err();
+            assert!(error.is_unavailable(), "{code} {location}: {error}");
+            let last = error.attempts().last().unwrap();
+            assert_eq!(last.outcome, Outcome::Failed, "{code} {location}");
+            assert_eq!(server.times("web"), 1, "{code} {location}");
+        }
+    }
+    assert_eq!(stranger.connections(), 0);
+}
+
+#[tokio::test]
+async fn the_token_is_in_its_header_and_nowhere_else() {
+    let server = ScriptedHttp::of_web(|_| vec![ok("", &entries("web", &[80]))]);
+    let resolver = builder(&server.url()).build().unwrap();
+    for name in ["web", "v2.web", "web@dc2", "near.query.consul"] {
+        // Some are not found: what counts is what was asked.
+        _ = resolver.lookup(name).await;
+    }
+    _ = resolver.kv().put("a", "1").await;
+    _ = resolver.services().await;
+    let all = server.asked();
+    assert!(all.len() > 5);
+    for asked in all {
+        assert_eq!(asked.header("x-consul-token"), Some(CANARY));
+        assert_eq!(asked.head.matches(CANARY).count(), 1, "{}", asked.head);
+        let body = String::from_utf8_lossy(&asked.body);
+        assert!(!body.contains("canary"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn no_name_steps_out_of_its_path_or_adds_a_header() {
+    let server = ScriptedHttp::of_web(|_| vec![ok("", &entries("web", &[80]))]);
+    let resolver = builder(&server.url()).build().unwrap();
+    let mut sent = 0;
+    for name in [
+        "a/b",
+        "a/../../kv/secret",
+        "..",
+        "%2e%2e",
+        "a%2f..%2fkv",
+        "a?index=1",
+        "a#b",
+        "a&dc=dc2",
+        "a\r\nX-Evil: 1",
+        "a\nX-Evil: 1",
+        "a\0b",
+        "a b",
+        "a\\b",
+        "bücher",
+        "a/b.node.consul",
+        "a?b.query.consul",
+    ] {
+        let before = server.asked().len();
+        _ = resolver.lookup(name).await;
+        for asked in &server.asked()[before..] {
+            if asked.what() == "GET /v1/agent/self" || asked.is_about("consul?") {
+                continue;
+            }
+            sent += 1;
+            assert_eq!(asked.header("x-evil"), None, "{name:?}: {}", asked.head);
+            let path = asked.what().strip_prefix("GET ").unwrap();
+            let (path, query) = path.split_once('?').unwrap();
+            let parts: Vec<_> = path.split('/').collect();
+            let shape = match parts.as_slice() {
+                ["", "v1", "health", "service", last] => last,
+                ["", "v1", "catalog", "node", last] => last,
+                ["", "v1", "query", last, "execute"] => last,
+                _ => panic!("{name:?}: {path}"),
+            };
+            assert!(!shape.contains(['#', '\\', ' ']), "{name:?}: {path}");
+            assert!(*shape != ".." && *shape != "%2e%2e", "{name:?}: {path}");
+            assert!(query == "stale", "{name:?}: {query}");
+        }
+    }
+    assert!(sent > 0);
+}
+
+#[tokio::test]
+async fn an_answer_from_another_place_than_was_asked_is_refused() {
+    let server = ScriptedHttp::of_web(|_| vec![ok("", &entries("web", &[80]))]);
+    // All that it has is in dc1 and says nothing of a namespace or a partition.
+    for (what, resolver, name) in [
+        ("datacenter", builder(&server.url()), "web@dc2"),
+        ("namespace", builder(&server.url()).namespace("team"), "web"),
+        ("partition", builder(&server.url()).partition("blue"), "web"),
+    ] {
+        let error = resolver.build().unwrap().lookup(name).await.unwrap_err();
+        let last = error.attempts().last().unwrap();
+        assert_eq!(last.outcome, Outcome::Malformed, "{what}: {error}");
+        assert!(last.detail.contains(what), "{what}: {error}");
+    }
+    let resolver = builder(&server.url()).build().unwrap();
+    assert_eq!(ports(&resolver.lookup("web@dc1").await.unwrap()), [80]);
+}
+
+#[tokio::test]
+async fn who_has_lost_its_leader_or_our_rights_is_believed_where_it_gives_and_not_where_it_takes() {
+    for (headers, reason) in [
+        (
+            "X-Consul-KnownLeader: false\r\nX-Consul-LastContact: 1000000000000\r\n",
+            Reason::NoLeader,
+        ),
+        (
+            "X-Consul-Results-Filtered-By-ACLs: true\r\n",
+            Reason::Denied,
+        ),
+    ] {
+        let given: Arc<Mutex<&[u16]>> = Arc::new(Mutex::new(&[80, 81]));
+        let gives = Arc::clone(&given);
+        let server = ScriptedHttp::of_web(move |_| {
+            let body = entries("web", *gives.lock().unwrap());
+            vec![ok(headers, &body)]
+        });
+        let resolver = builder(&server.url()).build().unwrap();
+        let answer = resolver.lookup("web").await.unwrap();
+        assert_eq!((ports(&answer), is_fresh(&answer)), (vec![80, 81], true));
+        let doubted = !answer.is_complete() || !answer.attempts()[0].detail.is_empty();
+        assert!(doubted, "{headers}");
+        *given.lock().unwrap() = &[];
+        sleep(Duration::from_millis(30)).await;
+        let error = resolver.lookup("web").require_fresh().await.unwrap_err();
+        assert!(!error.is_not_found(), "{error}");
+        let held = resolver.lookup("web").await.unwrap();
+        assert_eq!(ports(&held), [80, 81]);
+        if reason == Reason::NoLeader {
+            assert_eq!(held.protected(), Some(reason));
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_agent_that_lags_behind_does_not_cost_the_rights_that_another_knows_of() {
+    let behind = ScriptedHttp::of_web(|_| vec![status("403 Forbidden", "ACL not found")]);
+    let well = ScriptedHttp::of_web(|_| vec![ok("", &entries("web", &[80]))]);
+    let both = format!("{},{}", behind.url(), well.url());
+    let resolver = builder(&both).build().unwrap();
+    let answer = resolver.lookup("web").await.unwrap();
+    assert_eq!((ports(&answer), is_fresh(&answer)), (vec![80], true));
+    assert_eq!(answer.attempts()[0].outcome, Outcome::Denied);
+}
+
+#[tokio::test]
+async fn proxies_of_the_environment_are_not_asked() {
+    let proxy = ScriptedHttp::of_web(|_| vec![ok("", &entries("web", &[81]))]);
+    let agent = ScriptedHttp::of_web(|_| vec![ok("", &entries("web", &[80]))]);
+    let closed = format!("http://{}", closed_port());
+    for http in [agent.url(), closed, "http://agent.invalid:8500".to_owned()] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command
+            .env_clear()
+            .args([
+                "lookup", "web", "-o", "short", "--dns", "none", "--http", &http,
+            ])
+            .env("CONSUL_HTTP_TOKEN", CANARY);
+        for name in ["http_proxy", "https_proxy", "all_proxy"] {
+            command.env(name, proxy.url());
+            command.env(name.to_uppercase(), proxy.url());
+        }
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said == "10.0.0.1:80\n", http == agent.url(), "{output:?}");
+    }
+    assert_eq!(proxy.connections(), 0);
+}

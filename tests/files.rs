@@ -1,0 +1,352 @@
+//! Files that are not what they should be, as the program meets them: tokens, snapshots and
+//! configurations that are links, devices, pipes, too large, replaced, or kept by somebody
+//! else.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{
+    fs::{self, File, Permissions},
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use support::{
+    Serving, closed_port,
+    http::{ScriptedHttp, entries, ok},
+    http_client, serve, wait_for,
+};
+
+/// A private folder; it goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let name = format!("files-{name}-{}", std::process::id());
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// An agent that knows every name.
+fn consul() -> ScriptedHttp {
+    ScriptedHttp::start(|asked| {
+        let name = asked.what().split(['/', '?']).nth(4).unwrap_or_default();
+        vec![ok("", &entries(name, &[80]))]
+    })
+}
+
+fn lookup(http: &str, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command.env_clear().env("RUST_LOG", "warn");
+    command.args([
+        "lookup", "web", "-o", "short", "--dns", "none", "--http", http,
+    ]);
+    command.args(more).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The token that the agent was shown last.
+fn shown(server: &ScriptedHttp) -> Option<String> {
+    let asked = server.asked();
+    let about = asked.iter().rfind(|asked| asked.is_about("web"));
+    about.unwrap().header("x-consul-token").map(Into::into)
+}
+
+#[test]
+fn a_token_file_is_read_wherever_it_leads_and_one_that_is_open_to_all_is_told() {
+    let (folder, server) = (Folder::new("token"), consul());
+    let token = folder.path("token");
+    let real = folder.path("real");
+    fs::write(&real, "good-token\n").unwrap();
+    symlink(&real, &token).unwrap();
+    for (mode, told) in [(0o600, false), (0o640, false), (0o644, true), (0o666, true)] {
+        fs::set_permissions(&real, Permissions::from_mode(mode)).unwrap();
+        let output = lookup(&server.url(), &["--token-file", token.to_str().unwrap()]);
+        assert_eq!(text(&output.stdout), "10.0.0.1:80\n", "{mode:o}");
+        assert_eq!(shown(&server).as_deref(), Some("good-token"), "{mode:o}");
+        let said = text(&output.stderr);
+        assert_eq!(said.contains("set its mode to 640"), told, "{said}");
+        assert!(!said.contains("good-token"), "{said}");
+    }
+}
+
+#[test]
+fn a_token_that_cannot_be_had_is_told_with_its_file_and_nobody_is_asked_without_it() {
+    let (folder, server) = (Folder::new("no-token"), consul());
+    let pipe = folder.path("pipe");
+    nix_mkfifo(&pipe);
+    let large = folder.path("large");
+    File::create(&large).unwrap().set_len(1 << 40).unwrap();
+    let words = folder.path("words");
+    fs::write(&words, "two hush-words").unwrap();
+    for file in [
+        folder.path("missing"),
+        folder.0.clone(),
+        pipe,
+        large,
+        words,
+        "/dev/zero".into(),
+    ] {
+        let file = file.to_str().unwrap();
+        let output = lookup(&server.url(), &["--token-file", file]);
+        assert!(!output.status.success(), "{file}");
+        let said = text(&output.stderr);
+        assert!(said.contains(file) && !said.contains("hush"), "{said}");
+    }
+    assert_eq!(server.times("web"), 0);
+}
+
+#[tokio::test]
+async fn a_token_that_is_replaced_in_one_step_is_shown_from_then_on() {
+    let (folder, server) = (Folder::new("replaced"), consul());
+    let put = |token: &str| {
+        // As those who keep secrets for containers do: a link is put over a link.
+        let file = folder.path(token);
+        fs::write(&file, token).unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        symlink(&file, folder.path("next")).unwrap();
+        fs::rename(folder.path("next"), folder.path("token")).unwrap();
+    };
+    put("one");
+    let resolver = proconsul::Resolver::builder()
+        .dns("none")
+        .http(&server.url())
+        .token_file(folder.path("token"))
+        .ttl_floor(std::time::Duration::ZERO)
+        .build()
+        .unwrap();
+    for token in ["one", "two", "three"] {
+        put(token);
+        // A slow machine is given what was known first.
+        wait_for("the token", async || {
+            resolver.lookup("web").await.unwrap();
+            (shown(&server).as_deref() == Some(token)).then_some(())
+        })
+        .await;
+    }
+    fs::remove_file(folder.path("token")).unwrap();
+    resolver.lookup("web").await.unwrap();
+    assert_eq!(
+        shown(&server).as_deref(),
+        Some("three"),
+        "the last good one"
+    );
+}
+
+fn nix_mkfifo(path: &Path) {
+    let made = Command::new("mkfifo").arg(path).status().unwrap();
+    assert!(made.success());
+}
+
+#[test]
+fn what_is_no_snapshot_of_ours_is_neither_read_nor_waited_for() {
+    let (folder, server) = (Folder::new("snapshot"), consul());
+    let closed = format!("http://{}", closed_port());
+    let good = folder.path("good");
+    let saved = lookup(&server.url(), &["--snapshot", good.to_str().unwrap()]);
+    assert!(saved.status.success());
+    let whole = fs::read(&good).unwrap();
+    let copy = |name: &str, bytes: &[u8], mode: u32| {
+        let path = folder.path(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let link = folder.path("link");
+    symlink(&good, &link).unwrap();
+    let pipe = folder.path("pipe");
+    nix_mkfifo(&pipe);
+    let socket = folder.path("socket");
+    let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let large = copy("large", &whole, 0o600);
+    File::options()
+        .write(true)
+        .open(&large)
+        .unwrap()
+        .set_len(4 << 30)
+        .unwrap();
+    let versioned = |version: &str| {
+        let head = format!("proconsul-snapshot {version} ");
+        text(&whole).replacen("proconsul-snapshot 1 ", &head, 1)
+    };
+    let others = copy("others", &whole, 0o666);
+    let older = copy("older", versioned("0").as_bytes(), 0o600);
+    let newer = copy("newer", versioned("2").as_bytes(), 0o600);
+    let half = copy("half", &whole[..whole.len() / 2], 0o600);
+    let mut flipped = whole.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    let flipped = copy("flipped", &flipped, 0o600);
+    let twin = copy("twin", &whole, 0o600);
+    fs::hard_link(&twin, folder.path("twin-2")).unwrap();
+    let ours = copy("ours", &whole, 0o600);
+    assert!(
+        lookup(&closed, &["--snapshot", ours.to_str().unwrap()])
+            .status
+            .success()
+    );
+    for (path, why) in [
+        (&link, "is a link"),
+        (&pipe, "is not a file"),
+        (&socket, "No such device or address"),
+        (&folder.0, "is not a file"),
+        (&"/dev/zero".into(), "is not a file"),
+        (&large, "is larger"),
+        (&others, "may be written by others"),
+        (&older, "of version 0"),
+        (&newer, "of version 2"),
+        (&half, "damaged"),
+        (&flipped, "damaged"),
+        (&twin, "has a second name"),
+    ] {
+        let path = path.to_str().unwrap();
+        let output = lookup(&closed, &["--snapshot", path]);
+        assert_eq!(output.status.code(), Some(5), "{path}: {output:?}");
+        assert!(text(&output.stderr).contains(why), "{path}: {output:?}");
+    }
+    // What is found is given, whatever is there; what is no file stays.
+    for path in [&pipe, &socket] {
+        let output = lookup(&server.url(), &["--snapshot", path.to_str().unwrap()]);
+        assert_eq!(text(&output.stdout), "10.0.0.1:80\n");
+        let kind = fs::symlink_metadata(path).unwrap().file_type();
+        assert!(kind.is_fifo() || kind.is_socket(), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_two_that_share_a_snapshot_the_first_keeps_it_and_both_answer() {
+    let (folder, server) = (Folder::new("shared"), consul());
+    let snapshot = folder.path("snapshot");
+    let start = || {
+        let mut command = serve("none", &server.url());
+        command.args(["--admin", "127.0.0.1:0", "--snapshot"]);
+        command.arg(&snapshot);
+        Serving::start(command)
+    };
+    let errors = async |serving: &Serving| {
+        let url = format!("http://{}/metrics", serving.admin);
+        let metrics = http_client().get(url).send().await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        let mut lines = metrics.lines();
+        let counted = lines.find_map(|line| line.strip_prefix("proconsul_snapshot_errors_total "));
+        counted.unwrap().parse::<u32>().unwrap()
+    };
+    let first = start();
+    assert_eq!(first.instances().await, 1);
+    wait_for("the first snapshot", async || {
+        snapshot.exists().then_some(())
+    })
+    .await;
+    let mut second = start();
+    assert_eq!(second.instances().await, 1);
+    wait_for("the second's error", async || {
+        (errors(&second).await > 0).then_some(())
+    })
+    .await;
+    assert_eq!(errors(&first).await, 0);
+    assert_eq!((first.instances().await, second.instances().await), (1, 1));
+    second.signal("-TERM");
+    assert!(second.says().contains("kept by another process"));
+    assert_eq!(second.wait().code(), Some(0));
+}
+
+#[test]
+fn a_configuration_that_cannot_be_meant_is_refused_at_the_start() {
+    let folder = Folder::new("config");
+    let serve = "[serve]\nlisten = ['127.0.0.1:0']\nadmin = 'none'\n";
+    let large = format!("{serve}# {}\n", "x".repeat(1 << 20));
+    let nested = format!("x = {}1{}\n", "[".repeat(5_000), "]".repeat(5_000));
+    let cases: [(&str, &str, &[&str]); 12] = [
+        (
+            "an unknown key",
+            "[serve]\nlisen = []\n",
+            &["line 2", "lisen"],
+        ),
+        ("an unknown table", "[server]\n", &["line 1", "server"]),
+        (
+            "a key twice",
+            "[cache]\nbytes = 1\nbytes = 2\n",
+            &["line 3", "duplicate"],
+        ),
+        (
+            "a time without its unit",
+            "[sources]\ntimeout = '500'\n",
+            &["line 2", "500ms"],
+        ),
+        (
+            "a time as a number",
+            "[sources]\ntimeout = 500\n",
+            &["line 2"],
+        ),
+        (
+            "a size with a unit",
+            "[cache]\nbytes = '16MiB'\n",
+            &["line 2"],
+        ),
+        ("an empty list", "[sources]\ndns = []\n", &["DNS interface"]),
+        (
+            "an upstream that is a name",
+            "[serve]\nupstream = ['ns.example']\n",
+            &["ns.example"],
+        ),
+        (
+            "a domain without a server",
+            "[serve]\nupstream = ['corp.example=']\n",
+            &["--upstream"],
+        ),
+        (
+            "none beside others",
+            "[serve]\nupstream = ['none', 'system']\n",
+            &["none"],
+        ),
+        ("a megabyte", &large, &["larger than 1 MiB"]),
+        ("depth", &nested, &["line 1"]),
+    ];
+    for (name, config, told) in cases {
+        let file = folder.path("config.toml");
+        fs::write(&file, config).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().args(["serve", "--config"]).arg(&file);
+        command.args(["--admin", "none", "--listen", "127.0.0.1:0"]);
+        let output = ended(&mut command, name);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}: {said}");
+        for told in told {
+            assert!(said.contains(told), "{name}: {said}");
+        }
+    }
+    let mut endless = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    endless.env_clear().args(["serve", "--config", "/dev/zero"]);
+    let output = ended(&mut endless, "a file without end");
+    assert!(text(&output.stderr).contains("larger"), "{output:?}");
+}
+
+/// What it said, where it ends by itself.
+fn ended(command: &mut Command, name: &str) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    for _ in 0..500 {
+        if child.try_wait().unwrap().is_some() {
+            return child.wait_with_output().unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    panic!("{name}: taken: {:?}", child.wait_with_output());
+}
