@@ -13,10 +13,13 @@ use hickory_proto::{
     serialize::binary::{BinDecodable, BinDecoder},
 };
 
-use crate::records::wire_name;
+use crate::records::{wire, wire_name};
 
 /// Length of a DNS header (RFC 1035, section 4.1.1).
 const HEADER: usize = 12;
+
+/// Longest datagram without EDNS (RFC 1035, section 2.3.4).
+const PLAIN_PAYLOAD: u16 = 512;
 
 /// One encoded question. Its id is a blank that each sending fills in.
 #[derive(Clone, Debug)]
@@ -24,7 +27,7 @@ pub(crate) struct Query {
     bytes: Vec<u8>,
     /// Where the question section ends.
     question_end: usize,
-    /// The EDNS size that it advertises.
+    /// The EDNS size that it advertises; what everybody takes, without EDNS.
     payload: u16,
 }
 
@@ -78,6 +81,23 @@ impl Query {
         })
     }
 
+    /// The same without EDNS, for who does not know it (RFC 6891, section 6.2.2).
+    pub(crate) fn without_edns(mut self) -> Self {
+        // The OPT record is all that follows the question.
+        self.bytes.truncate(self.question_end);
+        if let Some(additionals) = self.bytes.get_mut(10..HEADER) {
+            additionals.fill(0);
+        }
+        Self {
+            payload: PLAIN_PAYLOAD,
+            ..self
+        }
+    }
+
+    pub(crate) fn has_edns(&self) -> bool {
+        self.bytes.len() > self.question_end
+    }
+
     /// The EDNS size that it advertises, in bytes.
     pub(crate) fn payload(&self) -> u16 {
         self.payload
@@ -124,13 +144,8 @@ pub(crate) fn id(message: &[u8]) -> Option<u16> {
 
 /// The whole message, read to its last byte.
 pub(crate) fn decode(reply: &[u8]) -> Result<Message, Stranger> {
-    let mut decoder = BinDecoder::new(reply);
-    let message = Message::read(&mut decoder).map_err(|_| Stranger::Malformed)?;
-    if decoder.is_empty() {
-        Ok(message)
-    } else {
-        Err(Stranger::Malformed)
-    }
+    wire::shape(reply).ok_or(Stranger::Malformed)?;
+    Message::read(&mut BinDecoder::new(reply)).map_err(|_| Stranger::Malformed)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! | a reply over UDP that may be cut | the same question over TCP |
 //! | a reply over TCP that is roomy, without proof | once more over UDP, on loopback with room for 60 kB: two roomy replies prove each other |
 //! | no such name | done |
+//! | FORMERR or NOTIMP without an OPT record | the same question without EDNS, as all others for [`WITHOUT_EDNS`] |
 //! | refused, silent, SERVFAIL, unreadable | the next server; after the last the rung has failed |
 //!
 //! What may be cut and what proves the opposite is decided in
@@ -57,6 +58,10 @@ const ROOMY_PAYLOAD: u16 = 59_989;
 /// After this long without a reply a second datagram is sent. A reply on loopback
 /// takes less than a millisecond.
 const FIRST_TRY: Duration = Duration::from_millis(100);
+
+/// A server that does not know EDNS is asked without it for so long.
+const WITHOUT_EDNS: Duration = Duration::from_secs(15 * 60);
+const NO_EDNS: &str = "does not know EDNS: asked again without it";
 
 /// Names whose transport is remembered. A forgotten name costs one datagram.
 const MOST_LEARNED: usize = 4_096;
@@ -156,6 +161,29 @@ struct Server {
     address: SocketAddr,
     connection: Arc<Connection>,
     sockets: Sockets,
+    /// It is asked without EDNS until then. A std mutex: held for one look.
+    without_edns: Mutex<Option<Instant>>,
+}
+
+impl Server {
+    fn knows_edns(&self) -> bool {
+        let until = (self.without_edns.lock()).unwrap_or_else(PoisonError::into_inner);
+        until.is_none_or(|until| clock::now() >= until)
+    }
+
+    /// Whether a reply says that EDNS is what was wrong with the question (RFC 6891,
+    /// section 7). It is remembered.
+    fn refuses_edns(&self, query: &Query, reply: &Reply) -> bool {
+        let code = reply.message.metadata.response_code;
+        let refuses = query.has_edns()
+            && reply.message.edns.is_none()
+            && matches!(code, ResponseCode::FormErr | ResponseCode::NotImp);
+        if refuses {
+            let mut until = (self.without_edns.lock()).unwrap_or_else(PoisonError::into_inner);
+            *until = Some(clock::now() + WITHOUT_EDNS);
+        }
+        refuses
+    }
 }
 
 impl DnsSource {
@@ -165,6 +193,7 @@ impl DnsSource {
             address,
             connection: Arc::new(Connection::new(address, Arc::clone(&strangers))),
             sockets: Sockets::new(address, Arc::clone(&strangers)),
+            without_edns: Mutex::default(),
         };
         Self {
             servers: servers.iter().map(server).collect(),
@@ -379,7 +408,12 @@ impl Round<'_> {
             }
         };
         let (reply, elapsed) = self.timed(Transport::Udp, self.limit, exchange).await;
-        self.judge(reply?, elapsed, None)
+        let reply = reply?;
+        if self.server.refuses_edns(&query, &reply) {
+            self.note_reply(&reply, Outcome::Failed, elapsed, NO_EDNS.to_owned());
+            return Box::pin(self.over_udp(payload)).await;
+        }
+        self.judge(reply, elapsed, None)
     }
 
     async fn over_tcp(&mut self, earlier: Option<&Seen>) -> Result<Heard, Trouble> {
@@ -399,11 +433,21 @@ impl Round<'_> {
         if let Err(Trouble::TimedOut) = reply {
             self.server.connection.give_up();
         }
-        self.judge(reply?, elapsed, earlier)
+        let reply = reply?;
+        if self.server.refuses_edns(&query, &reply) {
+            self.note_reply(&reply, Outcome::Failed, elapsed, NO_EDNS.to_owned());
+            return Box::pin(self.over_tcp(earlier)).await;
+        }
+        self.judge(reply, elapsed, earlier)
     }
 
     fn query(&mut self, payload: u16) -> Result<Query, Trouble> {
-        Query::new(self.name, self.kind, payload).ok_or(Trouble::NoQuestion)
+        let query = Query::new(self.name, self.kind, payload).ok_or(Trouble::NoQuestion)?;
+        Ok(if self.server.knows_edns() {
+            query
+        } else {
+            query.without_edns()
+        })
     }
 
     /// Runs one exchange until `until`; a failure is written down.
