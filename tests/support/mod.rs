@@ -17,6 +17,7 @@ mod ports;
 mod process;
 mod register;
 mod serving;
+mod stubs;
 mod wire;
 
 #[allow(unused_imports, reason = "each test binary uses its part")]
@@ -25,6 +26,7 @@ pub(crate) use {
     peers::{SilentDns, closed_port},
     process::{example, signal},
     serving::{Serving, serve},
+    stubs::{agents_stub, lonely_stub, stub_of},
     wire::{Over, ask, ask_tcp, ask_udp, exchange, http_client, http_client_with},
 };
 

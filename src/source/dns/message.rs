@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query as Asked},
-    rr::RecordType,
+    rr::{DNSClass, RecordType},
     serialize::binary::{BinDecodable, BinDecoder},
 };
 
@@ -121,7 +121,8 @@ impl Query {
         if header[..2] != id.to_be_bytes() {
             return Err(Stranger::WrongId);
         }
-        if header[2] & 0x80 == 0 {
+        // QR, and the opcode that was sent.
+        if header[2] & 0xF8 != 0x80 {
             return Err(Stranger::NotAReply);
         }
         let type_at = self.question_end - 4;
@@ -142,10 +143,19 @@ pub(crate) fn id(message: &[u8]) -> Option<u16> {
     message.first_chunk().copied().map(u16::from_be_bytes)
 }
 
-/// The whole message, read to its last byte.
+/// The whole message, read to its last byte, without records of other classes than IN.
 pub(crate) fn decode(reply: &[u8]) -> Result<Message, Stranger> {
     wire::shape(reply).ok_or(Stranger::Malformed)?;
-    Message::read(&mut BinDecoder::new(reply)).map_err(|_| Stranger::Malformed)
+    let mut message =
+        Message::read(&mut BinDecoder::new(reply)).map_err(|_| Stranger::Malformed)?;
+    for section in [
+        &mut message.answers,
+        &mut message.authorities,
+        &mut message.additionals,
+    ] {
+        section.retain(|record| record.dns_class == DNSClass::IN);
+    }
+    Ok(message)
 }
 
 #[cfg(test)]
@@ -179,6 +189,9 @@ mod tests {
             query.is_answered_by(7, &query.with_id(7)),
             Err(Stranger::NotAReply)
         );
+        let mut notify = reply(7);
+        notify[2] |= 4 << 3;
+        assert_eq!(query.is_answered_by(7, &notify), Err(Stranger::NotAReply));
         for at in HEADER..query.question_end {
             let mut forged = reply(7);
             forged[at] ^= 0x01;
