@@ -9,7 +9,7 @@
 //! | there is at most one pointer to follow for every two bytes of the message | a long chain, begun by each of many records, would take the square of their number |
 //! | all names together, written out, are no longer than [`MOST_LETTERS`] times the message | many records of one long name would fill the memory |
 //! | a signature is the last record of the additional section (RFC 8945, section 5.1; RFC 2931, section 3.1) | |
-//! | EDNS options end where their record does, are [`MOST_OPTIONS`] at most, and a cookie has the length of one (RFC 7873, section 5.2.2) | |
+//! | EDNS options end where their record does, are [`MOST_OPTIONS`] at most, and a cookie or a subnet has the length of one (RFC 7873, section 5.2.2; RFC 7871, section 7.1.2) | |
 
 /// Length of a header.
 const HEADER: usize = 12;
@@ -24,6 +24,7 @@ const MOST_LETTERS: usize = 32;
 /// EDNS options of one message. Nobody has use for more.
 const MOST_OPTIONS: usize = 32;
 
+pub(crate) const EDNS_SUBNET: u16 = 8;
 const EDNS_COOKIE: u16 = 10;
 
 const NS: u16 = 2;
@@ -86,12 +87,19 @@ pub(crate) fn options(data: &[u8], mut tell: impl FnMut(u16)) -> Option<()> {
         if rest.is_empty() {
             break;
         }
-        let (code, length) = (pair(rest, 0)?, pair(rest, 2)?);
-        if code == EDNS_COOKIE && !matches!(length, 8 | 16..=40) {
+        let (code, length) = (pair(rest, 0)?, usize::from(pair(rest, 2)?));
+        let (data, next) = rest.get(4..)?.split_at_checked(length)?;
+        let is_good = match code {
+            EDNS_COOKIE => matches!(length, 8 | 16..=40),
+            // As many bytes as the bits of the prefix need.
+            EDNS_SUBNET => length == 4 + usize::from(data.get(2)?.div_ceil(8)),
+            _ => true,
+        };
+        if !is_good {
             return None;
         }
-        rest = rest.get(4 + usize::from(length)..)?;
         tell(code);
+        rest = next;
     }
     rest.is_empty().then_some(())
 }

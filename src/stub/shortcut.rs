@@ -22,7 +22,7 @@ pub(crate) use self::recipe::{Recipe, addresses};
 use crate::{
     bounded::{Bounded, Weigh},
     cache::fate::Fate,
-    records::wire,
+    records::wire::{self, EDNS_SUBNET},
 };
 
 /// Length of a header.
@@ -47,7 +47,6 @@ const GRACE: Duration = Duration::from_millis(20);
 const OVERHEAD: usize = 256;
 
 const TYPE_OPT: u16 = 41;
-const EDNS_SUBNET: u16 = 8;
 
 /// How long a reply may be, by what the client says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! What no DNS message may look like, as what follows its question: for questions to
 //! the stub and replies to the resolver alike. Beside it what is odd and allowed.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 /// The records that follow a question, and how many the header says there are.
 pub(crate) struct Tail {
