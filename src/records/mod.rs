@@ -230,3 +230,6 @@ fn data(data: &RData) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;
