@@ -166,6 +166,19 @@ struct Server {
 }
 
 impl Server {
+    fn is_local(&self) -> bool {
+        self.address.ip().is_loopback()
+    }
+
+    /// Beyond loopback no datagram is to be sent in fragments (RFC 9715, section 3.1).
+    fn payload(&self) -> u16 {
+        if self.is_local() {
+            LOOPBACK_PAYLOAD
+        } else {
+            REMOTE_PAYLOAD
+        }
+    }
+
     fn knows_edns(&self) -> bool {
         let until = (self.without_edns.lock()).unwrap_or_else(PoisonError::into_inner);
         until.is_none_or(|until| clock::now() >= until)
@@ -377,15 +390,11 @@ impl Round<'_> {
     }
 
     fn is_local(&self) -> bool {
-        self.server.address.ip().is_loopback()
+        self.server.is_local()
     }
 
     fn payload(&self) -> u16 {
-        if self.is_local() {
-            LOOPBACK_PAYLOAD
-        } else {
-            REMOTE_PAYLOAD
-        }
+        self.server.payload()
     }
 
     /// One datagram, and a second one where no reply to the first has come for
@@ -602,5 +611,24 @@ fn seen(reply: &Reply) -> Seen {
             .edns
             .as_ref()
             .is_some_and(|edns| edns.max_payload() == reply.advertised),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_no_more_is_asked_for_than_a_datagram_carries_whole() {
+        let servers = [
+            "127.0.0.1:8600",
+            "[::1]:8600",
+            "10.0.0.1:53",
+            "[2001:db8::1]:53",
+        ];
+        let servers = servers.map(|server| server.parse().unwrap());
+        let source = DnsSource::new(&servers);
+        let payloads: Vec<_> = source.servers.iter().map(Server::payload).collect();
+        assert_eq!(payloads, [4_093, 4_093, 1_229, 1_229]);
     }
 }
