@@ -20,6 +20,9 @@ use tokio::{net::UdpSocket, time::timeout};
 const ID: [u8; 2] = [0x12, 0x34];
 const CHAOS: u16 = 3;
 
+/// Reserved, MD, MF, OPT, TKEY, TSIG, MAILB, MAILA, reserved.
+const NO_RECORD: [u16; 9] = [0, 3, 4, 41, 249, 250, 253, 254, 65_535];
+
 /// A question with RD, whose answer is known without asking anybody.
 fn known() -> Vec<u8> {
     question("0a000001.addr.consul", 1, 1)
@@ -263,8 +266,7 @@ async fn classes_other_than_in_are_refused_and_transfers_are_not_implemented() {
 #[tokio::test]
 async fn types_that_no_record_has_find_nothing() {
     let (stub, _) = lonely_stub().await;
-    // Reserved, MD, MF, OPT, TKEY, TSIG, MAILB, MAILA, reserved.
-    for kind in [0, 3, 4, 41, 249, 250, 253, 254, 65_535] {
+    for kind in NO_RECORD {
         for name in ["0a000001.addr.consul", "nosuch.consul"] {
             let message = read(stub, &question(name, kind, 1)).await;
             let queried = message.queries[0].query_type();
@@ -381,9 +383,7 @@ async fn what_is_signed_is_not_answered_for_consuls_names() {
 
 #[tokio::test]
 async fn nothing_bad_is_sent_on() {
-    let upstream = SilentDns::start();
-    let resolver = Resolver::builder().dns("none").http("none").build();
-    let (stub, _) = stub_of(resolver.unwrap(), &[upstream.address()]).await;
+    let (upstream, stub) = before_an_upstream().await;
     let good = question("www.example.com", 1, 1);
     let mut unasked = good.clone();
     unasked[2] = 0;
@@ -426,4 +426,69 @@ async fn nothing_bad_is_sent_on() {
         .await
     };
     tokio::select! { _ = sent => {}, reply = asking => panic!("{reply:02x?}") }
+}
+
+/// An upstream that never answers, and a stub that sends other names there.
+async fn before_an_upstream() -> (SilentDns, SocketAddr) {
+    let upstream = SilentDns::start();
+    let resolver = Resolver::builder().dns("none").http("none").build();
+    let (stub, _) = stub_of(resolver.unwrap(), &[upstream.address()]).await;
+    (upstream, stub)
+}
+
+/// Sends a packet that is not answered, until so many like it were sent on.
+async fn sent_on(upstream: &SilentDns, stub: SocketAddr, packets: &[&[u8]]) {
+    let clients: Vec<UdpSocket> = {
+        let mut clients = Vec::new();
+        for packet in packets {
+            let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            client.send_to(packet, stub).await.unwrap();
+            clients.push(client);
+        }
+        clients
+    };
+    let mut missing = packets.to_vec();
+    wait_for("all to be sent on as they came", async || {
+        for sent in upstream.questions() {
+            // With an id of its own.
+            missing.retain(|packet| packet[2..] != sent[2..]);
+        }
+        missing.is_empty().then_some(())
+    })
+    .await;
+    drop(clients);
+}
+
+#[tokio::test]
+async fn what_is_signed_is_sent_on_as_it_came_for_other_names() {
+    let (upstream, stub) = before_an_upstream().await;
+    let packet = with(question("www.example.com", 1, 1), &tsig());
+    sent_on(&upstream, stub, &[&packet]).await;
+}
+
+/// 10.9.x.0/24.
+fn subnet(third: u8) -> Vec<u8> {
+    [0, 8, 0, 7, 0, 1, 24, 0, 10, 9, third].to_vec()
+}
+
+#[tokio::test]
+async fn a_subnet_is_sent_on_and_makes_no_answer_for_others() {
+    let (upstream, stub) = before_an_upstream().await;
+    let about = |third| with(question("www.example.com", 1, 1), &opt(&subnet(third)));
+    // Asked at once, and neither waits for the other's answer.
+    sent_on(&upstream, stub, &[&about(1), &about(2)]).await;
+    // Of Consul's names the answer is the same, and tells each their own.
+    for third in [1, 2] {
+        let reply = asked(stub, &with(known(), &opt(&subnet(third))), Over::Udp).await;
+        assert_eq!((reply[7], reply.ends_with(&subnet(third))), (1, true));
+    }
+}
+
+#[tokio::test]
+async fn of_several_subnets_the_first_counts() {
+    let (stub, _) = lonely_stub().await;
+    let both = [subnet(1), subnet(2)].concat();
+    let reply = asked(stub, &with(known(), &opt(&both)), Over::Udp).await;
+    let one = asked(stub, &with(known(), &opt(&subnet(1))), Over::Udp).await;
+    assert_eq!(reply, one);
 }

@@ -44,6 +44,10 @@ use crate::{
 /// Length of a header.
 const HEADER: usize = 12;
 
+/// Types that no record has, or none any more (RFC 6895, section 3.1): reserved, MD, MF,
+/// OPT, TKEY, TSIG, MAILB, MAILA.
+const OF_NO_RECORD: [u16; 9] = [0, 3, 4, 41, 249, 250, 253, 254, 65_535];
+
 /// Extended errors (RFC 8914): the option's number and the codes that we use.
 const EXTENDED_ERROR: u16 = 15;
 
@@ -168,6 +172,11 @@ impl Question {
     /// RD: others may be asked.
     pub(crate) fn wants_recursion(&self) -> bool {
         self.metadata.recursion_desired
+    }
+
+    /// No record has the type that is asked for.
+    pub(crate) fn is_about_no_record(&self) -> bool {
+        OF_NO_RECORD.contains(&self.asked.kind.into())
     }
 
     /// The reply, as long as `transport` and the client allow.

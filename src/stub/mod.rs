@@ -327,6 +327,9 @@ impl Server {
             Some(Local::NoSuchName) => return own(&Sections::nowhere()),
             None => {}
         }
+        if question.is_about_no_record() {
+            return own(&Sections::not_implemented());
+        }
         // Who wants no recursion wants nobody to be asked.
         if !question.wants_recursion() {
             let is_reverse = question.asked.is_reverse();

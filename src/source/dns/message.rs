@@ -242,4 +242,17 @@ mod tests {
         long.push(0);
         assert_eq!(decode(&long).unwrap_err(), Stranger::Malformed);
     }
+
+    #[test]
+    fn no_reply_asks_for_memory_by_its_counts() {
+        for at in [6, 8, 10] {
+            let mut lying = query().without_edns().with_id(7);
+            lying[2] |= 0x80;
+            lying[at..at + 2].fill(0xFF);
+            lying.extend([0; 17]);
+            assert_eq!(query().is_answered_by(7, &lying), Ok(()));
+            let asked = allocation_counter::measure(|| assert!(decode(&lying).is_err()));
+            assert_eq!(asked.bytes_total, 0, "{at}");
+        }
+    }
 }

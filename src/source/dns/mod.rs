@@ -631,4 +631,29 @@ mod tests {
         let payloads: Vec<_> = source.servers.iter().map(Server::payload).collect();
         assert_eq!(payloads, [4_093, 4_093, 1_229, 1_229]);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_a_server_does_not_know_edns_is_remembered_for_a_quarter_of_an_hour() {
+        let source = DnsSource::new(&["127.0.0.1:8600".parse().unwrap()]);
+        let server = &source.servers[0];
+        let query = Query::new("web.service.consul.", RecordType::SRV, 4_093).unwrap();
+        let mut refusal = query.clone().without_edns().with_id(1);
+        refusal[2..4].copy_from_slice(&[0x81, 1]);
+        let reply = Reply {
+            message: message::decode(&refusal).unwrap(),
+            size: refusal.len(),
+            limit: 4_093,
+            advertised: 4_093,
+            transport: Transport::Udp,
+        };
+        assert!(server.knows_edns());
+        assert!(server.refuses_edns(&query, &reply));
+        // Without EDNS it was wrong for another reason.
+        assert!(!server.refuses_edns(&query.without_edns(), &reply));
+        for (minutes, knows) in [(14, false), (1, true)] {
+            assert!(!server.knows_edns());
+            tokio::time::advance(Duration::from_secs(60 * minutes)).await;
+            assert_eq!(server.knows_edns(), knows, "{minutes}");
+        }
+    }
 }
