@@ -28,6 +28,7 @@ const CASES: usize = 20_000;
 
 type Places = BTreeSet<(IpAddr, u16)>;
 type Labels = Vec<Vec<u8>>;
+type Read<'a> = (Labels, AllRecordData<&'a [u8], ParsedName<&'a [u8]>>);
 
 /// Writes names now in full, now with a pointer to what was written before.
 struct Writer<'a> {
@@ -218,8 +219,7 @@ fn theirs(question: &[u8], asks: Asks, reply: &[u8]) -> Result<Option<Places>, o
     if !oracle::is_well_formed(&message)? {
         return Ok(None);
     }
-    let mut sections: [Vec<(Labels, AllRecordData<&[u8], ParsedName<&[u8]>>)>; 3] =
-        Default::default();
+    let mut sections: [Vec<Read<'_>>; 3] = Default::default();
     let mut section = message.answer().unwrap();
     for records in &mut sections {
         for record in &mut section {
@@ -247,8 +247,6 @@ fn theirs(question: &[u8], asks: Asks, reply: &[u8]) -> Result<Option<Places>, o
             .collect()
     }))
 }
-
-type Read<'a> = (Labels, AllRecordData<&'a [u8], ParsedName<&'a [u8]>>);
 
 fn instances(answers: &[Read<'_>], additionals: &[Read<'_>]) -> Places {
     let mut places = Places::new();
