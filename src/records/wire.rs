@@ -1,15 +1,18 @@
 //! **Pure.** The shape of a message, looked at in one pass before a record is made of
 //! it. It asks for no memory, and takes time in proportion to the message.
 //!
-//! | is checked | otherwise |
+//! | of | is demanded |
 //! | --- | --- |
-//! | the counts of the header are those of the records, and nothing is left over | memory would be asked for by a count that lies |
-//! | a name has labels of at most 63 bytes and at most 255 in all (RFC 1035, section 2.3.4) | |
-//! | a pointer leads back, to before the name that it ends, and not into the header | names would go round |
-//! | there is at most one pointer to follow for every two bytes of the message | a long chain, begun by each of many records, would take the square of their number |
-//! | all names together, written out, are no longer than [`MOST_LETTERS`] times the message | many records of one long name would fill the memory |
-//! | a signature is the last record of the additional section (RFC 8945, section 5.1; RFC 2931, section 3.1) | |
-//! | EDNS options end where their record does, are [`MOST_OPTIONS`] at most, and a cookie or a subnet has the length of one (RFC 7873, section 5.2.2; RFC 7871, section 7.1.2) | |
+//! | the header | as many records as it counts, and nothing left over |
+//! | a name | labels of at most 63 bytes, and at most 255 in all (RFC 1035, section 2.3.4) |
+//! | a pointer | leads back, to before the name that it ends, and not into the header: otherwise names would go round |
+//! | all pointers | at most one to follow for every two bytes of the message: a long chain that each of many records begins would take the square of their number |
+//! | all names | written out, no longer than [`MOST_LETTERS`] times the message: many records of one long name would fill the memory |
+//! | a signature | is the last of the additional section (RFC 8945, section 5.1; RFC 2931, section 3.1) |
+//! | EDNS options | end where their record does, and are [`MOST_OPTIONS`] at most |
+//! | a cookie, a subnet | has the length of one (RFC 7873, section 5.2.2; RFC 7871, section 7.1.2) |
+//!
+//! What the data of a record must be like is its reader's to say.
 
 /// Length of a header.
 const HEADER: usize = 12;
