@@ -207,9 +207,9 @@ mod tests {
     #[test]
     fn no_two_threads_that_live_have_the_same_number_and_those_that_ended_leave_theirs() {
         let numbers = || {
+            // Before the other: it may have ended, and left its number, when this one asks.
+            let other = super::thread();
             let both = thread::scope(|threads| {
-                // First, so that both have one while the other lives.
-                let other = super::thread();
                 let one = threads.spawn(|| (super::thread(), super::thread()));
                 let one = one.join().unwrap();
                 assert_eq!(one.0, one.1);

@@ -486,6 +486,13 @@ const SUBNET: &[u8] = b"\x00\x08\x00\x07\x00\x01\x18\x00\x0a\x09\x08";
 const COOKIE: &[u8] = b"\x00\x0a\x00\x0812345678";
 const UNKNOWN: &[u8] = b"\xfd\xe9\x00\x02hi";
 
+/// With a key that nobody knows (RFC 8945, section 4.2).
+fn sign(packet: &mut Vec<u8>) {
+    packet[11] += 1;
+    packet.extend(b"\x03key\x00\x00\xfa\x00\xff\x00\x00\x00\x00\x00\x21");
+    packet.extend(b"\x0bhmac-sha256\x00\0\0\0\0\0\0\x01\x2c\x00\x04abcd\x12\x34\0\0\0\0");
+}
+
 fn packets() -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<(String, Vec<u8>)> = Vec::new();
     let mut add = |label: &str, packet| all.push((label.to_owned(), packet));
@@ -539,6 +546,32 @@ fn packets() -> Vec<(String, Vec<u8>)> {
     add("EDNS version 1", packet(opt(1232, 1, 0, b"")));
     add("EDNS DO", packet(opt(1232, 0, 0x80, b"")));
     add("EDNS cookie", packet(opt(1232, 0, 0, COOKIE)));
+    let short = b"\x00\x0a\x00\x071234567";
+    add("EDNS cookie of 7 bytes", packet(opt(1232, 0, 0, short)));
+    let long = [SUBNET, b"\x00"].concat();
+    let long = [&long[..3], b"\x08", &long[4..]].concat();
+    add("EDNS subnet too long", packet(opt(1232, 0, 0, &long)));
+    add(
+        "EDNS option that ends nowhere",
+        packet(opt(1232, 0, 0, &UNKNOWN[..5])),
+    );
+    let many = b"\xfd\xe9\x00\x00".repeat(33);
+    add("33 EDNS options", packet(opt(1232, 0, 0, &many)));
+    add("signed with TSIG", packet(sign));
+    add(
+        "a record behind the signature",
+        packet(|packet| {
+            sign(packet);
+            opt(1232, 0, 0, b"")(packet);
+        }),
+    );
+    add(
+        "a pointer into the header",
+        packet(|packet| {
+            packet[11] = 1;
+            packet.extend(b"\xC0\x04\x00\x01\x00\x01\0\0\0\0\x00\x04\x0a\0\0\x01");
+        }),
+    );
     add("EDNS unknown option", packet(opt(1232, 0, 0, UNKNOWN)));
     add("EDNS subnet", packet(opt(1232, 0, 0, SUBNET)));
     for name in [

@@ -6,6 +6,7 @@
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 pub(crate) mod read;
+pub(crate) mod wire;
 pub(crate) mod wire_name;
 pub(crate) mod write;
 
@@ -229,3 +230,6 @@ fn data(data: &RData) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

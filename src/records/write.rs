@@ -73,6 +73,11 @@ impl Sections {
         Self::new(ResponseCode::Refused)
     }
 
+    /// Nothing that anybody answers.
+    pub(crate) fn not_implemented() -> Self {
+        Self::new(ResponseCode::NotImp)
+    }
+
     /// No source answered, or none that may.
     pub(crate) fn failed(kind: ErrorKind) -> Self {
         let extended = match kind {

@@ -5,10 +5,11 @@
 //! | --- | --- |
 //! | below 12 bytes; QR set | none: two servers must not answer each other for ever |
 //! | opcode other than QUERY | NOTIMP, header only |
-//! | not exactly one question; unreadable; bytes left over; two OPT records | FORMERR, header only |
+//! | not exactly one question; [malformed](wire::shape); two OPT records, or one elsewhere than it belongs | FORMERR, header only |
 //! | EDNS version above 0 | BADVERS (RFC 6891, section 6.1.3) |
 //! | AXFR, IXFR | NOTIMP |
 //! | class other than IN; a name outside Consul's zone | REFUSED |
+//! | signed (TSIG, SIG(0)), for a name of Consul's | NOTAUTH: no key is shared with anybody |
 //!
 //! A reply that is too long first loses its TXT records, which nobody asked for.
 //! Over UDP it then loses answers, keeps the addresses of those that are left, and
@@ -36,12 +37,16 @@ use self::encode::Parts;
 use super::shortcut::Room;
 use crate::{
     endpoint::Transport,
-    name::{Domain, Subject},
-    records::{Asked, write::Sections},
+    name::{Domain, NotAName, Subject},
+    records::{Asked, wire, write::Sections},
 };
 
 /// Length of a header.
 const HEADER: usize = 12;
+
+/// Types that no record has, or none any more (RFC 6895, section 3.1): reserved, MD, MF,
+/// OPT, TKEY, TSIG, MAILB, MAILA.
+const OF_NO_RECORD: [u16; 9] = [0, 3, 4, 41, 249, 250, 253, 254, 65_535];
 
 /// Extended errors (RFC 8914): the option's number and the codes that we use.
 const EXTENDED_ERROR: u16 = 15;
@@ -102,13 +107,15 @@ pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Jud
     if header.counts.queries != 1 {
         return Judged::Reply(bare(&metadata, ResponseCode::FormErr));
     }
-    let mut decoder = BinDecoder::new(packet);
-    let message = match Message::read(&mut decoder) {
-        Ok(message) if decoder.is_empty() => message,
-        _ => return Judged::Reply(bare(&metadata, ResponseCode::FormErr)),
+    let malformed = || Judged::Reply(bare(&metadata, ResponseCode::FormErr));
+    let Some(shape) = wire::shape(packet) else {
+        return malformed();
+    };
+    let Ok(message) = Message::read(&mut BinDecoder::new(packet)) else {
+        return malformed();
     };
     let Some(query) = message.queries.into_iter().next() else {
-        return Judged::Reply(bare(&metadata, ResponseCode::FormErr));
+        return malformed();
     };
     let asked = Asked::new(query.name().clone(), query.query_type(), domain);
     let payload = message.edns.as_ref().map(Edns::max_payload);
@@ -131,6 +138,8 @@ pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Jud
         Some(ResponseCode::NotImp)
     } else if class != DNSClass::IN {
         Some(ResponseCode::Refused)
+    } else if shape.is_signed && question.asked.meaning != Err(NotAName::Elsewhere) {
+        Some(ResponseCode::NotAuth)
     } else {
         None
     };
@@ -158,6 +167,16 @@ impl Question {
     /// The labels of the name, as they came.
     pub(crate) fn labels(&self) -> Vec<&[u8]> {
         self.asked.owner.iter().collect()
+    }
+
+    /// RD: others may be asked.
+    pub(crate) fn wants_recursion(&self) -> bool {
+        self.metadata.recursion_desired
+    }
+
+    /// No record has the type that is asked for.
+    pub(crate) fn is_about_no_record(&self) -> bool {
+        OF_NO_RECORD.contains(&self.asked.kind.into())
     }
 
     /// The reply, as long as `transport` and the client allow.
@@ -271,8 +290,10 @@ impl Question {
         let mut metadata = Metadata::response_from_request(&self.metadata);
         metadata.response_code = sections.code;
         // A server that refuses speaks for nobody.
-        metadata.authoritative =
-            !matches!(sections.code, ResponseCode::Refused | ResponseCode::BADVERS);
+        metadata.authoritative = !matches!(
+            sections.code,
+            ResponseCode::Refused | ResponseCode::BADVERS | ResponseCode::NotAuth
+        );
         metadata.recursion_available = self.recursion == Recursion::Available;
         metadata.authentic_data = false;
         metadata.checking_disabled = self.metadata.checking_disabled;

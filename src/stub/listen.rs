@@ -270,6 +270,9 @@ async fn connections(listener: TcpListener, server: Arc<Server>, mut stopped: wa
                     let crowd = Arc::clone(&crowd);
                     open.spawn(async move {
                         let ended = connection::converse(stream, &server, &crowd, stopped).await;
+                        if ended.as_ref().is_err_and(|end| end.kind() == io::ErrorKind::InvalidData) {
+                            server.counted.dropped();
+                        }
                         debug!(%client, ?ended, "connection closed");
                     });
                 }

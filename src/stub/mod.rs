@@ -327,6 +327,14 @@ impl Server {
             Some(Local::NoSuchName) => return own(&Sections::nowhere()),
             None => {}
         }
+        if question.is_about_no_record() {
+            return own(&Sections::not_implemented());
+        }
+        // Who wants no recursion wants nobody to be asked.
+        if !question.wants_recursion() {
+            let is_reverse = question.asked.is_reverse();
+            return (!is_reverse).then(|| own(&Sections::refused())).flatten();
+        }
         // What is signed is not taken apart, and what a client says of itself is neither
         // kept nor shared.
         let plain = plain.filter(|plain| !plain.wants_signatures && !plain.has_options);

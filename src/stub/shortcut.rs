@@ -22,6 +22,7 @@ pub(crate) use self::recipe::{Recipe, addresses};
 use crate::{
     bounded::{Bounded, Weigh},
     cache::fate::Fate,
+    records::wire::{self, EDNS_SUBNET},
 };
 
 /// Length of a header.
@@ -46,7 +47,6 @@ const GRACE: Duration = Duration::from_millis(20);
 const OVERHEAD: usize = 256;
 
 const TYPE_OPT: u16 = 41;
-const EDNS_SUBNET: u16 = 8;
 
 /// How long a reply may be, by what the client says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,14 +219,11 @@ fn opt(record: &[u8]) -> Option<(u16, bool)> {
     if kind != TYPE_OPT || version != 0 || record.len() != OPT + length {
         return None;
     }
-    // One pass over the options: only one of them is answered.
-    let mut rest = record.get(OPT..)?;
-    while !rest.is_empty() {
-        let (code, length) = (pair(rest, 0)?, usize::from(pair(rest, 2)?));
-        if code == EDNS_SUBNET {
-            return None;
-        }
-        rest = rest.get(4 + length..)?;
+    // Only one of the options is answered.
+    let mut has_subnet = false;
+    wire::options(record.get(OPT..)?, |code| has_subnet |= code == EDNS_SUBNET)?;
+    if has_subnet {
+        return None;
     }
     let size = u16::from_be_bytes([size_high, size_low]);
     Some((size, flags & 0x80 != 0))

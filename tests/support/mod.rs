@@ -20,6 +20,7 @@ mod process;
 mod proxy;
 mod register;
 mod serving;
+mod stubs;
 mod wire;
 
 #[allow(unused_imports, reason = "each test binary uses its part")]
@@ -30,6 +31,7 @@ pub(crate) use {
     process::{example, signal},
     proxy::{Proxy, Weather},
     serving::{Serving, serve, serve_at},
+    stubs::{agents_stub, lonely_stub, stub_of},
     wire::{Over, ask, ask_tcp, ask_udp, exchange, http_client, http_client_with},
 };
 

@@ -1,4 +1,5 @@
 //! A name server that says what a test tells it to, over UDP and TCP.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

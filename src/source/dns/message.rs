@@ -9,14 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query as Asked},
-    rr::RecordType,
+    rr::{DNSClass, RecordType},
     serialize::binary::{BinDecodable, BinDecoder},
 };
 
-use crate::records::wire_name;
+use crate::records::{wire, wire_name};
 
 /// Length of a DNS header (RFC 1035, section 4.1.1).
 const HEADER: usize = 12;
+
+/// Longest datagram without EDNS (RFC 1035, section 2.3.4).
+const PLAIN_PAYLOAD: u16 = 512;
 
 /// One encoded question. Its id is a blank that each sending fills in.
 #[derive(Clone, Debug)]
@@ -24,7 +27,7 @@ pub(crate) struct Query {
     bytes: Vec<u8>,
     /// Where the question section ends.
     question_end: usize,
-    /// The EDNS size that it advertises.
+    /// The EDNS size that it advertises; what everybody takes, without EDNS.
     payload: u16,
 }
 
@@ -78,6 +81,23 @@ impl Query {
         })
     }
 
+    /// The same without EDNS, for who does not know it (RFC 6891, section 6.2.2).
+    pub(crate) fn without_edns(mut self) -> Self {
+        // The OPT record is all that follows the question.
+        self.bytes.truncate(self.question_end);
+        if let Some(additionals) = self.bytes.get_mut(10..HEADER) {
+            additionals.fill(0);
+        }
+        Self {
+            payload: PLAIN_PAYLOAD,
+            ..self
+        }
+    }
+
+    pub(crate) fn has_edns(&self) -> bool {
+        self.bytes.len() > self.question_end
+    }
+
     /// The EDNS size that it advertises, in bytes.
     pub(crate) fn payload(&self) -> u16 {
         self.payload
@@ -101,7 +121,8 @@ impl Query {
         if header[..2] != id.to_be_bytes() {
             return Err(Stranger::WrongId);
         }
-        if header[2] & 0x80 == 0 {
+        // QR, and the opcode that was sent.
+        if header[2] & 0xF8 != 0x80 {
             return Err(Stranger::NotAReply);
         }
         let type_at = self.question_end - 4;
@@ -122,15 +143,19 @@ pub(crate) fn id(message: &[u8]) -> Option<u16> {
     message.first_chunk().copied().map(u16::from_be_bytes)
 }
 
-/// The whole message, read to its last byte.
+/// The whole message, read to its last byte, without records of other classes than IN.
 pub(crate) fn decode(reply: &[u8]) -> Result<Message, Stranger> {
-    let mut decoder = BinDecoder::new(reply);
-    let message = Message::read(&mut decoder).map_err(|_| Stranger::Malformed)?;
-    if decoder.is_empty() {
-        Ok(message)
-    } else {
-        Err(Stranger::Malformed)
+    wire::shape(reply).ok_or(Stranger::Malformed)?;
+    let mut message =
+        Message::read(&mut BinDecoder::new(reply)).map_err(|_| Stranger::Malformed)?;
+    for section in [
+        &mut message.answers,
+        &mut message.authorities,
+        &mut message.additionals,
+    ] {
+        section.retain(|record| record.dns_class == DNSClass::IN);
     }
+    Ok(message)
 }
 
 #[cfg(test)]
@@ -164,6 +189,9 @@ mod tests {
             query.is_answered_by(7, &query.with_id(7)),
             Err(Stranger::NotAReply)
         );
+        let mut notify = reply(7);
+        notify[2] |= 4 << 3;
+        assert_eq!(query.is_answered_by(7, &notify), Err(Stranger::NotAReply));
         for at in HEADER..query.question_end {
             let mut forged = reply(7);
             forged[at] ^= 0x01;
@@ -213,5 +241,18 @@ mod tests {
         assert!(decode(&long).is_ok());
         long.push(0);
         assert_eq!(decode(&long).unwrap_err(), Stranger::Malformed);
+    }
+
+    #[test]
+    fn no_reply_asks_for_memory_by_its_counts() {
+        for at in [6, 8, 10] {
+            let mut lying = query().without_edns().with_id(7);
+            lying[2] |= 0x80;
+            lying[at..at + 2].fill(0xFF);
+            lying.extend([0; 17]);
+            assert_eq!(query().is_answered_by(7, &lying), Ok(()));
+            let asked = allocation_counter::measure(|| assert!(decode(&lying).is_err()));
+            assert_eq!(asked.bytes_total, 0, "{at}");
+        }
     }
 }

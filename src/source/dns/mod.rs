@@ -12,6 +12,7 @@
 //! | a reply over UDP that may be cut | the same question over TCP |
 //! | a reply over TCP that is roomy, without proof | once more over UDP, on loopback with room for 60 kB: two roomy replies prove each other |
 //! | no such name | done |
+//! | FORMERR or NOTIMP without an OPT record | the same question without EDNS, as all others for [`WITHOUT_EDNS`] |
 //! | refused, silent, SERVFAIL, unreadable | the next server; after the last the rung has failed |
 //!
 //! What may be cut and what proves the opposite is decided in
@@ -57,6 +58,10 @@ const ROOMY_PAYLOAD: u16 = 59_989;
 /// After this long without a reply a second datagram is sent. A reply on loopback
 /// takes less than a millisecond.
 const FIRST_TRY: Duration = Duration::from_millis(100);
+
+/// A server that does not know EDNS is asked without it for so long.
+const WITHOUT_EDNS: Duration = Duration::from_secs(15 * 60);
+const NO_EDNS: &str = "does not know EDNS: asked again without it";
 
 /// Names whose transport is remembered. A forgotten name costs one datagram.
 const MOST_LEARNED: usize = 4_096;
@@ -156,6 +161,42 @@ struct Server {
     address: SocketAddr,
     connection: Arc<Connection>,
     sockets: Sockets,
+    /// It is asked without EDNS until then. A std mutex: held for one look.
+    without_edns: Mutex<Option<Instant>>,
+}
+
+impl Server {
+    fn is_local(&self) -> bool {
+        self.address.ip().is_loopback()
+    }
+
+    /// Beyond loopback no datagram is to be sent in fragments (RFC 9715, section 3.1).
+    fn payload(&self) -> u16 {
+        if self.is_local() {
+            LOOPBACK_PAYLOAD
+        } else {
+            REMOTE_PAYLOAD
+        }
+    }
+
+    fn knows_edns(&self) -> bool {
+        let until = (self.without_edns.lock()).unwrap_or_else(PoisonError::into_inner);
+        until.is_none_or(|until| clock::now() >= until)
+    }
+
+    /// Whether a reply says that EDNS is what was wrong with the question (RFC 6891,
+    /// section 7). It is remembered.
+    fn refuses_edns(&self, query: &Query, reply: &Reply) -> bool {
+        let code = reply.message.metadata.response_code;
+        let refuses = query.has_edns()
+            && reply.message.edns.is_none()
+            && matches!(code, ResponseCode::FormErr | ResponseCode::NotImp);
+        if refuses {
+            let mut until = (self.without_edns.lock()).unwrap_or_else(PoisonError::into_inner);
+            *until = Some(clock::now() + WITHOUT_EDNS);
+        }
+        refuses
+    }
 }
 
 impl DnsSource {
@@ -165,6 +206,7 @@ impl DnsSource {
             address,
             connection: Arc::new(Connection::new(address, Arc::clone(&strangers))),
             sockets: Sockets::new(address, Arc::clone(&strangers)),
+            without_edns: Mutex::default(),
         };
         Self {
             servers: servers.iter().map(server).collect(),
@@ -348,15 +390,11 @@ impl Round<'_> {
     }
 
     fn is_local(&self) -> bool {
-        self.server.address.ip().is_loopback()
+        self.server.is_local()
     }
 
     fn payload(&self) -> u16 {
-        if self.is_local() {
-            LOOPBACK_PAYLOAD
-        } else {
-            REMOTE_PAYLOAD
-        }
+        self.server.payload()
     }
 
     /// One datagram, and a second one where no reply to the first has come for
@@ -379,7 +417,12 @@ impl Round<'_> {
             }
         };
         let (reply, elapsed) = self.timed(Transport::Udp, self.limit, exchange).await;
-        self.judge(reply?, elapsed, None)
+        let reply = reply?;
+        if self.server.refuses_edns(&query, &reply) {
+            self.note_reply(&reply, Outcome::Failed, elapsed, NO_EDNS.to_owned());
+            return Box::pin(self.over_udp(payload)).await;
+        }
+        self.judge(reply, elapsed, None)
     }
 
     async fn over_tcp(&mut self, earlier: Option<&Seen>) -> Result<Heard, Trouble> {
@@ -399,11 +442,21 @@ impl Round<'_> {
         if let Err(Trouble::TimedOut) = reply {
             self.server.connection.give_up();
         }
-        self.judge(reply?, elapsed, earlier)
+        let reply = reply?;
+        if self.server.refuses_edns(&query, &reply) {
+            self.note_reply(&reply, Outcome::Failed, elapsed, NO_EDNS.to_owned());
+            return Box::pin(self.over_tcp(earlier)).await;
+        }
+        self.judge(reply, elapsed, earlier)
     }
 
     fn query(&mut self, payload: u16) -> Result<Query, Trouble> {
-        Query::new(self.name, self.kind, payload).ok_or(Trouble::NoQuestion)
+        let query = Query::new(self.name, self.kind, payload).ok_or(Trouble::NoQuestion)?;
+        Ok(if self.server.knows_edns() {
+            query
+        } else {
+            query.without_edns()
+        })
     }
 
     /// Runs one exchange until `until`; a failure is written down.
@@ -558,5 +611,49 @@ fn seen(reply: &Reply) -> Seen {
             .edns
             .as_ref()
             .is_some_and(|edns| edns.max_payload() == reply.advertised),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_no_more_is_asked_for_than_a_datagram_carries_whole() {
+        let servers = [
+            "127.0.0.1:8600",
+            "[::1]:8600",
+            "10.0.0.1:53",
+            "[2001:db8::1]:53",
+        ];
+        let servers = servers.map(|server| server.parse().unwrap());
+        let source = DnsSource::new(&servers);
+        let payloads: Vec<_> = source.servers.iter().map(Server::payload).collect();
+        assert_eq!(payloads, [4_093, 4_093, 1_229, 1_229]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_a_server_does_not_know_edns_is_remembered_for_a_quarter_of_an_hour() {
+        let source = DnsSource::new(&["127.0.0.1:8600".parse().unwrap()]);
+        let server = &source.servers[0];
+        let query = Query::new("web.service.consul.", RecordType::SRV, 4_093).unwrap();
+        let mut refusal = query.clone().without_edns().with_id(1);
+        refusal[2..4].copy_from_slice(&[0x81, 1]);
+        let reply = Reply {
+            message: message::decode(&refusal).unwrap(),
+            size: refusal.len(),
+            limit: 4_093,
+            advertised: 4_093,
+            transport: Transport::Udp,
+        };
+        assert!(server.knows_edns());
+        assert!(server.refuses_edns(&query, &reply));
+        // Without EDNS it was wrong for another reason.
+        assert!(!server.refuses_edns(&query.without_edns(), &reply));
+        for (minutes, knows) in [(14, false), (1, true)] {
+            assert!(!server.knows_edns());
+            tokio::time::advance(Duration::from_secs(60 * minutes)).await;
+            assert_eq!(server.knows_edns(), knows, "{minutes}");
+        }
     }
 }

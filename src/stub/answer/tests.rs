@@ -304,3 +304,34 @@ fn addresses_of_both_families_are_glue() {
     }
     assert_eq!(glue(&sections.answers, &sections.additionals).len(), 2);
 }
+
+#[test]
+fn no_packet_asks_for_memory_by_its_counts() {
+    let domain = Domain::default();
+    for at in [4, 6, 8, 10] {
+        for body in [0, 17, 500] {
+            let mut packet = query(RecordType::A, None).to_vec().unwrap();
+            packet[at..at + 2].fill(0xFF);
+            packet.extend(vec![0; body]);
+            let asked = allocation_counter::measure(|| {
+                let judged = judge(&packet, &domain, Recursion::None);
+                assert_eq!(code(judged), Some(ResponseCode::FormErr));
+            });
+            assert!(asked.bytes_max < 4_096, "{at}, {body}: {asked:?}");
+        }
+    }
+}
+
+#[test]
+fn the_target_of_a_service_is_written_in_full() {
+    let reply = question(RecordType::SRV, Some(4_096)).reply(&services(20), Transport::Udp);
+    let target = b"\x080a000007\x04addr\x03dc1\x06consul\0";
+    let times = |whole: &[u8]| {
+        reply
+            .windows(whole.len())
+            .filter(|part| *part == whole)
+            .count()
+    };
+    assert_eq!(times(target), 1);
+    assert_eq!(times(b"\x04addr\x03dc1\x06consul\0"), 20);
+}

@@ -236,3 +236,23 @@ impl Incoming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_grows_with_what_comes_and_not_with_what_is_announced() {
+        let mut incoming = Incoming::default();
+        incoming.room()[..2].fill(0xFF);
+        incoming.came(2);
+        for _ in 0..60 {
+            assert!(incoming.next().unwrap().is_none());
+            let most = (2 * incoming.end).max(ROOM);
+            assert!(incoming.bytes.len() <= most, "{}", incoming.bytes.len());
+            let length = incoming.room().len().min(1_000);
+            incoming.came(length);
+        }
+        assert!(incoming.end > 50_000 && incoming.bytes.len() <= LONGEST);
+    }
+}

@@ -363,6 +363,9 @@ async fn misses(
     loop {
         let full = asked.len() >= MOST_DATAGRAMS;
         tokio::select! {
+            // Who is done leaves before the next comes in: nobody is turned away for
+            // questions that are answered.
+            biased;
             Some(client) = asked.join_next(), if !asked.is_empty() => done(&mut by_client, client),
             miss = missed.recv(), if !full => {
                 let Some(Miss { packet, client, hits }) = miss else { break };

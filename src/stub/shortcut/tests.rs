@@ -266,8 +266,14 @@ fn what_is_not_ordinary_is_left_to_the_slow_lane() {
         packet.extend([0, code, 0, 4, 1, 2, 3, 4]);
         read(&packet, false)
     };
-    assert!(with_option(10).is_some());
+    assert!(with_option(11).is_some());
+    // A subnet, and a cookie that is none.
     assert!(with_option(8).is_none());
+    assert!(with_option(10).is_none());
+    let mut many = packet.clone();
+    *many.last_mut().unwrap() = 4 * 33;
+    many.extend([0xFD, 0xE9, 0, 0].repeat(33));
+    assert!(read(&many, false).is_none());
     for length in 0..end {
         assert!(read(&packet[..length], false).is_none(), "{length}");
     }
