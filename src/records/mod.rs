@@ -6,6 +6,7 @@
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 pub(crate) mod read;
+pub(crate) mod shape;
 pub(crate) mod wire_name;
 pub(crate) mod write;
 

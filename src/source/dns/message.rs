@@ -13,10 +13,16 @@ use hickory_proto::{
     serialize::binary::{BinDecodable, BinDecoder},
 };
 
-use crate::records::wire_name;
+use crate::{
+    records::{shape, wire_name},
+    udp::MOST_STRANGERS,
+};
 
 /// Length of a DNS header (RFC 1035, section 4.1.1).
 const HEADER: usize = 12;
+
+/// Wrong ids before a question goes over to TCP, where guesses are useless.
+const MOST_WRONG_IDS: usize = 16;
 
 /// One encoded question. Its id is a blank that each sending fills in.
 #[derive(Clone, Debug)]
@@ -117,13 +123,62 @@ impl Query {
     }
 }
 
+/// What is heard after one question was sent as a datagram, until its reply or until it is
+/// enough: a flood must not keep us busy.
+#[derive(Debug)]
+pub(crate) struct Hearing<'a> {
+    query: &'a Query,
+    id: u16,
+    strangers: usize,
+    wrong_ids: usize,
+}
+
+/// What a datagram is to a question.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Reply(Box<Message>),
+    /// It is ignored, and the next one waited for.
+    Stranger(Stranger),
+    /// It is ignored, and it was the last that is looked at.
+    Enough(Stranger),
+}
+
+impl<'a> Hearing<'a> {
+    /// `id`: the one that the question was sent under.
+    pub(crate) fn new(query: &'a Query, id: u16) -> Self {
+        Self {
+            query,
+            id,
+            strangers: 0,
+            wrong_ids: 0,
+        }
+    }
+
+    pub(crate) fn hear(&mut self, datagram: &[u8]) -> Heard {
+        let read = self.query.is_answered_by(self.id, datagram);
+        let stranger = match read.and_then(|()| decode(datagram)) {
+            Ok(message) => return Heard::Reply(Box::new(message)),
+            Err(stranger) => stranger,
+        };
+        self.strangers += 1;
+        self.wrong_ids += usize::from(stranger == Stranger::WrongId);
+        if self.wrong_ids >= MOST_WRONG_IDS || self.strangers >= MOST_STRANGERS {
+            Heard::Enough(stranger)
+        } else {
+            Heard::Stranger(stranger)
+        }
+    }
+}
+
 /// The id that a message starts with.
 pub(crate) fn id(message: &[u8]) -> Option<u16> {
     message.first_chunk().copied().map(u16::from_be_bytes)
 }
 
-/// The whole message, read to its last byte.
+/// The whole message, read to its last byte, once its [`shape`] is right: what follows
+/// pointers without counting them is not given what would keep it busy.
 pub(crate) fn decode(reply: &[u8]) -> Result<Message, Stranger> {
+    shape::steps(reply).ok_or(Stranger::Malformed)?;
     let mut decoder = BinDecoder::new(reply);
     let message = Message::read(&mut decoder).map_err(|_| Stranger::Malformed)?;
     if decoder.is_empty() {

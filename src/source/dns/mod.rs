@@ -18,12 +18,14 @@
 //! [`crate::complete`]; what a reply means in [`crate::records`]. A name that did
 //! not fit a datagram is asked over TCP at once the next time.
 
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 pub(crate) mod message;
 mod tcp;
 mod udp;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -32,7 +34,7 @@ use std::{
 
 use hickory_proto::{
     op::{Message, ResponseCode},
-    rr::{Name, RData, RecordType},
+    rr::{Name, RData, Record, RecordType},
 };
 use tokio::time::{timeout, timeout_at};
 
@@ -158,6 +160,52 @@ struct Server {
     sockets: Sockets,
 }
 
+/// One server, as a round of questions sees it.
+trait Peer {
+    fn address(&self) -> SocketAddr;
+
+    /// Asks by a datagram and waits for the reply.
+    async fn datagram(&self, query: &Query) -> Result<Reply, Trouble>;
+
+    /// Asks over the connection and waits for the reply.
+    async fn pipelined(&self, query: &Query) -> Result<Reply, Trouble>;
+
+    /// Whether the connection is open, and nobody waits for a reply on it.
+    fn is_free(&self) -> bool;
+
+    /// Opens the connection in the background.
+    fn open_soon(&self);
+
+    /// The connection stopped answering.
+    fn give_up(&self);
+}
+
+impl Peer for Server {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    async fn datagram(&self, query: &Query) -> Result<Reply, Trouble> {
+        self.sockets.exchange(query).await
+    }
+
+    async fn pipelined(&self, query: &Query) -> Result<Reply, Trouble> {
+        self.connection.exchange(query).await
+    }
+
+    fn is_free(&self) -> bool {
+        self.connection.is_free()
+    }
+
+    fn open_soon(&self) {
+        self.connection.open_soon();
+    }
+
+    fn give_up(&self) {
+        self.connection.give_up();
+    }
+}
+
 impl DnsSource {
     pub(crate) fn new(servers: &[SocketAddr]) -> Self {
         let strangers = Arc::<Strangers>::default();
@@ -250,20 +298,19 @@ impl DnsSource {
 }
 
 /// One question to one server.
-struct Round<'a> {
+struct Round<'a, P> {
     source: &'a DnsSource,
-    server: &'a Server,
+    server: &'a P,
     name: &'a str,
     kind: RecordType,
     limit: Instant,
     attempts: &'a mut Vec<Attempt>,
 }
 
-impl Round<'_> {
+impl<P: Peer> Round<'_, P> {
     async fn run(&mut self) -> Heard {
-        let connection = &self.server.connection;
-        if !self.source.is_large(self.name) && !connection.is_free() {
-            connection.open_soon();
+        if !self.source.is_large(self.name) && !self.server.is_free() {
+            self.server.open_soon();
             return match self.over_udp(self.payload()).await {
                 Ok(Heard::Records {
                     reply,
@@ -348,7 +395,7 @@ impl Round<'_> {
     }
 
     fn is_local(&self) -> bool {
-        self.server.address.ip().is_loopback()
+        self.server.address().ip().is_loopback()
     }
 
     fn payload(&self) -> u16 {
@@ -364,15 +411,15 @@ impl Round<'_> {
     /// more than that, and a slow answer still has all the time there is.
     async fn over_udp(&mut self, payload: u16) -> Result<Heard, Trouble> {
         let query = self.query(payload)?;
-        let sockets = &self.server.sockets;
+        let server = self.server;
         let exchange = async {
-            let mut first = std::pin::pin!(sockets.exchange(&query));
+            let mut first = std::pin::pin!(server.datagram(&query));
             if let Ok(reply) = timeout(FIRST_TRY, &mut first).await {
                 return reply;
             }
             // An error of one says nothing of the other.
             // In a box, as all that is seldom: no question is to carry its room.
-            let mut second = Box::pin(sockets.exchange(&query));
+            let mut second = Box::pin(server.datagram(&query));
             tokio::select! {
                 reply = &mut first => if reply.is_ok() { reply } else { second.await },
                 reply = &mut second => if reply.is_ok() { reply } else { first.await },
@@ -384,7 +431,7 @@ impl Round<'_> {
 
     async fn over_tcp(&mut self, earlier: Option<&Seen>) -> Result<Heard, Trouble> {
         let query = self.query(LOOPBACK_PAYLOAD)?;
-        let exchange = self.server.connection.exchange(&query);
+        let exchange = self.server.pipelined(&query);
         // Where no datagram was asked before, UDP may yet have to do: a connection
         // that only seems to be open leaves it time.
         let now = clock::now();
@@ -397,7 +444,7 @@ impl Round<'_> {
         };
         let (reply, elapsed) = self.timed(Transport::Tcp, until, exchange).await;
         if let Err(Trouble::TimedOut) = reply {
-            self.server.connection.give_up();
+            self.server.give_up();
         }
         self.judge(reply?, elapsed, earlier)
     }
@@ -509,7 +556,7 @@ impl Round<'_> {
     ) {
         self.attempts.push(Attempt {
             source: Source::Dns,
-            address: self.server.address.to_string().into(),
+            address: self.server.address().to_string().into(),
             transport,
             outcome,
             elapsed,
@@ -524,29 +571,28 @@ impl Round<'_> {
 /// one record at most for each target, the first of that name whatever its type: a
 /// TXT record of a target, alone, may be that one.
 fn has_proof(message: &Message) -> bool {
-    let mut texts = message
-        .additionals
-        .iter()
-        .filter(|record| record.record_type() == RecordType::TXT);
-    let is_target = |name: &Name| {
-        message
-            .answers
-            .iter()
-            .any(|record| matches!(&record.data, RData::SRV(srv) if srv.target == *name))
-    };
-    let times = |name: &Name| {
-        message
-            .additionals
-            .iter()
-            .filter(|record| record.name == *name)
-            .count()
-    };
-    texts.any(|text| times(&text.name) > 1 || !is_target(&text.name))
+    let is_text = |record: &&Record| record.record_type() == RecordType::TXT;
+    if !message.additionals.iter().any(|record| is_text(&record)) {
+        return false;
+    }
+    // Looked up, not searched for: there may be thousands of each.
+    let targets: HashSet<&Name> = (message.answers.iter())
+        .filter_map(|record| match &record.data {
+            RData::SRV(srv) => Some(&srv.target),
+            _ => None,
+        })
+        .collect();
+    let mut times: HashMap<&Name, usize> = HashMap::new();
+    for record in &message.additionals {
+        *times.entry(&record.name).or_default() += 1;
+    }
+    let mut texts = message.additionals.iter().filter(is_text);
+    texts.any(|text| times.get(&text.name) > Some(&1) || !targets.contains(&text.name))
 }
 
 fn seen(reply: &Reply) -> Seen {
     let message = &reply.message;
-    let is = |kind| move |record: &&hickory_proto::rr::Record| record.record_type() == kind;
+    let is = |kind| move |record: &&Record| record.record_type() == kind;
     Seen {
         transport: reply.transport,
         limit: reply.limit,
@@ -558,5 +604,31 @@ fn seen(reply: &Reply) -> Seen {
             .edns
             .as_ref()
             .is_some_and(|edns| edns.max_payload() == reply.advertised),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::rdata::{SRV, TXT};
+
+    use super::*;
+
+    /// If each text were looked for among all targets, this would take minutes.
+    #[test]
+    fn texts_of_a_hundred_thousand_targets_prove_nothing_and_cost_little() {
+        let mut message = Message::query();
+        for at in 0..100_000_u32 {
+            let name = Name::from_ascii(format!("n{at}.node.consul.")).unwrap();
+            let srv = RData::SRV(SRV::new(1, 1, 80, name.clone()));
+            message
+                .answers
+                .push(Record::from_rdata(name.clone(), 0, srv));
+            let text = RData::TXT(TXT::new(vec!["a=b".to_owned()]));
+            message.additionals.push(Record::from_rdata(name, 0, text));
+        }
+        assert!(!has_proof(&message));
+        let twice = message.additionals[9].clone();
+        message.additionals.push(twice);
+        assert!(has_proof(&message));
     }
 }
