@@ -44,7 +44,11 @@ pub fn redaction(bytes: &[u8]) {
     }
 
     // An agent, or who stands between, that repeats it.
-    let around = String::from_utf8_lossy(around);
+    let mut around = String::from_utf8_lossy(around).into_owned();
+    while around.contains("c4n4ry") {
+        // What a fuzzer has learned is no leak.
+        around = around.replace("c4n4ry", "");
+    }
     let (before, after) = around.split_at(around.floor_char_boundary(around.len() / 2));
     let said = format!("{before}{secret}{after}{secret}");
     for status in [400, 403, 429, 500] {

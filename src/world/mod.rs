@@ -1,14 +1,18 @@
-//! **Pure.** A made-up world for tests of cache, ladder, circuits and evidence: a
-//! clock that is moved by hand, sources that are well, silent or wrong at given
-//! times, and the truth they should tell. It drives the pure rooms as
-//! [`resolver`](crate::resolver) does, event by event, and asks nobody.
+//! **Pure.** A made-up world for tests of cache, ladder, circuits, evidence, blocking
+//! queries and registration: a clock that is moved by hand, sources that are well, silent
+//! or wrong at given times, and the truth they should tell. It drives the pure rooms as
+//! [`resolver`](crate::resolver) and [`registration`](crate::registration) do, event by
+//! event, and asks nobody.
 //!
 //! What is `climb.rs` and `lookup.rs` there is [`World::climb`], [`World::land`] and
-//! [`World::ask`] here; read them side by side.
+//! [`World::ask`] here; `follow.rs` is in `watch.rs`, `keeper.rs` in `registration.rs`. Read
+//! them side by side.
 
+mod registration;
 mod scenario;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,8 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{SeedableRng as _, rngs::SmallRng};
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
+use self::{
+    registration::Keeper,
+    watch::{Follower, Told},
+};
 use crate::{
     cache::{
         Cache, Limits, Look, Rest,
@@ -32,6 +40,7 @@ use crate::{
     ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
     protection::{Protection, Reason},
     records,
+    registration::agenda::{self, Failed, Seen},
 };
 
 /// Limit of a look-up, as by default.
@@ -60,6 +69,8 @@ pub(super) enum Condition {
     Leaderless,
     /// Tells the truth, which may be cut (DNS alone).
     Cut(Duration),
+    /// Tells the truth after so long, but of a hundred packets so many are lost.
+    Lossy(u32, Duration),
 }
 
 /// The ports of a service's instances, from a time on.
@@ -111,6 +122,18 @@ enum Event {
     Land(String, End),
     Probed(String, Arc<Held>),
     Answer(Waiting),
+    /// The next turn of a name that is followed, and what came of one.
+    Turn(String, usize),
+    Told(String, usize, Told),
+    /// The next step of what is kept registered, what came of one, and one that was carried
+    /// out though nobody heard of it.
+    Keep(usize),
+    Kept(usize, Option<agenda::Step>, Result<Option<Seen>, Failed>),
+    Unheard(Option<agenda::Step>),
+    /// What is found of what is registered may be something else.
+    Catalog,
+    /// The agent loses what it was told.
+    Forget,
 }
 
 /// A caller that waits.
@@ -144,6 +167,10 @@ pub(super) struct World {
     slow: bool,
     /// Every question to a source.
     pub(super) asked: Vec<(Instant, Rung, String)>,
+    /// Names that are followed, and every blocking query.
+    followers: BTreeMap<String, Follower>,
+    pub(super) blocked: Vec<Instant>,
+    keeper: Option<Keeper>,
     count: usize,
 }
 
@@ -174,12 +201,18 @@ impl World {
             given: Vec::new(),
             slow: false,
             asked: Vec::new(),
+            followers: BTreeMap::new(),
+            blocked: Vec::new(),
+            keeper: None,
             count: 0,
         }
     }
 
     /// From `at` on a source does that.
     pub(super) fn set(&mut self, rung: Rung, at: Instant, condition: Condition) {
+        if (rung, condition) == (Rung::Http, Condition::Lost) {
+            self.later(at, Event::Forget);
+        }
         self.conditions
             .entry(rung)
             .or_default()
@@ -263,6 +296,13 @@ impl World {
                     self.keep(&name, held);
                 }
                 Event::Answer(waiting) => self.answer(waiting),
+                Event::Turn(name, number) => self.turn(&name, number),
+                Event::Told(name, number, told) => self.told(&name, number, told),
+                Event::Keep(turn) => self.keep_on(turn),
+                Event::Kept(turn, step, result) => self.kept(turn, step, result),
+                Event::Unheard(step) => self.unheard(step.as_ref()),
+                Event::Catalog => self.catalog(),
+                Event::Forget => self.forget(),
             }
         }
         self.now = to;
@@ -376,6 +416,8 @@ impl World {
             Source::Http
         };
         let leader = (rung == Rung::Http).then_some(true);
+        let mut roll = || self.dice.random_range(0..100_u32);
+        let lost = (roll(), roll());
         let told = |takes, complete| {
             let ports = match name {
                 "consul" => BTreeSet::from([8300]),
@@ -397,6 +439,16 @@ impl World {
         match self.condition(rung, at).unwrap_or(Condition::Refused) {
             Condition::Well(takes) => told(takes, true),
             Condition::Cut(takes) => told(takes, false),
+            Condition::Lossy(percent, delay) => {
+                // Two datagrams, the second after 100 ms; of a connection all comes, but late.
+                let more = match (rung, lost.0 < percent, lost.1 < percent) {
+                    (_, false, _) => Duration::ZERO,
+                    (Rung::Dns, true, false) => Duration::from_millis(100),
+                    (Rung::Dns, true, true) => Duration::from_secs(60),
+                    (_, true, second) => Duration::from_millis(200 << (2 * u32::from(second))),
+                };
+                told(delay + more, true)
+            }
             Condition::Lost if name == "consul" => told(quick, true),
             Condition::Lost | Condition::Blind => nothing(leader),
             Condition::Leaderless => nothing((rung == Rung::Http).then_some(false)),

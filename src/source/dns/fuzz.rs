@@ -237,20 +237,16 @@ impl Script {
         let truth = Ipv4Addr::new(10, 0, 0, what >> 4 & 7);
         let mut is_true = false;
         match what & 0x0F {
-            0..=2 => {
+            0..=3 => {
                 for port in 0..u16::from(what >> 4 & 3) + 1 {
                     tell(&mut message, 8_000 + port, truth);
                 }
+                message.metadata.truncation = what & 0x0F == 3;
                 if what & 0x40 != 0 {
                     let owner = wire_name::from_text("n1.node.dc1.consul.").expect("a plain name");
                     let text = RData::TXT(TXT::new(vec!["a=b".to_owned()]));
                     message.add_additional(Record::from_rdata(owner, 0, text));
                 }
-                is_true = true;
-            }
-            3 => {
-                tell(&mut message, 8_000, truth);
-                message.metadata.truncation = true;
                 is_true = true;
             }
             // Others than those who were asked.
