@@ -211,12 +211,17 @@ impl World {
     /// From `at` on a source does that.
     pub(super) fn set(&mut self, rung: Rung, at: Instant, condition: Condition) {
         if (rung, condition) == (Rung::Http, Condition::Lost) {
-            self.later(at, Event::Forget);
+            self.restart(at);
         }
         self.conditions
             .entry(rung)
             .or_default()
             .insert(at, condition);
+    }
+
+    /// The agent comes back without what it was told, before anybody sees that it was away.
+    pub(super) fn restart(&mut self, at: Instant) {
+        self.later(at, Event::Forget);
     }
 
     /// From `at` on a service has instances on these ports.

@@ -20,6 +20,9 @@ pub(super) const PORT: u16 = 9_000;
 /// How long a heartbeat holds.
 pub(super) const TTL: Duration = Duration::from_secs(9);
 
+/// Longer than any run.
+const FOREVER: Duration = Duration::from_secs(86_400);
+
 /// As in `keeper.rs`.
 const REQUEST: Duration = Duration::from_secs(2);
 const TRIES: u32 = 3;
@@ -33,6 +36,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(super) struct Keeper {
     agenda: Agenda,
     wishes: Wishes,
+    /// Without heartbeats it is healthy as long as it is there.
+    beats: bool,
     /// What the agent has: until when the last heartbeat holds.
     there: Option<Instant>,
     /// How often it was registered though it was there.
@@ -48,10 +53,11 @@ pub(super) struct Keeper {
 }
 
 impl World {
-    /// From now on the service is kept registered.
-    pub(super) fn register(&mut self) {
+    /// From now on the service is kept registered, with heartbeats or without.
+    pub(super) fn register(&mut self, beats: bool) {
         self.keeper = Some(Keeper {
-            agenda: Agenda::new(Some(TTL), self.now),
+            agenda: Agenda::new(beats.then_some(TTL), self.now),
+            beats,
             wishes: Wishes::default(),
             there: None,
             needless: 0,
@@ -142,7 +148,12 @@ impl World {
             Some(Step::Register) => {
                 keeper.needless += u32::from(keeper.there.is_some());
                 // Until its first heartbeat it is not healthy.
-                keeper.there = Some(now);
+                let holds = if keeper.beats {
+                    Duration::ZERO
+                } else {
+                    FOREVER
+                };
+                keeper.there = Some(now + holds);
                 Ok(None)
             }
             Some(Step::Beat) if keeper.there.is_some() => {

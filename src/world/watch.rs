@@ -168,8 +168,9 @@ impl World {
         let Some(mut follower) = self.followers.remove(name) else {
             return;
         };
-        let asked = follower.asked.take().filter(|_| follower.turn == number);
-        let Some((began, ..)) = asked else {
+        // Another reply was planned since, when something changed.
+        let asked = (follower.turn == number).then(|| follower.asked.take());
+        let Some((began, ..)) = asked.flatten() else {
             self.followers.insert(name.to_owned(), follower);
             return;
         };
