@@ -248,7 +248,7 @@ mod work {
         };
         let srv = record(&name, 33, &[0, 1, 0, 1, 0, 80, 0xC0, 12]);
         let address = record(&name, 1, &[10, 0, 0, 1]);
-        let mut deep = vec![1, b'a'].repeat(120);
+        let mut deep = [1, b'a'].repeat(120);
         deep.push(0);
         vec![
             (

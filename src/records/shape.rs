@@ -207,7 +207,7 @@ mod tests {
             ("a label of 64", [1, 0, 0, 0], Some(&[0x40, 0, 1, 0, 1])),
         ] {
             let body = body.map(|body| message(counts, body));
-            assert_eq!(steps(&body.unwrap_or(vec![0; 11])), None, "{why}");
+            assert_eq!(steps(&body.unwrap_or_else(|| vec![0; 11])), None, "{why}");
         }
     }
 

@@ -10,6 +10,7 @@
 
 mod registration;
 mod scenario;
+mod source;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -21,10 +22,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+use rand::{SeedableRng as _, rngs::SmallRng};
 
 use self::{
     registration::Keeper,
+    source::{Condition, held},
     watch::{Follower, Told},
 };
 use crate::{
@@ -33,13 +35,12 @@ use crate::{
         stale::{PATIENCE, SNAPSHOT_PATIENCE, Wish},
     },
     circuit::{Circuit, Gate, Pace},
-    endpoint::{Outcome, Source, Transport},
+    endpoint::{Outcome, Source},
     error::ErrorKind,
     evidence::{Belief, Canary, Evidence, Others, WINDOW, Word},
-    found::{Found, Held, Instance, TargetKind},
+    found::Held,
     ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
     protection::{Protection, Reason},
-    records,
     registration::agenda::{self, Failed, Seen},
 };
 
@@ -49,29 +50,6 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// As in `climb.rs`.
 const REST: Duration = Duration::from_millis(500);
 const CANARY: Duration = Duration::from_millis(150);
-
-/// What a source does from a certain time on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Condition {
-    /// Tells the truth after so long.
-    Well(Duration),
-    Refused,
-    Silent,
-    /// SERVFAIL, or status 500.
-    Failing,
-    /// Not permitted.
-    Denied,
-    /// Has lost its data: nothing but its own service is there.
-    Lost,
-    /// The token sees nothing any more, and nobody says so.
-    Blind,
-    /// Knows no leader, and nothing.
-    Leaderless,
-    /// Tells the truth, which may be cut (DNS alone).
-    Cut(Duration),
-    /// Tells the truth after so long, but of a hundred packets so many are lost.
-    Lossy(u32, Duration),
-}
 
 /// The ports of a service's instances, from a time on.
 type Truth = BTreeMap<Instant, BTreeSet<u16>>;
@@ -209,7 +187,7 @@ impl World {
     }
 
     /// From `at` on a source does that.
-    pub(super) fn set(&mut self, rung: Rung, at: Instant, condition: Condition) {
+    fn set(&mut self, rung: Rung, at: Instant, condition: Condition) {
         if (rung, condition) == (Rung::Http, Condition::Lost) {
             self.restart(at);
         }
@@ -237,7 +215,7 @@ impl World {
         self.found.insert(name.to_owned(), self.now - age);
     }
 
-    pub(super) fn condition(&self, rung: Rung, at: Instant) -> Option<Condition> {
+    fn condition(&self, rung: Rung, at: Instant) -> Option<Condition> {
         let conditions = self.conditions.get(&rung)?;
         conditions
             .range(..=at)
@@ -383,85 +361,6 @@ impl World {
             steps.push((rung, Outcome::Late));
         }
         (end, now, steps)
-    }
-
-    /// What a source says when it is asked at a time, and how long that takes.
-    fn reply(
-        &mut self,
-        rung: Rung,
-        name: &str,
-        at: Instant,
-    ) -> (Heard<Arc<Held>>, Outcome, Duration) {
-        self.asked.push((at, rung, name.to_owned()));
-        let quick = Duration::from_millis(1);
-        let nothing = |leader| {
-            let nothing = Nothing {
-                ttl: None,
-                unhealthy: 0,
-                leader,
-            };
-            (Heard::Nothing(nothing), Outcome::NotFound, quick)
-        };
-        if rung == Rung::Static {
-            return match self.listed.get(name) {
-                Some(ports) => {
-                    let held = held(name, ports, Source::Static, true);
-                    (
-                        Heard::Whole(Arc::new(held)),
-                        Outcome::Answered,
-                        Duration::ZERO,
-                    )
-                }
-                None => nothing(None),
-            };
-        }
-        let source = if rung == Rung::Dns {
-            Source::Dns
-        } else {
-            Source::Http
-        };
-        let leader = (rung == Rung::Http).then_some(true);
-        let mut roll = || self.dice.random_range(0..100_u32);
-        let lost = (roll(), roll());
-        let told = |takes, complete| {
-            let ports = match name {
-                "consul" => BTreeSet::from([8300]),
-                _ => self.truth_at(name, at),
-            };
-            match ports.is_empty() {
-                true => nothing(leader),
-                false => {
-                    let held = Arc::new(held(name, &ports, source, complete));
-                    let heard = if complete {
-                        Heard::Whole(held)
-                    } else {
-                        Heard::Partial(held)
-                    };
-                    (heard, Outcome::Answered, takes)
-                }
-            }
-        };
-        match self.condition(rung, at).unwrap_or(Condition::Refused) {
-            Condition::Well(takes) => told(takes, true),
-            Condition::Cut(takes) => told(takes, false),
-            Condition::Lossy(percent, delay) => {
-                // Two datagrams, the second after 100 ms; of a connection all comes, but late.
-                let more = match (rung, lost.0 < percent, lost.1 < percent) {
-                    (_, false, _) => Duration::ZERO,
-                    (Rung::Dns, true, false) => Duration::from_millis(100),
-                    (Rung::Dns, true, true) => Duration::from_secs(60),
-                    (_, true, second) => Duration::from_millis(200 << (2 * u32::from(second))),
-                };
-                told(delay + more, true)
-            }
-            Condition::Lost if name == "consul" => told(quick, true),
-            Condition::Lost | Condition::Blind => nothing(leader),
-            Condition::Leaderless => nothing((rung == Rung::Http).then_some(false)),
-            Condition::Refused => (Heard::Failed, Outcome::Refused, Duration::ZERO),
-            Condition::Failing => (Heard::Failed, Outcome::Failed, quick),
-            Condition::Denied => (Heard::Denied, Outcome::Denied, quick),
-            Condition::Silent => (Heard::TimedOut, Outcome::TimedOut, Duration::from_secs(60)),
-        }
     }
 
     fn hear(&mut self, rung: Rung, outcome: Outcome, at: Instant, took: Duration) {
@@ -673,33 +572,5 @@ impl World {
     fn later(&mut self, at: Instant, event: Event) {
         self.count += 1;
         self.events.insert((at, self.count), event);
-    }
-}
-
-fn held(name: &str, ports: &BTreeSet<u16>, source: Source, complete: bool) -> Held {
-    let instance = |port: &u16| Instance {
-        other: None,
-        target: "0a000001.addr.dc1.consul.".into(),
-        kind: TargetKind::Address,
-        addresses: vec![[10, 0, 0, 1].into()],
-        glued: true,
-        port: *port,
-        priority: 1,
-        weight: 1,
-        node: None,
-        text: None,
-        facts: None,
-    };
-    let found = Found::Instances(ports.iter().map(instance).collect());
-    Held {
-        key: name.into(),
-        endpoints: records::endpoints(&found, name),
-        found,
-        ttl: Duration::ZERO,
-        source,
-        transport: Transport::Udp,
-        complete,
-        name: name.into(),
-        warnings: Box::default(),
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
-use super::{Condition, Event, World};
+use super::{Event, World, source::Condition};
 use crate::{
     ladder::Rung,
     registration::agenda::{Agenda, Failed, Seen, Step, Wishes},

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Condition, Event, LIMIT, Landed, World, held};
+use super::{
+    Event, LIMIT, Landed, World,
+    source::{Condition, held},
+};
 use crate::{
     cache::stale::Wish,
     consul::blocking::{self, Blocking, Failure, Turn},

@@ -108,7 +108,7 @@ fn answers(sent: &[u8], reply: &[u8]) -> bool {
         0 | 1 | 4 | 5 => reply[at] == sent[at],
         2 => reply[at] >= 0x80,
         3 | 6..12 => true,
-        _ if at < end - 4 => reply[at].to_ascii_lowercase() == sent[at].to_ascii_lowercase(),
+        _ if at < end - 4 => reply[at].eq_ignore_ascii_case(&sent[at]),
         _ => reply[at] == sent[at],
     };
     (0..end).all(same)
@@ -127,8 +127,7 @@ pub fn conversation(bytes: &[u8]) {
 }
 
 async fn converse(bytes: &[u8]) {
-    let script = Script(RefCell::new(bytes.iter().copied().collect::<Vec<_>>()));
-    script.0.borrow_mut().reverse();
+    let script = Script(RefCell::new(bytes.iter().rev().copied().collect()));
     let first = script.next();
     let source = DnsSource::new(&[]);
     source.learn(NAME, first & 1 != 0);
@@ -139,7 +138,7 @@ async fn converse(bytes: &[u8]) {
             0 => SocketAddr::from(([127, 0, 0, 1], 8_600)),
             _ => SocketAddr::from(([192, 0, 2, 1], 8_600)),
         },
-        script: Arc::new(script),
+        script,
         free: Cell::new(first & 4 != 0),
         heard: Cell::new(false),
         datagrams: Cell::new(0),
@@ -282,7 +281,7 @@ impl Script {
 /// A server that does what a script says.
 struct MadeUp {
     address: SocketAddr,
-    script: Arc<Script>,
+    script: Script,
     free: Cell<bool>,
     /// A truth was given to who asked, in time.
     heard: Cell<bool>,
