@@ -255,12 +255,12 @@ mod work {
                 "pointers",
                 chained(size.min(30_000) / 4, u16::try_from(size / 24).unwrap()),
             ),
-            ("nothing", message(&record(&[0], 99, &[]), &[])),
+            ("nothing", message(&record(&[0], 0xFF00, &[7]), &[])),
             ("as many targets as addresses", message(&srv, &address)),
             ("servers", message(&record(&name, 2, &name), &address)),
             ("aliases", message(&srv, &record(&name, 5, &name))),
             ("texts", message(&srv, &record(&name, 16, &[0]))),
-            ("many labels", message(&record(&deep, 99, &[]), &[])),
+            ("many labels", message(&record(&deep, 0xFF00, &[7]), &[])),
             (
                 "soas",
                 message(

@@ -151,12 +151,12 @@ pub(crate) mod hostile {
         message
     }
 
-    /// A TXT record whose data is a chain of pointers, each to the one before it, and so
+    /// A record of no known type whose data is a chain of pointers, each to the one before it, and so
     /// many records that begin with the last one.
     pub(crate) fn chained(pointers: usize, records: u16) -> Vec<u8> {
-        // The first one points to the root, which is the owner of the TXT record.
+        // The first one points to the root, which is the owner of that record.
         let start = HEADER + 11;
-        let mut body = vec![0, 0, 16, 0, 1, 0, 0, 0, 0];
+        let mut body = vec![0, 0xFF, 0, 0, 1, 0, 0, 0, 0];
         body.extend(
             u16::try_from(2 * pointers)
                 .expect("a small number")
@@ -169,7 +169,7 @@ pub(crate) mod hostile {
         }
         for _ in 0..records {
             body.extend((0xC000 | u16::try_from(to).expect("a small number")).to_be_bytes());
-            body.extend([0, 99, 0, 1, 0, 0, 0, 0, 0, 0]);
+            body.extend([0xFF, 0, 0, 1, 0, 0, 0, 0, 0, 1, 7]);
         }
         message([0, records + 1, 0, 0], &body)
     }

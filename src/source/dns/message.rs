@@ -262,6 +262,29 @@ mod tests {
         );
     }
 
+    /// Read name by name it would be 24 million steps.
+    #[test]
+    fn thousands_of_pointers_before_thousands_of_records_are_malformed_at_once() {
+        let hostile = shape::hostile::chained(8_000, 3_000);
+        assert_eq!(decode(&hostile).unwrap_err(), Stranger::Malformed);
+        assert!(decode(&shape::hostile::chained(10, 2)).is_ok());
+    }
+
+    #[test]
+    fn a_flood_ends_a_question_and_wrong_ids_end_it_sooner() {
+        let query = query();
+        let heard = |datagram: &[u8]| {
+            let mut hearing = Hearing::new(&query, 7);
+            let all = (1..).find(|_| matches!(hearing.hear(datagram), Heard::Enough(_)));
+            all.unwrap()
+        };
+        assert_eq!(heard(&reply(8)), MOST_WRONG_IDS);
+        assert_eq!(heard(&[]), MOST_STRANGERS);
+        let mut hearing = Hearing::new(&query, 7);
+        assert!(matches!(hearing.hear(&reply(8)), Heard::Stranger(_)));
+        assert!(matches!(hearing.hear(&reply(7)), Heard::Reply(_)));
+    }
+
     #[test]
     fn bytes_left_over_make_a_message_malformed() {
         let mut long = reply(7);
