@@ -22,6 +22,7 @@ pub use self::{
     words::{files, name, settings},
 };
 pub use crate::{
+    connect::fuzz::connect,
     records::fuzz::reply,
     snapshot::snapshot,
     source::dns::fuzz::{accept, conversation},

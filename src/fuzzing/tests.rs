@@ -6,12 +6,13 @@ use super::*;
 
 type Rule = fn(&[u8]);
 
-const RULES: [(&str, Rule); 19] = [
+const RULES: [(&str, Rule); 20] = [
     ("accept", accept),
     ("balance", balance),
     ("blocking", blocking),
     ("cache", cache),
     ("catalog", catalog),
+    ("connect", connect),
     ("conversation", conversation),
     ("encode", encode),
     ("files", files),
