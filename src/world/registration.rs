@@ -119,9 +119,12 @@ impl World {
             Ok(()) => self.agent(step.as_ref()),
             // Who is stopped, or behind a lossy line, may have taken it all the same.
             Err(_) if is_slow && self.dice.random_range(0..2) == 0 => {
-                let resumes = self.next_condition(Rung::Http, now).unwrap_or(at);
-                let unheard = Event::Unheard(step.clone());
-                self.later(resumes.max(now), unheard);
+                let late = match self.condition(Rung::Http, now) {
+                    Some(Condition::Silent) => self.next_condition(Rung::Http, now).unwrap_or(at),
+                    // Sent again and again, for a while after nobody waits for it any more.
+                    _ => now + Duration::from_millis(self.dice.random_range(0..4_000)),
+                };
+                self.later(late, Event::Unheard(step.clone()));
                 Err(Failed::Other)
             }
             Err(how) => Err(how),
@@ -173,6 +176,8 @@ impl World {
     pub(super) fn unheard(&mut self, step: Option<&Step>) {
         if let Some(keeper) = &mut self.keeper {
             keeper.unheard += 1;
+            // Overtaken by what took it away: it is there again, and its checks decide.
+            keeper.deregistered &= step != Some(&Step::Register);
         }
         _ = self.agent(step);
     }

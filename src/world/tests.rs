@@ -433,7 +433,7 @@ impl Run {
 /// Random faults, and the invariants I1 to I9 at every answer; I10, that no token gets out,
 /// has no meaning where there is none. `PROCONSUL_SEEDS` says
 /// how many runs, `PROCONSUL_MINUTES` how long each is in its own time,
-/// `PROCONSUL_SEED` replays one.
+/// `PROCONSUL_SEED` replays one, or begins with it.
 #[test]
 fn whatever_fails_the_invariants_hold() {
     let number = |name: &str| {
@@ -443,7 +443,7 @@ fn whatever_fails_the_invariants_hold() {
     };
     let minutes = number("PROCONSUL_MINUTES").unwrap_or(2);
     let (minutes, seeds) = match (number("PROCONSUL_SEED"), number("PROCONSUL_SEEDS")) {
-        (Some(seed), _) => (minutes, seed..seed + 1),
+        (Some(seed), seeds) => (minutes, seed..seed + seeds.unwrap_or(1)),
         (None, seeds) => (minutes, 0..seeds.unwrap_or(500)),
     };
     let (mut answers, mut stale, mut registered) = (0, 0, 0);
