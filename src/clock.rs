@@ -22,7 +22,7 @@ pub(crate) fn now() -> Instant {
 /// processor cannot start on the next hit while this one waits; among many names
 /// that is most of what a hit costs.
 pub(crate) fn lately() -> Instant {
-    #[cfg(all(target_os = "linux", not(test)))]
+    #[cfg(all(target_os = "linux", not(any(test, fuzzing))))]
     if let Some(instant) = ticked() {
         return instant;
     }
@@ -88,7 +88,10 @@ pub(crate) fn hurry() {
 /// The kernel's clock as of its last tick. Both clocks count from one zero, which
 /// `Instant` hides: one moment read from both tells it.
 #[cfg(target_os = "linux")]
-#[cfg_attr(test, expect(dead_code, reason = "a test moves time by hand"))]
+#[cfg_attr(
+    any(test, fuzzing),
+    expect(dead_code, reason = "a test moves time by hand")
+)]
 fn ticked() -> Option<Instant> {
     use nix::time::{ClockId, clock_gettime};
     static MOMENT: OnceLock<Option<(Instant, Duration)>> = OnceLock::new();

@@ -95,7 +95,7 @@ impl Config {
 
 /// Sets up a [`Resolver`](crate::Resolver). The first setting that is not valid is kept and told
 /// by [`build`](Self::build).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct ResolverBuilder {
     config: Config,
@@ -106,6 +106,19 @@ pub struct ResolverBuilder {
     http_named: Option<&'static str>,
     /// What is wrong with a setting, by its name; setting it anew mends it.
     problems: BTreeMap<&'static str, Error>,
+}
+
+impl fmt::Debug for ResolverBuilder {
+    /// An address with a password is refused by `build`, and is not printed before.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secret = self.http.contains('@');
+        f.debug_struct("ResolverBuilder")
+            .field("config", &self.config)
+            .field("http", if secret { &".." } else { &self.http })
+            .field("ssl", &self.ssl)
+            .field("problems", &self.problems)
+            .finish()
+    }
 }
 
 impl Default for ResolverBuilder {

@@ -2,6 +2,8 @@
 //! authority, without a proxy (Consul docs: Connect-Native). Who is believed is
 //! [`verify`]'s to say.
 
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod spiffe;
 mod verify;
 

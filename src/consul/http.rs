@@ -10,6 +10,7 @@
 //! are read again when their files change; while they cannot be read, what was
 //! good before stays in use.
 
+pub(crate) mod reading;
 #[cfg(test)]
 mod tests;
 mod token_file;
@@ -20,15 +21,15 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
 use reqwest::{
     StatusCode, Url,
-    header::{HOST, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER},
+    header::{HOST, HeaderValue, LOCATION, RETRY_AFTER},
 };
 
-use self::{token_file::TokenFile, trouble::line};
+use self::{reading::Body, token_file::TokenFile, trouble::line};
 use crate::{
     consul::{
         address::HttpAddress,
@@ -407,17 +408,14 @@ impl reqwest::dns::Resolve for Pinned {
 async fn heard(mut response: reqwest::Response, token: Option<&Token>) -> Result<Reply, Trouble> {
     let status = response.status();
     if status.is_success() || status == StatusCode::NOT_FOUND {
-        let mut reply = from_headers(status, response.headers());
-        let length = response.content_length();
-        if length.is_some_and(|length| length > BODY_LIMIT as u64) {
-            return Err(Trouble::TooLarge);
-        }
+        // A HeaderMap compares names without case.
+        let header = |name: &str| response.headers().get(name)?.to_str().ok();
+        let mut reply = reading::head(status.as_u16(), header);
+        let mut body = Body::new(BODY_LIMIT, response.content_length())?;
         while let Some(more) = chunk(&mut response).await? {
-            if reply.body.len() + more.len() > BODY_LIMIT {
-                return Err(Trouble::TooLarge);
-            }
-            reply.body.extend_from_slice(&more);
+            body.add(&more)?;
         }
+        reply.body = body.taken();
         return Ok(reply);
     }
     if status.is_redirection() {
@@ -434,15 +432,7 @@ async fn heard(mut response: reqwest::Response, token: Option<&Token>) -> Result
             break;
         }
     }
-    let text = line(&String::from_utf8_lossy(&text), token);
-    Err(match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Trouble::Denied(text),
-        _ => Trouble::Status {
-            code: status.as_u16(),
-            text,
-            after,
-        },
-    })
+    Err(reading::refusal(status.as_u16(), &text, token, after))
 }
 
 async fn chunk(
@@ -452,30 +442,6 @@ async fn chunk(
         Ok(Ok(chunk)) => Ok(chunk),
         Ok(Err(error)) => Err(Trouble::caused_by(&error)),
         Err(_) => Err(Trouble::TimedOut),
-    }
-}
-
-fn from_headers(status: StatusCode, headers: &HeaderMap) -> Reply {
-    // A HeaderMap compares names without case.
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    let number = |name: &str| text(name)?.parse::<u64>().ok();
-    let boolean = |name: &str| match text(name)? {
-        value if value.eq_ignore_ascii_case("true") => Some(true),
-        value if value.eq_ignore_ascii_case("false") => Some(false),
-        _ => None,
-    };
-    Reply {
-        status: status.as_u16(),
-        body: Vec::new(),
-        index: number("X-Consul-Index"),
-        known_leader: boolean("X-Consul-Knownleader"),
-        last_contact: number("X-Consul-Lastcontact").map(Duration::from_millis),
-        filtered_by_acls: boolean("X-Consul-Results-Filtered-By-ACLs") == Some(true),
-        translate_addresses: boolean("X-Consul-Translate-Addresses") == Some(true),
-        date: text("Date").and_then(|date| {
-            let date = httpdate::parse_http_date(date).ok()?;
-            date.duration_since(UNIX_EPOCH).ok()
-        }),
     }
 }
 

@@ -28,6 +28,11 @@ use crate::{
 /// Longest chain of CNAME records that is followed.
 const MOST_ALIASES: usize = 8;
 
+/// Addresses that the instances of one reply may have together: so many, and so many more
+/// for each of its records. Instances that share a target share its addresses: a thousand
+/// ports of a host with a thousand addresses would be a million endpoints.
+const MOST_ADDRESSES: (usize, usize) = (256, 4);
+
 /// The question that brings all there is to know of a name, and how its reply is
 /// read.
 ///
@@ -90,18 +95,33 @@ fn instances(message: &Message, zones: &[Domain]) -> Read {
                 .entry(&record.name)
                 .or_default()
                 .push(address.0.into()),
-            RData::AAAA(address) => {
-                addresses
-                    .entry(&record.name)
-                    .or_default()
-                    .push(address.0.into());
-            }
+            RData::AAAA(address) => addresses
+                .entry(&record.name)
+                .or_default()
+                .push(address.0.into()),
             RData::CNAME(alias) => {
                 aliases.entry(&record.name).or_insert(&alias.0);
             }
             _ => {}
         }
     }
+    for addresses in addresses.values_mut() {
+        addresses.sort_unstable();
+        addresses.dedup();
+    }
+    let records = message.answers.len() + message.additionals.len();
+    let mut room = MOST_ADDRESSES.0 + MOST_ADDRESSES.1 * records;
+    let mut given = |target| {
+        let found = follow(target, &addresses, &aliases);
+        match room.checked_sub(found.len()) {
+            Some(left) => {
+                room = left;
+                found.to_vec()
+            }
+            // As one that has none: the set is not whole, and says so.
+            None => Vec::new(),
+        }
+    };
     let mut texts = Texts::new(&message.additionals);
     let mut instances = Vec::with_capacity(message.answers.len());
     for record in &message.answers {
@@ -117,10 +137,8 @@ fn instances(message: &Message, zones: &[Domain]) -> Read {
         let classified = classify_target(&target, zones);
         let (kind, found) = match classified {
             Target::Address(address) => (TargetKind::Address, vec![address]),
-            Target::Node { .. } => (TargetKind::Node, follow(&srv.target, &addresses, &aliases)),
-            Target::Host { in_zone: true } => {
-                (TargetKind::Host, follow(&srv.target, &addresses, &aliases))
-            }
+            Target::Node { .. } => (TargetKind::Node, given(&srv.target)),
+            Target::Host { in_zone: true } => (TargetKind::Host, given(&srv.target)),
             Target::Host { in_zone: false } => (TargetKind::Host, Vec::new()),
         };
         let node = match classified {
@@ -192,16 +210,20 @@ fn pointers(message: &Message) -> Read {
 
 /// The zone's own servers: NS records with their addresses.
 fn servers(message: &Message) -> Read {
-    let addresses_of = |server: &Name| {
-        let own = message
-            .additionals
-            .iter()
-            .filter(move |record| record.name == *server);
-        own.filter_map(|record| record.data.ip_addr()).collect()
-    };
+    let mut addresses: HashMap<&Name, Vec<IpAddr>> = HashMap::new();
+    for record in &message.additionals {
+        if let Some(address) = record.data.ip_addr() {
+            addresses.entry(&record.name).or_default().push(address);
+        }
+    }
+    // Each is named once: a server with thousands of addresses is not to have them
+    // thousands of times.
     let servers: Vec<_> = (message.answers.iter())
         .filter_map(|record| match &record.data {
-            RData::NS(name) => Some((to_text(&name.0).into(), addresses_of(&name.0))),
+            RData::NS(name) => {
+                let own = addresses.remove(&name.0).unwrap_or_default();
+                Some((to_text(&name.0).into(), own))
+            }
             _ => None,
         })
         .collect();
@@ -250,17 +272,14 @@ fn negatives(message: &Message) -> impl Iterator<Item = (&Name, u32)> {
 }
 
 /// Addresses of `target`, along its aliases.
-fn follow(
+fn follow<'a>(
     target: &Name,
-    addresses: &HashMap<&Name, Vec<IpAddr>>,
+    addresses: &'a HashMap<&Name, Vec<IpAddr>>,
     aliases: &HashMap<&Name, &Name>,
-) -> Vec<IpAddr> {
+) -> &'a [IpAddr] {
     let mut name = target;
     for _ in 0..MOST_ALIASES {
         if let Some(found) = addresses.get(name) {
-            let mut found = found.clone();
-            found.sort_unstable();
-            found.dedup();
             return found;
         }
         match aliases.get(name) {
@@ -268,7 +287,7 @@ fn follow(
             None => break,
         }
     }
-    Vec::new()
+    &[]
 }
 
 fn is_in_zone(name: &Name, zones: &[Domain]) -> bool {
@@ -318,7 +337,9 @@ impl<'a> Texts<'a> {
             .left
             .next_if(|record| is_address(record) && owners.contains(&&record.name))
         {
-            if let RData::CNAME(alias) = &record.data {
+            if let RData::CNAME(alias) = &record.data
+                && owners.len() <= MOST_ALIASES
+            {
                 owners.push(&alias.0);
             }
         }
@@ -362,7 +383,7 @@ fn is_address(record: &Record) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::rdata::SOA;
+    use hickory_proto::rr::rdata::{A, CNAME, NS, SOA, SRV};
 
     /// No such name, say the SOA of these zones: owner, TTL, minimum.
     fn nothing(zones: &[(&str, u32, u32)]) -> Message {
@@ -393,6 +414,73 @@ mod tests {
             let told = zone_soa(&nothing(soas), &zones).map(|soa| soa.minimum);
             assert_eq!(told, minimum, "{soas:?}");
         }
+    }
+
+    /// If each record were compared with each other one, these would take minutes.
+    #[test]
+    fn a_hundred_thousand_records_are_read_as_quickly_as_one_after_the_other() {
+        let many = 100_000_u32;
+        let name = |at: u32| Name::from_ascii(format!("n{at}.node.consul.")).unwrap();
+        let zones = [Domain::default()];
+        let mut message = Message::query();
+        for at in 0..many {
+            let ns = RData::NS(NS(name(at)));
+            message.answers.push(Record::from_rdata(name(0), 0, ns));
+            let address = RData::A(A(at.into()));
+            message
+                .additionals
+                .push(Record::from_rdata(name(at), 0, address));
+        }
+        let servers = servers(&message).found.unwrap();
+        assert_eq!(servers.len(), many as usize);
+
+        // One target, and a chain of aliases that all could be its.
+        message.answers = vec![Record::from_rdata(
+            name(0),
+            0,
+            RData::SRV(SRV::new(1, 1, 80, name(0))),
+        )];
+        message.additionals.clear();
+        for at in 0..many {
+            let alias = RData::CNAME(CNAME(name(at + 1)));
+            message
+                .additionals
+                .push(Record::from_rdata(name(at), 0, alias));
+        }
+        let found = instances(&message, &zones).found.unwrap();
+        assert_eq!(found.len(), 1);
+    }
+
+    #[test]
+    fn instances_that_share_a_target_do_not_multiply_its_addresses_without_end() {
+        let target = Name::from_ascii("n1.node.consul.").unwrap();
+        let reply = |instances: u16, addresses: u32| {
+            let mut message = Message::query();
+            for port in 0..instances {
+                let srv = RData::SRV(SRV::new(1, 1, port, target.clone()));
+                let record = Record::from_rdata(target.clone(), 0, srv);
+                message.answers.push(record);
+            }
+            for at in 0..addresses {
+                let record = Record::from_rdata(target.clone(), 0, RData::A(A(at.into())));
+                message.additionals.push(record);
+            }
+            let found = super::instances(&message, &[Domain::default()]).found;
+            let Some(Found::Instances(all)) = found else {
+                panic!("no instances");
+            };
+            all.iter()
+                .map(|one| one.addresses.len())
+                .collect::<Vec<_>>()
+        };
+        // A host with two addresses and a thousand ports, and one with many addresses.
+        assert!(reply(1_000, 2).iter().all(|count| *count == 2));
+        assert!(reply(10, 20).iter().all(|count| *count == 20));
+        let hostile = reply(2_000, 2_000);
+        assert_eq!(hostile.len(), 2_000);
+        assert!(hostile.iter().sum::<usize>() <= 256 + 4 * 4_000);
+        // Whoever is left without says so: the set is not whole.
+        assert!(hostile.contains(&0) && hostile.contains(&2_000));
     }
 
     #[test]

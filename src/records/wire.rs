@@ -50,7 +50,7 @@ pub(crate) struct Shape {
     /// It has a signature (TSIG or SIG(0)).
     pub(crate) is_signed: bool,
     /// Labels and pointers looked at.
-    steps: usize,
+    pub(crate) steps: usize,
 }
 
 /// Looks at a whole message. `None`: it is malformed.
@@ -215,5 +215,7 @@ fn pair(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([two[0], two[1]]))
 }
 
+#[cfg(test)]
+pub(crate) mod hostile;
 #[cfg(test)]
 mod tests;

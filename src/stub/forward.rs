@@ -505,13 +505,18 @@ fn question_end(packet: &[u8]) -> Option<usize> {
 
 /// Whether a datagram answers a packet that went out with this id (RFC 5452, section
 /// 9.1).
-fn answers(reply: &[u8], packet: &[u8], id: [u8; 2]) -> bool {
+pub(crate) fn answers(reply: &[u8], packet: &[u8], id: [u8; 2]) -> bool {
     let (Some(head), Some(end)) = (reply.first_chunk::<12>(), question_end(packet)) else {
         return false;
     };
     let is_reply = head[2] & 0x80 != 0 && head[2] & 0x78 == packet[2] & 0x78;
-    let about = |from: &[u8]| from.get(12..end).map(<[u8]>::to_ascii_lowercase);
-    head[..2] == id && is_reply && head[4..6] == [0, 1] && about(reply) == about(packet)
+    // The name in any case, type and class as they are: 65 and 97 are two types.
+    let (Some(ours), Some(told)) = (packet.get(12..end), reply.get(12..end)) else {
+        return false;
+    };
+    let name = ours.len() - 4;
+    let same = ours[..name].eq_ignore_ascii_case(&told[..name]) && ours[name..] == told[name..];
+    head[..2] == id && is_reply && head[4..6] == [0, 1] && same
 }
 
 fn with_id(packet: &[u8]) -> (Vec<u8>, [u8; 2]) {

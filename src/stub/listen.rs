@@ -1,7 +1,7 @@
 //! **Shell.** The stub's sockets: datagrams and connections in, answers out, all
 //! of it bounded.
 
-mod connection;
+pub(super) mod connection;
 mod datagrams;
 #[cfg(target_os = "linux")]
 mod lane;

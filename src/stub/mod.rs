@@ -4,11 +4,15 @@
 
 pub(crate) mod answer;
 mod forward;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod listen;
 pub(crate) mod shortcut;
 mod tally;
-mod upstreams;
+pub(crate) mod upstreams;
 
+#[cfg(any(fuzzing, test))]
+pub(crate) use self::forward::answers as answers_forwarded;
 pub use self::{tally::Traffic, upstreams::Upstreams};
 
 use std::{

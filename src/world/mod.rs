@@ -1,14 +1,19 @@
-//! **Pure.** A made-up world for tests of cache, ladder, circuits and evidence: a
-//! clock that is moved by hand, sources that are well, silent or wrong at given
-//! times, and the truth they should tell. It drives the pure rooms as
-//! [`resolver`](crate::resolver) does, event by event, and asks nobody.
+//! **Pure.** A made-up world for tests of cache, ladder, circuits, evidence, blocking
+//! queries and registration: a clock that is moved by hand, sources that are well, silent
+//! or wrong at given times, and the truth they should tell. It drives the pure rooms as
+//! [`resolver`](crate::resolver) and [`registration`](crate::registration) do, event by
+//! event, and asks nobody.
 //!
 //! What is `climb.rs` and `lookup.rs` there is [`World::climb`], [`World::land`] and
-//! [`World::ask`] here; read them side by side.
+//! [`World::ask`] here; `follow.rs` is in `watch.rs`, `keeper.rs` in `registration.rs`. Read
+//! them side by side.
 
+mod registration;
 mod scenario;
+mod source;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,19 +24,24 @@ use std::{
 
 use rand::{SeedableRng as _, rngs::SmallRng};
 
+use self::{
+    registration::Keeper,
+    source::{Condition, held},
+    watch::{Follower, Told},
+};
 use crate::{
     cache::{
         Cache, Limits, Look, Rest,
         stale::{PATIENCE, SNAPSHOT_PATIENCE, Wish},
     },
     circuit::{Circuit, Gate, Pace},
-    endpoint::{Outcome, Source, Transport},
+    endpoint::{Outcome, Source},
     error::ErrorKind,
     evidence::{Belief, Canary, Evidence, Others, WINDOW, Word},
-    found::{Found, Held, Instance, TargetKind},
+    found::Held,
     ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
     protection::{Protection, Reason},
-    records,
+    registration::agenda::{self, Failed, Seen},
 };
 
 /// Limit of a look-up, as by default.
@@ -40,27 +50,6 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// As in `climb.rs`.
 const REST: Duration = Duration::from_millis(500);
 const CANARY: Duration = Duration::from_millis(150);
-
-/// What a source does from a certain time on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Condition {
-    /// Tells the truth after so long.
-    Well(Duration),
-    Refused,
-    Silent,
-    /// SERVFAIL, or status 500.
-    Failing,
-    /// Not permitted.
-    Denied,
-    /// Has lost its data: nothing but its own service is there.
-    Lost,
-    /// The token sees nothing any more, and nobody says so.
-    Blind,
-    /// Knows no leader, and nothing.
-    Leaderless,
-    /// Tells the truth, which may be cut (DNS alone).
-    Cut(Duration),
-}
 
 /// The ports of a service's instances, from a time on.
 type Truth = BTreeMap<Instant, BTreeSet<u16>>;
@@ -111,6 +100,18 @@ enum Event {
     Land(String, End),
     Probed(String, Arc<Held>),
     Answer(Waiting),
+    /// The next turn of a name that is followed, and what came of one.
+    Turn(String, usize),
+    Told(String, usize, Told),
+    /// The next step of what is kept registered, what came of one, and one that was carried
+    /// out though nobody heard of it.
+    Keep(usize),
+    Kept(usize, Option<agenda::Step>, Result<Option<Seen>, Failed>),
+    Unheard(Option<agenda::Step>),
+    /// What is found of what is registered may be something else.
+    Catalog,
+    /// The agent loses what it was told.
+    Forget,
 }
 
 /// A caller that waits.
@@ -144,6 +145,10 @@ pub(super) struct World {
     slow: bool,
     /// Every question to a source.
     pub(super) asked: Vec<(Instant, Rung, String)>,
+    /// Names that are followed, and every blocking query.
+    followers: BTreeMap<String, Follower>,
+    pub(super) blocked: Vec<Instant>,
+    keeper: Option<Keeper>,
     count: usize,
 }
 
@@ -174,16 +179,27 @@ impl World {
             given: Vec::new(),
             slow: false,
             asked: Vec::new(),
+            followers: BTreeMap::new(),
+            blocked: Vec::new(),
+            keeper: None,
             count: 0,
         }
     }
 
     /// From `at` on a source does that.
-    pub(super) fn set(&mut self, rung: Rung, at: Instant, condition: Condition) {
+    fn set(&mut self, rung: Rung, at: Instant, condition: Condition) {
+        if (rung, condition) == (Rung::Http, Condition::Lost) {
+            self.restart(at);
+        }
         self.conditions
             .entry(rung)
             .or_default()
             .insert(at, condition);
+    }
+
+    /// The agent comes back without what it was told, before anybody sees that it was away.
+    pub(super) fn restart(&mut self, at: Instant) {
+        self.later(at, Event::Forget);
     }
 
     /// From `at` on a service has instances on these ports.
@@ -199,7 +215,7 @@ impl World {
         self.found.insert(name.to_owned(), self.now - age);
     }
 
-    pub(super) fn condition(&self, rung: Rung, at: Instant) -> Option<Condition> {
+    fn condition(&self, rung: Rung, at: Instant) -> Option<Condition> {
         let conditions = self.conditions.get(&rung)?;
         conditions
             .range(..=at)
@@ -263,6 +279,13 @@ impl World {
                     self.keep(&name, held);
                 }
                 Event::Answer(waiting) => self.answer(waiting),
+                Event::Turn(name, number) => self.turn(&name, number),
+                Event::Told(name, number, told) => self.told(&name, number, told),
+                Event::Keep(turn) => self.keep_on(turn),
+                Event::Kept(turn, step, result) => self.kept(turn, step, result),
+                Event::Unheard(step) => self.unheard(step.as_ref()),
+                Event::Catalog => self.catalog(),
+                Event::Forget => self.forget(),
             }
         }
         self.now = to;
@@ -338,73 +361,6 @@ impl World {
             steps.push((rung, Outcome::Late));
         }
         (end, now, steps)
-    }
-
-    /// What a source says when it is asked at a time, and how long that takes.
-    fn reply(
-        &mut self,
-        rung: Rung,
-        name: &str,
-        at: Instant,
-    ) -> (Heard<Arc<Held>>, Outcome, Duration) {
-        self.asked.push((at, rung, name.to_owned()));
-        let quick = Duration::from_millis(1);
-        let nothing = |leader| {
-            let nothing = Nothing {
-                ttl: None,
-                unhealthy: 0,
-                leader,
-            };
-            (Heard::Nothing(nothing), Outcome::NotFound, quick)
-        };
-        if rung == Rung::Static {
-            return match self.listed.get(name) {
-                Some(ports) => {
-                    let held = held(name, ports, Source::Static, true);
-                    (
-                        Heard::Whole(Arc::new(held)),
-                        Outcome::Answered,
-                        Duration::ZERO,
-                    )
-                }
-                None => nothing(None),
-            };
-        }
-        let source = if rung == Rung::Dns {
-            Source::Dns
-        } else {
-            Source::Http
-        };
-        let leader = (rung == Rung::Http).then_some(true);
-        let told = |takes, complete| {
-            let ports = match name {
-                "consul" => BTreeSet::from([8300]),
-                _ => self.truth_at(name, at),
-            };
-            match ports.is_empty() {
-                true => nothing(leader),
-                false => {
-                    let held = Arc::new(held(name, &ports, source, complete));
-                    let heard = if complete {
-                        Heard::Whole(held)
-                    } else {
-                        Heard::Partial(held)
-                    };
-                    (heard, Outcome::Answered, takes)
-                }
-            }
-        };
-        match self.condition(rung, at).unwrap_or(Condition::Refused) {
-            Condition::Well(takes) => told(takes, true),
-            Condition::Cut(takes) => told(takes, false),
-            Condition::Lost if name == "consul" => told(quick, true),
-            Condition::Lost | Condition::Blind => nothing(leader),
-            Condition::Leaderless => nothing((rung == Rung::Http).then_some(false)),
-            Condition::Refused => (Heard::Failed, Outcome::Refused, Duration::ZERO),
-            Condition::Failing => (Heard::Failed, Outcome::Failed, quick),
-            Condition::Denied => (Heard::Denied, Outcome::Denied, quick),
-            Condition::Silent => (Heard::TimedOut, Outcome::TimedOut, Duration::from_secs(60)),
-        }
     }
 
     fn hear(&mut self, rung: Rung, outcome: Outcome, at: Instant, took: Duration) {
@@ -616,33 +572,5 @@ impl World {
     fn later(&mut self, at: Instant, event: Event) {
         self.count += 1;
         self.events.insert((at, self.count), event);
-    }
-}
-
-fn held(name: &str, ports: &BTreeSet<u16>, source: Source, complete: bool) -> Held {
-    let instance = |port: &u16| Instance {
-        other: None,
-        target: "0a000001.addr.dc1.consul.".into(),
-        kind: TargetKind::Address,
-        addresses: vec![[10, 0, 0, 1].into()],
-        glued: true,
-        port: *port,
-        priority: 1,
-        weight: 1,
-        node: None,
-        text: None,
-        facts: None,
-    };
-    let found = Found::Instances(ports.iter().map(instance).collect());
-    Held {
-        key: name.into(),
-        endpoints: records::endpoints(&found, name),
-        found,
-        ttl: Duration::ZERO,
-        source,
-        transport: Transport::Udp,
-        complete,
-        name: name.into(),
-        warnings: Box::default(),
     }
 }

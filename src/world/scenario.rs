@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Condition, Given, World};
+use super::{Given, World, source::Condition};
 use crate::{
     cache::stale::Wish,
     endpoint::{Outcome, Source},

@@ -238,6 +238,8 @@ pub(crate) async fn check(command: Check, form: &Output) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(text: &str) -> Result<File, String> {
@@ -273,6 +275,89 @@ mod tests {
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(place), "{text}: {error}");
+        }
+    }
+
+    /// Lines that a file may hold, with right and wrong values.
+    fn line() -> impl Strategy<Value = String> {
+        let key = prop::sample::select(vec![
+            "[sources]",
+            "[cache]",
+            "[serve]",
+            "[default]",
+            "dns",
+            "http",
+            "token-file",
+            "domain",
+            "datacenter",
+            "timeout",
+            "must-be-found",
+            "bytes",
+            "entries",
+            "ttl-floor",
+            "ttl-cap",
+            "keep-stale",
+            "watches",
+            "protection",
+            "listen",
+            "admin",
+            "upstream",
+            "stop-rebind",
+            "user",
+            "web",
+            "odd",
+        ]);
+        let value = prop_oneof![
+            prop::sample::select(vec![
+                "'none'",
+                "''",
+                "true",
+                "0",
+                "-1",
+                "7",
+                "1e309",
+                "9223372036854775807",
+                "'1s'",
+                "'1000000y'",
+                "'off'",
+                "['127.0.0.1:53']",
+                "['system', 'none']",
+                "[[[]]]",
+                "{}",
+                "'10.0.0.1:80'",
+                "'a b'",
+                "'http://u:p@h'",
+                "nan",
+                "1979-05-27",
+            ])
+            .prop_map(String::from),
+            "\\PC{0,12}",
+        ];
+        (key, value).prop_map(|(key, value)| match key.starts_with('[') {
+            true => key.to_owned(),
+            false => format!("{key} = {value}"),
+        })
+    }
+
+    proptest! {
+        /// It is refused with its place, or by the builder with its reason; nothing that is
+        /// read is wrong without a word, or too much for what it sets.
+        #[test]
+        fn any_file_is_read_or_refused_with_its_place(
+            lines in prop::collection::vec(line(), 0..8),
+            junk in "\\PC{0,20}",
+        ) {
+            for text in [lines.join("\n"), format!("{}\n{junk}", lines.join("\n"))] {
+                match read(&text) {
+                    Err(error) => prop_assert!(error.contains("line "), "{text}: {error}"),
+                    Ok(file) => {
+                        if let Err(error) = file.apply(proconsul::Resolver::builder()).build() {
+                            let told = error.to_string();
+                            prop_assert!(!told.is_empty() && !told.contains(char::is_control));
+                        }
+                    }
+                }
+            }
         }
     }
 }

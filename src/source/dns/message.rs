@@ -13,13 +13,18 @@ use hickory_proto::{
     serialize::binary::{BinDecodable, BinDecoder},
 };
 
-use crate::records::{wire, wire_name};
+use crate::{
+    records::{wire, wire_name},
+    udp::MOST_STRANGERS,
+};
 
 /// Length of a DNS header (RFC 1035, section 4.1.1).
 const HEADER: usize = 12;
 
 /// Longest datagram without EDNS (RFC 1035, section 2.3.4).
 const PLAIN_PAYLOAD: u16 = 512;
+/// Wrong ids before a question goes over to TCP, where guesses are useless.
+const MOST_WRONG_IDS: usize = 16;
 
 /// One encoded question. Its id is a blank that each sending fills in.
 #[derive(Clone, Debug)]
@@ -138,6 +143,53 @@ impl Query {
     }
 }
 
+/// What is heard after one question was sent as a datagram, until its reply or until it is
+/// enough: a flood must not keep us busy.
+#[derive(Debug)]
+pub(crate) struct Hearing<'a> {
+    query: &'a Query,
+    id: u16,
+    strangers: usize,
+    wrong_ids: usize,
+}
+
+/// What a datagram is to a question.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Reply(Box<Message>),
+    /// It is ignored, and the next one waited for.
+    Stranger(Stranger),
+    /// It is ignored, and it was the last that is looked at.
+    Enough(Stranger),
+}
+
+impl<'a> Hearing<'a> {
+    /// `id`: the one that the question was sent under.
+    pub(crate) fn new(query: &'a Query, id: u16) -> Self {
+        Self {
+            query,
+            id,
+            strangers: 0,
+            wrong_ids: 0,
+        }
+    }
+
+    pub(crate) fn hear(&mut self, datagram: &[u8]) -> Heard {
+        let read = self.query.is_answered_by(self.id, datagram);
+        let stranger = match read.and_then(|()| decode(datagram)) {
+            Ok(message) => return Heard::Reply(Box::new(message)),
+            Err(stranger) => stranger,
+        };
+        self.strangers += 1;
+        self.wrong_ids += usize::from(stranger == Stranger::WrongId);
+        if self.wrong_ids >= MOST_WRONG_IDS || self.strangers >= MOST_STRANGERS {
+            Heard::Enough(stranger)
+        } else {
+            Heard::Stranger(stranger)
+        }
+    }
+}
+
 /// The id that a message starts with.
 pub(crate) fn id(message: &[u8]) -> Option<u16> {
     message.first_chunk().copied().map(u16::from_be_bytes)
@@ -233,6 +285,29 @@ mod tests {
             query.is_answered_by(7, &forged),
             Err(Stranger::WrongQuestion)
         );
+    }
+
+    /// Read name by name it would be 24 million steps.
+    #[test]
+    fn thousands_of_pointers_before_thousands_of_records_are_malformed_at_once() {
+        let hostile = wire::hostile::chained(8_000, 3_000);
+        assert_eq!(decode(&hostile).unwrap_err(), Stranger::Malformed);
+        assert!(decode(&wire::hostile::chained(10, 2)).is_ok());
+    }
+
+    #[test]
+    fn a_flood_ends_a_question_and_wrong_ids_end_it_sooner() {
+        let query = query();
+        let heard = |datagram: &[u8]| {
+            let mut hearing = Hearing::new(&query, 7);
+            let all = (1..).find(|_| matches!(hearing.hear(datagram), Heard::Enough(_)));
+            all.unwrap()
+        };
+        assert_eq!(heard(&reply(8)), MOST_WRONG_IDS);
+        assert_eq!(heard(&[]), MOST_STRANGERS);
+        let mut hearing = Hearing::new(&query, 7);
+        assert!(matches!(hearing.hear(&reply(8)), Heard::Stranger(_)));
+        assert!(matches!(hearing.hear(&reply(7)), Heard::Reply(_)));
     }
 
     #[test]

@@ -19,6 +19,8 @@
 //! [`crate::complete`]; what a reply means in [`crate::records`]. A name that did
 //! not fit a datagram is asked over TCP at once the next time.
 
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 pub(crate) mod message;
 mod tcp;
 mod udp;
@@ -33,7 +35,7 @@ use std::{
 
 use hickory_proto::{
     op::{Message, ResponseCode},
-    rr::{Name, RData, RecordType},
+    rr::{Name, RData, Record, RecordType},
 };
 use tokio::time::{timeout, timeout_at};
 
@@ -62,6 +64,9 @@ const FIRST_TRY: Duration = Duration::from_millis(100);
 /// A server that does not know EDNS is asked without it for so long.
 const WITHOUT_EDNS: Duration = Duration::from_secs(15 * 60);
 const NO_EDNS: &str = "does not know EDNS: asked again without it";
+
+/// TXT records of one reply that are compared with all the others of it.
+const MOST_TEXTS: usize = 16;
 
 /// Names whose transport is remembered. A forgotten name costs one datagram.
 const MOST_LEARNED: usize = 4_096;
@@ -161,41 +166,94 @@ struct Server {
     address: SocketAddr,
     connection: Arc<Connection>,
     sockets: Sockets,
-    /// It is asked without EDNS until then. A std mutex: held for one look.
-    without_edns: Mutex<Option<Instant>>,
+    edns: Edns,
 }
 
-impl Server {
-    fn is_local(&self) -> bool {
-        self.address.ip().is_loopback()
-    }
+/// Whether a server knows EDNS, as far as it has said.
+#[derive(Debug, Default)]
+struct Edns {
+    /// It is asked without until then. A std mutex: held for one look.
+    without: Mutex<Option<Instant>>,
+}
 
-    /// Beyond loopback no datagram is to be sent in fragments (RFC 9715, section 3.1).
-    fn payload(&self) -> u16 {
-        if self.is_local() {
-            LOOPBACK_PAYLOAD
-        } else {
-            REMOTE_PAYLOAD
-        }
-    }
-
-    fn knows_edns(&self) -> bool {
-        let until = (self.without_edns.lock()).unwrap_or_else(PoisonError::into_inner);
+impl Edns {
+    fn is_known(&self) -> bool {
+        let until = (self.without.lock()).unwrap_or_else(PoisonError::into_inner);
         until.is_none_or(|until| clock::now() >= until)
     }
 
     /// Whether a reply says that EDNS is what was wrong with the question (RFC 6891,
     /// section 7). It is remembered.
-    fn refuses_edns(&self, query: &Query, reply: &Reply) -> bool {
+    fn is_refused(&self, query: &Query, reply: &Reply) -> bool {
         let code = reply.message.metadata.response_code;
-        let refuses = query.has_edns()
+        let refused = query.has_edns()
             && reply.message.edns.is_none()
             && matches!(code, ResponseCode::FormErr | ResponseCode::NotImp);
-        if refuses {
-            let mut until = (self.without_edns.lock()).unwrap_or_else(PoisonError::into_inner);
+        if refused {
+            let mut until = (self.without.lock()).unwrap_or_else(PoisonError::into_inner);
             *until = Some(clock::now() + WITHOUT_EDNS);
         }
-        refuses
+        refused
+    }
+}
+
+/// Beyond loopback no datagram is to be sent in fragments (RFC 9715, section 3.1).
+fn payload(server: SocketAddr) -> u16 {
+    match server.ip().is_loopback() {
+        true => LOOPBACK_PAYLOAD,
+        false => REMOTE_PAYLOAD,
+    }
+}
+
+/// One server, as a round of questions sees it.
+trait Peer {
+    fn address(&self) -> SocketAddr;
+
+    fn edns(&self) -> &Edns;
+
+    /// Asks by a datagram and waits for the reply.
+    async fn datagram(&self, query: &Query) -> Result<Reply, Trouble>;
+
+    /// Asks over the connection and waits for the reply.
+    async fn pipelined(&self, query: &Query) -> Result<Reply, Trouble>;
+
+    /// Whether the connection is open, and nobody waits for a reply on it.
+    fn is_free(&self) -> bool;
+
+    /// Opens the connection in the background.
+    fn open_soon(&self);
+
+    /// The connection stopped answering.
+    fn give_up(&self);
+}
+
+impl Peer for Server {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn edns(&self) -> &Edns {
+        &self.edns
+    }
+
+    async fn datagram(&self, query: &Query) -> Result<Reply, Trouble> {
+        self.sockets.exchange(query).await
+    }
+
+    async fn pipelined(&self, query: &Query) -> Result<Reply, Trouble> {
+        self.connection.exchange(query).await
+    }
+
+    fn is_free(&self) -> bool {
+        self.connection.is_free()
+    }
+
+    fn open_soon(&self) {
+        self.connection.open_soon();
+    }
+
+    fn give_up(&self) {
+        self.connection.give_up();
     }
 }
 
@@ -206,7 +264,7 @@ impl DnsSource {
             address,
             connection: Arc::new(Connection::new(address, Arc::clone(&strangers))),
             sockets: Sockets::new(address, Arc::clone(&strangers)),
-            without_edns: Mutex::default(),
+            edns: Edns::default(),
         };
         Self {
             servers: servers.iter().map(server).collect(),
@@ -292,20 +350,19 @@ impl DnsSource {
 }
 
 /// One question to one server.
-struct Round<'a> {
+struct Round<'a, P> {
     source: &'a DnsSource,
-    server: &'a Server,
+    server: &'a P,
     name: &'a str,
     kind: RecordType,
     limit: Instant,
     attempts: &'a mut Vec<Attempt>,
 }
 
-impl Round<'_> {
+impl<P: Peer> Round<'_, P> {
     async fn run(&mut self) -> Heard {
-        let connection = &self.server.connection;
-        if !self.source.is_large(self.name) && !connection.is_free() {
-            connection.open_soon();
+        if !self.source.is_large(self.name) && !self.server.is_free() {
+            self.server.open_soon();
             return match self.over_udp(self.payload()).await {
                 Ok(Heard::Records {
                     reply,
@@ -390,11 +447,11 @@ impl Round<'_> {
     }
 
     fn is_local(&self) -> bool {
-        self.server.is_local()
+        self.server.address().ip().is_loopback()
     }
 
     fn payload(&self) -> u16 {
-        self.server.payload()
+        payload(self.server.address())
     }
 
     /// One datagram, and a second one where no reply to the first has come for
@@ -402,15 +459,15 @@ impl Round<'_> {
     /// more than that, and a slow answer still has all the time there is.
     async fn over_udp(&mut self, payload: u16) -> Result<Heard, Trouble> {
         let query = self.query(payload)?;
-        let sockets = &self.server.sockets;
+        let server = self.server;
         let exchange = async {
-            let mut first = std::pin::pin!(sockets.exchange(&query));
+            let mut first = std::pin::pin!(server.datagram(&query));
             if let Ok(reply) = timeout(FIRST_TRY, &mut first).await {
                 return reply;
             }
             // An error of one says nothing of the other.
             // In a box, as all that is seldom: no question is to carry its room.
-            let mut second = Box::pin(sockets.exchange(&query));
+            let mut second = Box::pin(server.datagram(&query));
             tokio::select! {
                 reply = &mut first => if reply.is_ok() { reply } else { second.await },
                 reply = &mut second => if reply.is_ok() { reply } else { first.await },
@@ -418,7 +475,7 @@ impl Round<'_> {
         };
         let (reply, elapsed) = self.timed(Transport::Udp, self.limit, exchange).await;
         let reply = reply?;
-        if self.server.refuses_edns(&query, &reply) {
+        if self.server.edns().is_refused(&query, &reply) {
             self.note_reply(&reply, Outcome::Failed, elapsed, NO_EDNS.to_owned());
             return Box::pin(self.over_udp(payload)).await;
         }
@@ -427,7 +484,7 @@ impl Round<'_> {
 
     async fn over_tcp(&mut self, earlier: Option<&Seen>) -> Result<Heard, Trouble> {
         let query = self.query(LOOPBACK_PAYLOAD)?;
-        let exchange = self.server.connection.exchange(&query);
+        let exchange = self.server.pipelined(&query);
         // Where no datagram was asked before, UDP may yet have to do: a connection
         // that only seems to be open leaves it time.
         let now = clock::now();
@@ -440,10 +497,10 @@ impl Round<'_> {
         };
         let (reply, elapsed) = self.timed(Transport::Tcp, until, exchange).await;
         if let Err(Trouble::TimedOut) = reply {
-            self.server.connection.give_up();
+            self.server.give_up();
         }
         let reply = reply?;
-        if self.server.refuses_edns(&query, &reply) {
+        if self.server.edns().is_refused(&query, &reply) {
             self.note_reply(&reply, Outcome::Failed, elapsed, NO_EDNS.to_owned());
             return Box::pin(self.over_tcp(earlier)).await;
         }
@@ -452,7 +509,7 @@ impl Round<'_> {
 
     fn query(&mut self, payload: u16) -> Result<Query, Trouble> {
         let query = Query::new(self.name, self.kind, payload).ok_or(Trouble::NoQuestion)?;
-        Ok(if self.server.knows_edns() {
+        Ok(if self.server.edns().is_known() {
             query
         } else {
             query.without_edns()
@@ -562,7 +619,7 @@ impl Round<'_> {
     ) {
         self.attempts.push(Attempt {
             source: Source::Dns,
-            address: self.server.address.to_string().into(),
+            address: self.server.address().to_string().into(),
             transport,
             outcome,
             elapsed,
@@ -577,7 +634,7 @@ impl Round<'_> {
 /// one record at most for each target, the first of that name whatever its type: a
 /// TXT record of a target, alone, may be that one.
 fn has_proof(message: &Message) -> bool {
-    let mut texts = message
+    let texts = message
         .additionals
         .iter()
         .filter(|record| record.record_type() == RecordType::TXT);
@@ -594,12 +651,14 @@ fn has_proof(message: &Message) -> bool {
             .filter(|record| record.name == *name)
             .count()
     };
+    // Where nothing was cut the first one proves it.
+    let mut texts = texts.take(MOST_TEXTS);
     texts.any(|text| times(&text.name) > 1 || !is_target(&text.name))
 }
 
 fn seen(reply: &Reply) -> Seen {
     let message = &reply.message;
-    let is = |kind| move |record: &&hickory_proto::rr::Record| record.record_type() == kind;
+    let is = |kind| move |record: &&Record| record.record_type() == kind;
     Seen {
         transport: reply.transport,
         limit: reply.limit,
@@ -616,6 +675,8 @@ fn seen(reply: &Reply) -> Seen {
 
 #[cfg(test)]
 mod tests {
+    use hickory_proto::rr::rdata::{SRV, TXT};
+
     use super::*;
 
     #[test]
@@ -628,14 +689,18 @@ mod tests {
         ];
         let servers = servers.map(|server| server.parse().unwrap());
         let source = DnsSource::new(&servers);
-        let payloads: Vec<_> = source.servers.iter().map(Server::payload).collect();
+        let payloads: Vec<_> = source
+            .servers
+            .iter()
+            .map(|server| payload(server.address))
+            .collect();
         assert_eq!(payloads, [4_093, 4_093, 1_229, 1_229]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn that_a_server_does_not_know_edns_is_remembered_for_a_quarter_of_an_hour() {
         let source = DnsSource::new(&["127.0.0.1:8600".parse().unwrap()]);
-        let server = &source.servers[0];
+        let edns = &source.servers[0].edns;
         let query = Query::new("web.service.consul.", RecordType::SRV, 4_093).unwrap();
         let mut refusal = query.clone().without_edns().with_id(1);
         refusal[2..4].copy_from_slice(&[0x81, 1]);
@@ -646,14 +711,33 @@ mod tests {
             advertised: 4_093,
             transport: Transport::Udp,
         };
-        assert!(server.knows_edns());
-        assert!(server.refuses_edns(&query, &reply));
+        assert!(edns.is_known());
+        assert!(edns.is_refused(&query, &reply));
         // Without EDNS it was wrong for another reason.
-        assert!(!server.refuses_edns(&query.without_edns(), &reply));
+        assert!(!edns.is_refused(&query.without_edns(), &reply));
         for (minutes, knows) in [(14, false), (1, true)] {
-            assert!(!server.knows_edns());
+            assert!(!edns.is_known());
             tokio::time::advance(Duration::from_secs(60 * minutes)).await;
-            assert_eq!(server.knows_edns(), knows, "{minutes}");
+            assert_eq!(edns.is_known(), knows, "{minutes}");
         }
+    }
+
+    /// If each text were compared with all the others, this would take minutes.
+    #[test]
+    fn texts_of_a_hundred_thousand_targets_prove_nothing_and_cost_little() {
+        let mut message = Message::query();
+        for at in 0..100_000_u32 {
+            let name = Name::from_ascii(format!("n{at}.node.consul.")).unwrap();
+            let srv = RData::SRV(SRV::new(1, 1, 80, name.clone()));
+            message
+                .answers
+                .push(Record::from_rdata(name.clone(), 0, srv));
+            let text = RData::TXT(TXT::new(vec!["a=b".to_owned()]));
+            message.additionals.push(Record::from_rdata(name, 0, text));
+        }
+        assert!(!has_proof(&message));
+        let twice = message.additionals[9].clone();
+        message.additionals.push(twice);
+        assert!(has_proof(&message));
     }
 }

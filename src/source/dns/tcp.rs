@@ -14,8 +14,8 @@ use std::{
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpSocket, TcpStream, tcp::OwnedWriteHalf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
     sync::{Mutex, mpsc, oneshot},
     time::timeout,
 };
@@ -26,7 +26,7 @@ use super::{Reply, Trouble};
 use crate::{clock, complete::TCP_LIMIT, endpoint::Transport};
 
 /// Questions that wait for the connection to take them up.
-const QUEUE: usize = 256;
+pub(super) const QUEUE: usize = 256;
 
 /// Questions unanswered at once on one connection.
 const MOST_PENDING: usize = 4_096;
@@ -69,9 +69,9 @@ const WORTH_OPENING: u8 = 1;
 const NOT_WORTH_OPENING: u8 = 2;
 
 #[derive(Debug)]
-struct Asked {
-    query: Query,
-    reply: oneshot::Sender<Result<Vec<u8>, Trouble>>,
+pub(super) struct Asked {
+    pub(super) query: Query,
+    pub(super) reply: oneshot::Sender<Result<Vec<u8>, Trouble>>,
 }
 
 impl Connection {
@@ -120,14 +120,7 @@ impl Connection {
             Err(Trouble::Closed) => self.ask(query).await?,
             other => other?,
         };
-        let message = message::decode(&bytes).map_err(|_| Trouble::Malformed)?;
-        Ok(Reply {
-            message,
-            size: bytes.len(),
-            limit: TCP_LIMIT,
-            advertised: query.payload(),
-            transport: Transport::Tcp,
-        })
+        read(query, &bytes)
     }
 
     /// Lets the next question open a fresh connection: this one stopped answering.
@@ -161,13 +154,25 @@ impl Connection {
         // Ends by itself when the last sender is gone or the stream is.
         tokio::spawn(converse(
             self.server,
-            stream,
+            stream.into_split(),
             asked,
             Arc::clone(&self.strangers),
         ));
         *open = Some(questions.clone());
         Ok(questions)
     }
+}
+
+/// What came over a connection in reply to a question.
+pub(super) fn read(query: &Query, bytes: &[u8]) -> Result<Reply, Trouble> {
+    let message = message::decode(bytes).map_err(|_| Trouble::Malformed)?;
+    Ok(Reply {
+        message,
+        size: bytes.len(),
+        limit: TCP_LIMIT,
+        advertised: query.payload(),
+        transport: Transport::Tcp,
+    })
 }
 
 /// Counts one who waits for as long as they do, however that ends.
@@ -202,13 +207,12 @@ async fn connect(server: SocketAddr) -> std::io::Result<TcpStream> {
 
 /// Writes questions and hands out replies until the connection ends. Whoever
 /// still waits then hears that it was closed.
-async fn converse(
+pub(super) async fn converse(
     server: SocketAddr,
-    stream: TcpStream,
+    (mut reader, mut writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     mut asked: mpsc::Receiver<Asked>,
     ignored: Arc<Strangers>,
 ) {
-    let (mut reader, mut writer) = stream.into_split();
     let mut pending: HashMap<u16, Asked> = HashMap::new();
     let mut incoming = Vec::with_capacity(READ_ROOM);
     let mut strangers = 0;
@@ -245,7 +249,7 @@ async fn converse(
 }
 
 async fn write(
-    writer: &mut OwnedWriteHalf,
+    writer: &mut (impl AsyncWrite + Unpin),
     asked: Asked,
     pending: &mut HashMap<u16, Asked>,
 ) -> Result<(), Trouble> {

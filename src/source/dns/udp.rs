@@ -16,16 +16,9 @@ use std::{
 use tokio::{net::UdpSocket, runtime::Handle};
 use tracing::debug;
 
-use super::message::{self, Query, Stranger, Strangers};
+use super::message::{Heard, Hearing, Query, Strangers};
 use super::{Reply, Trouble};
-use crate::{
-    clock,
-    endpoint::Transport,
-    udp::{MOST_STRANGERS, connected},
-};
-
-/// Wrong ids before a question goes over to TCP, where guesses are useless.
-const MOST_WRONG_IDS: usize = 16;
+use crate::{clock, endpoint::Transport, udp::connected};
 
 /// Questions that one socket serves.
 const MOST_USES: u32 = 64;
@@ -139,36 +132,32 @@ impl Port {
         let buffer = &mut self.room;
         buffer.clear();
         buffer.reserve(usize::from(query.payload()) + SLACK);
-        let mut wrong_ids = 0;
-        for _ in 0..MOST_STRANGERS {
+        let mut hearing = Hearing::new(query, id);
+        loop {
             buffer.clear();
             self.socket
                 .recv_buf(buffer)
                 .await
                 .map_err(Trouble::from_io)?;
-            let stranger = match query.is_answered_by(id, buffer) {
-                Ok(()) => match message::decode(buffer) {
-                    Ok(message) => {
-                        return Ok(Reply {
-                            message,
-                            size: buffer.len(),
-                            limit: usize::from(query.payload()),
-                            advertised: query.payload(),
-                            transport: Transport::Udp,
-                        });
-                    }
-                    Err(stranger) => stranger,
-                },
-                Err(stranger) => stranger,
-            };
-            strangers.count(stranger);
-            debug!(%server, ?stranger, bytes = buffer.len(), "datagram ignored");
-            wrong_ids += usize::from(stranger == Stranger::WrongId);
-            if wrong_ids >= MOST_WRONG_IDS {
-                break;
+            let heard = hearing.hear(buffer);
+            if let Heard::Stranger(stranger) | Heard::Enough(stranger) = heard {
+                strangers.count(stranger);
+                debug!(%server, ?stranger, bytes = buffer.len(), "datagram ignored");
+            }
+            match heard {
+                Heard::Reply(message) => {
+                    return Ok(Reply {
+                        message: *message,
+                        size: buffer.len(),
+                        limit: usize::from(query.payload()),
+                        advertised: query.payload(),
+                        transport: Transport::Udp,
+                    });
+                }
+                Heard::Stranger(_) => {}
+                Heard::Enough(_) => return Err(Trouble::Flooded),
             }
         }
-        Err(Trouble::Flooded)
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use hickory_proto::rr::rdata::{A, SRV};
 
 use super::*;
+use crate::source::dns::message::decode;
 
 /// Every packet is dropped or answered; every reply can be read, echoes id and
 /// question, fits the client, and says so where it is cut. The number of records
@@ -65,4 +66,47 @@ pub(crate) fn sections(count: usize, owner: &Name) -> Sections {
             .push(Record::from_rdata(target, 0, address));
     }
     sections
+}
+
+/// What can be read is written and read again as the same, in the same room or less, with
+/// names in their own case and in shapes that are right.
+pub fn encode(bytes: &[u8]) {
+    let Ok(read) = decode(bytes) else { return };
+    let [query] = &read.queries[..] else { return };
+    let sections = [&read.answers, &read.authorities, &read.additionals];
+    // An empty record stands for a name or a set in updates (RFC 2136) alone, and has no
+    // data that could be written.
+    let is_empty = |record: &Record| matches!(record.data, RData::Update0(_));
+    if sections.iter().any(|section| section.iter().any(is_empty)) {
+        return;
+    }
+    let write = |message: &Message| {
+        let parts = Parts {
+            metadata: message.metadata,
+            query,
+            answers: &message.answers,
+            authorities: &message.authorities,
+            additionals: &message.additionals,
+        };
+        encode::message(&parts, usize::from(u16::MAX))
+    };
+    let Some(written) = write(&read) else { return };
+    let again = decode(&written).expect("what is written can be read");
+    // Printed: names in another case are equal.
+    assert_eq!(
+        format!("{:?}", again.queries),
+        format!("{:?}", read.queries)
+    );
+    for (again, read) in [
+        (&again.answers, &read.answers),
+        (&again.authorities, &read.authorities),
+        (&again.additionals, &read.additionals),
+    ] {
+        assert_eq!(format!("{again:?}"), format!("{read:?}"));
+    }
+    assert_eq!(
+        write(&again).as_ref(),
+        Some(&written),
+        "written in another way"
+    );
 }

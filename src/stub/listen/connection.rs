@@ -19,7 +19,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
@@ -67,10 +67,19 @@ pub(super) async fn converse(
     stream: TcpStream,
     server: &Arc<Server>,
     crowd: &AtomicBool,
-    mut stopped: watch::Receiver<()>,
+    stopped: watch::Receiver<()>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let (mut reader, mut writer) = stream.into_split();
+    over(stream.into_split(), server, crowd, stopped).await
+}
+
+/// The same over any stream.
+pub(in crate::stub) async fn over(
+    (mut reader, mut writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    server: &Arc<Server>,
+    crowd: &AtomicBool,
+    mut stopped: watch::Receiver<()>,
+) -> io::Result<()> {
     let (replies, mut due) = mpsc::channel::<Option<Vec<u8>>>(MOST_PENDING);
     let mut incoming = Incoming::default();
     let mut out = Vec::new();

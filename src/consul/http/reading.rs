@@ -1,0 +1,76 @@
+//! **Pure.** What a reply says: its headers, as much of its body as is taken, and why it is
+//! none.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::{Reply, Trouble, trouble::line};
+use crate::consul::token::Token;
+
+/// A reply with what its headers say, and without its body. `header`: its text, by its name.
+pub(crate) fn head<'a>(status: u16, header: impl Fn(&str) -> Option<&'a str>) -> Reply {
+    let text = |name: &str| header(name).map(str::trim);
+    let number = |name: &str| text(name)?.parse::<u64>().ok();
+    let boolean = |name: &str| match text(name)? {
+        value if value.eq_ignore_ascii_case("true") => Some(true),
+        value if value.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    };
+    Reply {
+        status,
+        body: Vec::new(),
+        index: number("X-Consul-Index"),
+        known_leader: boolean("X-Consul-Knownleader"),
+        last_contact: number("X-Consul-Lastcontact").map(Duration::from_millis),
+        filtered_by_acls: boolean("X-Consul-Results-Filtered-By-ACLs") == Some(true),
+        translate_addresses: boolean("X-Consul-Translate-Addresses") == Some(true),
+        date: text("Date").and_then(|date| {
+            let date = httpdate::parse_http_date(date).ok()?;
+            date.duration_since(UNIX_EPOCH).ok()
+        }),
+    }
+}
+
+/// A body on its way in. It takes room for what comes, not for what is announced.
+#[derive(Debug)]
+pub(crate) struct Body {
+    bytes: Vec<u8>,
+    most: usize,
+}
+
+impl Body {
+    /// One of at most so many bytes, `announced` with as many.
+    pub(crate) fn new(most: usize, announced: Option<u64>) -> Result<Self, Trouble> {
+        let bytes = Vec::new();
+        match announced {
+            Some(announced) if announced > most as u64 => Err(Trouble::TooLarge),
+            _ => Ok(Self { bytes, most }),
+        }
+    }
+
+    pub(crate) fn add(&mut self, more: &[u8]) -> Result<(), Trouble> {
+        if more.len() > self.most - self.bytes.len() {
+            return Err(Trouble::TooLarge);
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(())
+    }
+
+    pub(crate) fn taken(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// Why a status is no reply, with the first line of what came with it, and the pause that
+/// was asked for.
+pub(crate) fn refusal(
+    status: u16,
+    text: &[u8],
+    token: Option<&Token>,
+    after: Option<Duration>,
+) -> Trouble {
+    let text = line(&String::from_utf8_lossy(text), token);
+    match status {
+        401 | 403 => Trouble::Denied(text),
+        code => Trouble::Status { code, text, after },
+    }
+}

@@ -1,0 +1,285 @@
+//! **Pure.** The rule of the cache: it is compared with a model that forgets nothing and has
+//! no bounds.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    cache::{Cache, Limits, Look, Rest, fate::Fate},
+    clock,
+    endpoint::{Source, Transport},
+    found::{Found, Held, Host},
+};
+
+const KEEP: Duration = Duration::from_secs(600);
+
+fn limits(bytes: usize, entries: usize) -> Limits {
+    Limits {
+        entries: NonZeroUsize::new(entries).expect("some"),
+        bytes,
+        floor: Duration::from_secs(1),
+        cap: Duration::from_secs(60),
+        negative: Duration::from_millis(500)..=Duration::from_secs(10),
+        keep: KEEP,
+    }
+}
+
+/// A set with so many addresses.
+fn set(name: u8, addresses: u8, ttl: Duration, complete: bool) -> Arc<Held> {
+    let addresses = (0..addresses).map(|at| [10, 0, 0, at].into()).collect();
+    let host = Host {
+        addresses,
+        ..Host::default()
+    };
+    let found = Found::Host(host);
+    let fqdn = format!("n{name}.node.consul.");
+    Arc::new(Held {
+        key: format!("n{name}.node").as_str().into(),
+        endpoints: crate::records::endpoints(&found, &fqdn),
+        ttl,
+        source: Source::Dns,
+        transport: Transport::Udp,
+        complete,
+        name: fqdn.into(),
+        found,
+        warnings: Box::new([]),
+    })
+}
+
+/// What is known of a name that nobody ever pushed out.
+enum Known {
+    Set {
+        held: Arc<Held>,
+        /// When a source last gave it. Giving it to somebody is not that.
+        since: Instant,
+        until: Instant,
+        again: Option<Instant>,
+    },
+    Nothing {
+        until: Instant,
+    },
+}
+
+struct Model {
+    now: Instant,
+    known: HashMap<u8, Known>,
+    /// Bytes that each set is reckoned at.
+    bytes: HashMap<u8, usize>,
+    /// Names of which sets or refusals may have been pushed out.
+    pressed: bool,
+    /// What was promised to whoever gives a name without asking.
+    fates: Vec<(u8, Fate)>,
+}
+
+/// Any list of things that happen to a cache. Whatever it gives is what was put last; its age
+/// is that of the last success, whoever was given it since; as fresh it gives nothing that is
+/// due; as stale nothing that is older than may be kept; what is not due is there unless there
+/// was no room; and it never holds more than it may.
+pub fn cache(bytes: &[u8]) {
+    let Some((&[room, entries], rest)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let limits = limits(
+        4_096 * (1 + usize::from(room % 16)),
+        1 + usize::from(entries % 16),
+    );
+    let mut cache = Cache::new(limits.clone());
+    let mut model = Model {
+        now: clock::now(),
+        known: HashMap::new(),
+        bytes: HashMap::new(),
+        pressed: false,
+        fates: Vec::new(),
+    };
+    for turn in rest.chunks_exact(3).take(512) {
+        let (name, more) = (turn[1] % 24, turn[2]);
+        model.turn(&mut cache, &limits, turn[0], name, more);
+        model.check(&mut cache, &limits, name);
+    }
+    for name in 0..24 {
+        model.check(&mut cache, &limits, name);
+    }
+}
+
+impl Model {
+    fn turn(&mut self, cache: &mut Cache, limits: &Limits, what: u8, name: u8, more: u8) {
+        let now = self.now;
+        let key = format!("n{name}.node");
+        match what % 9 {
+            0 | 1 => {
+                let ttl = Duration::from_secs(u64::from(more));
+                let complete = what & 16 == 0;
+                let held = set(name, more % 32, ttl, complete);
+                let holds = match complete {
+                    true => ttl.clamp(limits.floor, limits.cap),
+                    false => limits.floor,
+                };
+                // It may have been under way for a while.
+                let since = now - Duration::from_millis(u64::from(what >> 4) * 10);
+                cache.put(Arc::clone(&held), since);
+                self.put(limits, name, held, since, since + holds);
+            }
+            2 => {
+                let ttl = (more & 1 == 0).then(|| Duration::from_secs(u64::from(more)));
+                cache.put_nothing(&key, ttl, now);
+                let (least, most) = limits.negative.clone().into_inner();
+                let until = now + ttl.unwrap_or(least).clamp(least, most);
+                self.changed(name);
+                self.known.insert(name, Known::Nothing { until });
+                self.bytes.remove(&name);
+                self.press(limits);
+            }
+            3 => {
+                cache.expire(&key, now);
+                self.changed(name);
+                match self.known.get_mut(&name) {
+                    Some(Known::Set { until, .. } | Known::Nothing { until }) => {
+                        *until = now.min(*until);
+                    }
+                    None => {}
+                }
+            }
+            4 => {
+                let at = now + Duration::from_millis(u64::from(more) * 10);
+                cache.rest(&key, at);
+                if let Some(Known::Set { again, .. }) = self.known.get_mut(&name) {
+                    *again = Some(at);
+                }
+            }
+            5 => {
+                let held = match self.known.get(&name) {
+                    Some(Known::Set { held, .. }) => Some(Arc::clone(held)),
+                    _ => None,
+                };
+                if let Some((until, fate)) = cache.hold(&key, held.as_ref()) {
+                    let known = self.known.get(&name).expect("it knows what was never put");
+                    let (Known::Set { until: due, .. } | Known::Nothing { until: due }) = known;
+                    assert_eq!(until, *due, "held for another time");
+                    self.fates.push((name, fate));
+                }
+            }
+            6 => {
+                // A name that is followed: it was said again just now.
+                let Some(Known::Set { held, .. }) = self.known.get(&name) else {
+                    return;
+                };
+                let (held, end) = (Arc::clone(held), now + Duration::from_secs(u64::from(more)));
+                if cache.confirm(&key, &held, now, end)
+                    && let Some(Known::Set { since, until, .. }) = self.known.get_mut(&name)
+                {
+                    (*since, *until) = (now, end);
+                }
+            }
+            7 => cache.served(&key, u32::from(more)),
+            _ => self.now += Duration::from_millis(u64::from(more) * u64::from(what) * 10),
+        }
+    }
+
+    fn put(&mut self, limits: &Limits, name: u8, held: Arc<Held>, since: Instant, until: Instant) {
+        self.changed(name);
+        // By itself in a cache with room for everything.
+        let mut alone = Cache::new(self::limits(usize::MAX, 1));
+        alone.put(Arc::clone(&held), since);
+        self.bytes.insert(name, alone.bytes());
+        let again = None;
+        let known = Known::Set {
+            held,
+            since,
+            until,
+            again,
+        };
+        self.known.insert(name, known);
+        self.press(limits);
+    }
+
+    /// Whoever was promised something of a name has to know that it is over.
+    fn changed(&mut self, name: u8) {
+        self.fates.retain(|(whose, fate)| {
+            assert!(*whose != name || fate.is_over() || self.pressed, "not told");
+            *whose != name
+        });
+    }
+
+    fn press(&mut self, limits: &Limits) {
+        let sets = self.bytes.len();
+        let all: usize = self.bytes.values().sum();
+        let alone = self.bytes.values().any(|bytes| *bytes > limits.bytes / 4);
+        // What does not exist has room of its own: so many names of that length do fit.
+        let nothing = self.known.len() - sets;
+        self.pressed |= alone
+            || all > limits.bytes
+            || self.known.len() > limits.entries.get()
+            || nothing * 300 > limits.bytes / 8;
+    }
+
+    fn check(&self, cache: &mut Cache, limits: &Limits, name: u8) {
+        let now = self.now;
+        assert!(
+            cache.bytes() <= limits.bytes + limits.bytes / 8,
+            "{} bytes",
+            cache.bytes()
+        );
+        assert!(cache.sets_held() <= limits.entries.get());
+        if !self.pressed {
+            let sets: usize = self.bytes.values().sum();
+            assert!(cache.bytes() >= sets, "reckoned too low");
+        }
+        let listed: BTreeSet<_> = cache.sets(now).map(|(held, _)| held.key.clone()).collect();
+        for (held, age) in cache.sets(now) {
+            assert!(age < KEEP && listed.contains(&held.key));
+        }
+        let key = format!("n{name}.node");
+        match (cache.look(&key, now), self.known.get(&name)) {
+            (
+                Look::Fresh(given, age),
+                Some(Known::Set {
+                    held, since, until, ..
+                }),
+            ) => {
+                assert!(Arc::ptr_eq(&given, held), "another set than was put");
+                assert_eq!(
+                    age,
+                    now.saturating_duration_since(*since),
+                    "an age of its own"
+                );
+                assert!(now < *until, "given as fresh when it is due");
+            }
+            (
+                Look::Stale(given, age, rest),
+                Some(Known::Set {
+                    held,
+                    since,
+                    until,
+                    again,
+                }),
+            ) => {
+                assert!(Arc::ptr_eq(&given, held), "another set than was put");
+                assert_eq!(
+                    age,
+                    now.saturating_duration_since(*since),
+                    "an age of its own"
+                );
+                assert!(age < KEEP, "given when it is too old");
+                assert!(now >= *until || *since >= *until, "stale before it is due");
+                let resting = again.is_some_and(|again| now < again);
+                assert_eq!(rest == Rest::Resting, resting);
+            }
+            (Look::Nothing, Some(Known::Nothing { until })) => {
+                assert!(now < *until, "denied when that is due");
+            }
+            (Look::Unknown, Some(Known::Set { since, until, .. })) => {
+                let kept = now < *until || now.saturating_duration_since(*since) < KEEP;
+                assert!(!kept || self.pressed, "lost before it is due");
+            }
+            (Look::Unknown, Some(Known::Nothing { until })) => {
+                assert!(now >= *until || self.pressed, "lost before it is due");
+            }
+            (Look::Unknown, None) => {}
+            (look, _) => panic!("{look:?} of what was never put"),
+        }
+    }
+}
