@@ -2,12 +2,22 @@
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
+    sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use proconsul::{Answer, Attempt, Endpoint, Error, ErrorKind, Freshness, Reason, Resolver};
 use serde_json::{Value, json};
+use tokio::time::Instant;
+use tracing::{Event, Level, Subscriber, callsite::Identifier};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt as _},
+    util::SubscriberInitExt as _,
+};
 
 use crate::args::{Color, Form, Output};
 
@@ -30,7 +40,31 @@ pub(crate) fn start_log(output: &Output) {
         .with_env_filter(filter.unwrap_or_else(|_| level.into()))
         .with_writer(io::stderr)
         .with_ansi(color)
+        // A disk that is full is no reason to end: it could not be told either.
+        .log_internal_errors(false)
+        .finish()
+        .with(Seldom::default())
         .init();
+}
+
+/// Lets one warning a second through of each kind, which is a place in the program: what
+/// somebody else can cause without end must not fill a disk. Finer events were asked for.
+#[derive(Default)]
+struct Seldom(Mutex<HashMap<Identifier, Instant>>);
+
+impl<S: Subscriber> Layer<S> for Seldom {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        if *event.metadata().level() > Level::WARN {
+            return true;
+        }
+        let (kind, now) = (event.metadata().callsite(), Instant::now());
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = (last.get(&kind)).is_none_or(|last| now - *last >= Duration::from_secs(1));
+        if is_due {
+            last.insert(kind, now);
+        }
+        is_due
+    }
 }
 
 fn colored(output: &Output, terminal: bool) -> bool {
@@ -245,7 +279,7 @@ pub(crate) fn attempts(attempts: &[Attempt]) -> Value {
     attempts.iter().map(one).collect()
 }
 
-fn millis(time: std::time::Duration) -> u64 {
+fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -21,11 +21,8 @@ use super::{Reply, Trouble};
 use crate::{
     clock,
     endpoint::Transport,
-    udp::{MOST_STRANGERS, connected},
+    udp::{MOST_STRANGERS, MOST_WRONG_IDS, connected},
 };
-
-/// Wrong ids before a question goes over to TCP, where guesses are useless.
-const MOST_WRONG_IDS: usize = 16;
 
 /// Questions that one socket serves.
 const MOST_USES: u32 = 64;

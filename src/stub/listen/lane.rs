@@ -276,8 +276,16 @@ fn serve<S: Address>(work: Work) {
                         client: client.client(),
                         hits,
                     };
-                    // Too many wait already: clients ask again.
-                    shed += u64::from(misses.try_send(miss).is_err());
+                    // Too many wait already: told so at once.
+                    if misses.try_send(miss).is_err() {
+                        shed += 1;
+                        let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
+                        if let Some(length) = plain.and_then(|plain| plain.overload(packet, room)) {
+                            lengths[replies] = length;
+                            to[replies] = Some(*client);
+                            replies += 1;
+                        }
+                    }
                 }
             }
         }
@@ -341,6 +349,17 @@ fn give<S: Address>(
     }
 }
 
+/// Says that there is no time for a question, to who can be told.
+fn refuse(lane: &Lane, packet: &[u8], client: SocketAddr) {
+    let mut reply = [0; QUESTION];
+    let plain = shortcut::read(packet, false);
+    if let Some(length) = plain.and_then(|plain| plain.overload(packet, &mut reply))
+        && let Err(error) = lane.send(&reply[..length], client)
+    {
+        debug!(%client, %error, "reply not sent");
+    }
+}
+
 /// The slow lane behind one fast one: ends when that has ended and all is answered.
 async fn misses(
     lane: Arc<Lane>,
@@ -368,6 +387,7 @@ async fn misses(
                 let Some(Miss { packet, client, hits }) = miss else { break };
                 let count = by_client.entry(client).or_default();
                 if *count >= MOST_OF_ONE {
+                    refuse(&lane, &packet, client);
                     continue;
                 }
                 *count += 1;
