@@ -208,8 +208,9 @@ mod tests {
     fn no_two_threads_that_live_have_the_same_number_and_those_that_ended_leave_theirs() {
         let numbers = || {
             let both = thread::scope(|threads| {
-                let one = threads.spawn(|| (super::thread(), super::thread()));
+                // Before the other: that one may have ended, and left its number, at once.
                 let other = super::thread();
+                let one = threads.spawn(|| (super::thread(), super::thread()));
                 let one = one.join().unwrap();
                 assert_eq!(one.0, one.1);
                 [one.0, other]

@@ -577,3 +577,6 @@ async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
         Err(io::ErrorKind::InvalidData.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,6 +194,40 @@ mod tests {
     }
 
     #[test]
+    fn of_a_million_replies_with_one_field_forged_none_is_accepted() {
+        use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+        let query = query();
+        let mut dice = SmallRng::seed_from_u64(11);
+        let mut taken = 0;
+        let right = reply(7);
+        for round in 0..1_000_000 {
+            let mut forged = right.clone();
+            let end = query.question_end;
+            let other = dice.random_range(1..=u16::MAX);
+            let mut number = |at: usize, own: u16| {
+                let other = own.wrapping_add(other);
+                forged[at..at + 2].copy_from_slice(&other.to_be_bytes());
+            };
+            match round % 7 {
+                0 => number(0, 7),
+                1 => number(4, 1),
+                2 => number(end - 4, 33),
+                3 => number(end - 2, 1),
+                4 => forged[2] &= 0x7F,
+                5 => {
+                    let at = dice.random_range(HEADER..end - 4);
+                    while forged[at].eq_ignore_ascii_case(&right[at]) {
+                        forged[at] = dice.random();
+                    }
+                }
+                _ => forged.truncate(dice.random_range(0..end)),
+            }
+            taken += usize::from(query.is_answered_by(7, &forged).is_ok());
+        }
+        assert_eq!(taken, 0);
+    }
+
+    #[test]
     fn the_type_is_compared_with_its_case() {
         // Types 65 and 97 are `A` and `a` as letters.
         let query = Query::new("web.service.consul.", RecordType::from(65), 4093).unwrap();
