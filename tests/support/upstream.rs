@@ -36,6 +36,7 @@ pub(crate) struct Asked {
     pub(crate) packet: Vec<u8>,
     pub(crate) port: u16,
     pub(crate) over: Over,
+    pub(crate) at: Instant,
 }
 
 impl Upstream {
@@ -113,6 +114,7 @@ async fn datagrams(
             packet: packet.to_vec(),
             port: client.port(),
             over: Over::Udp,
+            at: Instant::now(),
         });
         let replies = script(packet, Over::Udp);
         let socket = Arc::clone(&socket);
@@ -146,6 +148,7 @@ async fn converse(
             packet: packet.clone(),
             port,
             over: Over::Tcp,
+            at: Instant::now(),
         });
         let replies = script(&packet, Over::Tcp);
         if replies.is_empty() {
