@@ -7,6 +7,7 @@ mod upstream;
 
 use std::{
     net::SocketAddr,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +20,9 @@ use proconsul::{
     Resolver,
     stub::{Stub, Upstreams},
 };
-use support::{Agent, Over, SilentDns, ask, ask_tcp, ask_udp, closed_port, exchange, wait_for};
+use support::{
+    Agent, Over, Serving, SilentDns, ask, ask_tcp, ask_udp, closed_port, exchange, wait_for,
+};
 use tokio::net::UdpSocket;
 use upstream::{Upstream, a, addresses, coded, forwarding, record, stub, stub_of};
 
@@ -397,4 +400,41 @@ async fn what_a_client_says_of_itself_is_neither_shared_nor_kept() {
     assert_eq!(both, (true, true));
     assert!(asked([3; 8]).await);
     assert_eq!(upstream.asked(), 3);
+}
+
+#[tokio::test]
+async fn a_name_of_any_bytes_goes_on_as_it_came_and_stands_in_no_log() {
+    const ODD: &[u8] = b"\x0e\0\xff. \"'\\\n\r\x1b[1mA\x02\xc3(\x07example\0\0\x01\0\x01";
+    let upstream = Upstream::start(|packet| Some(record(packet, 1, 0, &[10, 0, 0, 1]))).await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command
+        .env_clear()
+        .args(["serve", "-vv", "--listen", "127.0.0.1:0", "--admin", "none"])
+        .args(["--dns", &closed_port().to_string(), "--http", "none"])
+        .args(["--upstream", &upstream.address.to_string()]);
+    let serving = Serving::start(command);
+    let mut packet = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0".to_vec();
+    packet.extend(ODD);
+    let told = exchange(serving.dns, &packet, Over::Udp).await.unwrap();
+    assert_eq!(upstream.questions()[0].packet[12..], *ODD);
+    assert_eq!(told[12..12 + ODD.len()], *ODD);
+    assert!(told.ends_with(&[10, 0, 0, 1]));
+    // The same in Consul's domain, where no name is of such bytes.
+    for name in [
+        "a\nb.service.consul.",
+        "\u{1b}[31m.node.consul.",
+        "a b.service.consul.",
+    ] {
+        let code = a(serving.dns, name).await.metadata.response_code;
+        assert_eq!(code, ResponseCode::NXDomain, "{name:?}");
+    }
+    _ = a(serving.dns, "known.service.consul.").await;
+    serving.signal("-TERM");
+    let mut lines = 0;
+    while let Some(line) = serving.said_before_it_ended() {
+        assert!(!line.contains(char::is_control), "{line:?}");
+        assert!(!line.contains("b.service.consul"), "{line:?}");
+        lines += 1;
+    }
+    assert!(lines > 0, "it logs what it does");
 }

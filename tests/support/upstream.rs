@@ -225,7 +225,11 @@ pub(crate) fn with_opt(mut packet: Vec<u8>, size: u16, options: &[u8]) -> Vec<u8
 
 /// Where the question ends.
 pub(crate) fn end(packet: &[u8]) -> usize {
-    12 + packet[12..].iter().position(|byte| *byte == 0).unwrap() + 5
+    let mut at = 12;
+    while packet[at] != 0 {
+        at += usize::from(packet[at]) + 1;
+    }
+    at + 5
 }
 
 /// A pointer to the question's name.

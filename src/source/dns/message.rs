@@ -248,4 +248,51 @@ mod tests {
         long.push(0);
         assert_eq!(decode(&long).unwrap_err(), Stranger::Malformed);
     }
+
+    /// A reply to the question with so many bytes of records behind it, and these counts.
+    fn claiming(counts: [u16; 3], records: &[u8]) -> Vec<u8> {
+        let mut bytes = query().with_id(7)[..query().question_end].to_vec();
+        bytes[2] |= 0x80;
+        for (at, count) in (6..).step_by(2).zip(counts) {
+            bytes[at..at + 2].copy_from_slice(&count.to_be_bytes());
+        }
+        bytes.extend_from_slice(records);
+        bytes
+    }
+
+    #[test]
+    fn counts_that_lie_make_room_for_nothing() {
+        for counts in [
+            [u16::MAX, 0, 0],
+            [0, u16::MAX, 0],
+            [0, 0, u16::MAX],
+            [u16::MAX; 3],
+        ] {
+            let bytes = claiming(counts, &[0; 17]);
+            let cost = allocation_counter::measure(|| assert!(decode(&bytes).is_err()));
+            let most = 64 * bytes.len() as u64 + 4_096;
+            assert!(cost.bytes_total < most, "{counts:?}: {}", cost.bytes_total);
+        }
+    }
+
+    #[test]
+    fn a_name_that_pointers_make_too_long_is_refused() {
+        // Labels of 63 bytes, each before a pointer to the one before it.
+        let (mut records, mut before) = (Vec::new(), 12_u16);
+        let start = query().question_end;
+        let mut longest = 0;
+        for count in 1..=5 {
+            let own = u16::try_from(start + records.len()).unwrap();
+            records.push(63);
+            records.extend([b'x'; 63]);
+            records.extend((0xC000 | before).to_be_bytes());
+            records.extend([0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 10, 0, 0, 1]);
+            before = own;
+            if decode(&claiming([count, 0, 0], &records)).is_ok() {
+                longest = count;
+            }
+        }
+        // web.service.consul. has 20 bytes, and 3 times 64 more are 212; 4 times are 276.
+        assert_eq!(longest, 3);
+    }
 }

@@ -59,6 +59,9 @@ const QUESTION: usize = 4_096;
 /// Longest reply over UDP, with its OPT record.
 const REPLY: usize = 4_096;
 
+/// Longest reply that nobody has time for a question: header, question, OPT record.
+const REFUSAL: usize = 512;
+
 /// How often a thread that hears nothing looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -350,12 +353,15 @@ fn give<S: Address>(
 }
 
 /// Says that there is no time for a question, to who can be told.
-fn refuse(lane: &Lane, packet: &[u8], client: SocketAddr) {
-    let mut reply = [0; QUESTION];
+fn refuse(lane: &Lane, packet: &[u8], client: SocketAddr, server: &Server) {
+    let mut room = [0; REFUSAL];
     let plain = shortcut::read(packet, false);
-    if let Some(length) = plain.and_then(|plain| plain.overload(packet, &mut reply))
-        && let Err(error) = lane.send(&reply[..length], client)
-    {
+    let Some(length) = plain.and_then(|plain| plain.overload(packet, &mut room)) else {
+        return server.counted.dropped();
+    };
+    let reply = &room[..length];
+    (server.counted).answered(reply, Transport::Udp, Duration::ZERO);
+    if let Err(error) = lane.send(reply, client) {
         debug!(%client, %error, "reply not sent");
     }
 }
@@ -387,7 +393,7 @@ async fn misses(
                 let Some(Miss { packet, client, hits }) = miss else { break };
                 let count = by_client.entry(client).or_default();
                 if *count >= MOST_OF_ONE {
-                    refuse(&lane, &packet, client);
+                    refuse(&lane, &packet, client, &server);
                     continue;
                 }
                 *count += 1;
