@@ -86,7 +86,7 @@ async fn the_question_that_finds_circles_cannot_be_foretold_nor_end_more_than_on
     .await;
     seen[1] = 1;
     let told = exchange(stub, &seen, Over::Udp).await.unwrap();
-    assert_eq!(told[3] & 0x0F, u8::from(ResponseCode::Refused.low()));
+    assert_eq!(told[3] & 0x0F, ResponseCode::Refused.low());
     assert_eq!(addresses(&a(stub, "www.example.").await), ["0 10.0.0.2"]);
 }
 

@@ -57,7 +57,8 @@ fn nothing(question: &Message, soa: Option<(u32, u32)>) -> Reply {
 #[tokio::test]
 async fn a_forwarded_answer_is_kept_for_its_lowest_ttl_and_never_longer_than_a_day() {
     // TTLs of an answer, those told of what is kept, whether it is fresh at once and after a second.
-    let cases: [(&str, &[u32], &[u32], bool, bool); 7] = [
+    type Case = (&'static str, &'static [u32], &'static [u32], bool, bool);
+    let cases: [Case; 7] = [
         ("zero", &[0], &[0], false, false),
         ("one", &[1], &[1], true, false),
         ("an hour", &[3_600], &[3_600], true, true),
@@ -303,7 +304,8 @@ async fn without_a_floor_nothing_of_no_time_to_live_is_given_as_fresh() {
 #[tokio::test]
 async fn what_consul_does_not_know_is_asked_for_again_within_the_bounds_of_what_does_not_exist() {
     // The SOA that comes with it, and whether it is believed still after 0.7 s.
-    let cases: [(&str, Option<(u32, u32)>, bool); 5] = [
+    type Case = (&'static str, Option<(u32, u32)>, bool);
+    let cases: [Case; 5] = [
         ("none", None, false),
         ("zero", Some((0, 0)), false),
         ("ttl", Some((0, 60)), false),

@@ -1,5 +1,4 @@
 //! Names that are not Consul's: the stub sends them on, and remembers.
-#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 #[path = "support/upstream.rs"]
