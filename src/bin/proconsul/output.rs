@@ -2,16 +2,16 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::HashSet,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::Duration,
 };
 
 use proconsul::{Answer, Attempt, Endpoint, Error, ErrorKind, Freshness, Reason, Resolver};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 use tracing::{Event, Level, Subscriber, callsite::Identifier};
 use tracing_subscriber::{
     Layer,
@@ -47,24 +47,38 @@ pub(crate) fn start_log(output: &Output) {
         .init();
 }
 
+/// How long a warning of one kind keeps others of its kind away.
+const SELDOM: Duration = Duration::from_secs(1);
+
 /// Lets one warning a second through of each kind, which is a place in the program: what
 /// somebody else can cause without end must not fill a disk. Finer events were asked for.
 #[derive(Default)]
-struct Seldom(Mutex<HashMap<Identifier, Instant>>);
+struct Seldom(Arc<Mutex<HashSet<Identifier>>>);
 
 impl<S: Subscriber> Layer<S> for Seldom {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         if *event.metadata().level() > Level::WARN {
             return true;
         }
-        let (kind, now) = (event.metadata().callsite(), Instant::now());
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = (last.get(&kind)).is_none_or(|last| now - *last >= Duration::from_secs(1));
-        if is_due {
-            last.insert(kind, now);
+        let (kind, told) = (event.metadata().callsite(), Arc::clone(&self.0));
+        if !lock(&told).insert(kind.clone()) {
+            return false;
         }
-        is_due
+        // A thread, since warnings come from outside the runtime too: one a second at most.
+        let later = move || {
+            thread::sleep(SELDOM);
+            lock(&told).remove(&kind);
+        };
+        let forgotten = thread::Builder::new().name("proconsul-log".into());
+        if forgotten.spawn(later).is_err() {
+            lock(&self.0).clear();
+        }
+        true
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn colored(output: &Output, terminal: bool) -> bool {
