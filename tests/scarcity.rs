@@ -159,7 +159,7 @@ async fn a_flood_of_names_is_survived_with_little_memory() {
     let mut command = serve(&server.address().to_string(), "none");
     command.args(["--admin", "none"]);
     // Data of the whole process, the stacks of its threads among them.
-    let serving = Serving::start(limited("--data=50331648", &command));
+    let serving = Serving::start(limited("--data=33554432", &command));
     assert_eq!(serving.instances().await, 3);
     let names = (0..6_000_u16).map(|at| question(&format!("x{at}.service.consul."), 1));
     _ = upstream::crowd(serving.dns, names.collect(), 50, Duration::from_secs(5)).await;
