@@ -132,7 +132,11 @@ impl Plain {
 
     /// Writes SERVFAIL, with an extended error for who speaks EDNS: nobody has time for
     /// the question. Takes no more than a look at the packet.
+    #[cfg(any(target_os = "linux", test))]
     pub(crate) fn overload(&self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
+        const SERVFAIL: u8 = 2;
+        /// An extended error (RFC 8914, section 4.15).
+        const NOT_READY: u16 = 14;
         let reply = out.get_mut(..self.end)?;
         reply.copy_from_slice(packet.get(..self.end)?);
         reply[2] = 0x80 | reply[2] & 0x01;
