@@ -46,11 +46,6 @@ const GRACE: Duration = Duration::from_millis(20);
 const OVERHEAD: usize = 256;
 
 const TYPE_OPT: u16 = 41;
-
-const SERVFAIL: u8 = 2;
-
-/// An extended error (RFC 8914, section 4.15).
-const NOT_READY: u16 = 14;
 const EDNS_SUBNET: u16 = 8;
 
 /// How long a reply may be, by what the client says of itself.
