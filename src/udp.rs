@@ -9,6 +9,9 @@ use tokio::net::UdpSocket;
 /// keep us busy.
 pub(crate) const MOST_STRANGERS: usize = 64;
 
+/// Wrong ids before a question goes over to TCP, where guesses are useless.
+pub(crate) const MOST_WRONG_IDS: usize = 16;
+
 /// A connected socket on a port that the kernel draws at random: only datagrams of that
 /// very server reach it, an ICMP refusal arrives at once instead of a time-out, and a
 /// late reply finds nobody (RFC 5452, sections 4.5 and 9.2).

@@ -91,6 +91,8 @@ pub(crate) fn hold(
         (_, Ok(Some(answer))) => {
             let (until, fate) = resolver.hold(name, Some(answer))?;
             let least = match answer.freshness() {
+                // What holds for no time at all is not remembered either.
+                Freshness::Fresh if until <= clock::now() => return None,
                 Freshness::Fresh => until,
                 // It may be given as long as its TTL there says.
                 Freshness::Stale => clock::now() + STALE,

@@ -1,147 +1,29 @@
 //! Names that are not Consul's: the stub sends them on, and remembers.
-#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
+#[path = "support/upstream.rs"]
+mod upstream;
 
 use std::{
     net::SocketAddr,
+    process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use hickory_proto::{
-    op::{Message, ResponseCode},
-    rr::RecordType,
-};
+use hickory_proto::{op::ResponseCode, rr::RecordType};
 use proconsul::{
     Resolver,
     stub::{Stub, Upstreams},
 };
-use support::{Agent, Over, SilentDns, ask, ask_tcp, ask_udp, closed_port, exchange, wait_for};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+use support::{
+    Agent, Over, Serving, SilentDns, ask, ask_tcp, ask_udp, closed_port, exchange, wait_for,
 };
-
-type Script = dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync;
-
-/// A name server of bytes: what it gets and sends is not read by anybody's library.
-struct Upstream {
-    address: SocketAddr,
-    asked: Arc<AtomicUsize>,
-}
-
-impl Upstream {
-    async fn start(script: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
-        let script: Arc<Script> = Arc::new(script);
-        let (udp, tcp) = loop {
-            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()).await {
-                break (udp, tcp);
-            }
-        };
-        let (address, asked) = (tcp.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
-        let (counted, answer) = (Arc::clone(&asked), Arc::clone(&script));
-        tokio::spawn(async move {
-            let mut packet = [0; 4_096];
-            while let Ok((length, client)) = udp.recv_from(&mut packet).await {
-                let packet = &packet[..length];
-                // The stub's own question, whether we send its questions back.
-                if packet.windows(5).any(|five| five == b"\x04test") {
-                    continue;
-                }
-                counted.fetch_add(1, Ordering::Relaxed);
-                if let Some(reply) = answer(packet) {
-                    udp.send_to(&reply, client).await.unwrap();
-                }
-            }
-        });
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = tcp.accept().await {
-                let script = Arc::clone(&script);
-                tokio::spawn(async move { converse(stream, &*script).await });
-            }
-        });
-        Self { address, asked }
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
-    }
-}
-
-async fn converse(mut stream: TcpStream, script: &Script) -> Option<()> {
-    loop {
-        let mut packet = vec![0; stream.read_u16().await.ok()?.into()];
-        stream.read_exact(&mut packet).await.ok()?;
-        let reply = script(&packet)?;
-        let length = u16::try_from(reply.len()).unwrap();
-        stream.write_u16(length).await.ok()?;
-        stream.write_all(&reply).await.ok()?;
-    }
-}
-
-/// Where the question ends.
-fn end(packet: &[u8]) -> usize {
-    12 + packet[12..].iter().position(|byte| *byte == 0).unwrap() + 5
-}
-
-/// A reply of one record of that type, TTL and data, with OPT if it was asked with one.
-fn record(packet: &[u8], kind: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
-    let mut reply = packet[..end(packet)].to_vec();
-    reply[2] |= 0x80;
-    reply[3] |= 0x80;
-    reply[6..12].copy_from_slice(&[0, 1, 0, 0, 0, packet[11]]);
-    reply.extend([0xC0, 12]);
-    reply.extend(kind.to_be_bytes());
-    reply.extend([0, 1]);
-    reply.extend(ttl.to_be_bytes());
-    reply.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
-    reply.extend(data);
-    reply.extend(&packet[end(packet)..]);
-    reply
-}
-
-fn coded(packet: &[u8], code: u8) -> Vec<u8> {
-    let mut reply = packet[..end(packet)].to_vec();
-    reply[2] |= 0x80;
-    reply[3] = 0x80 | code;
-    reply[11] = 0;
-    reply
-}
-
-async fn stub_of(resolver: Resolver, upstreams: &[&str]) -> SocketAddr {
-    forwarding(resolver, Upstreams::parse(upstreams).unwrap()).await
-}
-
-async fn forwarding(resolver: Resolver, upstreams: Upstreams) -> SocketAddr {
-    let any = "127.0.0.1:0".parse().unwrap();
-    let stub = Stub::bind(resolver, &[any]).await.unwrap();
-    let stub = stub.forwarding(upstreams);
-    let address = stub.addresses()[0];
-    tokio::spawn(stub.run(std::future::pending()));
-    address
-}
-
-/// A stub that knows no Consul.
-async fn stub(upstreams: &[&str]) -> SocketAddr {
-    let builder = Resolver::builder().dns("none").http("none");
-    stub_of(builder.build().unwrap(), upstreams).await
-}
-
-fn addresses(reply: &Message) -> Vec<String> {
-    let answers = reply.answers.iter();
-    answers
-        .map(|record| format!("{} {}", record.ttl, record.data))
-        .collect()
-}
-
-async fn a(stub: SocketAddr, name: &str) -> Message {
-    ask_udp(stub, name, RecordType::A).await.unwrap()
-}
+use tokio::net::UdpSocket;
+use upstream::{Upstream, a, addresses, coded, forwarding, record, stub, stub_of};
 
 #[tokio::test]
 async fn other_names_go_on_and_their_answers_are_kept_for_their_ttl() {
@@ -517,4 +399,41 @@ async fn what_a_client_says_of_itself_is_neither_shared_nor_kept() {
     assert_eq!(both, (true, true));
     assert!(asked([3; 8]).await);
     assert_eq!(upstream.asked(), 3);
+}
+
+#[tokio::test]
+async fn a_name_of_any_bytes_goes_on_as_it_came_and_stands_in_no_log() {
+    const ODD: &[u8] = b"\x0e\0\xff. \"'\\\n\r\x1b[1mA\x02\xc3(\x07example\0\0\x01\0\x01";
+    let upstream = Upstream::start(|packet| Some(record(packet, 1, 0, &[10, 0, 0, 1]))).await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command
+        .env_clear()
+        .args(["serve", "-vv", "--listen", "127.0.0.1:0", "--admin", "none"])
+        .args(["--dns", &closed_port().to_string(), "--http", "none"])
+        .args(["--upstream", &upstream.address.to_string()]);
+    let serving = Serving::start(command);
+    let mut packet = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0".to_vec();
+    packet.extend(ODD);
+    let told = exchange(serving.dns, &packet, Over::Udp).await.unwrap();
+    assert_eq!(upstream.questions()[0].packet[12..], *ODD);
+    assert_eq!(told[12..12 + ODD.len()], *ODD);
+    assert!(told.ends_with(&[10, 0, 0, 1]));
+    // The same in Consul's domain, where no name is of such bytes.
+    for name in [
+        "a\nb.service.consul.",
+        "\u{1b}[31m.node.consul.",
+        "a b.service.consul.",
+    ] {
+        let code = a(serving.dns, name).await.metadata.response_code;
+        assert_eq!(code, ResponseCode::NXDomain, "{name:?}");
+    }
+    _ = a(serving.dns, "known.service.consul.").await;
+    serving.signal("-TERM");
+    let mut lines = 0;
+    while let Some(line) = serving.said_before_it_ended() {
+        assert!(!line.contains(char::is_control), "{line:?}");
+        assert!(!line.contains("b.service.consul"), "{line:?}");
+        lines += 1;
+    }
+    assert!(lines > 0, "it logs what it does");
 }

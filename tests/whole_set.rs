@@ -14,8 +14,10 @@ use support::{Agent, SilentDns, ask_tcp, ask_udp};
 fn resolver(agent: &Agent, http: &str) -> Resolver {
     let builder = Resolver::builder()
         .dns(&agent.dns().to_string())
-        .ttl_floor(Duration::ZERO);
-    // A test machine under load must not turn a slow answer into a failed one.
+        .ttl_floor(Duration::ZERO)
+        .keep_stale(Duration::ZERO);
+    // A test machine under load must not turn a slow answer into a failed one, nor into the
+    // one before.
     builder
         .http(http)
         .timeout(Duration::from_secs(20))

@@ -96,6 +96,40 @@ fn the_largest_weights_do_not_overflow() {
 }
 
 #[test]
+fn a_million_weighted_picks_are_spread_as_dice_would() {
+    let weights = [1, 2, 3, 10, 20, 64, 100, 200, 300, 300];
+    let set: Vec<_> = (0_u8..)
+        .zip(weights)
+        .map(|(last, weight)| endpoint(last, 80, 65_535, weight))
+        .collect();
+    let draws = 1_000_000;
+    let counts = counts(&set, Strategy::Weighted, draws);
+    let square: f64 = set
+        .iter()
+        .map(|one| {
+            let expected = draws as f64 * f64::from(one.weight) / 1_000.0;
+            let counted = counts[&one.to_string()] as f64;
+            (counted - expected).powi(2) / expected
+        })
+        .sum();
+    // Nine degrees of freedom: above 40 once in a hundred thousand sets of true dice.
+    assert!(square < 40.0, "chi-square {square}: {counts:?}");
+}
+
+#[test]
+fn one_weight_among_zeros_has_all_but_a_few_picks() {
+    // RFC 2782: zeros are to be picked very seldom, and not never.
+    let mut set: Vec<_> = (1..=9).map(|last| endpoint(last, 80, 0, 0)).collect();
+    set.push(endpoint(10, 80, 0, 65_535));
+    // Another priority has nothing to say.
+    set.push(endpoint(11, 80, 65_535, 65_535));
+    let counts = counts(&set, Strategy::Weighted, 1_000_000);
+    let large = counts["10.0.0.10:80"];
+    assert!((999_700..1_000_000).contains(&large), "{large}");
+    assert!(!counts.contains_key("10.0.0.11:80"));
+}
+
+#[test]
 fn random_is_even_and_first_is_always_the_same() {
     let set = [
         endpoint(2, 80, 1, 1),

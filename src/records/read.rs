@@ -7,6 +7,7 @@
 //! server tells of somebody else's host is left to the system's resolver.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
@@ -14,7 +15,7 @@ use std::{
 };
 
 use hickory_proto::{
-    op::Message,
+    op::{Message, Query},
     rr::{Name, RData, Record, RecordType},
 };
 
@@ -67,11 +68,13 @@ impl Asks {
     /// What the reply tells, and its TTL; `None` where it holds nothing of the
     /// kind that was asked for.
     pub(crate) fn read(self, message: &Message, zones: &[Domain]) -> Option<(Found, Duration)> {
+        let asked = asked_for(message);
         let read = match self.0 {
-            RecordType::SRV => instances(message, zones),
-            RecordType::PTR => pointers(message),
+            RecordType::SRV => instances(&asked, zones),
+            RecordType::PTR => pointers(&asked),
+            // Those of the zone, which may bear another name of its own.
             RecordType::NS => servers(message),
-            _ => host(message, zones),
+            _ => host(&asked, zones),
         };
         read.found.map(|found| (found, read.ttl))
     }
@@ -83,6 +86,40 @@ struct Read {
     /// `None`: nothing of the kind that was asked for.
     found: Option<Found>,
     ttl: Duration,
+}
+
+/// The message without answers that nobody asked for: only records of the name in
+/// question, and of those that it stands for, count. A name with several aliases stands
+/// for none: DNS allows one (RFC 2181, section 10.1), and to pick one would be a guess.
+fn asked_for(message: &Message) -> Cow<'_, Message> {
+    let Some(question) = message.queries.first().map(Query::name) else {
+        return Cow::Borrowed(message);
+    };
+    let is_plain = |record: &Record| !matches!(record.data, RData::CNAME(_));
+    if (message.answers.iter()).all(|record| record.name == *question && is_plain(record))
+        && message.additionals.iter().all(is_plain)
+    {
+        return Cow::Borrowed(message);
+    }
+    let mut aliases: HashMap<&Name, Option<&Name>> = HashMap::new();
+    for record in message.answers.iter().chain(&message.additionals) {
+        if let RData::CNAME(alias) = &record.data {
+            let known = aliases.entry(&record.name).or_insert(Some(&alias.0));
+            *known = known.filter(|known| **known == alias.0);
+        }
+    }
+    let next = |name: &&Name| aliases.get(*name).copied().flatten();
+    let chain: HashSet<&Name> = std::iter::successors(Some(question), next)
+        .take(MOST_ALIASES + 1)
+        .collect();
+    let is_one = |record: &&Record| is_plain(record) || next(&&record.name).is_some();
+    let mut own = message.clone();
+    own.answers = (message.answers.iter())
+        .filter(|record| chain.contains(&record.name) && is_one(record))
+        .cloned()
+        .collect();
+    own.additionals = message.additionals.iter().filter(is_one).cloned().collect();
+    Cow::Owned(own)
 }
 
 /// Instances of a service: SRV records with their additional section.

@@ -489,7 +489,10 @@ impl Inner {
         }
         let endpoints = records::endpoints(&found, fqdn);
         let complete = warnings.is_empty();
+        // One with its high bit set is taken as very long (RFC 8767, section 4), and never
+        // handed on: a client may take it as zero (RFC 2181, section 8).
         let ttl = ttl.unwrap_or_else(|| self.ttl_before(name));
+        let ttl = ttl.min(self.config.cache.cap);
         let warnings = warnings.into();
         Held {
             key: name.key().into(),

@@ -5,9 +5,10 @@
 //! | upstream | the client gets |
 //! | --- | --- |
 //! | answers | that, kept for its TTL |
-//! | is silent for [`TRY`], refuses, says SERVFAIL or REFUSED | the next one's answer; whoever failed is asked last for a while |
+//! | is silent for [`TRY`], refuses, says SERVFAIL, NOTIMP or REFUSED | the next one's answer; whoever failed is asked last for a while |
 //! | all of them, for a name that was answered before | that answer, as stale (RFC 8767), after [`PATIENCE`] at most |
 //! | all of them, otherwise; more than [`MOST_SEATS`] questions are waited for | SERVFAIL and an extended error |
+//! | is drowned by replies under wrong ids | what it says over TCP, where guesses are useless |
 //! | sends the question back to us | it is found out by a question of ours, and asked no more |
 
 use std::{
@@ -37,7 +38,7 @@ use crate::{
     endpoint::Transport,
     flight::Flights,
     stamp::Stamp,
-    udp::{MOST_STRANGERS, connected},
+    udp::{MOST_STRANGERS, MOST_WRONG_IDS, connected},
 };
 
 /// One upstream is waited for so long before the next one is asked.
@@ -69,6 +70,9 @@ const MOST_BYTES: usize = 8 << 20;
 /// Questions sent on at once, half the seats of a lane: those about Consul's names find
 /// one however long others are waited for.
 const MOST_SEATS: usize = 512;
+
+/// Bytes that every client takes over UDP (RFC 1035, section 2.3.4).
+const LEAST_ROOM: usize = 512;
 
 /// How often resolv.conf is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -166,7 +170,7 @@ impl Forwarder {
     ) -> Forwarded {
         let forwarded = self.ask_or_remember(packet, labels, plain, transport).await;
         if let Forwarded::Reply(reply) = &forwarded
-            && !(self.upstreams).trusts(labels, || addresses(reply).unwrap_or_default())
+            && !(self.upstreams).trusts(labels, || addresses(reply))
         {
             debug!("an answer that leads into this network is not handed on");
             return Forwarded::Filtered;
@@ -456,11 +460,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether a reply is SERVFAIL or REFUSED.
+/// Whether a reply is SERVFAIL, NOTIMP or REFUSED.
 fn cannot_tell(reply: &[u8]) -> bool {
     reply
         .get(3)
-        .is_none_or(|flags| matches!(flags & 0x0F, 2 | 5))
+        .is_none_or(|flags| matches!(flags & 0x0F, 2 | 4 | 5))
 }
 
 /// A reply with the client's own id and the case of its question.
@@ -533,11 +537,20 @@ async fn over_udp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
     let (packet, id) = with_id(packet);
     socket.send(&packet).await?;
     let mut reply = Vec::with_capacity(4_096);
+    let mut wrong_ids = 0;
     for _ in 0..MOST_STRANGERS {
         reply.clear();
         socket.recv_buf(&mut reply).await?;
         if answers(&reply, &packet, id) {
             return Ok(reply);
+        }
+        wrong_ids += usize::from(reply.get(..2) != Some(&id[..]));
+        if wrong_ids >= MOST_WRONG_IDS {
+            debug!(%server, "somebody guesses: asked over TCP");
+            let reply = over_tcp(server, &packet).await?;
+            // Longer than what every client of UDP takes: it comes over TCP itself.
+            let fits = reply.len() <= LEAST_ROOM;
+            return Ok(if fits { reply } else { truncated(&reply) });
         }
     }
     Err(io::ErrorKind::InvalidData.into())
@@ -564,3 +577,6 @@ async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
         Err(io::ErrorKind::InvalidData.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

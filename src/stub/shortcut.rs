@@ -124,6 +124,26 @@ impl Plain {
             Some(size) => usize::from(size).max(512),
         }
     }
+
+    /// Writes SERVFAIL, with an extended error for who speaks EDNS: nobody has time for
+    /// the question. Takes no more than a look at the packet.
+    #[cfg(any(target_os = "linux", test))]
+    pub(crate) fn overload(&self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
+        const SERVFAIL: u8 = 2;
+        /// An extended error (RFC 8914, section 4.15).
+        const NOT_READY: u16 = 14;
+        let reply = out.get_mut(..self.end)?;
+        reply.copy_from_slice(packet.get(..self.end)?);
+        reply[2] = 0x80 | reply[2] & 0x01;
+        reply[3] = reply[3] & 0x10 | SERVFAIL;
+        // What follows the question is our own.
+        reply[11] = u8::from(self.edns.is_some());
+        let Some(size) = self.edns else {
+            return Some(self.end);
+        };
+        let more = recipe::write_opt(size, Some(NOT_READY), out.get_mut(self.end..)?)?;
+        Some(self.end + more)
+    }
 }
 
 /// Reads a packet, if it is an ordinary question of class IN. `tcp`: it came by a

@@ -107,9 +107,15 @@ impl Upstreams {
     }
 
     /// Whether a reply about the labels of a name may be handed on. `addresses`: those
-    /// in it, asked for only where they count.
-    pub(crate) fn trusts(&self, labels: &[&[u8]], addresses: impl FnOnce() -> Vec<IpAddr>) -> bool {
-        !self.stop_rebind || self.route(labels).is_some() || !addresses().into_iter().any(is_inside)
+    /// in it, asked for only where they count; `None`: it cannot be read, though a client
+    /// may make something of it.
+    pub(crate) fn trusts(
+        &self,
+        labels: &[&[u8]],
+        addresses: impl FnOnce() -> Option<Vec<IpAddr>>,
+    ) -> bool {
+        let is_outside = |all: Vec<IpAddr>| !all.into_iter().any(is_inside);
+        !self.stop_rebind || self.route(labels).is_some() || addresses().is_some_and(is_outside)
     }
 
     /// Whether resolv.conf is to be read.
@@ -183,7 +189,10 @@ pub(crate) fn resolv_conf(text: &str, own: &[SocketAddr]) -> Vec<SocketAddr> {
 pub(crate) fn is_ours(server: SocketAddr, own: &[SocketAddr]) -> bool {
     own.iter().any(|own| {
         let same = own.ip() == server.ip();
-        let every = own.ip().is_unspecified() && server.ip().is_loopback();
+        // What is sent to no address in particular goes to this machine.
+        let is_here = server.ip().is_loopback() || server.ip().is_unspecified();
+        let is_loopback = own.ip().is_loopback() && server.ip().is_unspecified();
+        let every = own.ip().is_unspecified() && is_here || is_loopback;
         own.port() == server.port() && (same || every)
     })
 }
@@ -299,6 +308,59 @@ mod tests {
             ["10.0.0.1:53", "[fe80::1]:53"]
         );
         assert_eq!(read(&["127.0.0.1:8653".parse().unwrap()]).len(), 3);
+    }
+
+    #[test]
+    fn an_upstream_that_is_ourselves_is_known_by_every_address_of_ours() {
+        for (server, own, ours) in [
+            ("127.0.0.1:53", "127.0.0.1:53", true),
+            ("127.0.0.1:53", "0.0.0.0:53", true),
+            ("127.0.0.2:53", "0.0.0.0:53", true),
+            ("0.0.0.0:53", "127.0.0.1:53", true),
+            ("0.0.0.0:53", "0.0.0.0:53", true),
+            ("[::]:53", "[::1]:53", true),
+            ("127.0.0.1:54", "127.0.0.1:53", false),
+            ("127.0.0.2:53", "127.0.0.1:53", false),
+            ("10.0.0.1:53", "127.0.0.1:53", false),
+            ("0.0.0.0:53", "10.0.0.1:53", false),
+        ] {
+            let (server, own) = (server.parse().unwrap(), own.parse().unwrap());
+            assert_eq!(is_ours(server, &[own]), ours, "{server} for {own}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_lead_into_this_network_are_told_from_those_of_the_internet() {
+        let all = Upstreams::parse(["10.0.0.53", "corp.example=10.0.0.54"]);
+        let strict = all.unwrap().stop_rebind(true);
+        let trusts = |name: &str, address: &str| {
+            let address = address.parse().unwrap();
+            strict.trusts(&labels_of(name), || Some(vec![address]))
+        };
+        for inside in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.0.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "::1",
+            "::",
+            "fe80::1",
+            "fd00::1",
+            "::ffff:10.0.0.1",
+            "::ffff:127.0.0.1",
+        ] {
+            assert!(!trusts("evil.example", inside), "{inside}");
+            assert!(trusts("a.corp.example", inside), "{inside}");
+        }
+        for outside in ["203.0.113.1", "172.32.0.1", "2001:db8::1", "100.64.0.1"] {
+            assert!(trusts("good.example", outside), "{outside}");
+        }
+        // What cannot be read may still be read by a client.
+        assert!(!strict.trusts(&labels_of("evil.example"), || None));
     }
 
     #[test]

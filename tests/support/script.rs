@@ -13,7 +13,7 @@ use hickory_proto::{
     op::{Edns, Message, MessageType, ResponseCode},
     rr::{
         Name, RData, Record,
-        rdata::{A, SRV, TXT},
+        rdata::{A, CNAME, SRV, TXT},
     },
 };
 use proconsul::Transport;
@@ -95,6 +95,40 @@ impl Reply {
             .as_mut()
             .unwrap()
             .add_additional(Record::from_rdata(owner, 0, data));
+        self
+    }
+
+    /// The TTLs of the answers, in their order; those of others stay 0.
+    pub(crate) fn ttls(mut self, ttls: &[u32]) -> Self {
+        let answers = &mut self.message.as_mut().unwrap().answers;
+        for (record, ttl) in answers.iter_mut().zip(ttls) {
+            record.ttl = *ttl;
+        }
+        self
+    }
+
+    /// One more answer of any kind, whosever it is.
+    pub(crate) fn answer(mut self, owner: &str, ttl: u32, data: RData) -> Self {
+        let owner = Name::from_ascii(owner).unwrap();
+        let record = Record::from_rdata(owner, ttl, data);
+        self.message.as_mut().unwrap().add_answer(record);
+        self
+    }
+
+    /// One more record of the authority section.
+    pub(crate) fn authority(mut self, owner: &str, ttl: u32, data: RData) -> Self {
+        let owner = Name::from_ascii(owner).unwrap();
+        let record = Record::from_rdata(owner, ttl, data);
+        self.message.as_mut().unwrap().add_authority(record);
+        self
+    }
+
+    /// A host name that another one stands for, in the additional section.
+    pub(crate) fn alias(mut self, owner: &str, target: &str) -> Self {
+        let data = RData::CNAME(CNAME(Name::from_ascii(target).unwrap()));
+        let owner = Name::from_ascii(owner).unwrap();
+        let record = Record::from_rdata(owner, 0, data);
+        self.message.as_mut().unwrap().add_additional(record);
         self
     }
 

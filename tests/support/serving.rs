@@ -90,6 +90,15 @@ impl Serving {
         self.child.try_wait().unwrap().is_some()
     }
 
+    /// The next line on stderr of a program that was told to end; `None`: that was all.
+    pub(crate) fn said_before_it_ended(&self) -> Option<String> {
+        match self.said.recv_timeout(PATIENCE) {
+            Ok(line) => Some(line),
+            Err(mpsc::RecvTimeoutError::Disconnected) => None,
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("it has not ended"),
+        }
+    }
+
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }

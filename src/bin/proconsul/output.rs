@@ -2,12 +2,22 @@
 
 use std::{
     borrow::Cow,
+    collections::HashSet,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use proconsul::{Answer, Attempt, Endpoint, Error, ErrorKind, Freshness, Reason, Resolver};
 use serde_json::{Value, json};
+use tracing::{Event, Level, Subscriber, callsite::Identifier};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context, SubscriberExt as _},
+    util::SubscriberInitExt as _,
+};
 
 use crate::args::{Color, Form, Output};
 
@@ -30,7 +40,45 @@ pub(crate) fn start_log(output: &Output) {
         .with_env_filter(filter.unwrap_or_else(|_| level.into()))
         .with_writer(io::stderr)
         .with_ansi(color)
+        // A disk that is full is no reason to end: it could not be told either.
+        .log_internal_errors(false)
+        .finish()
+        .with(Seldom::default())
         .init();
+}
+
+/// How long a warning of one kind keeps others of its kind away.
+const SELDOM: Duration = Duration::from_secs(1);
+
+/// Lets one warning a second through of each kind, which is a place in the program: what
+/// somebody else can cause without end must not fill a disk. Finer events were asked for.
+#[derive(Default)]
+struct Seldom(Arc<Mutex<HashSet<Identifier>>>);
+
+impl<S: Subscriber> Layer<S> for Seldom {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        if *event.metadata().level() > Level::WARN {
+            return true;
+        }
+        let (kind, told) = (event.metadata().callsite(), Arc::clone(&self.0));
+        if !lock(&told).insert(kind.clone()) {
+            return false;
+        }
+        // A thread, since warnings come from outside the runtime too: one a second at most.
+        let later = move || {
+            thread::sleep(SELDOM);
+            lock(&told).remove(&kind);
+        };
+        let forgotten = thread::Builder::new().name("proconsul-log".into());
+        if forgotten.spawn(later).is_err() {
+            lock(&self.0).clear();
+        }
+        true
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn colored(output: &Output, terminal: bool) -> bool {
@@ -245,7 +293,7 @@ pub(crate) fn attempts(attempts: &[Attempt]) -> Value {
     attempts.iter().map(one).collect()
 }
 
-fn millis(time: std::time::Duration) -> u64 {
+fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

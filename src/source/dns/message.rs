@@ -15,7 +15,7 @@ use hickory_proto::{
 
 use crate::{
     records::{wire, wire_name},
-    udp::MOST_STRANGERS,
+    udp::{MOST_STRANGERS, MOST_WRONG_IDS},
 };
 
 /// Length of a DNS header (RFC 1035, section 4.1.1).
@@ -23,8 +23,6 @@ const HEADER: usize = 12;
 
 /// Longest datagram without EDNS (RFC 1035, section 2.3.4).
 const PLAIN_PAYLOAD: u16 = 512;
-/// Wrong ids before a question goes over to TCP, where guesses are useless.
-const MOST_WRONG_IDS: usize = 16;
 
 /// One encoded question. Its id is a blank that each sending fills in.
 #[derive(Clone, Debug)]
@@ -274,6 +272,40 @@ mod tests {
     }
 
     #[test]
+    fn of_a_million_replies_with_one_field_forged_none_is_accepted() {
+        use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+        let query = query();
+        let mut dice = SmallRng::seed_from_u64(11);
+        let mut taken = 0;
+        let right = reply(7);
+        for round in 0..1_000_000 {
+            let mut forged = right.clone();
+            let end = query.question_end;
+            let other = dice.random_range(1..=u16::MAX);
+            let mut number = |at: usize, own: u16| {
+                let other = own.wrapping_add(other);
+                forged[at..at + 2].copy_from_slice(&other.to_be_bytes());
+            };
+            match round % 7 {
+                0 => number(0, 7),
+                1 => number(4, 1),
+                2 => number(end - 4, 33),
+                3 => number(end - 2, 1),
+                4 => forged[2] &= 0x7F,
+                5 => {
+                    let at = dice.random_range(HEADER..end - 4);
+                    while forged[at].eq_ignore_ascii_case(&right[at]) {
+                        forged[at] = dice.random();
+                    }
+                }
+                _ => forged.truncate(dice.random_range(0..end)),
+            }
+            taken += usize::from(query.is_answered_by(7, &forged).is_ok());
+        }
+        assert_eq!(taken, 0);
+    }
+
+    #[test]
     fn the_type_is_compared_with_its_case() {
         // Types 65 and 97 are `A` and `a` as letters.
         let query = Query::new("web.service.consul.", RecordType::from(65), 4093).unwrap();
@@ -329,5 +361,52 @@ mod tests {
             let asked = allocation_counter::measure(|| assert!(decode(&lying).is_err()));
             assert_eq!(asked.bytes_total, 0, "{at}");
         }
+    }
+
+    /// A reply to the question with so many bytes of records behind it, and these counts.
+    fn claiming(counts: [u16; 3], records: &[u8]) -> Vec<u8> {
+        let mut bytes = query().with_id(7)[..query().question_end].to_vec();
+        bytes[2] |= 0x80;
+        for (at, count) in (6..).step_by(2).zip(counts) {
+            bytes[at..at + 2].copy_from_slice(&count.to_be_bytes());
+        }
+        bytes.extend_from_slice(records);
+        bytes
+    }
+
+    #[test]
+    fn counts_that_lie_make_room_for_nothing() {
+        for counts in [
+            [u16::MAX, 0, 0],
+            [0, u16::MAX, 0],
+            [0, 0, u16::MAX],
+            [u16::MAX; 3],
+        ] {
+            let bytes = claiming(counts, &[0; 17]);
+            let cost = allocation_counter::measure(|| assert!(decode(&bytes).is_err()));
+            let most = 64 * bytes.len() as u64 + 4_096;
+            assert!(cost.bytes_total < most, "{counts:?}: {}", cost.bytes_total);
+        }
+    }
+
+    #[test]
+    fn a_name_that_pointers_make_too_long_is_refused() {
+        // Labels of 63 bytes, each before a pointer to the one before it.
+        let (mut records, mut before) = (Vec::new(), 12_u16);
+        let start = query().question_end;
+        let mut longest = 0;
+        for count in 1..=5 {
+            let own = u16::try_from(start + records.len()).unwrap();
+            records.push(63);
+            records.extend([b'x'; 63]);
+            records.extend((0xC000 | before).to_be_bytes());
+            records.extend([0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 10, 0, 0, 1]);
+            before = own;
+            if decode(&claiming([count, 0, 0], &records)).is_ok() {
+                longest = count;
+            }
+        }
+        // web.service.consul. has 20 bytes, and 3 times 64 more are 212; 4 times are 276.
+        assert_eq!(longest, 3);
     }
 }

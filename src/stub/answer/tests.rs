@@ -335,3 +335,37 @@ fn the_target_of_a_service_is_written_in_full() {
     assert_eq!(times(target), 1);
     assert_eq!(times(b"\x04addr\x03dc1\x06consul\0"), 20);
 }
+
+#[test]
+fn what_it_costs_to_encode_grows_with_the_answer_and_no_faster() {
+    // Names of 120 labels, no two of which have more than the domain in common.
+    let deep = |count: usize| {
+        let mut sections = Sections::empty();
+        let owner = name("Web.service.consul.");
+        for at in 0..count {
+            let labels = (0..116).map(|label| format!("{}", (at * 7 + label) % 10));
+            let labels: Vec<String> = [format!("{at:06}")].into_iter().chain(labels).collect();
+            let target = name(&format!("{}.service.consul.", labels.join(".")));
+            let srv = SRV::new(1, 1, 80, target.clone());
+            let address = RData::A(A(Ipv4Addr::LOCALHOST));
+            (sections.answers).push(Record::from_rdata(owner.clone(), 0, RData::SRV(srv)));
+            (sections.additionals).push(Record::from_rdata(target, 0, address));
+        }
+        sections
+    };
+    let asked = question(RecordType::SRV, Some(4096));
+    let cost = |count| {
+        let sections = deep(count);
+        let cost = allocation_counter::measure(|| {
+            assert!(asked.reply(&sections, Transport::Tcp).len() > 250 * count.min(240));
+        });
+        cost.bytes_total
+    };
+    for (some, twice) in [(50, 100), (240, 480)] {
+        let costs = (cost(some), cost(twice));
+        assert!(
+            costs.1 < 3 * costs.0,
+            "bytes for {some} and {twice}: {costs:?}"
+        );
+    }
+}

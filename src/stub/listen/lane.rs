@@ -59,6 +59,9 @@ const QUESTION: usize = 4_096;
 /// Longest reply over UDP, with its OPT record.
 const REPLY: usize = 4_096;
 
+/// Longest reply that nobody has time for a question: header, question, OPT record.
+const REFUSAL: usize = 512;
+
 /// How often a thread that hears nothing looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -276,8 +279,16 @@ fn serve<S: Address>(work: Work) {
                         client: client.client(),
                         hits,
                     };
-                    // Too many wait already: clients ask again.
-                    shed += u64::from(misses.try_send(miss).is_err());
+                    // Too many wait already: told so at once.
+                    if misses.try_send(miss).is_err() {
+                        shed += 1;
+                        let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
+                        if let Some(length) = plain.and_then(|plain| plain.overload(packet, room)) {
+                            lengths[replies] = length;
+                            to[replies] = Some(*client);
+                            replies += 1;
+                        }
+                    }
                 }
             }
         }
@@ -341,6 +352,20 @@ fn give<S: Address>(
     }
 }
 
+/// Says that there is no time for a question, to who can be told.
+fn refuse(lane: &Lane, packet: &[u8], client: SocketAddr, server: &Server) {
+    let mut room = [0; REFUSAL];
+    let plain = shortcut::read(packet, false);
+    let Some(length) = plain.and_then(|plain| plain.overload(packet, &mut room)) else {
+        return server.counted.dropped();
+    };
+    let reply = &room[..length];
+    (server.counted).answered(reply, Transport::Udp, Duration::ZERO);
+    if let Err(error) = lane.send(reply, client) {
+        debug!(%client, %error, "reply not sent");
+    }
+}
+
 /// The slow lane behind one fast one: ends when that has ended and all is answered.
 async fn misses(
     lane: Arc<Lane>,
@@ -371,6 +396,7 @@ async fn misses(
                 let Some(Miss { packet, client, hits }) = miss else { break };
                 let count = by_client.entry(client).or_default();
                 if *count >= MOST_OF_ONE {
+                    refuse(&lane, &packet, client, &server);
                     continue;
                 }
                 *count += 1;

@@ -11,6 +11,10 @@ const SOA: u16 = 6;
 const TXT: u16 = 16;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
+const ANY: u16 = 255;
+
+/// There is no such name.
+const NXDOMAIN: u8 = 3;
 
 /// A pointer to the question's name.
 const QUESTION: u16 = 0xC00C;
@@ -104,16 +108,23 @@ impl Recipe {
     ) -> Option<(Self, u32)> {
         // TC; NOERROR or NXDOMAIN.
         let (flags, code) = (*reply.get(2)?, *reply.get(3)? & 0x0F);
-        if flags & 0x02 != 0 || !matches!(code, 0 | 3) {
+        if flags & 0x02 != 0 || !matches!(code, 0 | NXDOMAIN) {
             return None;
         }
         let mut records = Records::of(reply)?;
-        let (question, total) = (records.at, u32::from(records.answers) + records.others);
+        let (question, answers) = (records.at, u32::from(records.answers));
+        let total = answers + records.others;
+        // NXDOMAIN and "nothing of that type" may stand behind aliases: they are about the
+        // end of the chain (RFC 2308, section 2).
+        let asked = pair(reply, question.checked_sub(4)?)?;
+        let mut is_told = false;
         let (mut least, mut negative) = (None::<u32>, None);
         let (mut ttls, mut end, mut opts) = (Vec::new(), reply.len(), 0);
         let mut bytes = reply.to_vec();
-        for _ in 0..total {
+        for at in 0..total {
             let record = records.next()?;
+            let is_answer = at < answers;
+            is_told |= is_answer && (record.kind == asked || asked == ANY);
             if record.kind == TYPE_OPT {
                 // Ours takes its place, so it has to be the last. Its TTL is more code.
                 if records.at != reply.len() || record.ttl >> 24 != 0 {
@@ -124,7 +135,7 @@ impl Recipe {
             }
             // The highest bit means that it is too long (RFC 8767, section 4).
             let mut ttl = record.ttl.min(longest);
-            if record.kind == SOA && records.answers == 0 {
+            if record.kind == SOA && !is_answer && (code == NXDOMAIN || !is_told) {
                 let minimum = records
                     .at
                     .checked_sub(4)
@@ -139,11 +150,10 @@ impl Recipe {
             least = Some(least.map_or(ttl, |least| least.min(ttl)));
         }
         // Without an SOA nobody says how long nothing holds (RFC 2308, section 5).
-        let holds = if records.answers == 0 {
-            negative?
-        } else {
-            least?
-        };
+        if code == NXDOMAIN || !is_told {
+            negative?;
+        }
+        let holds = least?;
         if records.at != reply.len() {
             return None;
         }
@@ -294,7 +304,7 @@ impl Recipe {
 }
 
 /// An OPT record that says our version and the client's own size, as Consul does.
-fn write_opt(size: u16, extended: Option<u16>, out: &mut [u8]) -> Option<usize> {
+pub(super) fn write_opt(size: u16, extended: Option<u16>, out: &mut [u8]) -> Option<usize> {
     let [high, low] = size.to_be_bytes();
     let head = [0, 0, 41, high, low, 0, 0, 0, 0, 0, 0];
     out.get_mut(..OPT)?.copy_from_slice(&head);

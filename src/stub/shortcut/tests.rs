@@ -280,6 +280,29 @@ fn what_is_not_ordinary_is_left_to_the_slow_lane() {
 }
 
 #[test]
+fn who_cannot_be_answered_in_time_is_told_so() {
+    for (payload, checks_nothing) in [(None, false), (Some(1232), false), (Some(512), true)] {
+        let mut packet = question("WEB.service.consul.", RecordType::SRV, payload);
+        packet[3] |= if checks_nothing { 0x10 } else { 0 };
+        let plain = read(&packet, false).unwrap();
+        let mut out = [0xFF; 512];
+        let length = plain.overload(&packet, &mut out).unwrap();
+        let told = Message::from_vec(&out[..length]).unwrap();
+        assert_eq!(told.metadata.id, 0x1234);
+        assert_eq!(told.metadata.message_type, MessageType::Response);
+        assert_eq!(told.metadata.response_code, ResponseCode::ServFail);
+        assert!(told.metadata.recursion_desired && !told.metadata.truncation);
+        assert_eq!(told.metadata.checking_disabled, checks_nothing);
+        assert_eq!(told.queries[0].name().to_string(), "WEB.service.consul.");
+        assert!(told.answers.is_empty());
+        let options = told.edns.map(|edns| edns.options().as_ref().len());
+        assert_eq!(options, payload.map(|_| 1));
+        // No room is no reply.
+        assert_eq!(plain.overload(&packet, &mut out[..length - 1]), None);
+    }
+}
+
+#[test]
 fn the_memory_is_bounded_and_keeps_what_is_used() {
     let now = clock::now();
     let mut shortcuts = Shortcuts::new(64 << 10);

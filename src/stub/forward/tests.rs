@@ -1,0 +1,127 @@
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
+
+use super::*;
+use crate::stub::shortcut;
+
+/// An ordinary question for the address of `www.example.com`.
+fn question() -> Vec<u8> {
+    b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01".to_vec()
+}
+
+/// Its answer, of that TTL.
+fn answer(ttl: u32) -> Vec<u8> {
+    let mut reply = question();
+    reply[2] |= 0x80;
+    reply[7] = 1;
+    reply.extend(b"\xC0\x0C\0\x01\0\x01");
+    reply.extend(ttl.to_be_bytes());
+    reply.extend(b"\0\x04\x0A\0\0\x01");
+    reply
+}
+
+fn forwarder() -> Forwarder {
+    Forwarder::new(Upstreams::parse(["192.0.2.1"]).unwrap(), Vec::new())
+}
+
+#[test]
+fn of_a_million_replies_with_one_field_forged_none_is_accepted() {
+    let (packet, reply) = (question(), answer(60));
+    let id = [0x12, 0x34];
+    let end = question_end(&packet).unwrap();
+    assert!(answers(&reply, &packet, id));
+    let mut dice = SmallRng::seed_from_u64(11);
+    let mut taken = 0;
+    for round in 0..1_000_000 {
+        let mut forged = reply.clone();
+        match round % 8 {
+            // Any other id.
+            0 => {
+                let other = (u16::from_be_bytes(id)).wrapping_add(dice.random_range(1..=u16::MAX));
+                forged[..2].copy_from_slice(&other.to_be_bytes());
+            }
+            1 => forged[2] &= 0x7F,
+            // Any other opcode.
+            2 => forged[2] ^= dice.random_range(1..16) << 3,
+            // Any other number of questions.
+            3 => {
+                let other = 1_u16.wrapping_add(dice.random_range(1..=u16::MAX));
+                forged[4..6].copy_from_slice(&other.to_be_bytes());
+            }
+            // Another letter anywhere in the name, not the same one in another case; or
+            // another length of a label.
+            4 => {
+                let at = dice.random_range(12..end - 4);
+                let before = forged[at];
+                while forged[at].eq_ignore_ascii_case(&before) {
+                    forged[at] = dice.random();
+                }
+            }
+            // Any other type or class.
+            5 | 6 => {
+                let at = end - if round % 8 == 5 { 4 } else { 2 };
+                let other = 1_u16.wrapping_add(dice.random_range(1..=u16::MAX));
+                forged[at..at + 2].copy_from_slice(&other.to_be_bytes());
+            }
+            // The question cut off anywhere.
+            _ => forged.truncate(dice.random_range(0..end)),
+        }
+        taken += usize::from(answers(&forged, &packet, id));
+    }
+    assert_eq!(taken, 0);
+    // Noise.
+    for length in (0..200_usize).cycle().take(100_000) {
+        let mut noise = vec![0; length];
+        dice.fill_bytes(&mut noise);
+        assert!(!answers(&noise, &packet, id), "{noise:?}");
+    }
+}
+
+#[test]
+fn types_are_numbers_and_names_are_not() {
+    // Types 65 and 97 are `A` and `a` as letters.
+    let (mut packet, mut reply) = (question(), answer(60));
+    let kind = question_end(&packet).unwrap() - 3;
+    (packet[kind], reply[kind]) = (65, 65);
+    reply[13..16].make_ascii_uppercase();
+    assert!(answers(&reply, &packet, [0x12, 0x34]));
+    reply[kind] = 97;
+    assert!(!answers(&reply, &packet, [0x12, 0x34]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forwarded_answer_is_stale_for_a_day_and_giving_it_renews_nothing() {
+    let (forwarder, packet) = (forwarder(), question());
+    let plain = shortcut::read(&packet, false).unwrap();
+    let key = plain.key.as_bytes();
+    forwarder.keep(key.into(), &answer(60));
+    let fresh = || forwarder.kept(&packet, &plain, key, false).is_some();
+    let stale = || forwarder.kept(&packet, &plain, key, true).is_some();
+    assert!(fresh() && stale());
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert!(!fresh() && stale());
+    // Asked for each minute of that day.
+    for _ in 2..24 * 60 {
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(!fresh() && stale());
+    }
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert!(!fresh() && !stale());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_an_upstream_is_remembered_for_half_a_minute_at_most() {
+    let (forwarder, server) = (forwarder(), "192.0.2.1:53".parse().unwrap());
+    let rests = || {
+        let health = lock(&forwarder.health)[&server];
+        health
+            .until
+            .map_or(Duration::ZERO, |until| until - clock::now())
+    };
+    for failures in 0..100 {
+        forwarder.heard(server, false);
+        let expected = Duration::from_secs(1 << failures.min(5)).min(LONGEST_REST);
+        assert_eq!(rests(), expected, "after {failures}");
+    }
+    forwarder.heard(server, true);
+    assert_eq!(rests(), Duration::ZERO);
+}

@@ -1,0 +1,360 @@
+//! Too much of everything: names that do not exist, upstreams that are slow, replies
+//! without end, questions that come back. Small; the full size is for benchmarks.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+#[path = "support/script.rs"]
+mod script;
+mod support;
+#[path = "support/upstream.rs"]
+mod upstream;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{Name, RData, RecordType, rdata::SOA},
+};
+use proconsul::{
+    Resolver, Transport,
+    stub::{Stub, Upstreams},
+};
+use script::{Server, srv};
+use support::{Agent, Serving, ask_udp, wait_for};
+use tokio::{
+    net::UdpSocket,
+    time::{Instant, sleep, timeout},
+};
+use upstream::{Upstream, a, crowd, question, record, reply, soa, stub, stub_of, with_opt};
+
+const ADDRESS: [u8; 4] = [10, 0, 0, 1];
+
+/// No client waits longer than a second; the busiest machine gets as much again.
+const IN_TIME: Duration = Duration::from_secs(2);
+
+/// The code of a reply.
+fn code(reply: &[u8]) -> u8 {
+    reply[3] & 0x0F
+}
+
+/// Whether a reply ends with an extended error.
+fn tells_why(reply: &[u8]) -> bool {
+    let at = reply.len().saturating_sub(6);
+    reply[at..].starts_with(&[0, 15, 0, 2])
+}
+
+/// Bytes of memory that a process has in use.
+fn memory(id: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kilobytes = line.unwrap().split_whitespace().nth(1).unwrap();
+    kilobytes.parse::<usize>().unwrap() * 1_024
+}
+
+/// Asks for so many names that do not exist, a few at a time, as fast as they are answered.
+async fn flood(server: SocketAddr, from: u32, count: u32, zone: &'static str) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(server).await.unwrap();
+    let mut reply = [0; 4_096];
+    for at in (from..from + count).step_by(32) {
+        for number in at..at + 32 {
+            let packet = question(&format!("x{number:07}.{zone}"), 1);
+            _ = socket.send(&packet).await;
+        }
+        for _ in 0..32 {
+            // What is lost is lost.
+            if timeout(Duration::from_millis(50), socket.recv(&mut reply))
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_do_not_exist_cost_neither_memory_nor_what_is_known() {
+    let (known, names) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (well, all) = (Arc::clone(&known), Arc::clone(&names));
+    let consul = Server::start(move |question, _| {
+        all.fetch_add(1, Ordering::Relaxed);
+        let name = question.queries[0].name().to_string();
+        if name.starts_with("web") || name.starts_with("consul") {
+            // Whether anything can be seen is asked until it is known.
+            let is_web = usize::from(name.starts_with("web"));
+            well.fetch_add(is_web, Ordering::Relaxed);
+            return vec![srv(question, 3).with_text().ttls(&[3_600; 3])];
+        }
+        let apex = Name::from_ascii("consul.").unwrap();
+        let data = SOA::new(apex.clone(), apex, 1, 3_600, 600, 86_400, 10);
+        vec![
+            srv(question, 0)
+                .code(3)
+                .authority("consul.", 10, RData::SOA(data)),
+        ]
+    })
+    .await;
+    let others = Upstream::start(|packet| {
+        Some(match packet[13] {
+            b'w' => record(packet, 1, 3_600, &ADDRESS),
+            _ => reply(packet, 3, [&[], &[soa("example.", 300, 300)], &[]]),
+        })
+    })
+    .await;
+    let config = Path::new(env!("CARGO_TARGET_TMPDIR")).join("flood.toml");
+    fs::write(&config, "[cache]\nbytes = 1048576\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command
+        .env_clear()
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin", "none"])
+        .args(["--http", "none", "--dns", &consul.address().to_string()])
+        .args(["--upstream", &others.address.to_string(), "--config"])
+        .arg(&config);
+    let serving = Serving::start(command);
+
+    let ask = async || {
+        let web = a(serving.dns, "web.service.consul.").await.answers.len();
+        (web, a(serving.dns, "www.example.").await.answers.len())
+    };
+    assert_eq!(ask().await, (3, 1));
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopped, server) = (Arc::clone(&stop), serving.dns);
+    let floods = tokio::spawn(async move {
+        let mut sizes = Vec::new();
+        let id = serving.id();
+        for round in 0..3 {
+            let from = round * 3_000;
+            tokio::join!(
+                flood(server, from, 1_500, "service.consul."),
+                flood(server, from, 1_500, "example."),
+                flood(server, from + 1_500, 1_500, "service.consul."),
+            );
+            sizes.push(memory(id));
+        }
+        stopped.store(true, Ordering::Relaxed);
+        (serving, sizes)
+    });
+    let (mut asked, mut slowest) = (0, Duration::ZERO);
+    while !stop.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        let web = ask_udp(server, "web.service.consul.", RecordType::A).await;
+        let www = ask_udp(server, "www.example.", RecordType::A).await;
+        let told = (web.unwrap().answers.len(), www.unwrap().answers.len());
+        assert_eq!(told, (3, 1), "after {asked}");
+        (asked, slowest) = (asked + 1, slowest.max(start.elapsed()));
+        sleep(Duration::from_millis(5)).await;
+    }
+    let (serving, sizes) = floods.await.unwrap();
+    assert!(
+        asked > 20 && slowest < IN_TIME,
+        "{asked} asked, {slowest:?}"
+    );
+    assert!(names.load(Ordering::Relaxed) > 5_000, "it was a flood");
+    assert!(
+        known.load(Ordering::Relaxed) <= 3,
+        "what is known was asked for again"
+    );
+    assert!(sizes[2] < sizes[0] + (16 << 20), "{sizes:?} bytes");
+    assert!(sizes[2] < 64 << 20, "{sizes:?} bytes");
+    drop(serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_thousands_of_slow_names_each_is_answered_in_time_and_told_why() {
+    let upstream = Upstream::start(|_| None).await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let names = (0..3_000).map(|at| with_opt(question(&format!("n{at}.example."), 1), 1_232, &[]));
+    let told = crowd(stub, names.collect(), 100, IN_TIME).await;
+    let heard: Vec<_> = told.iter().flatten().collect();
+    // A datagram may be lost on its way through a full queue of the kernel's.
+    assert!(heard.len() > 2_700, "{} were answered", heard.len());
+    for (reply, took) in &heard {
+        assert_eq!(code(reply), 2);
+        assert!(tells_why(reply), "{reply:?}");
+        assert!(*took < IN_TIME, "{took:?}");
+    }
+    // Each is waited for about 800 ms, and no more than 512 at once.
+    let asked = upstream.questions();
+    for many in asked.windows(600) {
+        let within = many[599].at - many[0].at;
+        assert!(within > Duration::from_millis(300), "600 within {within:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_that_asks_for_more_than_its_share_is_told_so() {
+    let silent = Server::start(|_, _| Vec::new()).await;
+    let builder = Resolver::builder()
+        .dns(&silent.address().to_string())
+        .http("none");
+    let stub = stub_of(builder.build().unwrap(), &["127.0.0.1:9"]).await;
+    let greedy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    greedy.connect(stub).await.unwrap();
+    let ask = async {
+        for at in 0..300_u16 {
+            let name = format!("n{at}.service.consul.");
+            let mut packet = with_opt(question(&name, 1), 1_232, &[]);
+            packet[..2].copy_from_slice(&at.to_be_bytes());
+            greedy.send(&packet).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    let (mut heard, mut at_once) = (BTreeSet::new(), 0);
+    let hear = async {
+        let mut reply = [0; 512];
+        while let Ok(length) = timeout(IN_TIME, greedy.recv(&mut reply)).await {
+            let reply = &reply[..length.unwrap()];
+            assert!(code(reply) == 2 && tells_why(reply), "{reply:?}");
+            assert!(heard.insert([reply[0], reply[1]]), "answered twice");
+            // "Not ready".
+            at_once += usize::from(reply.ends_with(&[0, 14]));
+            if heard.len() == 300 {
+                break;
+            }
+        }
+    };
+    tokio::join!(ask, hear);
+    // A datagram may be lost on its way through a full queue of the kernel's.
+    assert!(heard.len() > 280, "{} were answered", heard.len());
+    assert!(at_once > 50, "{at_once} above the share");
+}
+
+#[tokio::test]
+async fn answers_that_come_too_late_are_not_saved_up_for_a_burst() {
+    let late = Duration::from_millis(1_300);
+    let upstream = Upstream::late(late, |packet| Some(record(packet, 1, 60, &ADDRESS))).await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(stub).await.unwrap();
+    for at in 0..50_u8 {
+        let mut packet = question(&format!("n{at}.example."), 1);
+        packet[1] = at;
+        socket.send(&packet).await.unwrap();
+    }
+    let (mut packet, mut heard) = ([0; 512], Vec::new());
+    let deadline = Instant::now() + late + Duration::from_millis(500);
+    while let Ok(length) = tokio::time::timeout_at(deadline, socket.recv(&mut packet)).await {
+        heard.push((packet[1], code(&packet[..length.unwrap()])));
+    }
+    heard.sort_unstable();
+    let once: Vec<_> = (0..50).map(|at| (at, 2)).collect();
+    assert_eq!(heard, once, "each once, as failed, and nothing after that");
+}
+
+#[tokio::test]
+async fn asking_for_a_slow_name_again_and_again_keeps_nobody_waiting_longer() {
+    let upstream = Upstream::start(|_| None).await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let begun = Instant::now();
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        asking.spawn(async move {
+            let start = Instant::now();
+            let reply = ask_udp(stub, "slow.example.", RecordType::A).await;
+            (reply.unwrap().metadata.response_code, start.elapsed())
+        });
+        sleep(Duration::from_millis(100)).await;
+    }
+    while let Some(told) = asking.join_next().await {
+        let (code, took) = told.unwrap();
+        assert_eq!(code, ResponseCode::ServFail);
+        assert!(took < Duration::from_millis(1_500), "{took:?}");
+    }
+    // One question after the other, each given up after 820 ms.
+    let (asked, took) = (upstream.asked(), begun.elapsed());
+    assert!(
+        asked as u128 <= 1 + took.as_millis() / 700,
+        "{asked} in {took:?}"
+    );
+}
+
+#[tokio::test]
+async fn replies_without_end_are_looked_at_as_far_as_is_needed() {
+    let server = Server::start(|question, transport| match transport {
+        // Under the right id, and about something else.
+        Transport::Udp => {
+            let stranger = || srv(question, 1).edit(|bytes| bytes[13] ^= 0x01);
+            (0..2_000).map(|_| stranger()).collect()
+        }
+        _ => vec![srv(question, 4).with_text()],
+    })
+    .await;
+    let upstream = Upstream::telling(Duration::ZERO, |packet, _| {
+        let mut wrong = record(packet, 1, 60, &ADDRESS);
+        wrong[13] ^= 0x01;
+        let mut all = vec![wrong; 2_000];
+        all.push(record(packet, 1, 60, &ADDRESS));
+        all
+    })
+    .await;
+    let builder = Resolver::builder().dns(&server.address().to_string());
+    let resolver = builder.http("none").build().unwrap();
+    let start = Instant::now();
+    let answer = resolver.lookup("web").await.unwrap();
+    assert_eq!(answer.endpoints().len(), 4);
+    // As many again where a second datagram went out, since the first was slow.
+    assert!([64, 128].contains(&resolver.ignored_replies()));
+    let stub = stub_of(resolver, &[&upstream.address.to_string()]).await;
+    let drowned = a(stub, "www.example.").await.metadata.response_code;
+    assert_eq!(drowned, ResponseCode::ServFail);
+    assert!(start.elapsed() < IN_TIME);
+    // And the right one first is all that is looked at.
+    let kind = Upstream::telling(Duration::ZERO, |packet, _| {
+        vec![record(packet, 1, 0, &ADDRESS); 2_000]
+    })
+    .await;
+    let stub = upstream::stub(&[&kind.address.to_string()]).await;
+    for at in 0..20 {
+        assert_eq!(a(stub, &format!("n{at}.example.")).await.answers.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_circle_through_the_agents_own_recursors_is_cut_and_all_else_answered() {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let nobody = Resolver::builder().dns("none").http("none").build();
+    let stub = Stub::bind(nobody.unwrap(), &[any]).await.unwrap();
+    let (address, control) = (stub.addresses()[0], stub.control());
+    tokio::spawn(stub.run(std::future::pending()));
+    let config = serde_json::json!({ "recursors": [address.to_string()] });
+    let agent = Agent::builder().config(config).start().await;
+    agent.register_instances("web", 2).await;
+    let builder = Resolver::builder().dns(&agent.dns().to_string());
+    let upstreams = Upstreams::parse([agent.dns().to_string()]).unwrap();
+    control.replace(builder.http("none").build().unwrap(), upstreams);
+    assert_eq!(a(address, "web.service.consul.").await.answers.len(), 2);
+    wait_for("the circle to be cut", async || {
+        let code = a(address, "www.example.com.").await.metadata.response_code;
+        (code == ResponseCode::Refused).then_some(())
+    })
+    .await;
+    // An address that nobody knows goes round by the agent, and is answered all the same.
+    for at in 1..=4 {
+        let start = Instant::now();
+        let name = format!("{at}.9.9.10.in-addr.arpa.");
+        let reply = ask_udp(address, &name, RecordType::PTR).await.unwrap();
+        assert!(reply.answers.is_empty());
+        assert!(start.elapsed() < IN_TIME, "{name}");
+    }
+    assert_eq!(a(address, "web.service.consul.").await.answers.len(), 2);
+}
+
+#[tokio::test]
+async fn a_stub_answers_on_its_own_address_and_no_other() {
+    let stub = stub(&["127.0.0.1:9"]).await;
+    assert_eq!(a(stub, "0a000001.addr.consul.").await.answers.len(), 1);
+    let beside = SocketAddr::new([127, 0, 0, 2].into(), stub.port());
+    let told = ask_udp(beside, "0a000001.addr.consul.", RecordType::A).await;
+    assert_eq!(told.map(|reply| reply.answers.len()), None);
+}
