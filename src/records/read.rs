@@ -7,7 +7,6 @@
 //! server tells of somebody else's host is left to the system's resolver.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
@@ -68,13 +67,16 @@ impl Asks {
     /// What the reply tells, and its TTL; `None` where it holds nothing of the
     /// kind that was asked for.
     pub(crate) fn read(self, message: &Message, zones: &[Domain]) -> Option<(Found, Duration)> {
-        let asked = asked_for(message);
-        let read = match self.0 {
-            RecordType::SRV => instances(&asked, zones),
-            RecordType::PTR => pointers(&asked),
+        let own = match self.0 {
             // Those of the zone, which may bear another name of its own.
-            RecordType::NS => servers(message),
-            _ => host(&asked, zones),
+            RecordType::NS => Own::all(message),
+            _ => Own::asked_for(message),
+        };
+        let read = match self.0 {
+            RecordType::SRV => instances(&own, zones),
+            RecordType::PTR => pointers(&own),
+            RecordType::NS => servers(&own),
+            _ => host(&own, zones),
         };
         read.found.map(|found| (found, read.ttl))
     }
@@ -88,45 +90,58 @@ struct Read {
     ttl: Duration,
 }
 
-/// The message without answers that nobody asked for: only records of the name in
-/// question, and of those that it stands for, count. A name with several aliases stands
-/// for none: DNS allows one (RFC 2181, section 10.1), and to pick one would be a guess.
-fn asked_for(message: &Message) -> Cow<'_, Message> {
-    let Some(question) = message.queries.first().map(Query::name) else {
-        return Cow::Borrowed(message);
-    };
-    let is_plain = |record: &Record| !matches!(record.data, RData::CNAME(_));
-    if (message.answers.iter()).all(|record| record.name == *question && is_plain(record))
-        && message.additionals.iter().all(is_plain)
-    {
-        return Cow::Borrowed(message);
-    }
-    let mut aliases: HashMap<&Name, Option<&Name>> = HashMap::new();
-    for record in message.answers.iter().chain(&message.additionals) {
-        if let RData::CNAME(alias) = &record.data {
-            let known = aliases.entry(&record.name).or_insert(Some(&alias.0));
-            *known = known.filter(|known| **known == alias.0);
+/// The records of a message that count, by section.
+struct Own<'a> {
+    answers: Vec<&'a Record>,
+    additionals: Vec<&'a Record>,
+}
+
+impl<'a> Own<'a> {
+    fn all(message: &'a Message) -> Self {
+        Self {
+            answers: message.answers.iter().collect(),
+            additionals: message.additionals.iter().collect(),
         }
     }
-    let next = |name: &&Name| aliases.get(*name).copied().flatten();
-    let chain: HashSet<&Name> = std::iter::successors(Some(question), next)
-        .take(MOST_ALIASES + 1)
-        .collect();
-    let is_one = |record: &&Record| is_plain(record) || next(&&record.name).is_some();
-    let mut own = message.clone();
-    own.answers = (message.answers.iter())
-        .filter(|record| chain.contains(&record.name) && is_one(record))
-        .cloned()
-        .collect();
-    own.additionals = message.additionals.iter().filter(is_one).cloned().collect();
-    Cow::Owned(own)
+
+    /// Without answers that nobody asked for: only records of the name in question, and of
+    /// those that it stands for, count. A name with several aliases stands for none: DNS
+    /// allows one (RFC 2181, section 10.1), and to pick one would be a guess.
+    fn asked_for(message: &'a Message) -> Self {
+        let mut own = Self::all(message);
+        let Some(question) = message.queries.first().map(Query::name) else {
+            return own;
+        };
+        let is_plain = |record: &Record| !matches!(record.data, RData::CNAME(_));
+        if (message.answers.iter()).all(|record| record.name == *question && is_plain(record))
+            && message.additionals.iter().all(is_plain)
+        {
+            return own;
+        }
+        let mut aliases: HashMap<&Name, Option<&Name>> = HashMap::new();
+        for record in message.answers.iter().chain(&message.additionals) {
+            if let RData::CNAME(alias) = &record.data {
+                let known = aliases.entry(&record.name).or_insert(Some(&alias.0));
+                *known = known.filter(|known| **known == alias.0);
+            }
+        }
+        let next = |name: &&Name| aliases.get(*name).copied().flatten();
+        let chain: HashSet<&Name> = std::iter::successors(Some(question), next)
+            .take(MOST_ALIASES + 1)
+            .collect();
+        let is_one = |record: &Record| is_plain(record) || next(&&record.name).is_some();
+        own.answers
+            .retain(|record| chain.contains(&record.name) && is_one(record));
+        own.additionals.retain(|record| is_one(record));
+        own
+    }
 }
 
 /// Instances of a service: SRV records with their additional section.
-fn instances(message: &Message, zones: &[Domain]) -> Read {
+fn instances(own: &Own<'_>, zones: &[Domain]) -> Read {
     let mut addresses: HashMap<&Name, Vec<IpAddr>> = HashMap::new();
     let mut aliases: HashMap<&Name, &Name> = HashMap::new();
-    for record in &message.additionals {
+    for record in &own.additionals {
         match &record.data {
             RData::A(address) => addresses
                 .entry(&record.name)
@@ -146,7 +161,7 @@ fn instances(message: &Message, zones: &[Domain]) -> Read {
         addresses.sort_unstable();
         addresses.dedup();
     }
-    let records = message.answers.len() + message.additionals.len();
+    let records = own.answers.len() + own.additionals.len();
     let mut room = MOST_ADDRESSES.0 + MOST_ADDRESSES.1 * records;
     let mut given = |target| {
         let found = follow(target, &addresses, &aliases);
@@ -159,9 +174,9 @@ fn instances(message: &Message, zones: &[Domain]) -> Read {
             None => Vec::new(),
         }
     };
-    let mut texts = Texts::new(&message.additionals);
-    let mut instances = Vec::with_capacity(message.answers.len());
-    for record in &message.answers {
+    let mut texts = Texts::new(&own.additionals);
+    let mut instances = Vec::with_capacity(own.answers.len());
+    for record in &own.answers {
         let RData::SRV(srv) = &record.data else {
             continue;
         };
@@ -199,15 +214,15 @@ fn instances(message: &Message, zones: &[Domain]) -> Read {
     let found = (!instances.is_empty()).then_some(Found::Instances(instances));
     Read {
         found,
-        ttl: lowest_ttl(&message.answers, |kind| kind == RecordType::SRV),
+        ttl: lowest_ttl(&own.answers, |kind| kind == RecordType::SRV),
     }
 }
 
 /// A node or a virtual address: address records, an alias, node metadata.
-fn host(message: &Message, zones: &[Domain]) -> Read {
+fn host(own: &Own<'_>, zones: &[Domain]) -> Read {
     let mut host = Host::default();
     let mut any = false;
-    for record in &message.answers {
+    for record in &own.answers {
         any |= matches!(
             record.record_type(),
             RecordType::A | RecordType::AAAA | RecordType::CNAME | RecordType::TXT
@@ -226,13 +241,13 @@ fn host(message: &Message, zones: &[Domain]) -> Read {
     }
     Read {
         found: any.then_some(Found::Host(host)),
-        ttl: lowest_ttl(&message.answers, |_| true),
+        ttl: lowest_ttl(&own.answers, |_| true),
     }
 }
 
 /// The names behind a reverse question.
-fn pointers(message: &Message) -> Read {
-    let names: Vec<Box<str>> = (message.answers.iter())
+fn pointers(own: &Own<'_>) -> Read {
+    let names: Vec<Box<str>> = (own.answers.iter())
         .filter_map(|record| match &record.data {
             RData::PTR(name) => Some(to_text(&name.0).into()),
             _ => None,
@@ -241,21 +256,21 @@ fn pointers(message: &Message) -> Read {
     let found = (!names.is_empty()).then_some(Found::Pointers(names));
     Read {
         found,
-        ttl: lowest_ttl(&message.answers, |kind| kind == RecordType::PTR),
+        ttl: lowest_ttl(&own.answers, |kind| kind == RecordType::PTR),
     }
 }
 
 /// The zone's own servers: NS records with their addresses.
-fn servers(message: &Message) -> Read {
+fn servers(own: &Own<'_>) -> Read {
     let mut addresses: HashMap<&Name, Vec<IpAddr>> = HashMap::new();
-    for record in &message.additionals {
+    for record in &own.additionals {
         if let Some(address) = record.data.ip_addr() {
             addresses.entry(&record.name).or_default().push(address);
         }
     }
     // Each is named once: a server with thousands of addresses is not to have them
     // thousands of times.
-    let servers: Vec<_> = (message.answers.iter())
+    let servers: Vec<_> = (own.answers.iter())
         .filter_map(|record| match &record.data {
             RData::NS(name) => {
                 let own = addresses.remove(&name.0).unwrap_or_default();
@@ -267,7 +282,7 @@ fn servers(message: &Message) -> Read {
     let found = (!servers.is_empty()).then_some(Found::Servers(servers));
     Read {
         found,
-        ttl: lowest_ttl(&message.answers, |kind| kind == RecordType::NS),
+        ttl: lowest_ttl(&own.answers, |kind| kind == RecordType::NS),
     }
 }
 
@@ -336,7 +351,7 @@ fn is_in_zone(name: &Name, zones: &[Domain]) -> bool {
 
 /// The lowest TTL of the records that were asked for (RFC 2181, section 5.2:
 /// they ought to be equal).
-fn lowest_ttl(records: &[Record], wanted: impl Fn(RecordType) -> bool) -> Duration {
+fn lowest_ttl(records: &[&Record], wanted: impl Fn(RecordType) -> bool) -> Duration {
     let wanted = records.iter().filter(|record| wanted(record.record_type()));
     wanted
         .map(|record| seconds(record.ttl))
@@ -354,15 +369,15 @@ fn seconds(ttl: u32) -> Duration {
 /// in the order of the answers: for each SRV record its address, then the TXT
 /// records of its node, whose owner is the node's name whatever the target is.
 struct Texts<'a> {
-    left: std::iter::Peekable<std::slice::Iter<'a, Record>>,
+    left: std::iter::Peekable<std::iter::Copied<std::slice::Iter<'a, &'a Record>>>,
     /// Equal texts are kept once.
     known: HashSet<Arc<NodeText>>,
 }
 
 impl<'a> Texts<'a> {
-    fn new(additionals: &'a [Record]) -> Self {
+    fn new(additionals: &'a [&'a Record]) -> Self {
         Self {
-            left: additionals.iter().peekable(),
+            left: additionals.iter().copied().peekable(),
             known: HashSet::new(),
         }
     }
@@ -468,7 +483,7 @@ mod tests {
                 .additionals
                 .push(Record::from_rdata(name(at), 0, address));
         }
-        let servers = servers(&message).found.unwrap();
+        let servers = servers(&Own::all(&message)).found.unwrap();
         assert_eq!(servers.len(), many as usize);
 
         // One target, and a chain of aliases that all could be its.
@@ -484,7 +499,7 @@ mod tests {
                 .additionals
                 .push(Record::from_rdata(name(at), 0, alias));
         }
-        let found = instances(&message, &zones).found.unwrap();
+        let found = instances(&Own::all(&message), &zones).found.unwrap();
         assert_eq!(found.len(), 1);
     }
 
@@ -502,7 +517,7 @@ mod tests {
                 let record = Record::from_rdata(target.clone(), 0, RData::A(A(at.into())));
                 message.additionals.push(record);
             }
-            let found = super::instances(&message, &[Domain::default()]).found;
+            let found = super::instances(&Own::all(&message), &[Domain::default()]).found;
             let Some(Found::Instances(all)) = found else {
                 panic!("no instances");
             };

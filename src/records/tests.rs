@@ -236,7 +236,8 @@ fn theirs(question: &[u8], asks: Asks, reply: &[u8]) -> Result<Option<Places>, o
             break;
         }
     }
-    let [answers, _, additionals] = sections;
+    let [mut answers, _, mut additionals] = sections;
+    only_asked_for(&question_name(&message), &mut answers, &mut additionals);
     Ok(Some(if asks.kind() == RecordType::SRV {
         instances(&answers, &additionals)
     } else {
@@ -246,6 +247,35 @@ fn theirs(question: &[u8], asks: Asks, reply: &[u8]) -> Result<Option<Places>, o
             .map(|address| (address, 0))
             .collect()
     }))
+}
+
+fn question_name(message: &Message<&[u8]>) -> Labels {
+    let question = message.first_question().expect("it was compared");
+    labels(question.qname())
+}
+
+/// Takes away what is about other names than the one in question and those that it stands
+/// for, step by step; a name that stands for two stands for none.
+fn only_asked_for(name: &Labels, answers: &mut Vec<Read<'_>>, additionals: &mut Vec<Read<'_>>) {
+    let mut aliases: BTreeMap<Labels, BTreeSet<Labels>> = BTreeMap::new();
+    for (owner, data) in answers.iter().chain(additionals.iter()) {
+        if let AllRecordData::Cname(alias) = data {
+            let alias = labels(alias.cname());
+            aliases.entry(owner.clone()).or_default().insert(alias);
+        }
+    }
+    aliases.retain(|_, stands_for| stands_for.len() == 1);
+    let mut chain = vec![name.clone()];
+    while chain.len() <= 8
+        && let Some(next) = aliases.get(&chain[chain.len() - 1])
+    {
+        chain.extend(next.iter().cloned());
+    }
+    let is_one = |(owner, data): &Read<'_>| {
+        !matches!(data, AllRecordData::Cname(_)) || aliases.contains_key(owner)
+    };
+    answers.retain(|record| chain.contains(&record.0) && is_one(record));
+    additionals.retain(is_one);
 }
 
 fn instances(answers: &[Read<'_>], additionals: &[Read<'_>]) -> Places {
