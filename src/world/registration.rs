@@ -44,6 +44,8 @@ pub(super) struct Keeper {
     pub(super) needless: u32,
     /// Answers that never came to what was done all the same.
     pub(super) unheard: u32,
+    /// When one of those came: the fault that it is of lasted until then.
+    pub(super) disturbed: Option<Instant>,
     /// Tries to take it away that are left.
     tries: u32,
     /// The agent was told to take it away, and did.
@@ -62,6 +64,7 @@ impl World {
             there: None,
             needless: 0,
             unheard: 0,
+            disturbed: None,
             tries: TRIES,
             deregistered: false,
             turn: 0,
@@ -176,6 +179,7 @@ impl World {
     pub(super) fn unheard(&mut self, step: Option<&Step>) {
         if let Some(keeper) = &mut self.keeper {
             keeper.unheard += 1;
+            keeper.disturbed = Some(self.now);
             // Overtaken by what took it away: it is there again, and its checks decide.
             keeper.deregistered &= step != Some(&Step::Register);
         }

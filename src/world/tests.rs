@@ -57,6 +57,9 @@ const REGISTERED: Duration = Duration::from_secs(5);
 const PERMITTED: Duration = Duration::from_secs(6);
 const FLOOR: Duration = Duration::from_secs(1);
 
+/// The slowest source that answers.
+const SLOWEST: Duration = Duration::from_millis(1_500);
+
 /// How long after the sources are well again everything has to be true again: a
 /// hold for a mass ends when the cluster has shown for 30 s that it works.
 const HEALED: Duration = Duration::from_secs(45);
@@ -237,7 +240,7 @@ impl Run {
             return;
         };
         let (needless, unheard) = (keeper.needless, keeper.unheard);
-        let gone = keeper.deregistered;
+        let (gone, disturbed) = (keeper.deregistered, keeper.disturbed);
         let since = now
             .checked_sub(PERMITTED)
             .unwrap_or(self.start)
@@ -253,6 +256,7 @@ impl Run {
         let bound = if denied(since) { PERMITTED } else { REGISTERED };
         let writable = now - self.start >= bound
             && well(now)
+            && disturbed.is_none_or(|at| now - at > bound)
             && !self
                 .faults
                 .iter()
@@ -355,10 +359,16 @@ impl Run {
         if set.age >= Duration::from_secs(86_400) {
             self.fail("I3: too old", given);
         }
-        // I1: it was true at some moment within its age and the time of a look-up.
+        // I1: it was true at some moment within its age and the time of a look-up; a reply to
+        // a blocking query may be under way for longer.
+        let under_way = if is_followed(&given.name) {
+            LIMIT + SLOWEST
+        } else {
+            LIMIT
+        };
         let from = given
             .asked
-            .checked_sub(set.age + LIMIT)
+            .checked_sub(set.age + under_way)
             .unwrap_or(self.start);
         if !self
             .truths(&given.name, from, given.at)
