@@ -12,11 +12,13 @@ const LIBRARY: &str = include_str!("../src/lib.rs");
 
 /// Commands that are not run here, because they ask an agent, go on until they are
 /// stopped, or are no command of ours.
-const NOT_RUN_HERE: [&str; 20] = [
+const NOT_RUN_HERE: [&str; 22] = [
     "scripts/test",
     "scripts/bench",
     "scripts/bench --events",
     "scripts/bench --stub",
+    "scripts/withstand",
+    "scripts/withstand matrix 2 17",
     "proconsul lookup web",
     "proconsul lookup v2.web@dc2",
     "proconsul lookup web SRV",

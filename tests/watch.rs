@@ -123,6 +123,29 @@ async fn a_name_that_is_asked_often_is_followed_and_one_that_is_not_asked_is_not
         metrics.contains("proconsul_watches 1").then_some(())
     })
     .await;
+    // Asked as often as before, and no more than that, it stays followed, and nobody waits.
+    let asked = |metrics: &str| {
+        let mut lines = metrics.lines();
+        let count =
+            lines.find(|line| line.contains("lookup_duration_seconds_count{source=\"dns\""));
+        count.map(str::to_owned)
+    };
+    let before = asked(&resolver.metrics().to_string());
+    for _ in 0..60 {
+        resolver.lookup("web").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let metrics = resolver.metrics().to_string();
+    assert!(metrics.contains("proconsul_watches 1"), "{metrics}");
+    assert_eq!(asked(&metrics), before);
+    // Nobody asks any more: the next answer but five seconds is the last.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    register(&agent, "web", 1, "b").await;
+    wait_for("no watch", async || {
+        let metrics = resolver.metrics().to_string();
+        metrics.contains("proconsul_watches 0").then_some(())
+    })
+    .await;
     let none = builder(&agent).ttl_floor(floor).watches(0).build().unwrap();
     for _ in 0..10 {
         for _ in 0..30 {

@@ -5,7 +5,7 @@
 //! | followed | until |
 //! | --- | --- |
 //! | a name that a [`Service`](crate::Service) handle is held of | the last handle is dropped |
-//! | a name that is asked [`HOT`] times or more between two answers | it is asked less often |
+//! | a name that is asked [`HOT`] times or more between two answers | it is asked less often in [`WHILE`] or more |
 //!
 //! While the HTTP API is not there, or for a name that it cannot follow, the other
 //! rungs are asked once a TTL and at least once a second: a handle goes on being
@@ -46,6 +46,10 @@ use crate::{
 
 /// Asked so often between two answers, a name is worth a connection of its own.
 const HOT: u32 = 20;
+
+/// Time that a name which was asked often has to be asked often again. An answer that comes
+/// at once, as the first one does, says nothing of that.
+const WHILE: Duration = Duration::from_secs(5);
 
 /// Least time between two polls of a name that cannot be followed.
 const POLL: Duration = Duration::from_secs(1);
@@ -261,6 +265,7 @@ impl Following {
         // What was last told, and what the cache made of it.
         let mut before: Option<(Finding, Arc<Held>)> = None;
         let mut address = 0;
+        let mut looked = clock::now();
         loop {
             let turn = blocking.turn(self.limit);
             if self.poll_until(turn.due).await.is_none() {
@@ -352,8 +357,11 @@ impl Following {
             if !follows {
                 blocking.again(clock::now() + self.pace);
             }
-            if inner.leave(&self.name) {
-                return;
+            if now.saturating_duration_since(looked) >= WHILE {
+                looked = now;
+                if inner.leave(&self.name) {
+                    return;
+                }
             }
         }
     }

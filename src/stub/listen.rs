@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::TcpListener,
@@ -33,12 +34,9 @@ use crate::endpoint::Transport;
 /// wait in the socket's queue, where they cost nothing.
 const MOST_DATAGRAMS: usize = 1_024;
 
-/// Connections at once, per address.
+/// Connections at once, per address. No more than a quarter of the descriptors that this
+/// process may have: questions to Consul need some too.
 const MOST_CONNECTIONS: usize = 256;
-
-/// From so many on, those that say nothing make room for others (RFC 7766, section
-/// 6.2.3).
-const CROWDED: usize = MOST_CONNECTIONS / 4 * 3;
 
 /// Time for answers that are due when the stub is stopped.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -255,12 +253,21 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
     while asked.join_next().await.is_some() {}
 }
 
+fn most_connections() -> usize {
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(now, _)| now);
+    let share = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
+    MOST_CONNECTIONS.min(share.max(1))
+}
+
 async fn connections(listener: TcpListener, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
     let mut open = JoinSet::new();
     let crowd = Arc::new(AtomicBool::new(false));
+    let most = most_connections();
+    // From so many on, those that say nothing make room for others (RFC 7766, section 6.2.3).
+    let crowded = most / 4 * 3;
     loop {
-        let full = open.len() >= MOST_CONNECTIONS;
-        crowd.store(open.len() >= CROWDED, Ordering::Relaxed);
+        let full = open.len() >= most;
+        crowd.store(open.len() >= crowded, Ordering::Relaxed);
         tokio::select! {
             () = told(&mut stopped) => break,
             _ = open.join_next(), if !open.is_empty() => {}

@@ -56,6 +56,8 @@ pub(crate) struct Verdict {
     /// 999 of 1,000, and the worst, after the first.
     pub(crate) next: Duration,
     pub(crate) worst: Duration,
+    /// 999 of 1,000 before the fault: what this machine takes while all is well.
+    pub(crate) before: Duration,
     pub(crate) new_asked: usize,
     pub(crate) new_found: usize,
     pub(crate) new_worst: Duration,
@@ -85,7 +87,7 @@ impl Field {
         let mut wrong = Vec::new();
         let mut unanswered = 0;
         let (mut known, mut answered, mut stale) = (0, 0, 0);
-        let (mut first, mut later) = (Duration::ZERO, Vec::new());
+        let (mut first, mut calm, mut later) = (Duration::ZERO, Vec::new(), Vec::new());
         let (mut new_asked, mut new_found, mut new_worst) = (0, 0, Duration::ZERO);
         let mut slowest = Duration::ZERO;
         let mut last_stale = None;
@@ -139,6 +141,8 @@ impl Field {
                 first = first.max(took);
             } else if in_fault {
                 later.push(took);
+            } else if one.sent < fault {
+                calm.push(took);
             }
         }
         if answered < known {
@@ -161,15 +165,19 @@ impl Field {
         let lasted = |since: Instant, until: Instant| (until - since).as_secs_f64().max(0.001);
         let before = (self.passed[1] - self.passed[0]) as f64 / lasted(self.calm_began, fault);
         let while_it_lasts = (self.passed[2] - self.passed[1]) as f64 / lasted(fault, healed);
-        later.sort_unstable();
-        let at = (later.len() * 999 / 1_000).min(later.len().saturating_sub(1));
+        let most = |times: &mut Vec<Duration>| {
+            times.sort_unstable();
+            let at = (times.len() * 999 / 1_000).min(times.len().saturating_sub(1));
+            times.get(at).copied().unwrap_or_default()
+        };
         let mut verdict = Verdict {
             law,
             asked: known,
             answered,
             stale,
             first,
-            next: later.get(at).copied().unwrap_or_default(),
+            next: most(&mut later),
+            before: most(&mut calm),
             worst: later.last().copied().unwrap_or_default(),
             new_asked,
             new_found,
@@ -218,13 +226,15 @@ impl Verdict {
                 late.push(format!("{what} {found:.1?}, at most {most:?}"));
             }
         };
-        bound("first", self.first, law.first);
-        bound("next (999 of 1,000)", self.next, law.next);
+        // A fault may cost no more than its bound, nor more than what is usual here.
+        bound("first", self.first, law.first.max(self.before * 2));
         bound(
-            "worst",
-            self.worst,
-            law.first.max(Duration::from_millis(200)),
+            "next (999 of 1,000)",
+            self.next,
+            law.next.max(self.before * 2),
         );
+        let most = law.first.max(Duration::from_millis(200));
+        bound("worst", self.worst, most);
         match law.new {
             New::Found(share, most) => {
                 bound("new", self.new_worst, most);
@@ -315,11 +325,12 @@ impl fmt::Display for Verdict {
         };
         write!(
             f,
-            "| {} | {} | {} / {} ms | {} / {} / {} ms | {} of {} | {} | {new} | {} of {}, {} ms | {} | {:.2} | {} | {verdict} |",
+            "| {} | {} | {} / {} ms | {} ms | {} / {} / {} ms | {} of {} | {} | {new} | {} of {}, {} ms | {} | {:.2} | {} | {verdict} |",
             self.law.row,
             self.law.fault,
             self.law.first.as_millis(),
             self.law.next.as_millis(),
+            ms(self.before),
             ms(self.first),
             ms(self.next),
             ms(self.worst),
@@ -339,5 +350,5 @@ impl fmt::Display for Verdict {
 
 /// The head of the report's table.
 pub(crate) const HEAD: &str = "\
-| row | fault | bound: first / next | first / 999 of 1,000 / worst | known names answered | stale | bound: new names | new names found, worst | true again after | asked of Consul, to 1 before | shown by | passed |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
+| row | fault | bound: first / next | 999 of 1,000 before | first / 999 of 1,000 / worst | known names answered | stale | bound: new names | new names found, worst | true again after | asked of Consul, to 1 before | shown by | passed |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
