@@ -157,6 +157,30 @@ async fn a_name_that_is_asked_often_is_followed_and_one_that_is_not_asked_is_not
 }
 
 #[tokio::test]
+async fn what_is_followed_at_an_agent_that_hangs_is_not_called_fresh_for_long() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let resolver = builder(&agent).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    service.ready().await;
+    wait_for("a watch", async || {
+        let metrics = resolver.metrics().to_string();
+        metrics.contains("proconsul_watches 1").then_some(())
+    })
+    .await;
+    agent.pause();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let answer = resolver.lookup("web").await.unwrap();
+    assert_eq!(answer.freshness(), Freshness::Stale, "{answer:?}");
+    agent.resume();
+    wait_for("the truth", async || {
+        let answer = resolver.lookup("web").await.unwrap();
+        (answer.freshness() == Freshness::Fresh).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_service_that_is_not_there_yet_is_told_when_it_comes() {
     let agent = Agent::start().await;
     let resolver = builder(&agent).build().unwrap();

@@ -27,8 +27,8 @@ use field::{
 };
 use load::Report;
 
-/// How long a fault lasts, unless its row says something else.
-const LASTS: Duration = Duration::from_secs(5);
+/// How long a fault lasts, in seconds, unless its row says something else.
+const LASTS: u64 = 5;
 
 type Row = Pin<Box<dyn Future<Output = Vec<Verdict>>>>;
 
@@ -67,49 +67,50 @@ fn maybe(row: impl Future<Output = Option<Verdict>> + 'static) -> Row {
 }
 
 fn all() -> Vec<(&'static [u8], Row)> {
+    let lasts = Duration::from_secs(number("SECONDS", LASTS));
     let rounds = number("ROUNDS", 2);
     let long = Duration::from_secs(number("RANDOM_SECONDS", 120));
     let seed = number("SEED", 1);
     let ms = Duration::from_millis;
     vec![
-        (&[1], one(rows::the_agent_is_killed(LASTS))),
-        (&[2, 3], one(rows::the_agent_hangs(LASTS * 4))),
-        (&[4], one(rows::the_leader_is_killed(LASTS))),
-        (&[5], one(more::two_servers_are_killed(LASTS))),
-        (&[6], one(rows::all_servers_are_killed(LASTS))),
-        (&[7, 12], one(rows::all_is_killed(LASTS))),
-        (&[8], one(rows::dns_is_refused(LASTS))),
-        (&[9], one(rows::dns_is_silent(LASTS))),
-        (&[10], one(rows::http_is_refused(LASTS))),
-        (&[11], one(more::dns_over_tcp_is_refused(LASTS))),
-        (&[13], one(more::all_is_slow(LASTS, ms(100)))),
-        (&[13], one(more::all_is_slow(LASTS, ms(400)))),
-        (&[13], one(more::all_is_slow(LASTS, ms(2_000)))),
-        (&[14], one(more::datagrams_are_lost(LASTS * 2, 0.05))),
-        (&[14], one(more::datagrams_are_lost(LASTS * 2, 0.3))),
-        (&[14], one(more::datagrams_are_lost(LASTS * 2, 0.6))),
-        (&[15], one(more::the_agent_flaps(LASTS, ms(1_000)))),
-        (&[15], one(more::the_agent_flaps(LASTS, ms(50)))),
-        (&[16], one(more::the_agent_forgets_all(LASTS))),
-        (&[17], one(more::the_token_is_revoked(LASTS))),
-        (&[18], one(more::the_token_is_rotated(LASTS))),
-        (&[19], one(rows::the_servers_lose_their_data(LASTS))),
-        (&[20], one(more::an_old_snapshot_is_restored(LASTS))),
-        (&[21], one(rows::a_service_is_taken_down(LASTS))),
-        (&[22], one(more::all_instances_are_critical(LASTS))),
-        (&[23], one(more::the_certificate_is_not_good(LASTS))),
-        (&[24], one(more::http_redirects(LASTS))),
-        (&[25], one(more::http_is_throttled(LASTS, 429))),
-        (&[25], one(more::http_is_throttled(LASTS, 503))),
-        (&[28], one(more::the_servers_are_out_of_sight(LASTS))),
-        (&[29], one(more::answers_are_lost(LASTS))),
-        (&[30, 31, 32], Box::pin(more::upstreams_fail(LASTS))),
-        (&[33], one(rows::the_stub_is_killed_without_consul(LASTS))),
-        (&[34], one(more::the_stub_is_paused(LASTS))),
-        (&[35], maybe(more::the_disk_is_full(LASTS))),
-        (&[36], one(more::descriptors_run_out(LASTS))),
-        (&[37], maybe(more::the_clock_jumps(LASTS))),
-        (&[38], one(more::all_restart_in_turn(LASTS, rounds))),
+        (&[1], one(rows::the_agent_is_killed(lasts))),
+        (&[2, 3], one(rows::the_agent_hangs(lasts * 4))),
+        (&[4], one(rows::the_leader_is_killed(lasts))),
+        (&[5], one(more::two_servers_are_killed(lasts))),
+        (&[6], one(rows::all_servers_are_killed(lasts))),
+        (&[7, 12], one(rows::all_is_killed(lasts))),
+        (&[8], one(rows::dns_is_refused(lasts))),
+        (&[9], one(rows::dns_is_silent(lasts))),
+        (&[10], one(rows::http_is_refused(lasts))),
+        (&[11], one(more::dns_over_tcp_is_refused(lasts))),
+        (&[13], one(more::all_is_slow(lasts, ms(100)))),
+        (&[13], one(more::all_is_slow(lasts, ms(400)))),
+        (&[13], one(more::all_is_slow(lasts, ms(2_000)))),
+        (&[14], one(more::datagrams_are_lost(lasts * 2, 0.05))),
+        (&[14], one(more::datagrams_are_lost(lasts * 2, 0.3))),
+        (&[14], one(more::datagrams_are_lost(lasts * 2, 0.6))),
+        (&[15], one(more::the_agent_flaps(lasts, ms(1_000)))),
+        (&[15], one(more::the_agent_flaps(lasts, ms(50)))),
+        (&[16], one(more::the_agent_forgets_all(lasts))),
+        (&[17], one(more::the_token_is_revoked(lasts))),
+        (&[18], one(more::the_token_is_rotated(lasts))),
+        (&[19], one(rows::the_servers_lose_their_data(lasts))),
+        (&[20], one(more::an_old_snapshot_is_restored(lasts))),
+        (&[21], one(rows::a_service_is_taken_down(lasts))),
+        (&[22], one(more::all_instances_are_critical(lasts))),
+        (&[23], one(more::the_certificate_is_not_good(lasts))),
+        (&[24], one(more::http_redirects(lasts))),
+        (&[25], one(more::http_is_throttled(lasts, 429))),
+        (&[25], one(more::http_is_throttled(lasts, 503))),
+        (&[28], one(more::the_servers_are_out_of_sight(lasts))),
+        (&[29], one(more::answers_are_lost(lasts))),
+        (&[30, 31, 32], Box::pin(more::upstreams_fail(lasts))),
+        (&[33], one(rows::the_stub_is_killed_without_consul(lasts))),
+        (&[34], one(more::the_stub_is_paused(lasts))),
+        (&[35], maybe(more::the_disk_is_full(lasts))),
+        (&[36], one(more::descriptors_run_out(lasts))),
+        (&[37], maybe(more::the_clock_jumps(lasts))),
+        (&[38], one(more::all_restart_in_turn(lasts, rounds))),
         (&[39], one(more::anything_may_fail(long, seed))),
     ]
 }

@@ -7,6 +7,9 @@
 //! | a name that a [`Service`](crate::Service) handle is held of | the last handle is dropped |
 //! | a name that is asked [`HOT`] times or more between two answers | it is asked less often in [`WHILE`] or more |
 //!
+//! An agent that does not answer any more, which a query that waits does not see, is found
+//! out by its [`pulse`](super::pulse) within two seconds.
+//!
 //! While the HTTP API is not there, or for a name that it cannot follow, the other
 //! rungs are asked once a TTL and at least once a second: a handle goes on being
 //! told. The connections are bounded by [`ResolverBuilder::watches`]; above that names
@@ -30,6 +33,7 @@ use tracing::debug;
 use super::{
     Inner,
     climb::{Landed, Said},
+    pulse::Pulses,
 };
 use crate::{
     cache::stale::Wish,
@@ -78,6 +82,7 @@ pub(super) struct Followers {
     all: Mutex<HashMap<Box<str>, Follower>>,
     /// One for each blocking query.
     connections: Arc<Semaphore>,
+    pulses: Arc<Pulses>,
     most: usize,
 }
 
@@ -136,6 +141,7 @@ impl Followers {
         Self {
             all: Mutex::default(),
             connections: Arc::new(Semaphore::new(most)),
+            pulses: Arc::default(),
             most,
         }
     }
@@ -201,6 +207,7 @@ impl Inner {
             inner: Arc::downgrade(self),
             sources: Arc::clone(&self.sources),
             connections: Arc::clone(&self.followers.connections),
+            pulses: Arc::clone(&self.followers.pulses),
             fqdn: name.fqdn(&self.config.domain),
             name: name.clone(),
             news: Arc::clone(&news),
@@ -235,6 +242,7 @@ struct Following {
     inner: Weak<Inner>,
     sources: Arc<Sources>,
     connections: Arc<Semaphore>,
+    pulses: Arc<Pulses>,
     name: ConsulName,
     fqdn: String,
     news: Arc<News>,
@@ -273,8 +281,21 @@ impl Following {
             }
             let start = clock::now();
             let question = self.question();
+            let pulse = self.pulses.of(self.sources.agent(), address);
             let told = tokio::select! {
                 told = self.sources.block(question, address, &turn) => told,
+                // Who waits for a change hears nothing either where nobody is left to tell it.
+                () = pulse.missed(), if turn.index.is_some() => {
+                    let Some(inner) = self.inner.upgrade() else {
+                        return;
+                    };
+                    let now = clock::now();
+                    before = None;
+                    inner.cache().expire(self.name.key(), now);
+                    blocking.failed(Failure::Other, None, now, &mut clock::dice());
+                    address += 1;
+                    continue;
+                }
                 () = self.deserted() => return,
             };
             let Some((heard, blocked)) = told else {

@@ -6,6 +6,7 @@ mod askable;
 mod climb;
 mod follow;
 mod lookup;
+mod pulse;
 mod service;
 mod told;
 mod warm;

@@ -295,6 +295,9 @@ impl Server {
             return unremembered(question.reply(&sections, transport));
         };
         let body = question.body(&sections, transport);
+        // That a name does not exist is kept from the second time on that somebody asks: a
+        // flood of names that are asked for once takes no room.
+        let asked_before = (answer.as_ref().err()).is_none_or(|error| error.attempts().is_empty());
         let fill = || {
             let (until, fate) = zone::hold(resolver, &question.asked, &answer)?;
             Some(Fill {
@@ -305,7 +308,7 @@ impl Server {
                 fate,
             })
         };
-        let fill = fill();
+        let fill = asked_before.then(fill).flatten();
         Some(Reply {
             bytes: question.finish(body, &sections),
             fill,

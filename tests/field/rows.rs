@@ -117,7 +117,7 @@ pub(crate) async fn all_servers_are_killed(lasts: Duration) -> Verdict {
     let law = Law {
         row: "6",
         fault: "all servers are killed",
-        first: ms(150),
+        first: ms(160),
         next: ms(5),
         new: Either(ms(900)),
         recovers: Some(ms(5_000)),
@@ -310,7 +310,7 @@ pub(crate) async fn the_servers_lose_their_data(lasts: Duration) -> Verdict {
     let law = Law {
         row: "19",
         fault: "the servers lose their data",
-        first: ms(150),
+        first: ms(160),
         next: ms(5),
         new: Gone(ms(900)),
         recovers: Some(ms(5_000)),
