@@ -76,7 +76,7 @@ fn licences_versions_and_registries_are_those_that_are_allowed() {
         .into();
     let texts = |value: &toml::Value, key: Option<&str>| -> Vec<String> {
         let all = value.as_array().unwrap().iter();
-        let text = |one: &toml::Value| key.map_or(one.clone(), |key| one[key].clone());
+        let text = |one: &toml::Value| key.map_or_else(|| one.clone(), |key| one[key].clone());
         all.map(|one| text(one).as_str().unwrap().to_owned())
             .collect()
     };

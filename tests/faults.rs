@@ -18,7 +18,6 @@ const LASTS: Duration = Duration::from_secs(3);
 async fn holds(row: impl Future<Output = Verdict>) {
     let _alone = FIELD.lock().await;
     let verdict = row.await;
-    eprintln!("{verdict}");
     verdict.assert_sound();
 }
 

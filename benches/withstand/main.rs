@@ -30,6 +30,8 @@ use load::Report;
 /// How long a fault lasts, in seconds, unless its row says something else.
 const LASTS: u64 = 5;
 
+type Trial = Pin<Box<dyn Future<Output = Report>>>;
+
 type Row = Pin<Box<dyn Future<Output = Vec<Verdict>>>>;
 
 fn main() {
@@ -153,7 +155,7 @@ async fn matrix(wanted: &[String]) -> bool {
 async fn under_load(wanted: &[String]) -> bool {
     let mut reports = Vec::new();
     let is_wanted = |what: &str| wanted.is_empty() || wanted.iter().any(|word| word == what);
-    let all: [(&str, Pin<Box<dyn Future<Output = Report>>>); 5] = [
+    let all: [(&str, Trial); 5] = [
         ("flood", Box::pin(load::flood())),
         ("connections", Box::pin(load::connections())),
         ("reloads", Box::pin(load::reloads())),

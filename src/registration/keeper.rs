@@ -125,7 +125,7 @@ impl Line {
     /// Follows what the catalog has of it, and says when it is missed there. An agent tells
     /// servers that lost their data only after a minute (Consul docs: Anti-Entropy). A token
     /// that does not see it in the catalog never saw it, and misses nothing.
-    async fn is_missed(self, missed: Arc<Notify>) {
+    async fn looks_out(self, missed: Arc<Notify>) {
         let (id, name) = (self.definition.id(), self.definition.name());
         let filter = escaped(&format!("ServiceID == {id:?}"));
         let path = format!("/v1/catalog/service/{}?filter={filter}", escaped(name));
@@ -195,7 +195,7 @@ pub(super) async fn keep(
     // What is said beside the registration itself is not taken.
     let mut ailing = false;
     let missed = Arc::new(Notify::new());
-    let looking = tokio::spawn(line.clone().is_missed(Arc::clone(&missed)));
+    let looking = tokio::spawn(line.clone().looks_out(Arc::clone(&missed)));
     let _owned = Owned(looking.abort_handle());
     loop {
         let wish = wishes.borrow_and_update().clone();

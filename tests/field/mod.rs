@@ -460,7 +460,7 @@ fn doors(plan: &Plan, http: &Proxy, servers: &[Proxy]) -> String {
 }
 
 fn start_stub(plan: &Plan, dns: SocketAddr, http: &str, at: Option<SocketAddr>) -> Serving {
-    let at = at.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
+    let at = at.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into());
     let mut command = serve_at(at, &dns.to_string(), http);
     command.args(["--admin", "127.0.0.1:0"]).args(&plan.stub);
     match &plan.upstreams[..] {

@@ -345,7 +345,7 @@ impl fmt::Display for Verdict {
             self.new_asked,
             ms(self.new_worst),
             self.recovered
-                .map_or("-".into(), |took| format!("{} ms", took.as_millis())),
+                .map_or_else(|| "-".into(), |took| format!("{} ms", took.as_millis())),
             self.upstream.0,
             self.upstream.1,
             seen.join(", "),
