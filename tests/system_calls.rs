@@ -5,7 +5,6 @@
 
 mod support;
 
-#[allow(dead_code, reason = "each test binary uses its part")]
 #[path = "support/script.rs"]
 mod script;
 
