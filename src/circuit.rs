@@ -33,8 +33,8 @@ const PROBE: Duration = Duration::from_millis(400);
 /// Who fails so soon after being well again comes and goes.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// The pause doubles so often: 6.4 s, or about sixteen openings and closings a minute.
-const FLAPS: u8 = 4;
+/// The pause doubles so often: 12.8 s, or about ten openings and closings a minute.
+const FLAPS: u8 = 5;
 
 /// The same where the address asked to be left alone.
 const THROTTLED: Duration = Duration::from_secs(1);
@@ -279,7 +279,7 @@ mod tests {
             circuit.hear(Outcome::Answered, true, now, &mut dice);
         }
         let within = |pause: u128, of: u128| (of * 4 / 5..=of * 6 / 5).contains(&pause);
-        for (pause, of) in pauses.iter().zip([400, 800, 1_600, 3_200, 6_400, 6_400]) {
+        for (pause, of) in pauses.iter().zip([400, 800, 1_600, 3_200, 6_400, 12_800, 12_800]) {
             assert!(within(*pause, of), "{pauses:?}");
         }
         assert!(within(pauses[8], 400), "{pauses:?}");
