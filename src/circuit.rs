@@ -279,7 +279,10 @@ mod tests {
             circuit.hear(Outcome::Answered, true, now, &mut dice);
         }
         let within = |pause: u128, of: u128| (of * 4 / 5..=of * 6 / 5).contains(&pause);
-        for (pause, of) in pauses.iter().zip([400, 800, 1_600, 3_200, 6_400, 12_800, 12_800]) {
+        for (pause, of) in pauses
+            .iter()
+            .zip([400, 800, 1_600, 3_200, 6_400, 12_800, 12_800])
+        {
             assert!(within(*pause, of), "{pauses:?}");
         }
         assert!(within(pauses[8], 400), "{pauses:?}");

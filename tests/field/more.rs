@@ -918,8 +918,8 @@ pub(crate) async fn the_token_is_revoked(lasts: Duration) -> Verdict {
         ..Plan::default()
     };
     let mut field = Field::start(plan).await;
+    // Sets go on changing: a query that waits is told of lost rights when it wakes.
     field.calm().await;
-    field.stop_changes().await;
     field.fault_begins();
     field.delete_token(TOKEN).await;
     // Agents remember rights for a second.
