@@ -101,12 +101,12 @@ async fn without_descriptors_what_is_known_is_given_without_a_spin_or_a_log_full
     while let Some(line) = serving.said_before_it_ended() {
         lines.push(line);
     }
-    // One a second of each cause at most.
+    // Connections leave descriptors to others; where they cannot, one line a second says so.
     let causes = lines
         .iter()
         .filter(|line| line.contains("no connection can be accepted"));
     let most = usize::try_from(took.as_secs()).unwrap() + 3;
-    assert!((1..=most).contains(&causes.count()), "{lines:#?}");
+    assert!(causes.count() <= most, "{lines:#?}");
 }
 
 /// Takes every port that this namespace has, and looks up a name.
