@@ -101,17 +101,9 @@ impl Circuit {
     ) -> bool {
         let was_open = self.probe.is_some();
         let probed = std::mem::take(&mut self.probed);
-        let is_well = match outcome {
-            Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => true,
-            Outcome::Failed => home && was_open,
-            _ => false,
-        };
-        if was_open && is_well && self.flaps > 0 && !probed {
-            return false;
-        }
         match outcome {
             Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => {
-                self.close(now);
+                self.close(probed, now);
             }
             Outcome::Refused | Outcome::Unreachable => self.open(PROBE, now, dice),
             Outcome::Throttled => self.open(THROTTLED, now, dice),
@@ -122,7 +114,7 @@ impl Circuit {
                 }
             }
             // It answers, if not this.
-            Outcome::Failed if home && was_open => self.close(now),
+            Outcome::Failed if home && was_open => self.close(probed, now),
             Outcome::TimedOut | Outcome::Late | Outcome::Malformed | Outcome::Failed => {
                 if was_open {
                     self.open(PROBE, now, dice);
@@ -148,9 +140,14 @@ impl Circuit {
         self.since.get_or_insert(now);
     }
 
-    fn close(&mut self, now: Instant) {
+    /// It answers. Of who comes and goes that counts where a probe heard it.
+    fn close(&mut self, probed: bool, now: Instant) {
+        let is_open = self.probe.is_some();
+        if is_open && self.flaps > 0 && !probed {
+            return;
+        }
         self.failures = 0;
-        if self.probe.is_some() {
+        if is_open {
             (self.probe, self.since, self.closed) = (None, None, Some(now));
         }
     }

@@ -111,7 +111,6 @@ pub(crate) struct Field {
     healed: Option<Instant>,
     /// What the doors had passed then.
     passed: [u64; 3],
-    calm_began: Instant,
     seen: Vec<(String, f64, bool)>,
     troubles: Vec<String>,
     /// How much later than usual what changes may be seen.
@@ -177,7 +176,6 @@ impl Field {
             waning: None,
             healed: None,
             passed: [0; 3],
-            calm_began: Instant::now(),
             seen: Vec::new(),
             troubles: Vec::new(),
             late_by: Duration::ZERO,
@@ -220,7 +218,6 @@ impl Field {
         sleep(CALM.mul_f64(0.5)).await;
         self.began = Instant::now();
         self.passed[0] = self.upstream();
-        self.calm_began = Instant::now();
         sleep(CALM).await;
     }
 

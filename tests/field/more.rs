@@ -26,26 +26,10 @@ use super::{
     verdict::{
         Law,
         New::{Either, Fails, Found},
-        Verdict,
+        Verdict, ms,
     },
 };
 use crate::support::{Over, PATIENCE, Weather, ask, leader, wait_for};
-
-const fn ms(count: u64) -> Duration {
-    Duration::from_millis(count)
-}
-
-/// A law with the bounds that most rows have.
-const fn law(row: &'static str, fault: &'static str) -> Law {
-    Law {
-        row,
-        fault,
-        first: ms(5),
-        next: ms(5),
-        new: Found(1.0, ms(50)),
-        recovers: Some(ms(2_000)),
-    }
-}
 
 fn temporary(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("{name}-{}", std::process::id()))
@@ -69,7 +53,7 @@ pub(crate) async fn two_servers_are_killed(lasts: Duration) -> Verdict {
     sleep(ms(5_000)).await;
     let law = Law {
         recovers: Some(ms(5_000)),
-        ..law("5", "two of three servers are killed")
+        ..Law::usual("5", "two of three servers are killed")
     };
     field.judge(law).await
 }
@@ -98,7 +82,7 @@ pub(crate) async fn dns_over_tcp_is_refused(lasts: Duration) -> Verdict {
         .judge(Law {
             first: ms(300),
             new: Found(1.0, ms(300)),
-            ..law("11", "DNS over TCP is refused")
+            ..Law::usual("11", "DNS over TCP is refused")
         })
         .await
 }
@@ -135,7 +119,7 @@ pub(crate) async fn all_is_slow(lasts: Duration, delay: Duration) -> Verdict {
         first: ms(160),
         next: ms(160),
         new,
-        ..law("13", fault)
+        ..Law::usual("13", fault)
     };
     let slow = Weather {
         delay,
@@ -156,7 +140,7 @@ pub(crate) async fn datagrams_are_lost(lasts: Duration, loss: f64) -> Verdict {
         first: ms(160),
         next: ms(160),
         new,
-        ..law("14", fault)
+        ..Law::usual("14", fault)
     };
     let lossy = Weather {
         loss,
@@ -196,7 +180,7 @@ pub(crate) async fn the_agent_flaps(lasts: Duration, each: Duration) -> Verdict 
             first: ms(160),
             next: ms(160),
             new: Found(1.0, ms(900)),
-            ..law("15", fault)
+            ..Law::usual("15", fault)
         })
         .await
 }
@@ -216,7 +200,7 @@ pub(crate) async fn the_agent_forgets_all(lasts: Duration) -> Verdict {
     field
         .judge(Law {
             first: ms(20),
-            ..law("16", "the agent comes back with an empty disk")
+            ..Law::usual("16", "the agent comes back with an empty disk")
         })
         .await
 }
@@ -248,7 +232,7 @@ pub(crate) async fn the_token_is_rotated(lasts: Duration) -> Verdict {
         .await;
     field.notes("denied", denied, true);
     field
-        .judge(law("18", "the token is rotated in its file"))
+        .judge(Law::usual("18", "the token is rotated in its file"))
         .await
 }
 
@@ -302,7 +286,10 @@ pub(crate) async fn an_old_snapshot_is_restored(lasts: Duration) -> Verdict {
     // What was seen is newer than what is restored: it is held until that is no passing state.
     field.late_by(ms(7_000));
     field
-        .judge(law("20", "an old snapshot of the servers is restored"))
+        .judge(Law::usual(
+            "20",
+            "an old snapshot of the servers is restored",
+        ))
         .await
 }
 
@@ -343,7 +330,7 @@ pub(crate) async fn all_instances_are_critical(lasts: Duration) -> Verdict {
         .await;
     field.fault_ends();
     field
-        .judge(law("22", "all instances of a service are critical"))
+        .judge(Law::usual("22", "all instances of a service are critical"))
         .await
 }
 
@@ -390,7 +377,7 @@ pub(crate) async fn the_certificate_is_not_good(lasts: Duration) -> Verdict {
             next: ms(160),
             new: Either(ms(900)),
             recovers: None,
-            ..law("23", "the agent's certificate is not good")
+            ..Law::usual("23", "the agent's certificate is not good")
         })
         .await
 }
@@ -433,7 +420,7 @@ pub(crate) async fn http_redirects(lasts: Duration) -> Verdict {
     let visits = visits.load(Ordering::Relaxed);
     field.notes("visits elsewhere", f64::from(visits), visits == 0);
     field
-        .judge(law("24", "HTTP redirects to another host"))
+        .judge(Law::usual("24", "HTTP redirects to another host"))
         .await
 }
 
@@ -461,7 +448,7 @@ pub(crate) async fn http_is_throttled(lasts: Duration, status: u16) -> Verdict {
         429 => "HTTP says 429",
         _ => "HTTP says 503",
     };
-    field.judge(law("25", fault)).await
+    field.judge(Law::usual("25", fault)).await
 }
 
 /// 28: the agent, and the stub, lose sight of the servers, which go on.
@@ -486,7 +473,7 @@ pub(crate) async fn the_servers_are_out_of_sight(lasts: Duration) -> Verdict {
             first: ms(200),
             new: Either(ms(900)),
             recovers: Some(ms(5_000)),
-            ..law("28", "all servers hang")
+            ..Law::usual("28", "all servers hang")
         })
         .await
 }
@@ -496,7 +483,7 @@ pub(crate) async fn answers_are_lost(lasts: Duration) -> Verdict {
     let law = Law {
         first: ms(200),
         new: Found(1.0, ms(400)),
-        ..law("29", "answers of the agent are lost")
+        ..Law::usual("29", "answers of the agent are lost")
     };
     let one_way = Weather {
         replies_lost: true,
@@ -616,7 +603,7 @@ pub(crate) async fn upstreams_fail(lasts: Duration) -> Vec<Verdict> {
         );
         let worst = new.1.as_secs_f64() * 1_000.0;
         field.notes("worst ms", worst, worst < 900.0);
-        verdicts.push(field.judge(law(row, fault)).await);
+        verdicts.push(field.judge(Law::usual(row, fault)).await);
     }
     verdicts
 }
@@ -645,7 +632,7 @@ pub(crate) async fn the_stub_is_paused(lasts: Duration) -> Verdict {
         .judge(Law {
             first: ms(160),
             new: Found(1.0, ms(900)),
-            ..law("34", "the stub is paused for a while")
+            ..Law::usual("34", "the stub is paused for a while")
         })
         .await
 }
@@ -676,7 +663,7 @@ pub(crate) async fn the_disk_is_full(lasts: Duration) -> Option<Verdict> {
         .shows("proconsul_snapshot_errors_total", |count| count > 0.0)
         .await;
     field.fault_ends();
-    let verdict = field.judge(law("35", "the disk is full")).await;
+    let verdict = field.judge(Law::usual("35", "the disk is full")).await;
     _ = Command::new("umount").arg(&directory).status();
     Some(verdict)
 }
@@ -714,7 +701,7 @@ pub(crate) async fn descriptors_run_out(lasts: Duration) -> Verdict {
         .judge(Law {
             first: ms(20),
             new: Found(0.9, ms(900)),
-            ..law("36", "descriptors run out under 200 TCP clients")
+            ..Law::usual("36", "descriptors run out under 200 TCP clients")
         })
         .await
 }
@@ -748,7 +735,7 @@ pub(crate) async fn the_clock_jumps(lasts: Duration) -> Option<Verdict> {
     field.fault_ends();
     sleep(ms(1_000)).await;
     let verdict = field
-        .judge(law(
+        .judge(Law::usual(
             "37",
             "the clock jumps by 1 h, 10 years, to before 1970",
         ))
@@ -787,7 +774,7 @@ pub(crate) async fn all_restart_in_turn(lasts: Duration, rounds: u32) -> Verdict
         .judge(Law {
             first: ms(20),
             new: Found(0.999, ms(900)),
-            ..law("38", "all restart in turn")
+            ..Law::usual("38", "all restart in turn")
         })
         .await
 }
@@ -854,7 +841,7 @@ pub(crate) async fn anything_may_fail(lasts: Duration, seed: u64) -> Verdict {
             next: ms(200),
             new: Either(ms(900)),
             recovers: Some(ms(5_000)),
-            ..law("39", "any two faults, others every 2 s")
+            ..Law::usual("39", "any two faults, others every 2 s")
         })
         .await
 }
@@ -951,7 +938,7 @@ pub(crate) async fn the_token_is_revoked(lasts: Duration) -> Verdict {
             first: ms(160),
             new: Either(ms(900)),
             recovers: Some(ms(5_000)),
-            ..law("17", "the token's rights are taken away")
+            ..Law::usual("17", "the token's rights are taken away")
         })
         .await
 }

@@ -13,14 +13,10 @@ use super::{
     verdict::{
         Law,
         New::{Either, Fails, Found, Gone},
-        Verdict,
+        Verdict, ms,
     },
 };
 use crate::support::{Over, PATIENCE, Weather, ask, leader, wait_for};
-
-const fn ms(count: u64) -> Duration {
-    Duration::from_millis(count)
-}
 
 /// 1: the client agent dies, and comes back.
 pub(crate) async fn the_agent_is_killed(lasts: Duration) -> Verdict {
@@ -40,12 +36,8 @@ pub(crate) async fn the_agent_is_killed(lasts: Duration) -> Verdict {
         .shows("proconsul_source_up{source=\"dns\"}", |up| up == 1.0)
         .await;
     let law = Law {
-        row: "1",
-        fault: "the agent is killed",
         first: ms(20),
-        next: ms(5),
-        new: Found(1.0, ms(50)),
-        recovers: Some(ms(2_000)),
+        ..Law::usual("1", "the agent is killed")
     };
     field.judge(law).await
 }
@@ -65,12 +57,9 @@ pub(crate) async fn the_agent_hangs(lasts: Duration) -> Verdict {
     field.ours_is_there(Duration::from_secs(5)).await;
     sleep(ms(3_000)).await;
     let law = Law {
-        row: "2, 3",
-        fault: "the agent hangs",
         first: ms(200),
-        next: ms(5),
         new: Found(1.0, ms(400)),
-        recovers: Some(ms(2_000)),
+        ..Law::usual("2, 3", "the agent hangs")
     };
     field.judge(law).await
 }
@@ -88,12 +77,8 @@ pub(crate) async fn the_leader_is_killed(lasts: Duration) -> Verdict {
     field.ours_is_there(Duration::from_secs(5)).await;
     sleep(ms(1_000)).await;
     let law = Law {
-        row: "4",
-        fault: "the leader is killed",
-        first: ms(5),
-        next: ms(5),
-        new: Found(1.0, ms(50)),
         recovers: Some(ms(5_000)),
+        ..Law::usual("4", "the leader is killed")
     };
     field.judge(law).await
 }
@@ -115,12 +100,10 @@ pub(crate) async fn all_servers_are_killed(lasts: Duration) -> Verdict {
     field.ours_is_there(Duration::from_secs(5)).await;
     sleep(ms(5_000)).await;
     let law = Law {
-        row: "6",
-        fault: "all servers are killed",
         first: ms(160),
-        next: ms(5),
         new: Either(ms(900)),
         recovers: Some(ms(5_000)),
+        ..Law::usual("6", "all servers are killed")
     };
     field.judge(law).await
 }
@@ -175,12 +158,10 @@ pub(crate) async fn all_is_killed(lasts: Duration) -> Verdict {
     sleep(ms(5_000)).await;
     _ = fs::remove_file(file);
     let law = Law {
-        row: "7, 12",
-        fault: "all is killed; a static catalog",
         first: ms(20),
-        next: ms(5),
         new: Fails(ms(50)),
         recovers: Some(ms(5_000)),
+        ..Law::usual("7, 12", "all is killed; a static catalog")
     };
     field.judge(law).await
 }
@@ -202,12 +183,8 @@ pub(crate) async fn dns_is_refused(lasts: Duration) -> Verdict {
     field.fault_ends();
     sleep(ms(2_000)).await;
     let law = Law {
-        row: "8",
-        fault: "DNS is refused",
         first: ms(20),
-        next: ms(5),
-        new: Found(1.0, ms(50)),
-        recovers: Some(ms(2_000)),
+        ..Law::usual("8", "DNS is refused")
     };
     field.judge(law).await
 }
@@ -232,12 +209,9 @@ pub(crate) async fn dns_is_silent(lasts: Duration) -> Verdict {
     field.fault_ends();
     sleep(ms(2_000)).await;
     let law = Law {
-        row: "9",
-        fault: "DNS is silent",
         first: ms(200),
-        next: ms(5),
         new: Found(1.0, ms(300)),
-        recovers: Some(ms(2_000)),
+        ..Law::usual("9", "DNS is silent")
     };
     field.judge(law).await
 }
@@ -256,14 +230,7 @@ pub(crate) async fn http_is_refused(lasts: Duration) -> Verdict {
     field.fault_ends();
     field.ours_is_there(Duration::from_secs(5)).await;
     sleep(ms(2_000)).await;
-    let law = Law {
-        row: "10",
-        fault: "HTTP is refused",
-        first: ms(5),
-        next: ms(5),
-        new: Found(1.0, ms(50)),
-        recovers: Some(ms(2_000)),
-    };
+    let law = Law::usual("10", "HTTP is refused");
     field.judge(law).await
 }
 
@@ -308,12 +275,10 @@ pub(crate) async fn the_servers_lose_their_data(lasts: Duration) -> Verdict {
         .shows("proconsul_protection_active", |active| active == 0.0)
         .await;
     let law = Law {
-        row: "19",
-        fault: "the servers lose their data",
         first: ms(160),
-        next: ms(5),
         new: Gone(ms(900)),
         recovers: Some(ms(5_000)),
+        ..Law::usual("19", "the servers lose their data")
     };
     field.judge(law).await
 }
@@ -353,12 +318,8 @@ pub(crate) async fn a_service_is_taken_down(lasts: Duration) -> Verdict {
         .await;
     field.fault_ends();
     let law = Law {
-        row: "21",
-        fault: "a service is taken down",
-        first: ms(5),
-        next: ms(5),
-        new: Found(1.0, ms(50)),
         recovers: None,
+        ..Law::usual("21", "a service is taken down")
     };
     field.judge(law).await
 }
@@ -410,12 +371,10 @@ pub(crate) async fn the_stub_is_killed_without_consul(lasts: Duration) -> Verdic
     sleep(ms(6_000)).await;
     _ = fs::remove_file(snapshot);
     let law = Law {
-        row: "33",
-        fault: "the stub is killed while Consul is away; a snapshot",
         first: ms(100),
-        next: ms(5),
         new: Fails(ms(50)),
         recovers: Some(ms(5_000)),
+        ..Law::usual("33", "the stub is killed while Consul is away; a snapshot")
     };
     field.judge(law).await
 }

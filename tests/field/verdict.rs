@@ -50,6 +50,24 @@ pub(crate) struct Law {
     pub(crate) recovers: Option<Duration>,
 }
 
+impl Law {
+    /// With the bounds that most rows have.
+    pub(crate) const fn usual(row: &'static str, fault: &'static str) -> Self {
+        Self {
+            row,
+            fault,
+            first: ms(5),
+            next: ms(5),
+            new: New::Found(1.0, ms(50)),
+            recovers: Some(ms(2_000)),
+        }
+    }
+}
+
+pub(crate) const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
 /// What was found.
 pub(crate) struct Verdict {
     pub(crate) law: Law,
@@ -167,7 +185,7 @@ impl Field {
             );
         }
         let lasted = |since: Instant, until: Instant| (until - since).as_secs_f64().max(0.001);
-        let before = (self.passed[1] - self.passed[0]) as f64 / lasted(self.calm_began, fault);
+        let before = (self.passed[1] - self.passed[0]) as f64 / lasted(self.began, fault);
         let while_it_lasts = (self.passed[2] - self.passed[1]) as f64 / lasted(fault, healed);
         let most = |times: &mut Vec<Duration>| {
             times.sort_unstable();
