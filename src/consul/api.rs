@@ -193,6 +193,11 @@ impl Api {
             match replied {
                 Ok(reply) => {
                     let index = reply.index;
+                    if !blocking.believes(index, now) {
+                        debug!(%address, index, "older than what is known");
+                        turns = turns.wrapping_add(1);
+                        continue;
+                    }
                     let news = heard(Ok(reply));
                     let took = now.saturating_duration_since(start);
                     if !blocking.answered(index, news, took, now, dice) {

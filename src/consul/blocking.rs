@@ -6,11 +6,12 @@
 //! | nothing yet | index 0: the present state, at once |
 //! | an index | a query that waits for a higher one, at most [`WAIT`] |
 //! | an index of 0 | 1: less would not wait |
-//! | a lower index than ever before | not believed for [`PASSING`], and asked for elsewhere: that server may have to catch up |
+//! | a lower index than ever before | not believed for [`PASSING`], and asked for elsewhere after [`CAUGHT_UP`]: that server may have to catch up |
 //! | the same after that time | the state: the servers' data is another one |
+//! | the index asked with, before its time | the state: a snapshot that is restored wakes who waits, with what was before it |
 //! | no index | not to be followed |
 //! | the same content as before, at once | [`BURST`] times at once, then after 1 s, doubling to [`SLOWEST`]: indexes move for other reasons too |
-//! | other content | at once; from [`CHANGES`] in a row on, one each [`CHANGE`] |
+//! | whatever else | at once; from [`CHANGES`] in a row on, one each [`CHANGE`] |
 //! | refused | after [`REFUSED`]: that costs nothing, and who is back is to be found within a second |
 //! | silence, an error, 429 | after 0.25 s, doubling to [`SLOWEST`], never less than what the server asks for |
 //!
@@ -27,7 +28,7 @@ const WAIT: Duration = Duration::from_secs(55);
 /// Replies without news that cost no pause.
 const BURST: u32 = 2;
 
-/// Changes that are asked for as quickly as they come, and how often then: a service
+/// Replies that are asked for as quickly as they come, and how often then: a service
 /// that changes without end is not to keep an agent busy.
 const CHANGES: u32 = 20;
 const CHANGE: Duration = Duration::from_millis(100);
@@ -38,6 +39,9 @@ const WAITED: Duration = Duration::from_secs(1);
 /// A server that was started anew, or fell behind, tells what was true once; that its data
 /// were replaced by older ones is the other reason for a lower index, and does not pass.
 const PASSING: Duration = Duration::from_secs(3);
+
+/// Time that a server is given to catch up.
+const CAUGHT_UP: Duration = Duration::from_millis(300);
 
 /// Longest pause.
 const SLOWEST: Duration = Duration::from_secs(15);
@@ -81,7 +85,7 @@ pub(crate) struct Blocking {
     due: Instant,
     /// Replies in a row that came at once and brought nothing.
     idle: u32,
-    /// When all changes so far would be told at one each [`CHANGE`].
+    /// When all replies so far would have come at one each [`CHANGE`].
     told: Instant,
     failures: u32,
 }
@@ -117,20 +121,22 @@ impl Blocking {
         self.wait = most.map_or(WAIT, |most| most.min(WAIT));
     }
 
-    /// Whether a reply with this index tells what is older than what was heard before, and is
-    /// not to be believed yet. To be asked before [`Blocking::answered`].
-    pub(crate) fn is_behind(&mut self, index: Option<u64>, now: Instant) -> bool {
+    /// Whether a reply with this index is believed, and then goes to [`Blocking::answered`].
+    /// One that tells what is older than what was heard before is not, as long as that may
+    /// pass: it is asked for again, best at another server.
+    pub(crate) fn believes(&mut self, index: Option<u64>, now: Instant) -> bool {
         let Some(index) = index.map(|index| index.max(1)) else {
-            return false;
+            return true;
         };
         if index < self.highest {
             let since = *self.behind.get_or_insert(now);
             if now.saturating_duration_since(since) < PASSING {
-                return true;
+                self.again(now + CAUGHT_UP);
+                return false;
             }
         }
         (self.highest, self.behind) = (index, None);
-        false
+        true
     }
 
     /// A reply came after `took`, with the index of its header and, or not, other
@@ -144,23 +150,26 @@ impl Blocking {
         dice: &mut impl Rng,
     ) -> bool {
         self.failures = 0;
-        self.due = now;
+        self.told = self.told.max(now) + CHANGE;
+        let due = self.told.checked_sub(CHANGES * CHANGE);
+        self.due = due.map_or(now, |due| due.max(now));
         let Some(index) = index.map(|index| index.max(1)) else {
             return false;
         };
-        self.index = if index < self.index { 0 } else { index };
-        if news {
-            self.told = self.told.max(now) + CHANGE;
-            let due = self.told.checked_sub(CHANGES * CHANGE);
-            self.due = due.map_or(now, |due| due.max(now));
-        }
+        let woken = index == self.index && !news && took < self.wait;
+        self.index = if index < self.index || woken {
+            0
+        } else {
+            index
+        };
         if news || took >= WAITED {
             self.idle = 0;
             return true;
         }
         self.idle = self.idle.saturating_add(1);
         if let Some(over) = self.idle.checked_sub(BURST + 1) {
-            self.due = now + spread(doubled(Duration::from_secs(1), over), dice);
+            let pause = spread(doubled(Duration::from_secs(1), over), dice);
+            self.due = self.due.max(now + pause);
         }
         true
     }
@@ -257,16 +266,32 @@ mod tests {
     fn what_is_older_than_what_was_heard_is_believed_when_it_does_not_pass() {
         let (mut blocking, start, mut dice) = begun();
         let at = |millis| start + Duration::from_millis(millis);
-        assert!(!blocking.is_behind(Some(900), at(0)));
+        assert!(blocking.believes(Some(900), at(0)));
         blocking.failed(Failure::Other, None, at(10), &mut dice);
-        assert!(blocking.is_behind(Some(20), at(20)));
-        assert!(blocking.is_behind(Some(850), at(2_900)));
+        assert!(!blocking.believes(Some(20), at(20)));
+        assert!(!blocking.believes(Some(850), at(2_900)));
+        let next = blocking.turn(LIMIT);
+        assert_eq!((next.index, next.due), (None, at(2_900) + CAUGHT_UP));
         // It has caught up.
-        assert!(!blocking.is_behind(Some(900), at(3_500)));
-        assert!(blocking.is_behind(Some(20), at(4_000)));
-        assert!(!blocking.is_behind(Some(25), at(7_001)));
-        assert!(!blocking.is_behind(Some(26), at(7_002)));
-        assert!(blocking.is_behind(Some(24), at(7_003)));
+        assert!(blocking.believes(Some(900), at(3_500)));
+        assert!(!blocking.believes(Some(20), at(4_000)));
+        assert!(blocking.believes(Some(25), at(7_001)));
+        assert!(blocking.believes(Some(26), at(7_002)));
+        assert!(!blocking.believes(Some(24), at(7_003)));
+    }
+
+    #[test]
+    fn who_is_woken_without_a_change_asks_for_the_state() {
+        let (mut blocking, now, mut dice) = begun();
+        let mut next = |index, news, took| {
+            blocking.answered(Some(index), news, took, now, &mut dice);
+            blocking.turn(LIMIT).index
+        };
+        assert_eq!(next(900, true, SHORT), Some(900));
+        assert_eq!(next(900, false, WAIT), Some(900));
+        assert_eq!(next(900, false, SHORT), None);
+        // And then waits again, should it have been nothing.
+        assert_eq!(next(900, false, SHORT), Some(900));
     }
 
     #[test]
@@ -285,7 +310,9 @@ mod tests {
         blocking.answered(Some(12), true, SHORT, now, &mut dice);
         assert_eq!(blocking.turn(LIMIT).due, now);
         // One that waited its time is no loop.
+        let mut now = now;
         for _ in 0..9 {
+            now += WAIT;
             blocking.answered(Some(12), false, WAIT, now, &mut dice);
         }
         assert_eq!(blocking.turn(LIMIT).due, now);
@@ -345,9 +372,9 @@ mod tests {
                     }
                 }
             }
-            // A failure between replies costs its own pause.
+            // A failure costs its own pause, in which two replies more are earned.
             let seconds = (now - start).as_secs_f64();
-            let most = f64::from(CHANGES) * 4.0 + seconds * 32.0;
+            let most = f64::from(CHANGES) + 3.0 + seconds * 15.0;
             prop_assert!(f64::from(asked) <= most, "{asked} in {seconds} s");
         }
     }

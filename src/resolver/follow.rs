@@ -61,10 +61,6 @@ const POLL: Duration = Duration::from_secs(1);
 /// What is held is asked about again after so long.
 const RECHECK: Duration = Duration::from_secs(1);
 
-/// A server that tells what is older than what is known is given so long to catch up, and
-/// another is asked.
-const CAUGHT_UP: Duration = Duration::from_millis(300);
-
 /// What a follower last heard.
 #[derive(Clone, Debug)]
 pub(super) enum Known {
@@ -310,9 +306,8 @@ impl Following {
                 heard,
                 Some(Heard::Whole(_) | Heard::Partial(_) | Heard::Nothing(_))
             );
-            if answered && blocking.is_behind(blocked.index, now) {
+            if answered && !blocking.believes(blocked.index, now) {
                 debug!(name = %self.fqdn, index = blocked.index, "older than what is known");
-                blocking.again(now + CAUGHT_UP);
                 address += 1;
                 continue;
             }
