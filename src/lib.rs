@@ -178,6 +178,7 @@
 //! | `metrics` | [`Metrics`] handed to the recorder of the facade `metrics` |
 //! | `tower` | `tower::Discover` and `tower::Connector`, for tower and hyper |
 
+mod air;
 mod alert;
 mod balance;
 pub mod blocking;

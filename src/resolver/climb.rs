@@ -4,20 +4,18 @@
 
 use std::{
     collections::HashMap,
-    future::poll_fn,
     net::IpAddr,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::Poll,
     time::{Duration, Instant},
 };
 
 use compact_str::CompactString;
-use tokio::time::timeout_at;
 use tracing::{debug, warn};
 
 use super::{Inner, fresh, told};
 use crate::{
+    air::Air,
     cache::{Look, stale::PATIENCE},
     catalog,
     circuit::Gate,
@@ -123,7 +121,7 @@ impl Inner {
                     air.ask(rung, self.sources.ask(rung, question, Mode::Ask, limit));
                 }
                 Step::Wait(until) => {
-                    if let Some((rung, (mut heard, mut made))) = air.hear(until).await {
+                    if let Some((rung, _, (mut heard, mut made))) = air.hear(until).await {
                         if let Heard::Nothing(nothing) = &heard
                             && !known
                             && self.sees_nothing(rung, name, nothing).await
@@ -586,41 +584,6 @@ pub(super) struct Said {
     pub(super) denied: bool,
     /// There was a set before.
     pub(super) known: bool,
-}
-
-type Told = (Heard<Finding>, Vec<Attempt>);
-type Asking<'a> = Pin<Box<dyn Future<Output = Told> + Send + 'a>>;
-
-/// The sources that were asked and have said nothing yet.
-#[derive(Default)]
-struct Air<'a>(Vec<(Rung, Instant, Asking<'a>)>);
-
-impl<'a> Air<'a> {
-    fn ask(&mut self, rung: Rung, asking: impl Future<Output = Told> + Send + 'a) {
-        self.0.push((rung, clock::now(), Box::pin(asking)));
-    }
-
-    /// The first to say something, if that is before `until`.
-    async fn hear(&mut self, until: Instant) -> Option<(Rung, Told)> {
-        let first = poll_fn(|context| {
-            for at in 0..self.0.len() {
-                let (rung, _, asking) = &mut self.0[at];
-                if let Poll::Ready(told) = asking.as_mut().poll(context) {
-                    let rung = *rung;
-                    drop(self.0.remove(at));
-                    return Poll::Ready((rung, told));
-                }
-            }
-            Poll::Pending
-        });
-        timeout_at(until.into(), first).await.ok()
-    }
-
-    /// Waits for nobody any more: the rungs that have said nothing, and since when.
-    fn leave(&mut self) -> Vec<(Rung, Instant)> {
-        let left = std::mem::take(&mut self.0).into_iter();
-        left.map(|(rung, asked, _)| (rung, asked)).collect()
-    }
 }
 
 /// An address that is written in the name: nobody has to be asked.

@@ -276,6 +276,14 @@ impl Following {
                 return;
             }
             let start = clock::now();
+            // One of all who follow tries whether an address that failed is back.
+            let Some(well) = self.sources.followed_at(address, start) else {
+                if self.poll_until(start + self.pace).await.is_none() {
+                    return;
+                }
+                continue;
+            };
+            address = well;
             let question = self.question();
             let pulse = self.pulses.of(self.sources.agent(), address);
             let told = tokio::select! {
@@ -354,8 +362,11 @@ impl Following {
                         Landed::Nothing(_) => self.tell(Known::Gone),
                         // What is held is asked about until it is settled.
                         _ => {
-                            inner.cache().expire(self.name.key(), clock::now());
-                            blocking.again(clock::now() + RECHECK);
+                            let (now, mut cache) = (clock::now(), inner.cache());
+                            cache.expire(self.name.key(), now);
+                            // By nobody else.
+                            cache.rest(self.name.key(), now + RECHECK + self.limit);
+                            blocking.again(now + RECHECK);
                         }
                     }
                     follows

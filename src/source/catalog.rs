@@ -13,8 +13,8 @@
 //! | refused; too late; no connection, TLS | refused; timeout; unreachable | next address |
 //! | what cannot be read | malformed | next address |
 //!
-//! Addresses whose circuit is open are passed over. Each other gets an equal part of the time that is left, so that one that is
-//! silent leaves some for the others.
+//! Addresses whose circuit is open are passed over. One that has said nothing for longer than
+//! answers take has the next one beside it, and who knows first is believed.
 
 pub(crate) mod reverse;
 
@@ -24,6 +24,7 @@ use std::{
 };
 
 use crate::{
+    air::Air,
     consul::{
         blocking::Turn,
         health::{
@@ -66,7 +67,7 @@ pub(crate) enum Miss {
 }
 
 /// Asks the catalog until `deadline`. The attempts are in the order in which
-/// they were made, whatever came of them; none means that there was no address
+/// they ended, whatever came of them; none means that there was no address
 /// or no time.
 ///
 /// Cancel-safe: nothing but the requests is lost.
@@ -80,42 +81,69 @@ pub(crate) async fn ask(
 ) -> (Result<Told, Miss>, Vec<Attempt>) {
     let path = ask::path(&question.ask, &question.place);
     let mut attempts: Vec<Attempt> = Vec::new();
-    let admitted = circuits.admitted(asker.mode, now());
-    let mut left = admitted.len();
-    for index in admitted {
-        let Some(address) = agent.addresses().nth(index) else {
-            break;
-        };
+    let mut admitted = circuits.admitted(asker.mode, now()).into_iter().peekable();
+    let mut air = Air::default();
+    let told = loop {
         let start = now();
-        let share = deadline
-            .saturating_duration_since(start)
-            .checked_div(u32::try_from(left).unwrap_or(u32::MAX))
-            .unwrap_or_default();
-        left -= 1;
-        if share.is_zero() {
-            break;
+        if start >= deadline {
+            break None;
         }
-        let asking = circuits.begin(index, asker.home);
-        let replied = agent.get(address, &path, share).await;
-        let received = replied.as_ref().map_or(0, |reply| reply.body.len());
-        let heard = hear(question, replied);
-        asking.heard(heard.outcome);
+        let next = admitted
+            .next()
+            .and_then(|at| Some((at, agent.addresses().nth(at)?)));
+        if let Some((at, address)) = next {
+            let asking = circuits.begin(at, asker.home);
+            let replied = agent.get(address, &path, deadline - start);
+            air.ask(address, async move {
+                let replied = replied.await;
+                let received = replied.as_ref().map_or(0, |reply| reply.body.len());
+                let heard = hear(question, replied);
+                asking.heard(heard.outcome);
+                (heard, received)
+            });
+        } else if air.is_empty() {
+            break None;
+        }
+        let until = match admitted.peek() {
+            Some(_) => deadline.min(start + circuits.hedge()),
+            None => deadline,
+        };
+        let Some((address, asked, (heard, received))) = air.hear(until).await else {
+            continue;
+        };
         attempts.push(Attempt {
             source: Source::Http,
             address: format!("{address}{path}").into(),
             transport: Transport::Http,
             outcome: heard.outcome,
-            elapsed: now().saturating_duration_since(start),
+            elapsed: now().saturating_duration_since(asked),
             received,
             count: heard.count,
             detail: heard.detail,
         });
         match heard.done {
             // Nothing there, says one; that we may not know, said another.
-            Some(Err(Miss::NotFound { .. })) if is_denied(&attempts) => break,
-            Some(told) => return (told, attempts),
+            Some(Err(Miss::NotFound { .. })) if is_denied(&attempts) => break None,
+            Some(told) => break Some(told),
             None => {}
         }
+    };
+    let (outcome, detail) = match told {
+        Some(_) => (Outcome::Late, "another address was quicker".to_owned()),
+        None => (Outcome::TimedOut, Trouble::TimedOut.to_string()),
+    };
+    attempts.extend(air.leave().into_iter().map(|(address, asked)| Attempt {
+        source: Source::Http,
+        address: format!("{address}{path}").into(),
+        transport: Transport::Http,
+        outcome,
+        elapsed: now().saturating_duration_since(asked),
+        received: 0,
+        count: 0,
+        detail: detail.as_str().into(),
+    }));
+    if let Some(told) = told {
+        return (told, attempts);
     }
     let telling = attempts
         .iter()
@@ -148,8 +176,6 @@ pub(crate) struct Blocked {
     pub(crate) outcome: Outcome,
     /// The pause that was asked for.
     pub(crate) after: Option<Duration>,
-    /// It answered, whatever it said.
-    pub(crate) answered: bool,
 }
 
 /// Puts one question to the address of that place in the list, by a query that
@@ -179,7 +205,6 @@ pub(crate) async fn block(
     };
     let told = heard.done.unwrap_or_else(|| Err(miss()));
     Blocked {
-        answered: matches!(told, Ok(_) | Err(Miss::NotFound { .. })),
         told,
         index,
         outcome: heard.outcome,

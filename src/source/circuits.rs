@@ -76,6 +76,20 @@ impl Circuits {
         best.unwrap_or(Gate::Shut(Duration::MAX))
     }
 
+    /// Whether one address may be asked. One that is to be probed is marked as being
+    /// probed, by whoever asks here.
+    pub(crate) fn admits(&self, index: usize, now: Instant) -> bool {
+        let mut state = self.state();
+        let Some(circuit) = state.circuits.get_mut(index) else {
+            return false;
+        };
+        let gate = circuit.gate(now);
+        if gate == Gate::Probe {
+            circuit.probing(now);
+        }
+        !matches!(gate, Gate::Shut(_))
+    }
+
     /// Whether any address is due for a probe.
     pub(crate) fn is_probe_due(&self, now: Instant) -> bool {
         let state = self.state();

@@ -403,24 +403,28 @@ impl Sources {
                 .is_some_and(|ask| !matches!(ask, Ask::Query { .. } | Ask::Reverse { .. }))
     }
 
-    /// One query of a name that is followed, to the `turn`-th address.
+    /// The first address of the HTTP API from this place in the list on that may be asked.
+    pub(crate) fn followed_at(&self, from: usize, now: Instant) -> Option<usize> {
+        let count = self.agent.addresses().len();
+        let mut all = (from..from + count).map(|place| place % count);
+        all.find(|place| self.http_circuits.admits(*place, now))
+    }
+
+    /// One query of a name that is followed, to the address of that place.
     pub(crate) async fn block(
         &self,
         question: Question<'_>,
         address: usize,
         turn: &Turn,
     ) -> Option<(Option<Heard<Finding>>, Blocked)> {
-        let address = address % self.agent.addresses().len().max(1);
         let asked = self.asked(question)?;
         let (blocked, ()) = tokio::join!(
             catalog::block(&self.agent, &asked, address, turn),
             self.refresh_manners(clock::now() + PATIENCE)
         );
-        if blocked.answered {
-            // It is well, whatever its circuit says.
-            let asking = self.http_circuits.begin(address, true);
-            asking.heard_without_time(Outcome::Answered);
-        }
+        let home = self.is_home(question.name.locality());
+        let asking = self.http_circuits.begin(address, home);
+        asking.heard_without_time(blocked.outcome);
         let heard = self.by_catalog(question.name, blocked.told.clone());
         Some((heard, blocked))
     }

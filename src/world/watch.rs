@@ -13,8 +13,9 @@ use super::{
 };
 use crate::{
     cache::stale::Wish,
+    circuit::Gate,
     consul::blocking::{self, Blocking, Failure, Turn},
-    endpoint::Source,
+    endpoint::{Outcome, Source},
     found::Held,
     ladder::{Nothing, Rung},
 };
@@ -73,6 +74,15 @@ impl World {
                 Event::Turn(name.to_owned(), number),
             );
             return self.ask(name, Wish::default());
+        }
+        let circuit = self.circuits.entry(Rung::Http).or_default();
+        match circuit.gate(now) {
+            Gate::Pass => {}
+            Gate::Probe => circuit.probing(now),
+            Gate::Shut(_) => {
+                self.later(now + POLL, Event::Turn(name.to_owned(), number));
+                return self.ask(name, Wish::default());
+            }
         }
         follower.asked = Some((now, turn, now + turn.limit));
         self.blocked.push(now);
@@ -179,6 +189,14 @@ impl World {
         };
         let took = now.saturating_duration_since(began);
         let blocking = &mut follower.blocking;
+        let outcome = match told {
+            Told::Set(..) => Outcome::Answered,
+            Told::Nothing(..) => Outcome::NotFound,
+            Told::Failed(Failure::Refused) => Outcome::Refused,
+            Told::Failed(Failure::Other) => Outcome::Failed,
+        };
+        let circuit = self.circuits.entry(Rung::Http).or_default();
+        circuit.hear(outcome, true, now, &mut self.dice);
         match told {
             Told::Set(ports, index) => {
                 let set = held(name, &ports, Source::Http, true);
@@ -203,6 +221,7 @@ impl World {
                     Landed::Nothing => {}
                     Landed::Found(_) | Landed::Kept(_) => {
                         self.cache.expire(name, now);
+                        self.cache.rest(name, now + RECHECK + LIMIT);
                         follower.blocking.again(now + RECHECK);
                     }
                 }

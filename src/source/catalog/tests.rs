@@ -11,6 +11,11 @@ const ENTRY: &str = r#"{"Node":{"Node":"n","Address":"10.0.0.1","Datacenter":"dc
 
 /// An address where each request gets this answer; with none, silence.
 fn listening(answer: Option<String>) -> String {
+    listening_after(Duration::ZERO, answer)
+}
+
+/// The same, after a while.
+fn listening_after(pause: Duration, answer: Option<String>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -19,6 +24,7 @@ fn listening(answer: Option<String>) -> String {
             let answer = answer.clone();
             thread::spawn(move || {
                 let _ = stream.read(&mut [0; 4096]);
+                thread::sleep(pause);
                 match answer {
                     Some(answer) => drop(stream.write_all(answer.as_bytes())),
                     None => thread::sleep(Duration::from_secs(20)),
@@ -119,8 +125,9 @@ async fn the_next_address_is_asked_when_one_fails() {
 }
 
 #[tokio::test]
-async fn a_silent_address_leaves_time_for_the_next() {
-    let good = answering("200 OK", &format!("[{ENTRY}]"));
+async fn a_silent_address_has_the_next_beside_it_and_may_still_be_heard() {
+    let body = format!("[{ENTRY}]");
+    let good = answering("200 OK", &body);
     let web = Ask::Service {
         name: "web",
         tag: None,
@@ -128,7 +135,19 @@ async fn a_silent_address_leaves_time_for_the_next() {
     let addresses = [listening(None), good];
     let (told, attempts) = asked_for(web, &addresses, Duration::from_secs(2)).await;
     assert!(told.is_ok());
-    assert_eq!(outcomes(&attempts), [Outcome::TimedOut, Outcome::Answered]);
+    assert_eq!(outcomes(&attempts), [Outcome::Answered, Outcome::Late]);
+
+    // Slower than its share would be, were one asked after the other.
+    let slow = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
+    let slow = listening_after(Duration::from_millis(1_200), Some(slow));
+    let waited = [slow, listening(None)];
+    let (told, attempts) = asked_for(web, &waited, Duration::from_secs(2)).await;
+    assert!(told.is_ok());
+    assert_eq!(outcomes(&attempts), [Outcome::Answered, Outcome::Late]);
+
+    let (told, attempts) = asked_for(web, &waited[1..], Duration::from_millis(300)).await;
+    assert!(told.is_err());
+    assert_eq!(outcomes(&attempts), [Outcome::TimedOut]);
 
     let (told, attempts) = asked_for(web, &addresses, Duration::ZERO).await;
     assert!(matches!(
