@@ -16,7 +16,8 @@
 //!
 //! The canary is `consul`, which every healthy cluster serves about itself. A token
 //! that never could see it proves nothing by not seeing it: then the other rules
-//! stand alone.
+//! stand alone. While a mass is held, or it is gone itself, what it said holds for
+//! [`LATELY`] for all names.
 //!
 //! Held for a mass means held for at most [`LONGEST`], less when the canary has
 //! been fine for [`WINDOW`] and most others are there: that is a cluster that works
@@ -46,6 +47,9 @@ const OTHERS: usize = 4;
 
 /// While a mass is held, others are asked for no more often than this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// For so long a canary is not asked again that holds what is said to be gone anyway.
+const LATELY: Duration = Duration::from_secs(1);
 
 /// Share of the services known that may: one in so many, 15 % rounded.
 const SHARE: (usize, usize) = (15, 100);
@@ -117,6 +121,8 @@ pub(crate) struct Evidence {
     canaries: HashSet<Box<str>>,
     /// Since when the canaries asked for have all been there.
     canary_fine: Option<Instant>,
+    /// The last that was heard of one: of which place, what, and when.
+    last_canary: Option<(Box<str>, Canary, Instant)>,
     /// Names that vanished within the window, and when.
     vanished: HashMap<Box<str>, Instant>,
     /// Words of DNS alone: the first, and how many.
@@ -182,8 +188,18 @@ impl Evidence {
         self.canaries.contains(place)
     }
 
+    /// What was heard of the canary of a place not long ago, where that is as good as to ask
+    /// for it again: nothing is believed gone by it.
+    pub(crate) fn canary_lately(&self, place: &str, now: Instant) -> Option<Canary> {
+        let (of, canary, at) = self.last_canary.as_ref()?;
+        let holds = self.mass.is_some() || *canary != Canary::There;
+        let lately = now.saturating_duration_since(*at) < LATELY;
+        (holds && lately && **of == *place).then_some(*canary)
+    }
+
     /// Consul's own service was asked for at a place.
     pub(crate) fn canary(&mut self, place: &str, canary: Canary, now: Instant) {
+        self.last_canary = Some((place.into(), canary, now));
         match canary {
             Canary::There => {
                 if !self.canaries.contains(place) && self.canaries.len() < MOST {

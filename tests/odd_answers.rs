@@ -7,6 +7,7 @@ mod script;
 mod support;
 
 use std::{
+    collections::BTreeSet,
     net::Ipv4Addr,
     sync::{
         Arc, Mutex,
@@ -278,6 +279,30 @@ async fn a_service_whose_only_target_is_the_root_is_decidedly_not_there() {
     for line in asked.lock().unwrap().iter() {
         assert!(line.ends_with(".service.consul. SRV"), "{line}");
     }
+}
+
+#[tokio::test]
+async fn host_names_of_a_large_set_are_no_flood() {
+    let asked: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+    let heard = Arc::clone(&asked);
+    let server = Server::start(move |question, _| {
+        let name = question.queries[0].name().to_string();
+        if name != "web.service.consul." {
+            // Silence: each is in the air until the look-up's time is over.
+            heard.lock().unwrap().insert(name);
+            return Vec::new();
+        }
+        let hosts = (0..200).map(|host| format!("host-{host}.node.dc1.consul."));
+        let reply = hosts.fold(srv(question, 0), |reply, host| reply.srv(&host, 80));
+        vec![reply.with_text()]
+    })
+    .await;
+    let builder = Resolver::builder().dns(&server.address().to_string());
+    let resolver = builder.http("none").timeout(Duration::from_millis(400));
+    let answer = resolver.build().unwrap().lookup("web").await.unwrap();
+    assert!(!answer.is_complete());
+    let asked = asked.lock().unwrap().len();
+    assert!((1..=64).contains(&asked), "{asked} were asked for at once");
 }
 
 #[tokio::test]

@@ -114,6 +114,18 @@ fn a_canary_that_is_gone_proves_something_only_where_it_was_seen() {
 }
 
 #[test]
+fn a_canary_is_asked_again_where_a_name_could_be_believed_gone() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    assert_eq!(evidence.canary_lately("", now), None);
+    evidence.canary("", Canary::There, now);
+    assert_eq!(evidence.canary_lately("", now), None);
+    for holds in [Canary::Gone, Canary::Silent] {
+        evidence.canary("", holds, now);
+        assert_eq!(evidence.canary_lately("", now), Some(holds));
+    }
+}
+
+#[test]
 fn dns_alone_deletes_after_three_words_over_two_seconds() {
     let (mut evidence, now) = (Evidence::default(), clock::now());
     let by_dns = Word {
@@ -250,6 +262,9 @@ fn a_mass_is_over_too_when_most_others_have_been_there_for_half_a_minute() {
         evidence.judge(with(asked(4)), now),
         Belief::Held(Reason::Mass)
     );
+    assert_eq!(evidence.canary_lately("", now), Some(Canary::There));
+    assert_eq!(evidence.canary_lately("dc2", now), None);
+    assert_eq!(evidence.canary_lately("", now + seconds(1)), None);
     let late = now + seconds(29);
     assert_eq!(evidence.judge(with(None), late), Belief::Held(Reason::Mass));
     let later = now + seconds(31);

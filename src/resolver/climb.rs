@@ -45,6 +45,10 @@ const REST: Duration = Duration::from_millis(500);
 /// This part of a look-up's time is kept for what comes after the sources.
 const SPARE: u32 = 8;
 
+/// Host names of one set that are asked for at the same time: a set of thousands is not to
+/// be a flood.
+const HOSTS_AT_ONCE: usize = 64;
+
 /// The canary is to answer within this.
 const CANARY: Duration = Duration::from_millis(150);
 
@@ -287,18 +291,18 @@ impl Inner {
         let Question { name, fqdn } = question;
         let place = name.locality().datacenter.as_deref().unwrap_or_default();
         // Who lost sight of what is known says nothing of what is not.
-        let (wants, blind) = {
+        let now = clock::now();
+        let (wants, blind, lately) = {
             let mut evidence = self.evidence();
             let wants = said.known && evidence.wants_canary(&said.nothing);
-            (
-                wants,
-                evidence.is_blinded(clock::now()) && said.rung != Rung::Static,
-            )
+            let blind = evidence.is_blinded(now) && said.rung != Rung::Static;
+            (wants, blind, evidence.canary_lately(place, now))
         };
-        let mut canary = Canary::Silent;
-        if wants || blind {
-            canary = self.ask_canary(said.rung, place).await;
-        }
+        let canary = match lately {
+            _ if !wants && !blind => Canary::Silent,
+            Some(canary) => canary,
+            None => self.ask_canary(said.rung, place).await,
+        };
         let now = clock::now();
         let belief = match (said.known, blind) {
             (true, _) => {
@@ -513,7 +517,8 @@ impl Inner {
         }
     }
 
-    /// The addresses of host names, all asked at once.
+    /// The addresses of host names, [`HOSTS_AT_ONCE`] asked for at a time. Those that the
+    /// deadline comes before have none.
     async fn addresses(
         self: &Arc<Self>,
         names: Vec<Arc<str>>,
@@ -521,14 +526,17 @@ impl Inner {
         depth: u8,
     ) -> HashMap<Arc<str>, Result<Vec<IpAddr>, String>> {
         let mut asked = tokio::task::JoinSet::new();
+        let mut all = HashMap::new();
         for name in names {
+            if asked.len() >= HOSTS_AT_ONCE {
+                all.extend(asked.join_next().await.transpose().ok().flatten());
+            }
             let inner = Arc::clone(self);
             asked.spawn(async move {
                 let found = inner.address(&name, deadline, depth).await;
                 (name, found)
             });
         }
-        let mut all = HashMap::new();
         while let Some(one) = asked.join_next().await {
             all.extend(one);
         }

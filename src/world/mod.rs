@@ -428,10 +428,11 @@ impl World {
         let known = self.knows(name);
         let wants = known && self.evidence.wants_canary(nothing);
         let blind = self.evidence.is_blinded(self.now) && rung != Rung::Static;
-        let mut canary = Canary::Silent;
-        if wants || blind {
-            canary = self.ask_canary(rung);
-        }
+        let canary = match self.evidence.canary_lately("", self.now) {
+            _ if !wants && !blind => Canary::Silent,
+            Some(canary) => canary,
+            None => self.ask_canary(rung),
+        };
         let now = self.now;
         let belief = match (known, blind) {
             (true, _) => {
