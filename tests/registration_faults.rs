@@ -96,6 +96,36 @@ async fn where_the_answer_is_lost_the_same_is_said_again_and_is_there_once() {
 }
 
 #[tokio::test]
+async fn a_registration_that_arrives_after_the_end_is_taken_back() {
+    let (leaving, there) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
+    let ends = Arc::clone(&leaving);
+    let server = ScriptedHttp::start(move |asked| {
+        let what = asked.what();
+        let look = what.starts_with("GET /v1/agent/service/");
+        if what.contains("/service/deregister") {
+            there.store(false, Ordering::SeqCst);
+        }
+        // It was on its way all the time.
+        let arrives = look && ends.swap(false, Ordering::SeqCst);
+        vec![match there.fetch_or(arrives, Ordering::SeqCst) {
+            _ if what.contains("/service/register") => Step::Close,
+            false if look => status("404 Not Found", "unknown service"),
+            true if look => ok("", r#"{"Service":"web","Address":"10.0.0.7","Port":8080}"#),
+            _ => ok("", ""),
+        }]
+    });
+    let registration = resolver(&server.url()).register(web()).unwrap();
+    wait_for("a registration without an answer", async || {
+        (!puts(&server, "/service/register").is_empty()).then_some(())
+    })
+    .await;
+    sleep(Duration::from_millis(100)).await;
+    leaving.store(true, Ordering::SeqCst);
+    registration.shutdown().await.unwrap();
+    assert_eq!(puts(&server, "/service/deregister").len(), 1);
+}
+
+#[tokio::test]
 async fn a_deregistration_that_is_lost_is_tried_again_and_told_at_last() {
     for (steps, tries) in [(vec![Step::Close], 3), (vec![status("500 X", "no")], 3)] {
         let server = agent(move |asked| {

@@ -34,6 +34,9 @@ const LIMIT: Duration = Duration::from_secs(2);
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// What was sent before may arrive within this.
+const ARRIVES: Duration = Duration::from_millis(200);
+
 /// One service, and the agent that it is registered at.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
@@ -145,8 +148,18 @@ impl Line {
         api.follow(&path, heard).await;
     }
 
-    /// Takes it away where the agent knows it as ours.
-    pub(super) async fn deregister_ours(&self) -> Result<(), Error> {
+    /// Takes it away where the agent knows it as ours. `may_arrive`: a registration had no
+    /// answer, and may still be carried out; it is looked at once more then.
+    pub(super) async fn leave(&self, may_arrive: bool) -> Result<(), Error> {
+        let done = self.deregister_ours().await;
+        if !may_arrive {
+            return done;
+        }
+        sleep(ARRIVES).await;
+        self.deregister_ours().await
+    }
+
+    async fn deregister_ours(&self) -> Result<(), Error> {
         match self.look().await {
             Ok((Seen::Another | Seen::Nothing, _)) => Ok(()),
             Ok((Seen::Ours, _)) | Err(_) => self.deregister().await,
@@ -154,7 +167,7 @@ impl Line {
     }
 
     /// Takes it away from the agent; where it is not there, that is done.
-    pub(super) async fn deregister(&self) -> Result<(), Error> {
+    async fn deregister(&self) -> Result<(), Error> {
         let id = self.definition.id();
         let path = format!("/v1/agent/service/deregister/{}?", escaped(&id));
         let mut tried = 1;
@@ -190,8 +203,8 @@ pub(super) async fn keep(
     let id = line.definition.id();
     let shortest = line.definition.heartbeats().map(|(_, ttl)| ttl).min();
     let mut agenda = Agenda::new(shortest, clock::now());
-    // What is sent may be carried out, whatever comes back.
-    let mut sent = false;
+    // What is sent may be carried out, whatever comes back, and later than that.
+    let (mut sent, mut may_arrive) = (false, false);
     // What is said beside the registration itself is not taken.
     let mut ailing = false;
     let missed = Arc::new(Notify::new());
@@ -230,7 +243,9 @@ pub(super) async fn keep(
             }),
             Step::Register => {
                 sent = true;
-                line.register().await
+                let registered = line.register().await;
+                may_arrive = matches!(registered, Err(Trouble::TimedOut | Trouble::Transport(_)));
+                registered
             }
             .map(|()| {
                 let again = agenda.has_registered(clock::now());
@@ -285,7 +300,7 @@ pub(super) async fn keep(
     if !sent {
         return Ok(());
     }
-    let done = line.deregister_ours().await;
+    let done = line.leave(may_arrive).await;
     if done.is_ok() {
         tell(&state, &id, RegistrationState::Gone);
     }

@@ -34,9 +34,6 @@ use crate::{
 /// A guard that was dropped waits so long for the agent.
 const DROPPED: Duration = Duration::from_secs(2);
 
-/// What was sent before may arrive within this.
-const ARRIVES: Duration = Duration::from_millis(200);
-
 /// Services of this process, registered while it lives.
 ///
 /// Made by [`Resolver::register`]. An agent that is not there yet is waited for; one that
@@ -309,7 +306,7 @@ impl Registration {
                 Ok(Err(error)) => _ = failed.get_or_insert(error),
                 // Its runtime is shutting down.
                 Err(_) => {
-                    if let Err(error) = kept.line.deregister_ours().await {
+                    if let Err(error) = kept.line.leave(true).await {
                         failed.get_or_insert(error);
                     }
                 }
@@ -387,13 +384,8 @@ impl Drop for Registration {
                         agent: Arc::clone(&agent),
                         ..line
                     };
-                    if let Err(error) = line.deregister_ours().await {
+                    if let Err(error) = line.leave(!is_sure).await {
                         warn!("{error}");
-                    }
-                    if !is_sure {
-                        sleep(ARRIVES).await;
-                        // That it failed was said.
-                        _ = line.deregister_ours().await;
                     }
                 }
             });
