@@ -24,6 +24,11 @@ impl<'a, K: Copy, T> Air<'a, K, T> {
         self.0.is_empty()
     }
 
+    /// Since when the oldest has been asked.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.0.first().map(|(_, since, _)| *since)
+    }
+
     /// One more is asked.
     pub(crate) fn ask(&mut self, whom: K, asking: impl Future<Output = T> + Send + 'a) {
         self.0.push((whom, clock::now(), Box::pin(asking)));

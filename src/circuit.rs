@@ -13,7 +13,7 @@
 //! datagram or one request, and whoever is back is to be found within a second. Only an
 //! address that comes and goes is asked more seldom: each time that it fails within
 //! [`STEADY`] of being well again doubles the pause, [`FLAPS`] times at most, and then only
-//! a probe closes its circuit.
+//! a probe closes its circuit. That others were quicker is no failure of that kind.
 //!
 //! What is asked of another datacenter says nothing of the agent that passes it on,
 //! unless nobody is there at all.
@@ -105,19 +105,20 @@ impl Circuit {
             Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => {
                 self.close(probed, now);
             }
-            Outcome::Refused | Outcome::Unreachable => self.open(PROBE, now, dice),
-            Outcome::Throttled => self.open(THROTTLED, now, dice),
+            Outcome::Refused | Outcome::Unreachable | Outcome::Throttled => {
+                self.open(outcome, now, dice);
+            }
             Outcome::TimedOut | Outcome::Late | Outcome::Malformed if home => {
                 self.failures = self.failures.saturating_add(1);
                 if was_open || self.failures >= IN_A_ROW {
-                    self.open(PROBE, now, dice);
+                    self.open(outcome, now, dice);
                 }
             }
             // It answers, if not this.
             Outcome::Failed if home && was_open => self.close(probed, now),
             Outcome::TimedOut | Outcome::Late | Outcome::Malformed | Outcome::Failed => {
                 if was_open {
-                    self.open(PROBE, now, dice);
+                    self.open(outcome, now, dice);
                 }
             }
             Outcome::Skipped => {}
@@ -125,11 +126,22 @@ impl Circuit {
         was_open != self.probe.is_some()
     }
 
-    fn open(&mut self, pause: Duration, now: Instant, dice: &mut impl Rng) {
+    /// Whoever was to probe it heard nothing, and not for its sake.
+    pub(crate) fn unprobed(&mut self, now: Instant) {
+        if std::mem::take(&mut self.probed) && self.probe.is_some() {
+            self.probe = Some(now);
+        }
+    }
+
+    fn open(&mut self, outcome: Outcome, now: Instant, dice: &mut impl Rng) {
+        let pause = match outcome {
+            Outcome::Throttled => THROTTLED,
+            _ => PROBE,
+        };
         if self.since.is_none() {
             let since = self.closed.map(|at| now.saturating_duration_since(at));
             let again = since.is_some_and(|since| since < STEADY);
-            self.flaps = if again {
+            self.flaps = if again && outcome != Outcome::Late {
                 (self.flaps + 1).min(FLAPS)
             } else {
                 0

@@ -121,8 +121,8 @@ pub(crate) struct Evidence {
     canaries: HashSet<Box<str>>,
     /// Since when the canaries asked for have all been there.
     canary_fine: Option<Instant>,
-    /// The last that was heard of one: of which place, what, and when.
-    last_canary: Option<(Box<str>, Canary, Instant)>,
+    /// The last that was heard of one: from whom, of which place, what, and when.
+    last_canary: Option<(Rung, Box<str>, Canary, Instant)>,
     /// Names that vanished within the window, and when.
     vanished: HashMap<Box<str>, Instant>,
     /// Words of DNS alone: the first, and how many.
@@ -188,18 +188,19 @@ impl Evidence {
         self.canaries.contains(place)
     }
 
-    /// What was heard of the canary of a place not long ago, where that is as good as to ask
-    /// for it again: nothing is believed gone by it.
-    pub(crate) fn canary_lately(&self, place: &str, now: Instant) -> Option<Canary> {
-        let (of, canary, at) = self.last_canary.as_ref()?;
+    /// What this rung said of the canary of a place not long ago, where that is as good as to
+    /// ask for it again: one that is not there holds, and what a mass holds was judged by
+    /// others.
+    pub(crate) fn canary_lately(&self, by: Rung, place: &str, now: Instant) -> Option<Canary> {
+        let (rung, of, canary, at) = self.last_canary.as_ref()?;
         let holds = self.mass.is_some() || *canary != Canary::There;
         let lately = now.saturating_duration_since(*at) < LATELY;
-        (holds && lately && **of == *place).then_some(*canary)
+        (holds && lately && *rung == by && **of == *place).then_some(*canary)
     }
 
     /// Consul's own service was asked for at a place.
-    pub(crate) fn canary(&mut self, place: &str, canary: Canary, now: Instant) {
-        self.last_canary = Some((place.into(), canary, now));
+    pub(crate) fn canary(&mut self, by: Rung, place: &str, canary: Canary, now: Instant) {
+        self.last_canary = Some((by, place.into(), canary, now));
         match canary {
             Canary::There => {
                 if !self.canaries.contains(place) && self.canaries.len() < MOST {

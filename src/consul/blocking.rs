@@ -41,7 +41,7 @@ const WAITED: Duration = Duration::from_secs(1);
 const PASSING: Duration = Duration::from_secs(3);
 
 /// Time that a server is given to catch up.
-const CAUGHT_UP: Duration = Duration::from_millis(300);
+const CAUGHT_UP: Duration = Duration::from_millis(500);
 
 /// Longest pause.
 const SLOWEST: Duration = Duration::from_secs(15);
@@ -156,7 +156,9 @@ impl Blocking {
         let Some(index) = index.map(|index| index.max(1)) else {
             return false;
         };
-        let woken = index == self.index && !news && took < self.wait;
+        // It was told whole seconds.
+        let waited = took >= Duration::from_secs(self.wait.as_secs());
+        let woken = index == self.index && !news && !waited;
         self.index = if index < self.index || woken {
             0
         } else {
@@ -189,7 +191,7 @@ impl Blocking {
         dice: &mut impl Rng,
     ) {
         // What changed in the meantime is not known: the next reply is the state.
-        self.index = 0;
+        (self.index, self.behind) = (0, None);
         let pause = match failure {
             Failure::Refused => REFUSED,
             Failure::Other => doubled(FIRST, self.failures),

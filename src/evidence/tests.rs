@@ -101,7 +101,7 @@ fn a_canary_that_is_gone_proves_something_only_where_it_was_seen() {
         ..word("web")
     };
     assert_eq!(evidence.judge(no_canary, now), Belief::Gone);
-    evidence.canary("", Canary::There, now);
+    evidence.canary(Rung::Http, "", Canary::There, now);
     assert_eq!(
         evidence.judge(no_canary, now),
         Belief::Held(Reason::NoCanary)
@@ -116,12 +116,14 @@ fn a_canary_that_is_gone_proves_something_only_where_it_was_seen() {
 #[test]
 fn a_canary_is_asked_again_where_a_name_could_be_believed_gone() {
     let (mut evidence, now) = (Evidence::default(), clock::now());
-    assert_eq!(evidence.canary_lately("", now), None);
-    evidence.canary("", Canary::There, now);
-    assert_eq!(evidence.canary_lately("", now), None);
+    assert_eq!(evidence.canary_lately(Rung::Http, "", now), None);
+    evidence.canary(Rung::Http, "", Canary::There, now);
+    assert_eq!(evidence.canary_lately(Rung::Http, "", now), None);
     for holds in [Canary::Gone, Canary::Silent] {
-        evidence.canary("", holds, now);
-        assert_eq!(evidence.canary_lately("", now), Some(holds));
+        evidence.canary(Rung::Http, "", holds, now);
+        assert_eq!(evidence.canary_lately(Rung::Http, "", now), Some(holds));
+        // Another may have other rights.
+        assert_eq!(evidence.canary_lately(Rung::Dns, "", now), None);
     }
 }
 
@@ -246,7 +248,7 @@ fn a_mass_is_let_go_after_five_minutes() {
 fn a_mass_is_over_too_when_most_others_have_been_there_for_half_a_minute() {
     let now = clock::now();
     let mut evidence = Evidence::default();
-    evidence.canary("", Canary::There, now);
+    evidence.canary(Rung::Http, "", Canary::There, now);
     let asked = |gone| {
         Some(Others {
             asked: 4,
@@ -262,9 +264,15 @@ fn a_mass_is_over_too_when_most_others_have_been_there_for_half_a_minute() {
         evidence.judge(with(asked(4)), now),
         Belief::Held(Reason::Mass)
     );
-    assert_eq!(evidence.canary_lately("", now), Some(Canary::There));
-    assert_eq!(evidence.canary_lately("dc2", now), None);
-    assert_eq!(evidence.canary_lately("", now + seconds(1)), None);
+    assert_eq!(
+        evidence.canary_lately(Rung::Http, "", now),
+        Some(Canary::There)
+    );
+    assert_eq!(evidence.canary_lately(Rung::Http, "dc2", now), None);
+    assert_eq!(
+        evidence.canary_lately(Rung::Http, "", now + seconds(1)),
+        None
+    );
     let late = now + seconds(29);
     assert_eq!(evidence.judge(with(None), late), Belief::Held(Reason::Mass));
     let later = now + seconds(31);

@@ -244,7 +244,11 @@ pub(super) async fn keep(
             Step::Register => {
                 sent = true;
                 let registered = line.register().await;
-                may_arrive = matches!(registered, Err(Trouble::TimedOut | Trouble::Transport(_)));
+                match registered {
+                    Ok(()) => may_arrive = false,
+                    Err(Trouble::TimedOut | Trouble::Transport(_)) => may_arrive = true,
+                    Err(_) => {}
+                }
                 registered
             }
             .map(|()| {

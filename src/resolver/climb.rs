@@ -11,6 +11,7 @@ use std::{
 };
 
 use compact_str::CompactString;
+use tokio::{sync::Semaphore, time::timeout_at};
 use tracing::{debug, warn};
 
 use super::{Inner, fresh, told};
@@ -45,8 +46,8 @@ const REST: Duration = Duration::from_millis(500);
 /// This part of a look-up's time is kept for what comes after the sources.
 const SPARE: u32 = 8;
 
-/// Host names of one set that are asked for at the same time: a set of thousands is not to
-/// be a flood.
+/// Names in Consul's zone that stand in one set and are asked for at the same time: a set of
+/// thousands is not to be a flood.
 const HOSTS_AT_ONCE: usize = 64;
 
 /// The canary is to answer within this.
@@ -296,12 +297,13 @@ impl Inner {
             let mut evidence = self.evidence();
             let wants = said.known && evidence.wants_canary(&said.nothing);
             let blind = evidence.is_blinded(now) && said.rung != Rung::Static;
-            (wants, blind, evidence.canary_lately(place, now))
+            let lately = evidence.canary_lately(said.rung, place, now);
+            (wants, blind, lately)
         };
-        let canary = match lately {
-            _ if !wants && !blind => Canary::Silent,
-            Some(canary) => canary,
-            None => self.ask_canary(said.rung, place).await,
+        let canary = match (wants || blind, lately) {
+            (false, _) => Canary::Silent,
+            (true, Some(canary)) => canary,
+            (true, None) => self.ask_canary(said.rung, place).await,
         };
         let now = clock::now();
         let belief = match (said.known, blind) {
@@ -451,7 +453,7 @@ impl Inner {
             Heard::Nothing(_) | Heard::Denied => Canary::Gone,
             Heard::Failed | Heard::TimedOut => Canary::Silent,
         };
-        self.evidence().canary(place, canary, clock::now());
+        self.evidence().canary(rung, place, canary, clock::now());
         canary
     }
 
@@ -517,8 +519,7 @@ impl Inner {
         }
     }
 
-    /// The addresses of host names, [`HOSTS_AT_ONCE`] asked for at a time. Those that the
-    /// deadline comes before have none.
+    /// The addresses of host names. Those that the deadline comes before have none.
     async fn addresses(
         self: &Arc<Self>,
         names: Vec<Arc<str>>,
@@ -526,17 +527,16 @@ impl Inner {
         depth: u8,
     ) -> HashMap<Arc<str>, Result<Vec<IpAddr>, String>> {
         let mut asked = tokio::task::JoinSet::new();
-        let mut all = HashMap::new();
+        // One for each set: who stands for another waits for that one's.
+        let seats = Arc::new(Semaphore::new(HOSTS_AT_ONCE));
         for name in names {
-            if asked.len() >= HOSTS_AT_ONCE {
-                all.extend(asked.join_next().await.transpose().ok().flatten());
-            }
-            let inner = Arc::clone(self);
+            let (inner, seats) = (Arc::clone(self), Arc::clone(&seats));
             asked.spawn(async move {
-                let found = inner.address(&name, deadline, depth).await;
+                let found = inner.address(&name, &seats, deadline, depth).await;
                 (name, found)
             });
         }
+        let mut all = HashMap::new();
         while let Some(one) = asked.join_next().await {
             all.extend(one);
         }
@@ -548,6 +548,7 @@ impl Inner {
     async fn address(
         self: &Arc<Self>,
         host: &Arc<str>,
+        seats: &Semaphore,
         deadline: Instant,
         depth: u8,
     ) -> Result<Vec<IpAddr>, String> {
@@ -559,6 +560,10 @@ impl Inner {
             return Err("names in Consul's zone stand for each other in a circle".to_owned());
         }
         let name = ConsulName::parse(host, zone).map_err(|error| error.to_string())?;
+        let seat = timeout_at(deadline.into(), seats.acquire()).await;
+        let Ok(Ok(_seat)) = seat else {
+            return Err("too many others of the same set were asked for first".to_owned());
+        };
         let deeper = Arc::clone(self).find_deeper(name, deadline, depth + 1);
         let found = deeper.await.map_err(|error| error.to_string())?;
         // Half of what stands behind a name is no answer to what stands before it.

@@ -12,7 +12,8 @@
 //!
 //! While the HTTP API is not there, or for a name that it cannot follow, the other
 //! rungs are asked once a TTL and at least once a second: a handle goes on being
-//! told. The connections are bounded by [`ResolverBuilder::watches`]; above that names
+//! told. Of all names that were followed at an address that fails one at a time is asked for
+//! there, until it is back. The connections are bounded by [`ResolverBuilder::watches`]; above that names
 //! are polled in the same way.
 //!
 //! [`ResolverBuilder::watches`]: crate::ResolverBuilder::watches
@@ -276,18 +277,26 @@ impl Following {
                 return;
             }
             let start = clock::now();
-            // One of all who follow tries whether an address that failed is back.
-            let Some(well) = self.sources.followed_at(address, start) else {
-                if self.poll_until(start + self.pace).await.is_none() {
-                    return;
-                }
-                continue;
-            };
-            address = well;
+            let mut asking = None;
+            if turn.index.is_none() {
+                let Some((well, asks)) = self.sources.followed_at(&self.name, address) else {
+                    if start.saturating_duration_since(looked) >= WHILE {
+                        looked = start;
+                        if self.is_left() {
+                            return;
+                        }
+                    }
+                    if self.poll_until(start + POLL).await.is_none() {
+                        return;
+                    }
+                    continue;
+                };
+                (address, asking) = (well, Some(asks));
+            }
             let question = self.question();
             let pulse = self.pulses.of(self.sources.agent(), address);
             let told = tokio::select! {
-                told = self.sources.block(question, address, &turn) => told,
+                told = self.sources.block(question, address, asking, &turn) => told,
                 // Who waits for a change hears nothing either where nobody is left to tell it.
                 () = pulse.missed(), if turn.index.is_some() => {
                     let Some(inner) = self.inner.upgrade() else {
@@ -373,7 +382,12 @@ impl Following {
                 }
                 Some(_) | None => {
                     before = None;
-                    inner.cache().expire(self.name.key(), now);
+                    {
+                        let mut cache = inner.cache();
+                        cache.expire(self.name.key(), now);
+                        // Others may know what is said now.
+                        cache.rest(self.name.key(), now);
+                    }
                     let (failure, asked) = failure(&blocked);
                     debug!(name = %self.fqdn, outcome = %blocked.outcome, "not followed for now");
                     blocking.failed(failure, asked, now, &mut dice);

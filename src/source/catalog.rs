@@ -19,6 +19,7 @@
 pub(crate) mod reverse;
 
 use std::{
+    collections::VecDeque,
     fmt::Write as _,
     time::{Duration, Instant},
 };
@@ -26,6 +27,7 @@ use std::{
 use crate::{
     air::Air,
     consul::{
+        address::HttpAddress,
         blocking::Turn,
         health::{
             self, Read, Unread,
@@ -35,8 +37,14 @@ use crate::{
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::Found,
-    source::circuits::{Asker, Circuits},
+    source::circuits::{Asker, Asking, Circuits},
 };
+
+/// Addresses that are asked at the same time.
+const BESIDE: usize = 2;
+
+/// Where one address knows nothing, one that was asked before is given so long to know more.
+const KNOWS_MORE: Duration = Duration::from_millis(150);
 
 /// What a catalog told.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,8 +75,8 @@ pub(crate) enum Miss {
 }
 
 /// Asks the catalog until `deadline`. The attempts are in the order in which
-/// they ended, whatever came of them; none means that there was no address
-/// or no time.
+/// they ended, whatever came of them, the one that counts last; none means that
+/// there was no address or no time.
 ///
 /// Cancel-safe: nothing but the requests is lost.
 pub(crate) async fn ask(
@@ -81,68 +89,89 @@ pub(crate) async fn ask(
 ) -> (Result<Told, Miss>, Vec<Attempt>) {
     let path = ask::path(&question.ask, &question.place);
     let mut attempts: Vec<Attempt> = Vec::new();
-    let mut admitted = circuits.admitted(asker.mode, now()).into_iter().peekable();
+    let mut left: VecDeque<usize> = circuits.admitted(asker.mode, now()).into();
     let mut air = Air::default();
-    let told = loop {
+    let mut askings: Vec<(usize, Asking<'_>)> = Vec::new();
+    let (mut told, mut limit) = (None, deadline);
+    loop {
         let start = now();
-        if start >= deadline {
-            break None;
+        if start >= limit {
+            break;
         }
-        let next = admitted
-            .next()
-            .and_then(|at| Some((at, agent.addresses().nth(at)?)));
-        if let Some((at, address)) = next {
-            let asking = circuits.begin(at, asker.home);
-            let replied = agent.get(address, &path, deadline - start);
-            air.ask(address, async move {
-                let replied = replied.await;
-                let received = replied.as_ref().map_or(0, |reply| reply.body.len());
-                let heard = hear(question, replied);
-                asking.heard(heard.outcome);
-                (heard, received)
-            });
+        let next = (askings.len() < BESIDE).then(|| left.pop_front()).flatten();
+        if let Some(at) = next {
+            let asking = circuits.begin(at, asker).zip(agent.addresses().nth(at));
+            let Some((asking, address)) = asking else {
+                continue;
+            };
+            askings.push((at, asking));
+            air.ask((at, address), agent.get(address, &path, deadline - start));
         } else if air.is_empty() {
-            break None;
+            break;
         }
-        let until = match admitted.peek() {
-            Some(_) => deadline.min(start + circuits.hedge()),
-            None => deadline,
+        let until = match askings.last() {
+            Some((last, _)) if askings.len() < BESIDE && !left.is_empty() => {
+                let share = u32::try_from(left.len() + 1).unwrap_or(u32::MAX);
+                start + circuits.hedge_of(*last).min((limit - start) / share)
+            }
+            _ => limit,
         };
-        let Some((address, asked, (heard, received))) = air.hear(until).await else {
+        let Some(((at, address), asked, replied)) = air.hear(until).await else {
             continue;
         };
+        let received = replied.as_ref().map_or(0, |reply| reply.body.len());
+        let heard = hear(question, replied);
+        if let Some(place) = askings.iter().position(|(index, _)| *index == at) {
+            askings.remove(place).1.heard(heard.outcome);
+        }
+        let took = now().saturating_duration_since(asked);
         attempts.push(Attempt {
-            source: Source::Http,
-            address: format!("{address}{path}").into(),
-            transport: Transport::Http,
-            outcome: heard.outcome,
-            elapsed: now().saturating_duration_since(asked),
             received,
             count: heard.count,
-            detail: heard.detail,
+            ..attempt(address, &path, heard.outcome, took, heard.detail)
         });
-        match heard.done {
-            // Nothing there, says one; that we may not know, said another.
-            Some(Err(Miss::NotFound { .. })) if is_denied(&attempts) => break None,
-            Some(told) => break Some(told),
-            None => {}
+        let waits = match heard.done {
+            None => continue,
+            Some(Ok(found)) => {
+                told = Some((Ok(found), asked, attempts.len() - 1));
+                false
+            }
+            Some(Err(miss @ Miss::NotFound { .. })) => {
+                told = Some((Err(miss), asked, attempts.len() - 1));
+                air.oldest().is_some_and(|since| since < asked)
+            }
+            Some(Err(_)) => true,
+        };
+        if !waits {
+            break;
         }
-    };
-    let (outcome, detail) = match told {
-        Some(_) => (Outcome::Late, "another address was quicker".to_owned()),
-        None => (Outcome::TimedOut, Trouble::TimedOut.to_string()),
-    };
-    attempts.extend(air.leave().into_iter().map(|(address, asked)| Attempt {
-        source: Source::Http,
-        address: format!("{address}{path}").into(),
-        transport: Transport::Http,
-        outcome,
-        elapsed: now().saturating_duration_since(asked),
-        received: 0,
-        count: 0,
-        detail: detail.as_str().into(),
-    }));
-    if let Some(told) = told {
+        // Nobody else is asked, and who was asked already may know more.
+        left.clear();
+        limit = limit.min(now() + KNOWS_MORE);
+    }
+    let end = now();
+    let answer = told.as_ref().map(|(.., at)| attempts.remove(*at));
+    for ((at, address), since) in air.leave() {
+        let place = askings.iter().position(|(index, _)| *index == at);
+        let asking = place.map(|place| askings.remove(place).1);
+        let (outcome, detail) = match end < deadline {
+            true => (Outcome::Late, "another address was quicker".to_owned()),
+            false => (Outcome::TimedOut, Trouble::TimedOut.to_string()),
+        };
+        match asking {
+            Some(asking) if outcome == Outcome::TimedOut => asking.heard(outcome),
+            // Whoever was asked later than who answered is not slow.
+            Some(asking) if told.as_ref().is_some_and(|(_, asked, _)| since > *asked) => {
+                asking.unheard();
+            }
+            _ => {}
+        }
+        let took = end.saturating_duration_since(since);
+        attempts.push(attempt(address, &path, outcome, took, detail.into()));
+    }
+    attempts.extend(answer);
+    // Nothing there, says one; that we may not know, said another.
+    if let Some((told, ..)) = told.filter(|(told, ..)| told.is_ok() || !is_denied(&attempts)) {
         return (told, attempts);
     }
     let telling = attempts
@@ -160,6 +189,26 @@ pub(crate) async fn ask(
         },
     };
     (Err(miss), attempts)
+}
+
+/// A step that brought nothing.
+fn attempt(
+    address: &HttpAddress,
+    path: &str,
+    outcome: Outcome,
+    elapsed: Duration,
+    detail: Box<str>,
+) -> Attempt {
+    Attempt {
+        source: Source::Http,
+        address: format!("{address}{path}").into(),
+        transport: Transport::Http,
+        outcome,
+        elapsed,
+        received: 0,
+        count: 0,
+        detail,
+    }
 }
 
 fn is_denied(attempts: &[Attempt]) -> bool {

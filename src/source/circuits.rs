@@ -23,6 +23,16 @@ pub(crate) enum Mode {
     Probe,
 }
 
+impl Mode {
+    fn is_let_in(self, gate: Gate) -> bool {
+        let wanted = match self {
+            Self::Ask => Gate::Pass,
+            Self::Probe => Gate::Probe,
+        };
+        gate == wanted
+    }
+}
+
 /// Who asks, and about what.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asker {
@@ -43,7 +53,8 @@ pub(crate) struct Circuits {
 #[derive(Debug)]
 struct State {
     circuits: Vec<Circuit>,
-    pace: Pace,
+    /// What the answers of each take.
+    paces: Vec<Pace>,
     /// Circuits that opened or closed, so far.
     transitions: u64,
 }
@@ -54,7 +65,7 @@ impl Circuits {
         let names: Box<[Box<str>]> = names.map(Into::into).collect();
         let state = State {
             circuits: vec![Circuit::default(); names.len()],
-            pace: Pace::default(),
+            paces: vec![Pace::default(); names.len()],
             transitions: 0,
         };
         Self {
@@ -76,59 +87,56 @@ impl Circuits {
         best.unwrap_or(Gate::Shut(Duration::MAX))
     }
 
-    /// Whether one address may be asked. One that is to be probed is marked as being
-    /// probed, by whoever asks here.
-    pub(crate) fn admits(&self, index: usize, now: Instant) -> bool {
-        let mut state = self.state();
-        let Some(circuit) = state.circuits.get_mut(index) else {
-            return false;
-        };
-        let gate = circuit.gate(now);
-        if gate == Gate::Probe {
-            circuit.probing(now);
-        }
-        !matches!(gate, Gate::Shut(_))
-    }
-
     /// Whether any address is due for a probe.
     pub(crate) fn is_probe_due(&self, now: Instant) -> bool {
         let state = self.state();
         (state.circuits.iter()).any(|circuit| circuit.gate(now) == Gate::Probe)
     }
 
-    /// The addresses that may be asked, by their place in the list. Those that are
-    /// to be probed are marked as being probed.
+    /// The addresses that may be asked, by their place in the list.
     pub(crate) fn admitted(&self, mode: Mode, now: Instant) -> Vec<usize> {
-        let mut state = self.state();
-        let mut admitted = Vec::new();
-        for (index, circuit) in state.circuits.iter_mut().enumerate() {
-            match (mode, circuit.gate(now)) {
-                (Mode::Ask, Gate::Pass) => admitted.push(index),
-                (Mode::Probe, Gate::Probe) => {
-                    circuit.probing(now);
-                    admitted.push(index);
-                }
-                _ => {}
-            }
-        }
-        admitted
+        let state = self.state();
+        let all = state.circuits.iter().enumerate();
+        let admitted = all.filter(|(_, circuit)| mode.is_let_in(circuit.gate(now)));
+        admitted.map(|(index, _)| index).collect()
     }
 
-    /// A question to one address begins. `home`: it is about the agent's own
-    /// datacenter.
-    pub(crate) fn begin(&self, index: usize, home: bool) -> Asking<'_> {
-        Asking {
+    /// A question to one address begins, if it may still be asked: an address is probed by
+    /// one question at a time.
+    pub(crate) fn begin(&self, index: usize, asker: Asker) -> Option<Asking<'_>> {
+        let start = clock::now();
+        let mut state = self.state();
+        let circuit = state.circuits.get_mut(index)?;
+        if !asker.mode.is_let_in(circuit.gate(start)) {
+            return None;
+        }
+        if asker.mode == Mode::Probe {
+            circuit.probing(start);
+        }
+        Some(Asking {
             circuits: self,
             index,
-            home,
-            start: clock::now(),
+            home: asker.home,
+            start,
             heard: false,
-        }
+        })
     }
 
-    /// How long this rung is given before the next one is asked beside it.
+    /// How long this rung is given before the next one is asked beside it: as long as its
+    /// first address that is asked.
     pub(crate) fn hedge(&self) -> Duration {
-        self.state().pace.hedge()
+        let now = clock::now();
+        let state = self.state();
+        let passes = |circuit: &Circuit| circuit.gate(now) == Gate::Pass;
+        let first = state.circuits.iter().position(passes).unwrap_or(0);
+        let pace = state.paces.get(first).copied();
+        pace.unwrap_or_default().hedge()
+    }
+
+    /// How long one address is given before the next one is asked beside it.
+    pub(crate) fn hedge_of(&self, index: usize) -> Duration {
+        let pace = self.state().paces.get(index).copied();
+        pace.unwrap_or_default().hedge()
     }
 
     /// The addresses, and since when each has been left alone.
@@ -143,11 +151,15 @@ impl Circuits {
         self.state().transitions
     }
 
-    fn hear(&self, index: usize, outcome: Outcome, home: bool, took: Option<Duration>) {
+    /// What came of a question that was put to one address, whatever its circuit; `took`:
+    /// the time of one that did not wait for anything.
+    pub(crate) fn hear(&self, index: usize, outcome: Outcome, home: bool, took: Option<Duration>) {
         let now = clock::now();
         let mut state = self.state();
-        if let (Outcome::Answered | Outcome::NotFound, Some(took)) = (outcome, took) {
-            state.pace.observe(took);
+        if let (Outcome::Answered | Outcome::NotFound, Some(took)) = (outcome, took)
+            && let Some(pace) = state.paces.get_mut(index)
+        {
+            pace.observe(took);
         }
         let Some(circuit) = state.circuits.get_mut(index) else {
             return;
@@ -190,10 +202,16 @@ impl Asking<'_> {
         (self.circuits).hear(self.index, outcome, self.home, Some(took));
     }
 
-    /// The same for a query that waited: its time says nothing.
-    pub(crate) fn heard_without_time(mut self, outcome: Outcome) {
+    /// Nothing came of it, and the address is not to blame.
+    pub(crate) fn unheard(mut self) {
         self.heard = true;
-        (self.circuits).hear(self.index, outcome, self.home, None);
+        self.unprobed();
+    }
+
+    fn unprobed(&self) {
+        if let Some(circuit) = self.circuits.state().circuits.get_mut(self.index) {
+            circuit.unprobed(clock::now());
+        }
     }
 }
 
@@ -202,8 +220,10 @@ impl Drop for Asking<'_> {
         if !self.heard {
             let took = clock::now().saturating_duration_since(self.start);
             // Whoever was given no time is not to blame.
-            if took >= self.circuits.hedge() {
+            if took >= self.circuits.hedge_of(self.index) {
                 (self.circuits).hear(self.index, Outcome::Late, self.home, Some(took));
+            } else {
+                self.unprobed();
             }
         }
     }

@@ -19,7 +19,7 @@ use std::{
 
 use self::{
     catalog::{Blocked, Miss, Told},
-    circuits::{Asker, Circuits, Mode},
+    circuits::{Asker, Asking, Circuits, Mode},
     default_address::Defaults,
     dns::DnsSource,
     manners::Manners,
@@ -403,18 +403,32 @@ impl Sources {
                 .is_some_and(|ask| !matches!(ask, Ask::Query { .. } | Ask::Reverse { .. }))
     }
 
-    /// The first address of the HTTP API from this place in the list on that may be asked.
-    pub(crate) fn followed_at(&self, from: usize, now: Instant) -> Option<usize> {
+    /// The first address of the HTTP API, from this place in the list on, that may be asked
+    /// for the state of a name that is followed. One that is well comes before one that this
+    /// question probes.
+    pub(crate) fn followed_at(
+        &self,
+        name: &ConsulName,
+        from: usize,
+    ) -> Option<(usize, Asking<'_>)> {
         let count = self.agent.addresses().len();
-        let mut all = (from..from + count).map(|place| place % count);
-        all.find(|place| self.http_circuits.admits(*place, now))
+        let home = self.is_home(name.locality());
+        [Mode::Ask, Mode::Probe].into_iter().find_map(|mode| {
+            let mut places = (from..from + count).map(|place| place % count);
+            places.find_map(|place| {
+                let asking = self.http_circuits.begin(place, Asker { mode, home })?;
+                Some((place, asking))
+            })
+        })
     }
 
-    /// One query of a name that is followed, to the address of that place.
+    /// One query of a name that is followed, to the address of that place. `asking`: where it
+    /// asks for the state.
     pub(crate) async fn block(
         &self,
         question: Question<'_>,
         address: usize,
+        asking: Option<Asking<'_>>,
         turn: &Turn,
     ) -> Option<(Option<Heard<Finding>>, Blocked)> {
         let asked = self.asked(question)?;
@@ -422,9 +436,18 @@ impl Sources {
             catalog::block(&self.agent, &asked, address, turn),
             self.refresh_manners(clock::now() + PATIENCE)
         );
-        let home = self.is_home(question.name.locality());
-        let asking = self.http_circuits.begin(address, home);
-        asking.heard_without_time(blocked.outcome);
+        match asking {
+            // That is about those who follow, who have a pause of their own.
+            Some(asking) if blocked.outcome == Outcome::Throttled => asking.unheard(),
+            Some(asking) => asking.heard(blocked.outcome),
+            // Its connection may have been cut because nothing was said on it. But who
+            // answers is well, whatever its circuit says.
+            None if matches!(blocked.told, Ok(_) | Err(Miss::NotFound { .. })) => {
+                let home = self.is_home(question.name.locality());
+                (self.http_circuits).hear(address, Outcome::Answered, home, None);
+            }
+            None => {}
+        }
         let heard = self.by_catalog(question.name, blocked.told.clone());
         Some((heard, blocked))
     }

@@ -428,10 +428,10 @@ impl World {
         let known = self.knows(name);
         let wants = known && self.evidence.wants_canary(nothing);
         let blind = self.evidence.is_blinded(self.now) && rung != Rung::Static;
-        let canary = match self.evidence.canary_lately("", self.now) {
-            _ if !wants && !blind => Canary::Silent,
-            Some(canary) => canary,
-            None => self.ask_canary(rung),
+        let canary = match wants || blind {
+            true => (self.evidence.canary_lately(rung, "", self.now))
+                .unwrap_or_else(|| self.ask_canary(rung)),
+            false => Canary::Silent,
         };
         let now = self.now;
         let belief = match (known, blind) {
@@ -478,7 +478,7 @@ impl World {
             Heard::Nothing(_) | Heard::Denied => Canary::Gone,
             Heard::Failed | Heard::TimedOut => Canary::Silent,
         };
-        self.evidence.canary("", canary, self.now);
+        self.evidence.canary(rung, "", canary, self.now);
         canary
     }
 

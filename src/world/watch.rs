@@ -75,13 +75,15 @@ impl World {
             );
             return self.ask(name, Wish::default());
         }
-        let circuit = self.circuits.entry(Rung::Http).or_default();
-        match circuit.gate(now) {
-            Gate::Pass => {}
-            Gate::Probe => circuit.probing(now),
-            Gate::Shut(_) => {
-                self.later(now + POLL, Event::Turn(name.to_owned(), number));
-                return self.ask(name, Wish::default());
+        if turn.index.is_none() {
+            let circuit = self.circuits.entry(Rung::Http).or_default();
+            match circuit.gate(now) {
+                Gate::Pass => {}
+                Gate::Probe => circuit.probing(now),
+                Gate::Shut(_) => {
+                    self.later(now + POLL, Event::Turn(name.to_owned(), number));
+                    return self.ask(name, Wish::default());
+                }
             }
         }
         follower.asked = Some((now, turn, now + turn.limit));
@@ -183,7 +185,7 @@ impl World {
         };
         // Another reply was planned since, when something changed.
         let asked = (follower.turn == number).then(|| follower.asked.take());
-        let Some((began, ..)) = asked.flatten() else {
+        let Some((began, turn, _)) = asked.flatten() else {
             self.followers.insert(name.to_owned(), follower);
             return;
         };
@@ -195,9 +197,13 @@ impl World {
             Told::Failed(Failure::Refused) => Outcome::Refused,
             Told::Failed(Failure::Other) => Outcome::Failed,
         };
-        let circuit = self.circuits.entry(Rung::Http).or_default();
-        circuit.hear(outcome, true, now, &mut self.dice);
+        if turn.index.is_none() || !matches!(told, Told::Failed(_)) {
+            let circuit = self.circuits.entry(Rung::Http).or_default();
+            circuit.hear(outcome, true, now, &mut self.dice);
+        }
         match told {
+            Told::Set(_, index) | Told::Nothing(_, index)
+                if !blocking.believes(Some(index), now) => {}
             Told::Set(ports, index) => {
                 let set = held(name, &ports, Source::Http, true);
                 let same = follower.before.take();
@@ -229,6 +235,7 @@ impl World {
             Told::Failed(failure) => {
                 follower.before = None;
                 self.cache.expire(name, now);
+                self.cache.rest(name, now);
                 blocking.failed(failure, None, now, &mut self.dice);
             }
         }

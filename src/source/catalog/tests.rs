@@ -53,16 +53,40 @@ fn refusing() -> String {
     address.to_string()
 }
 
-async fn asked_for(
-    what: Ask<'_>,
-    addresses: &[String],
-    limit: Duration,
-) -> (Result<Told, Miss>, Vec<Attempt>) {
+fn rung(addresses: &[String]) -> (Agent, Circuits) {
     let parse = |text: &String| HttpAddress::parse(text, false).unwrap();
     let agent = Agent::new(AgentSettings {
         addresses: addresses.iter().map(parse).collect(),
         ..AgentSettings::default()
     });
+    let agent = agent.unwrap();
+    let circuits = Circuits::new(Source::Http, agent.addresses().map(ToString::to_string));
+    (agent, circuits)
+}
+
+async fn ask_rung(agent: &Agent, circuits: &Circuits) -> (Result<Told, Miss>, Vec<Attempt>) {
+    let web = Ask::Service {
+        name: "web",
+        tag: None,
+    };
+    put(agent, circuits, web, Duration::from_secs(2)).await
+}
+
+async fn asked_for(
+    what: Ask<'_>,
+    addresses: &[String],
+    limit: Duration,
+) -> (Result<Told, Miss>, Vec<Attempt>) {
+    let (agent, circuits) = rung(addresses);
+    put(&agent, &circuits, what, limit).await
+}
+
+async fn put(
+    agent: &Agent,
+    circuits: &Circuits,
+    what: Ask<'_>,
+    limit: Duration,
+) -> (Result<Told, Miss>, Vec<Attempt>) {
     let question = Question {
         ask: what,
         place: Place::default(),
@@ -70,13 +94,11 @@ async fn asked_for(
         name: "web.service.consul.",
     };
     let now = || tokio::time::Instant::now().into_std();
-    let agent = agent.unwrap();
-    let circuits = Circuits::new(Source::Http, agent.addresses().map(ToString::to_string));
     let asker = Asker {
         mode: crate::source::circuits::Mode::Ask,
         home: true,
     };
-    ask(&agent, &question, &circuits, asker, now() + limit, now).await
+    ask(agent, &question, circuits, asker, now() + limit, now).await
 }
 
 async fn asked(addresses: &[String]) -> (Result<Told, Miss>, Vec<Attempt>) {
@@ -135,16 +157,28 @@ async fn a_silent_address_has_the_next_beside_it_and_may_still_be_heard() {
     let addresses = [listening(None), good];
     let (told, attempts) = asked_for(web, &addresses, Duration::from_secs(2)).await;
     assert!(told.is_ok());
-    assert_eq!(outcomes(&attempts), [Outcome::Answered, Outcome::Late]);
+    assert_eq!(outcomes(&attempts), [Outcome::Late, Outcome::Answered]);
 
-    // Slower than its share would be, were one asked after the other.
+    // Slower than its share would be, were one asked after the other; and who knows nothing
+    // of it is quicker.
     let slow = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}");
-    let slow = listening_after(Duration::from_millis(1_200), Some(slow));
-    let waited = [slow, listening(None)];
-    let (told, attempts) = asked_for(web, &waited, Duration::from_secs(2)).await;
-    assert!(told.is_ok());
-    assert_eq!(outcomes(&attempts), [Outcome::Answered, Outcome::Late]);
+    for (time, other, outcome) in [
+        (1_200, listening(None), Outcome::Late),
+        (200, answering("404 Not Found", ""), Outcome::Failed),
+        (200, answering("200 OK", "[]"), Outcome::NotFound),
+    ] {
+        let slow = listening_after(Duration::from_millis(time), Some(slow.clone()));
+        let (told, attempts) = asked_for(web, &[slow, other], Duration::from_secs(2)).await;
+        assert!(told.is_ok(), "{outcome:?}");
+        assert_eq!(outcomes(&attempts), [outcome, Outcome::Answered]);
+    }
+    // Where nobody knows more, that is soon told.
+    let nothing = [listening(None), answering("200 OK", "[]")];
+    let (told, attempts) = asked_for(web, &nothing, Duration::from_secs(20)).await;
+    assert!(matches!(told, Err(Miss::NotFound { .. })));
+    assert_eq!(outcomes(&attempts), [Outcome::Late, Outcome::NotFound]);
 
+    let waited = [listening(None), listening(None)];
     let (told, attempts) = asked_for(web, &waited[1..], Duration::from_millis(300)).await;
     assert!(told.is_err());
     assert_eq!(outcomes(&attempts), [Outcome::TimedOut]);
@@ -158,6 +192,22 @@ async fn a_silent_address_has_the_next_beside_it_and_may_still_be_heard() {
         })
     ));
     assert!(attempts.is_empty());
+}
+
+#[tokio::test]
+async fn who_was_asked_after_the_one_that_answered_is_not_slow() {
+    let body = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[{ENTRY}]");
+    let slow = || listening_after(Duration::from_millis(300), Some(body.clone()));
+    let addresses = [slow(), slow(), slow()];
+    let (agent, circuits) = rung(&addresses);
+    for _ in 0..5 {
+        let (told, attempts) = ask_rung(&agent, &circuits).await;
+        assert!(told.is_ok());
+        // Two at a time.
+        assert_eq!(outcomes(&attempts), [Outcome::Late, Outcome::Answered]);
+    }
+    let left_alone = |state: &(&str, Option<Instant>)| state.1.is_some();
+    assert!(!circuits.states().iter().any(left_alone));
 }
 
 #[tokio::test]

@@ -300,6 +300,9 @@ impl DnsSource {
             if now >= limit {
                 break;
             }
+            let Some(asking) = self.circuits.begin(index, asker) else {
+                continue;
+            };
             // The servers still to be asked get their share of the time.
             let left = u32::try_from(admitted.len() - asked).unwrap_or(u32::MAX);
             let limit = now + (limit - now) / left;
@@ -311,7 +314,6 @@ impl DnsSource {
                 limit,
                 attempts,
             };
-            let asking = self.circuits.begin(index, asker.home);
             let heard = round.run().await;
             asking.heard(match &heard {
                 Heard::Records { .. } => Outcome::Answered,
