@@ -184,7 +184,7 @@ impl Channel {
         if let Some(time) = head.headers.get(TIMEOUT).and_then(read_timeout) {
             attempts.limit(time);
         }
-        // What says so itself, and ends the call.
+        // An answer that says so and that nothing follows is given as it is.
         let mut unavailable = None;
         loop {
             let lease = attempts.next().await.map_err(status)?;
