@@ -132,37 +132,23 @@ impl Service {
     {
         let mut attempts = Attempts::new(self, retry);
         loop {
-            let lease = match attempts.next().await {
-                Ok(lease) => lease,
-                Err(error) => return Err(error),
+            let lease = attempts.next().await?;
+            let call = call(lease.endpoint().clone());
+            let attempt = async {
+                call.await.map_err(|error| {
+                    let blame = blame(&error);
+                    (error, blame)
+                })
             };
-            let start = clock::now();
-            let Some(given) = attempts.limited(call(lease.endpoint().clone())).await else {
-                lease.failed();
-                return Err(attempts.late());
-            };
-            let took = clock::now().saturating_duration_since(start);
-            let error = match given {
-                Ok(value) => {
-                    lease.report(Feedback::Success, took);
-                    attempts.succeeded();
-                    return Ok(value);
-                }
-                Err(error) => error,
-            };
-            let blame = blame(&error);
-            match blame {
-                Blame::Question => lease.report(Feedback::Success, took),
-                _ => lease.report(Feedback::Failure, took),
-            }
-            if let Some(error) = attempts.failed(error, blame) {
-                return Err(error);
+            if let Some(end) = attempts.make(lease, attempt).await {
+                return end;
             }
         }
     }
 }
 
-/// The attempts of one call.
+/// The attempts of one call: [`next`](Self::next) says where, [`make`](Self::make) whether
+/// that was the last.
 pub(crate) struct Attempts<'a, E> {
     service: &'a Service,
     retry: &'a Retry,
@@ -246,22 +232,44 @@ impl<'a, E> Attempts<'a, E> {
         self.deadline = self.deadline.into_iter().chain(then).min();
     }
 
-    /// The time that is left.
+    /// When an attempt is cut off.
     #[cfg(feature = "grpc")]
-    pub(crate) fn left(&self) -> Option<Duration> {
-        let now = clock::now();
-        Some(self.deadline?.saturating_duration_since(now))
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
     }
 
-    /// The call is over, and well.
-    pub(crate) fn succeeded(&self) {
-        self.ended(true);
-    }
-
-    /// The call is over, and its answer says that it failed.
-    #[cfg(feature = "grpc")]
-    pub(crate) fn gave_up(&self) {
-        self.ended(false);
+    /// Makes an attempt and reports what came of it. Some: the call is over.
+    pub(crate) async fn make<T>(
+        &mut self,
+        lease: Lease,
+        attempt: impl Future<Output = Result<T, (E, Blame)>>,
+    ) -> Option<Result<T, CallError<E>>> {
+        let start = clock::now();
+        let given = match self.deadline {
+            None => attempt.await,
+            Some(deadline) => match timeout_at(deadline.into(), attempt).await {
+                Ok(given) => given,
+                Err(_) => {
+                    lease.failed();
+                    return Some(Err(self.late()));
+                }
+            },
+        };
+        let took = clock::now().saturating_duration_since(start);
+        let (error, blame) = match given {
+            Ok(value) => {
+                lease.report(Feedback::Success, took);
+                self.ended(true);
+                return Some(Ok(value));
+            }
+            Err(failed) => failed,
+        };
+        let feedback = match blame {
+            Blame::Question => Feedback::Success,
+            Blame::Endpoint | Blame::Unreached | Blame::Unsafe => Feedback::Failure,
+        };
+        lease.report(feedback, took);
+        self.failed(error, blame).map(Err)
     }
 
     fn ended(&self, well: bool) {
@@ -269,22 +277,8 @@ impl<'a, E> Attempts<'a, E> {
         self.service.pool().calls.ended(well, took);
     }
 
-    /// What a call gives; `None`: the deadline is over.
-    pub(crate) fn limited<F: Future>(
-        &self,
-        call: F,
-    ) -> impl Future<Output = Option<F::Output>> + use<F, E> {
-        let deadline = self.deadline;
-        async move {
-            match deadline {
-                None => Some(call.await),
-                Some(deadline) => timeout_at(deadline.into(), call).await.ok(),
-            }
-        }
-    }
-
     /// An attempt failed. Some: it was the last.
-    pub(crate) fn failed(&mut self, error: E, blame: Blame) -> Option<CallError<E>> {
+    fn failed(&mut self, error: E, blame: Blame) -> Option<CallError<E>> {
         // The last attempt takes nothing from the budget.
         self.pause = self.pauses.next().filter(|_| match blame {
             Blame::Endpoint => self.service.pool().budget.withdraw(),
@@ -305,7 +299,7 @@ impl<'a, E> Attempts<'a, E> {
         Some(CallError::Failed { error, attempts })
     }
 
-    pub(crate) fn late(&mut self) -> CallError<E> {
+    fn late(&mut self) -> CallError<E> {
         self.ended(false);
         CallError::Deadline {
             attempts: self.called.len(),

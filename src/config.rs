@@ -2,9 +2,10 @@
 //! [`ResolverBuilder`] takes them in, its `finish` is the one place that refuses;
 //! nobody checks them again.
 //!
-//! A value comes from the caller, else from the environment, else it is the
-//! default. The environment's names are Consul's own where Consul's own tools
-//! have one (Consul docs: Consul CLI, environment variables).
+//! A value comes from the caller, else from the environment, which [`environment`]
+//! reads, else it is the default.
+
+mod environment;
 
 use std::{
     collections::BTreeMap,
@@ -17,16 +18,11 @@ use std::{
 
 use crate::{
     cache::Limits,
-    consul::{
-        address::{HttpAddress, go_bool},
-        http::AgentSettings,
-        tls::Verify,
-        token::Token,
-    },
+    consul::{address::HttpAddress, http::AgentSettings, token::Token},
     error::{Error, ErrorKind},
     name::{Domain, Locality},
     protection::Protection,
-    source::default_address::{Defaults, PREFIX},
+    source::default_address::Defaults,
 };
 
 /// Where Consul's DNS interface listens unless told otherwise.
@@ -37,9 +33,6 @@ const DNS_PORT: u16 = 8600;
 
 /// Where Consul's HTTP API listens unless told otherwise.
 const HTTP: &str = "http://127.0.0.1:8500";
-
-/// Its port, where only a host is known.
-const HTTP_PORT: u16 = 8500;
 
 /// Whole look-up. Clients of a name server give up after 1 s at the earliest, a
 /// service's own caller waits longer.
@@ -158,84 +151,6 @@ impl Default for ResolverBuilder {
 }
 
 impl ResolverBuilder {
-    /// Reads the environment: `PROCONSUL_DNS`, `PROCONSUL_CATALOG`,
-    /// `PROCONSUL_SNAPSHOT`, `PROCONSUL_DOMAIN`, `PROCONSUL_DEFAULT_<NAME>`, and of Consul's own `CONSUL_HTTP_ADDR`,
-    /// `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_SSL`,
-    /// `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_CACERT`, `CONSUL_CAPATH`,
-    /// `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`, `CONSUL_TLS_SERVER_NAME`,
-    /// `CONSUL_DATACENTER`, `CONSUL_NAMESPACE`, `CONSUL_PARTITION`. An empty
-    /// variable counts as unset. What is set by other methods afterwards wins.
-    ///
-    /// Where `CONSUL_HTTP_ADDR` is not set, `CONSUL_URL` stands for it, else `CONSUL_HOST`
-    /// with `CONSUL_PORT` (8500): many systems name the agent so. What container platforms
-    /// put into `CONSUL_PORT` by themselves (`tcp://10.0.0.1:8500`) is no port, and counts
-    /// as unset.
-    pub fn environment(self) -> Self {
-        let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
-        let defaults = std::env::vars_os().map(|(variable, value)| (text(variable), text(value)));
-        self.read(|variable| {
-            let value = text(std::env::var_os(variable)?);
-            Some(value).filter(|value| !value.is_empty())
-        })
-        .read_defaults(defaults)
-    }
-
-    /// Takes the default addresses among all variables.
-    fn read_defaults(mut self, variables: impl Iterator<Item = (String, String)>) -> Self {
-        for (variable, value) in variables {
-            if let Some(service) = variable.strip_prefix(PREFIX)
-                && !value.is_empty()
-                && let Err(why) = self.config.defaults.set(service, &value)
-            {
-                self.refuse("default_address", format!("{variable}: {why}"));
-            }
-        }
-        self
-    }
-
-    fn read(mut self, value: impl Fn(&str) -> Option<String>) -> Self {
-        type Setter = fn(ResolverBuilder, &str) -> ResolverBuilder;
-        let settings: [(&str, Setter); 17] = [
-            ("PROCONSUL_DNS", |this, v| this.dns(v)),
-            ("PROCONSUL_CATALOG", |this, v| this.catalog(v)),
-            ("PROCONSUL_SNAPSHOT", |this, v| this.snapshot(v)),
-            ("PROCONSUL_DOMAIN", |this, v| this.domain(v)),
-            ("CONSUL_HTTP_ADDR", |this, v| this.http(v)),
-            ("CONSUL_HTTP_TOKEN", |this, v| this.token(v)),
-            ("CONSUL_HTTP_TOKEN_FILE", |this, v| this.token_file(v)),
-            ("CONSUL_HTTP_SSL", Self::ssl_from),
-            ("CONSUL_HTTP_SSL_VERIFY", Self::verify_from),
-            ("CONSUL_CACERT", |this, v| this.ca_file(v)),
-            ("CONSUL_CAPATH", |this, v| this.ca_path(v)),
-            ("CONSUL_CLIENT_CERT", |this, v| this.cert_file(v)),
-            ("CONSUL_CLIENT_KEY", |this, v| this.key_file(v)),
-            ("CONSUL_TLS_SERVER_NAME", |this, v| this.tls_server_name(v)),
-            ("CONSUL_DATACENTER", |this, v| this.datacenter(v)),
-            ("CONSUL_NAMESPACE", |this, v| this.namespace(v)),
-            ("CONSUL_PARTITION", |this, v| this.partition(v)),
-        ];
-        let (address, named) = match agent_of_systems(&value) {
-            Some((address, named)) => (Some(address), named),
-            None => (None, ""),
-        };
-        if let (None, Some(address)) = (value("CONSUL_HTTP_ADDR"), address) {
-            self = self.http(&address);
-            self.http_named = Some(named);
-        }
-        for (variable, set) in settings {
-            if let Some(value) = value(variable) {
-                let before = self.problems.clone();
-                self = set(self, &value);
-                let fresh = |name: &&&str| !before.contains_key(**name);
-                if let Some(&name) = self.problems.keys().find(fresh) {
-                    let problem = self.problems.entry(name);
-                    problem.and_modify(|problem| *problem = problem.about(variable));
-                }
-            }
-        }
-        self
-    }
-
     /// Consul's DNS interface: one or more `address:port`, separated by commas
     /// and asked in that order, or `none`. A port may be left out. Default:
     /// `127.0.0.1:8600`.
@@ -521,45 +436,10 @@ impl ResolverBuilder {
         Ok(self.config)
     }
 
-    fn ssl_from(mut self, value: &str) -> Self {
-        match go_bool(value) {
-            Some(ssl) => self.ssl = ssl,
-            None => self.refuse("ssl", format!("{value:?} is neither true nor false")),
-        }
-        self
-    }
-
-    fn verify_from(mut self, value: &str) -> Self {
-        match Verify::parse(value) {
-            Ok(verify) => self.config.http.tls.verify = verify,
-            Err(error) => self.refuse("verify", error.to_string()),
-        }
-        self
-    }
-
     fn refuse(&mut self, setting: &'static str, message: String) {
         self.problems
             .insert(setting, Error::new(ErrorKind::Invalid, message));
     }
-}
-
-/// The agent as systems name it that do not know Consul's own variable, and the variable.
-fn agent_of_systems(value: impl Fn(&str) -> Option<String>) -> Option<(String, &'static str)> {
-    if let Some(url) = value("CONSUL_URL") {
-        return Some((url, "CONSUL_URL"));
-    }
-    let host = value("CONSUL_HOST")?;
-    let port: Option<u16> = value("CONSUL_PORT").and_then(|port| port.trim().parse().ok());
-    let host = match host.parse::<std::net::Ipv6Addr>() {
-        Ok(ip) => format!("[{ip}]"),
-        Err(_) => host,
-    };
-    let named = host.contains("://") || host.trim_end_matches(']').contains("]:");
-    let address = match named || (host.matches(':').count() == 1) {
-        true => host,
-        false => format!("{host}:{}", port.unwrap_or(HTTP_PORT)),
-    };
-    Some((address, "CONSUL_HOST"))
 }
 
 fn dns_servers(text: &str) -> Result<Vec<SocketAddr>, String> {
@@ -614,56 +494,6 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_is_found_as_systems_name_it() {
-        let read = |variables: &[(&str, &str)]| {
-            let builder = ResolverBuilder::default().read(|name| {
-                let found = variables.iter().find(|(variable, _)| *variable == name);
-                found.map(|(_, value)| (*value).to_owned())
-            });
-            let config = builder.finish().map_err(|error| error.to_string())?;
-            Ok::<_, String>(config.http.addresses[0].to_string())
-        };
-        for (variables, address) in [
-            (&[("CONSUL_HOST", "consul")][..], "http://consul:8500"),
-            (
-                &[("CONSUL_HOST", "consul"), ("CONSUL_PORT", "85")],
-                "http://consul:85",
-            ),
-            (
-                &[("CONSUL_HOST", "::1"), ("CONSUL_PORT", "85")],
-                "http://[::1]:85",
-            ),
-            (
-                &[("CONSUL_HOST", "consul:99"), ("CONSUL_PORT", "85")],
-                "http://consul:99",
-            ),
-            (
-                &[
-                    ("CONSUL_HOST", "consul"),
-                    ("CONSUL_PORT", "tcp://10.0.0.1:8500"),
-                ],
-                "http://consul:8500",
-            ),
-            (
-                &[("CONSUL_PORT", "tcp://10.0.0.1:8500")],
-                "http://127.0.0.1:8500",
-            ),
-            (
-                &[("CONSUL_URL", "https://consul:8501"), ("CONSUL_HOST", "x")],
-                "https://consul:8501",
-            ),
-            (
-                &[("CONSUL_URL", "http://a:1"), ("CONSUL_HTTP_ADDR", "b:2")],
-                "http://b:2",
-            ),
-        ] {
-            assert_eq!(read(variables).as_deref(), Ok(address), "{variables:?}");
-        }
-        let told = read(&[("CONSUL_URL", "ftp://a")]).unwrap_err();
-        assert!(told.contains("CONSUL_URL"), "{told}");
-    }
-
-    #[test]
     fn an_address_without_a_port_gets_consuls_own() {
         let read = |text| dns_servers(text).unwrap();
         assert_eq!(read("10.0.0.1"), ["10.0.0.1:8600".parse().unwrap()]);
@@ -685,17 +515,6 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_variable_is_named_in_the_error() {
-        let with = |name: &'static str, value: &'static str| {
-            problem(ResolverBuilder::default().read(|asked| (asked == name).then(|| value.into())))
-        };
-        assert!(with("PROCONSUL_DNS", "nowhere").starts_with("PROCONSUL_DNS: "));
-        assert!(with("CONSUL_HTTP_SSL_VERIFY", "maybe").starts_with("CONSUL_HTTP_SSL_VERIFY: "));
-        assert!(with("CONSUL_CLIENT_CERT", "cert.pem").contains("needs its key"));
-        assert!(!with("CONSUL_HTTP_TOKEN", "secret\u{7f}token").contains("secret"));
-    }
-
-    #[test]
     fn settings_out_of_range_are_refused_not_clamped() {
         let new = ResolverBuilder::default;
         assert!(problem(new().timeout(Duration::ZERO)).contains("time limit"));
@@ -706,13 +525,6 @@ mod tests {
             .ttl_floor(Duration::from_secs(60))
             .ttl_cap(Duration::from_secs(5));
         assert!(problem(crossed).contains("above the cap"));
-    }
-
-    #[test]
-    fn what_is_set_afterwards_mends_a_bad_variable() {
-        let bad = |asked: &str| (asked == "PROCONSUL_DNS").then(|| "nowhere".to_owned());
-        let mended = ResolverBuilder::default().read(bad).dns("127.0.0.1");
-        assert!(mended.finish().is_ok());
     }
 
     #[test]

@@ -43,7 +43,7 @@ use tracing::debug;
 use crate::{
     call::Attempts,
     clock,
-    pool::{Feedback, Lease, Pool},
+    pool::Pool,
     resolver::Service,
     retry::{Blame, CallError, Retry},
     task::Owned,
@@ -184,74 +184,56 @@ impl Channel {
         if let Some(time) = head.headers.get(TIMEOUT).and_then(read_timeout) {
             attempts.limit(time);
         }
+        // An answer that says so and that nothing follows is given as it is.
+        let mut unavailable = None;
         loop {
             let lease = attempts.next().await.map_err(status)?;
-            let start = clock::now();
-            let tell = |lease: Lease, feedback| {
-                let took = clock::now().saturating_duration_since(start);
-                lease.report(feedback, took);
-            };
-            let connected = attempts
-                .limited(inner.connection(lease.socket_addr()))
-                .await;
-            let mut channel = match connected {
-                Some(Ok(channel)) => channel,
-                Some(Err(error)) => {
-                    tell(lease, Feedback::Failure);
-                    match attempts.failed(error, Blame::Unreached) {
-                        Some(error) => return Err(status(error)),
-                        None => continue,
+            let (address, deadline) = (lease.socket_addr(), attempts.deadline());
+            let attempt = async {
+                let connected = inner.connection(address).await;
+                let mut channel = connected.map_err(|error| (error, Blame::Unreached))?;
+                let sent = body.take().expect("what cannot be copied is sent once");
+                let (now, kept) = sent.send();
+                body = kept;
+                // The server is told what is left of the deadline, in each attempt less.
+                if let Some(deadline) = deadline {
+                    let left = deadline.saturating_duration_since(clock::now());
+                    head.headers.insert(TIMEOUT, write_timeout(left));
+                }
+                let request = http::Request::from_parts(head.clone(), now);
+                let answered = async {
+                    std::future::poll_fn(|context| channel.poll_ready(context)).await?;
+                    channel.call(request).await
+                };
+                let again = inner.repeatable && body.is_some();
+                match answered.await {
+                    Ok(answer) if !is_unavailable(&answer) => Ok(answer),
+                    Ok(answer) => {
+                        let error = Status::from_header_map(answer.headers());
+                        let says = || Status::unavailable("the server said so");
+                        let error = error.unwrap_or_else(says);
+                        if again {
+                            return Err((error, Blame::Endpoint));
+                        }
+                        unavailable = Some(answer);
+                        Err((error, Blame::Unsafe))
+                    }
+                    Err(error) => {
+                        let blame = match is_unsent(&error) {
+                            true if body.is_some() => Blame::Unreached,
+                            false if again => Blame::Endpoint,
+                            _ => Blame::Unsafe,
+                        };
+                        Err((Status::from_error(Box::new(error)), blame))
                     }
                 }
-                None => return Err(status(attempts.late())),
             };
-            let Some(sent) = body.take() else {
-                return Err(status(attempts.late()));
-            };
-            let (now, kept) = sent.send();
-            body = kept;
-            // The server is told what is left of the deadline, in each attempt less.
-            if let Some(left) = attempts.left() {
-                head.headers.insert(TIMEOUT, write_timeout(left));
+            let end = attempts.make(lease, attempt).await;
+            if let Some(answer) = unavailable {
+                return Ok(answer);
             }
-            let request = http::Request::from_parts(head.clone(), now);
-            let answered = attempts.limited(async {
-                std::future::poll_fn(|context| channel.poll_ready(context)).await?;
-                channel.call(request).await
-            });
-            let (error, blame) = match answered.await {
-                Some(Ok(answer)) if !is_unavailable(&answer) => {
-                    tell(lease, Feedback::Success);
-                    attempts.succeeded();
-                    return Ok(answer);
-                }
-                Some(Ok(answer)) => {
-                    tell(lease, Feedback::Failure);
-                    if !inner.repeatable || body.is_none() {
-                        attempts.gave_up();
-                        return Ok(answer);
-                    }
-                    let error = Status::from_header_map(answer.headers());
-                    let error = error.unwrap_or_else(|| Status::unavailable("the server said so"));
-                    (error, Blame::Endpoint)
-                }
-                Some(Err(error)) => {
-                    tell(lease, Feedback::Failure);
-                    let blame = match is_unsent(&error) {
-                        _ if body.is_none() => Blame::Unsafe,
-                        true => Blame::Unreached,
-                        false if inner.repeatable => Blame::Endpoint,
-                        false => Blame::Unsafe,
-                    };
-                    (Status::from_error(Box::new(error)), blame)
-                }
-                None => {
-                    tell(lease, Feedback::Failure);
-                    return Err(status(attempts.late()));
-                }
-            };
-            if let Some(error) = attempts.failed(error, blame) {
-                return Err(status(error));
+            if let Some(end) = end {
+                return end.map_err(status);
             }
         }
     }

@@ -27,11 +27,10 @@ use reqwest::{Method, Request, RequestBuilder, Response, StatusCode, Url};
 use crate::{
     balance::Strategy,
     call::Attempts,
-    clock,
     consul::tls::{self, TlsSettings},
     error::{Error, ErrorKind},
     name::{ConsulName, Domain},
-    pool::{Feedback, Policy},
+    pool::Policy,
     resolver::{Resolver, Service},
     retry::{Blame, CallError, Retry},
 };
@@ -234,43 +233,31 @@ impl HttpClient {
                 Ok(lease) => lease,
                 Err(error) => return Failure::into_result(error),
             };
-            let Some(request) = next.take() else {
-                return Failure::into_result(attempts.late());
-            };
+            let request = next.take().expect("what cannot be copied is sent once");
             next = request.try_clone();
             let client = self.client(&backend, &request, lease.socket_addr());
-            let start = clock::now();
-            let sent = match client {
-                Ok(client) => attempts.limited(client.execute(request)).await,
-                Err(error) => Some(Err(error)),
+            let attempt = async {
+                let sent = match client {
+                    Ok(client) => client.execute(request).await,
+                    Err(error) => Err(error),
+                };
+                let (failure, blame) = match sent {
+                    Ok(answer) if is_good(answer.status()) => return Ok(answer),
+                    Ok(answer) => (Failure::Answer(answer), broken(&method)),
+                    Err(error) => {
+                        let blame = blame(&error, &method);
+                        (Failure::Error(error), blame)
+                    }
+                };
+                Err(match blame {
+                    Blame::Endpoint | Blame::Unreached if next.is_none() => {
+                        (failure, Blame::Unsafe)
+                    }
+                    blame => (failure, blame),
+                })
             };
-            let Some(sent) = sent else {
-                lease.failed();
-                return Failure::into_result(attempts.late());
-            };
-            let took = clock::now().saturating_duration_since(start);
-            let (failure, blame) = match sent {
-                Ok(answer) if is_good(answer.status()) => {
-                    lease.report(Feedback::Success, took);
-                    attempts.succeeded();
-                    return Ok(answer);
-                }
-                Ok(answer) => (Failure::Answer(answer), broken(&method)),
-                Err(error) => {
-                    let blame = blame(&error, &method);
-                    (Failure::Error(error), blame)
-                }
-            };
-            lease.report(
-                match blame {
-                    Blame::Question => Feedback::Success,
-                    _ => Feedback::Failure,
-                },
-                took,
-            );
-            let blame = if next.is_none() { Blame::Unsafe } else { blame };
-            if let Some(error) = attempts.failed(failure, blame) {
-                return Failure::into_result(error);
+            if let Some(end) = attempts.make(lease, attempt).await {
+                return end.or_else(Failure::into_result);
             }
         }
     }

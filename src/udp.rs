@@ -5,9 +5,9 @@ use std::{io, net::SocketAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
-/// Datagrams looked at for one question before the port is given up: a flood must not
+/// Datagrams that are no reply to a question before its port is given up: a flood must not
 /// keep us busy.
-pub(crate) const MOST_STRANGERS: usize = 64;
+pub(crate) const MOST_STRAY_DATAGRAMS: usize = 64;
 
 /// Wrong ids before a question goes over to TCP, where guesses are useless.
 pub(crate) const MOST_WRONG_IDS: usize = 16;

@@ -1,6 +1,5 @@
 //! Connections to the stub that stall, flood, lie and break off. Whoever does so is cut
 //! off, and the others do not notice.
-#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 
@@ -8,9 +7,12 @@ use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use hickory_proto::rr::RecordType;
 use socket2::SockRef;
-use support::{Agent, SilentDns, agents_stub, ask_tcp, ask_udp, lonely_stub, stub_of, wait_for};
+use support::{
+    Agent, SilentDns, agents_stub, ask_tcp, ask_udp, framed, lonely_stub, next_message, stub_of,
+    wait_for,
+};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UdpSocket},
     time::{Instant, sleep, timeout},
 };
@@ -19,20 +21,9 @@ use tokio::{
 const KNOWN: &str = "0a000001.addr.consul.";
 
 /// A question for [`KNOWN`], with its length.
-fn framed(id: u16) -> Vec<u8> {
+fn known(id: u16) -> Vec<u8> {
     let question = b"\x01\0\0\x01\0\0\0\0\0\0\x080a000001\x04addr\x06consul\0\0\x01\0\x01";
-    let length = u16::try_from(question.len() + 2).unwrap();
-    [&length.to_be_bytes()[..], &id.to_be_bytes(), question].concat()
-}
-
-async fn reply(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
-    let length = timeout(Duration::from_secs(10), stream.read_u16())
-        .await
-        .ok()?
-        .ok()?;
-    let mut reply = vec![0; length.into()];
-    stream.read_exact(&mut reply).await.ok()?;
-    Some(reply)
+    framed(&[&id.to_be_bytes()[..], question].concat())
 }
 
 /// How long until the stub closes, reading nothing but the end.
@@ -75,15 +66,15 @@ async fn a_length_that_no_message_has_ends_the_connection_and_is_counted() {
     .await;
     // What came before it is answered.
     let mut stream = TcpStream::connect(stub).await.unwrap();
-    stream.write_all(&framed(1)).await.unwrap();
-    assert!(reply(&mut stream).await.is_some());
+    stream.write_all(&known(1)).await.unwrap();
+    assert!(next_message(&mut stream).await.is_some());
     is_well(stub).await;
 }
 
 #[tokio::test]
 async fn who_never_ends_a_message_is_cut_off_after_two_seconds_however_it_trickles() {
     let (stub, _) = lonely_stub().await;
-    let whole = framed(1);
+    let whole = known(1);
     let hello = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03";
     let mut stalled = tokio::task::JoinSet::new();
     for (what, start, pause) in [
@@ -116,8 +107,8 @@ async fn who_never_ends_a_message_is_cut_off_after_two_seconds_however_it_trickl
         stalled.spawn(async move {
             let mut stream = TcpStream::connect(stub).await.unwrap();
             stream.write_all(&start).await.unwrap();
-            if start.len() > framed(1).len() {
-                reply(&mut stream).await.unwrap();
+            if start.len() > known(1).len() {
+                next_message(&mut stream).await.unwrap();
             }
             let begun = Instant::now();
             let (mut reader, mut writer) = stream.into_split();
@@ -158,7 +149,7 @@ async fn who_never_ends_a_message_is_cut_off_after_two_seconds_however_it_trickl
 async fn a_message_in_any_number_of_pieces_is_one_message() {
     let (stub, _) = lonely_stub().await;
     // Padded to 600 bytes by an EDNS option.
-    let mut long = framed(7);
+    let mut long = known(7);
     let padding = 600 - long.len() - 11 - 4;
     long[13] = 1;
     long.extend(b"\0\0\x29\x04\xd0\0\0\0\0");
@@ -175,23 +166,23 @@ async fn a_message_in_any_number_of_pieces_is_one_message() {
         stream.write_all(byte).await.unwrap();
         tokio::task::yield_now().await;
     }
-    let answer = reply(&mut stream).await.unwrap();
+    let answer = next_message(&mut stream).await.unwrap();
     assert_eq!((answer[1], answer[7]), (7, 1));
     // Two in one, and one that is split at every place there is.
     stream
-        .write_all(&[framed(1), framed(2)].concat())
+        .write_all(&[known(1), known(2)].concat())
         .await
         .unwrap();
     for _ in 0..2 {
-        assert!(reply(&mut stream).await.is_some());
+        assert!(next_message(&mut stream).await.is_some());
     }
-    let both = [framed(3), framed(4)].concat();
+    let both = [known(3), known(4)].concat();
     for at in 1..both.len() {
         stream.write_all(&both[..at]).await.unwrap();
         tokio::task::yield_now().await;
         stream.write_all(&both[at..]).await.unwrap();
         for _ in 0..2 {
-            let answer = reply(&mut stream).await.unwrap();
+            let answer = next_message(&mut stream).await.unwrap();
             assert!(
                 matches!(answer[1], 3 | 4) && answer[7] == 1,
                 "split at {at}"
@@ -205,14 +196,14 @@ async fn ten_thousand_questions_at_once_are_all_answered_and_keep_nobody_waiting
     let (stub, _) = lonely_stub().await;
     let (mut reader, mut writer) = TcpStream::connect(stub).await.unwrap().into_split();
     let asking = tokio::spawn(async move {
-        let all: Vec<u8> = (0..10_000).flat_map(framed).collect();
+        let all: Vec<u8> = (0..10_000).flat_map(known).collect();
         writer.write_all(&all).await.unwrap();
         writer
     });
     let hearing = tokio::spawn(async move {
         let mut heard = HashSet::new();
         while heard.len() < 10_000 {
-            let reply = reply(&mut reader).await.unwrap();
+            let reply = next_message(&mut reader).await.unwrap();
             assert!(heard.insert([reply[0], reply[1]]), "answered twice");
         }
     });
@@ -221,7 +212,7 @@ async fn ten_thousand_questions_at_once_are_all_answered_and_keep_nobody_waiting
     client.connect(stub).await.unwrap();
     while !hearing.is_finished() || times.len() < 20 {
         let start = Instant::now();
-        client.send(&framed(1)[2..]).await.unwrap();
+        client.send(&known(1)[2..]).await.unwrap();
         client.recv(&mut [0; 512]).await.unwrap();
         times.push(start.elapsed());
         sleep(Duration::from_millis(1)).await;
@@ -246,7 +237,7 @@ async fn who_asks_and_never_reads_is_read_no_more_and_cut_off() {
     let agent = Agent::start().await;
     agent.register_instances("web", 100).await;
     let (stub, traffic) = agents_stub(&agent).await;
-    let mut question = framed(1);
+    let mut question = known(1);
     let name = b"\x03web\x07service\x06consul\0\0\x21\0\x01";
     question.truncate(14);
     question.extend(name);
@@ -289,7 +280,7 @@ async fn who_waits_for_many_answers_is_not_read_meanwhile() {
     // Each for another name, none of which is answered soon.
     for number in 0..100_u16 {
         let name = format!("\x04{number:04}\x07service\x06consul\0\0\x01\0\x01");
-        let mut question = framed(number)[..14].to_vec();
+        let mut question = known(number)[..14].to_vec();
         question.extend(name.as_bytes());
         let length = u16::try_from(question.len() - 2).unwrap();
         question[..2].copy_from_slice(&length.to_be_bytes());
@@ -305,7 +296,7 @@ async fn who_waits_for_many_answers_is_not_read_meanwhile() {
     is_well(stub).await;
     // All of them get their answer in the end: SERVFAIL.
     for _ in 0..100 {
-        assert_eq!(reply(&mut stream).await.unwrap()[3] & 0x0F, 2);
+        assert_eq!(next_message(&mut stream).await.unwrap()[3] & 0x0F, 2);
     }
 }
 
@@ -316,10 +307,10 @@ async fn connections_that_break_off_leave_nothing_behind() {
         .dns(&silent.address().to_string())
         .http("none");
     let (stub, _) = stub_of(builder.build().unwrap(), &[]).await;
-    let mut waiting = framed(1)[..14].to_vec();
+    let mut waiting = known(1)[..14].to_vec();
     waiting[1] = 36;
     waiting.extend(b"\x03web\x07service\x06consul\0\0\x01\0\x01");
-    for start in [&b""[..], &framed(1), &framed(1)[..9], &waiting] {
+    for start in [&b""[..], &known(1), &known(1)[..9], &waiting] {
         for number in 0..100 {
             let mut stream = TcpStream::connect(stub).await.unwrap();
             stream.write_all(start).await.unwrap();
@@ -335,12 +326,12 @@ async fn connections_that_break_off_leave_nothing_behind() {
     // Half a close: the answer is still sent, and then the end.
     let mut stream = TcpStream::connect(stub).await.unwrap();
     stream
-        .write_all(&[&framed(1)[..], &waiting].concat())
+        .write_all(&[&known(1)[..], &waiting].concat())
         .await
         .unwrap();
     stream.shutdown().await.unwrap();
     for code in [0, 2] {
-        assert_eq!(reply(&mut stream).await.unwrap()[3] & 0x0F, code);
+        assert_eq!(next_message(&mut stream).await.unwrap()[3] & 0x0F, code);
     }
     assert!(closed(&mut stream).await < Duration::from_secs(5));
 }
@@ -350,13 +341,13 @@ async fn an_urgent_byte_harms_nobody() {
     let (stub, _) = lonely_stub().await;
     for at in [0, 1, 2, 14] {
         let stream = TcpStream::connect(stub).await.unwrap();
-        let question = framed(1);
+        let question = known(1);
         let mut stream = stream;
         stream.write_all(&question[..at]).await.unwrap();
         SockRef::from(&stream).send_out_of_band(b"!").unwrap();
         stream.write_all(&question[at..]).await.unwrap();
         // It is no part of the message.
-        assert_eq!(reply(&mut stream).await.unwrap()[7], 1, "at {at}");
+        assert_eq!(next_message(&mut stream).await.unwrap()[7], 1, "at {at}");
     }
     is_well(stub).await;
 }
@@ -392,7 +383,7 @@ async fn clients_that_are_gone_before_their_answer_harm_nobody() {
     for _ in 0..300 {
         // The kernel answers the reply with "port unreachable".
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        client.send_to(&framed(1)[2..], stub).await.unwrap();
+        client.send_to(&known(1)[2..], stub).await.unwrap();
         drop(client);
     }
     is_well(stub).await;

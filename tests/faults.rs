@@ -7,7 +7,10 @@ mod support;
 
 use std::time::Duration;
 
-use field::{more, rows, verdict::Verdict};
+use field::{
+    rows::{agent, http, rights, servers, services, stub, weather},
+    verdict::Verdict,
+};
 use tokio::sync::Mutex;
 
 /// One at a time: each is three servers, an agent, and a load.
@@ -23,60 +26,60 @@ async fn holds(row: impl Future<Output = Verdict>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_agent_is_killed_the_servers_answer_in_its_place() {
-    holds(rows::the_agent_is_killed(LASTS)).await;
+    holds(agent::the_agent_is_killed(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_agent_hangs_nobody_waits_for_it() {
-    holds(rows::the_agent_hangs(LASTS)).await;
+    holds(agent::the_agent_hangs(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_leader_is_killed_answers_go_on() {
-    holds(rows::the_leader_is_killed(LASTS)).await;
+    holds(servers::the_leader_is_killed(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_all_servers_are_killed_what_is_known_is_given() {
-    holds(rows::all_servers_are_killed(LASTS)).await;
+    holds(servers::all_servers_are_killed(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_all_is_killed_what_is_known_is_given_and_then_what_is_written_down() {
-    holds(rows::all_is_killed(LASTS)).await;
+    holds(servers::all_is_killed(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_dns_is_refused_http_answers() {
-    holds(rows::dns_is_refused(LASTS)).await;
+    holds(weather::dns_is_refused(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_dns_is_silent_http_answers() {
-    holds(rows::dns_is_silent(LASTS)).await;
+    holds(weather::dns_is_silent(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_http_is_refused_dns_answers() {
-    holds(rows::http_is_refused(LASTS)).await;
+    holds(http::http_is_refused(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_token_loses_its_rights_nothing_is_deleted() {
-    holds(more::the_token_is_revoked(LASTS)).await;
+    holds(rights::the_token_is_revoked(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_servers_lose_their_data_nothing_is_deleted() {
-    holds(rows::the_servers_lose_their_data(LASTS)).await;
+    holds(servers::the_servers_lose_their_data(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_is_taken_down_is_gone_at_once() {
-    holds(rows::a_service_is_taken_down(LASTS)).await;
+    holds(services::a_service_is_taken_down(LASTS)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_stub_is_killed_without_consul_it_comes_back_with_what_it_knew() {
-    holds(rows::the_stub_is_killed_without_consul(LASTS)).await;
+    holds(stub::the_stub_is_killed_without_consul(LASTS)).await;
 }

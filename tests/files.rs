@@ -8,38 +8,15 @@ mod support;
 use std::{
     fs::{self, File, Permissions},
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
 };
 
 use support::{
-    Serving, closed_port,
+    Folder, Serving, closed_port,
     http::{ScriptedHttp, entries, ok},
     http_client, serve, wait_for,
 };
-
-/// A private folder; it goes with its test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("files-{name}-{}", std::process::id());
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// An agent that knows every name.
 fn consul() -> ScriptedHttp {
@@ -71,7 +48,7 @@ fn shown(server: &ScriptedHttp) -> Option<String> {
 
 #[test]
 fn a_token_file_is_read_wherever_it_leads_and_one_that_is_open_to_all_is_told() {
-    let (folder, server) = (Folder::new("token"), consul());
+    let (folder, server) = (Folder::new("files-token"), consul());
     let token = folder.path("token");
     let real = folder.path("real");
     fs::write(&real, "good-token\n").unwrap();
@@ -89,7 +66,7 @@ fn a_token_file_is_read_wherever_it_leads_and_one_that_is_open_to_all_is_told() 
 
 #[test]
 fn a_token_that_cannot_be_had_is_told_with_its_file_and_nobody_is_asked_without_it() {
-    let (folder, server) = (Folder::new("no-token"), consul());
+    let (folder, server) = (Folder::new("files-no-token"), consul());
     let pipe = folder.path("pipe");
     nix_mkfifo(&pipe);
     let large = folder.path("large");
@@ -115,7 +92,7 @@ fn a_token_that_cannot_be_had_is_told_with_its_file_and_nobody_is_asked_without_
 
 #[tokio::test]
 async fn a_token_that_is_replaced_in_one_step_is_shown_from_then_on() {
-    let (folder, server) = (Folder::new("replaced"), consul());
+    let (folder, server) = (Folder::new("files-replaced"), consul());
     let put = |token: &str| {
         // As those who keep secrets for containers do: a link is put over a link.
         let file = folder.path(token);
@@ -157,7 +134,7 @@ fn nix_mkfifo(path: &Path) {
 
 #[test]
 fn what_is_no_snapshot_of_ours_is_neither_read_nor_waited_for() {
-    let (folder, server) = (Folder::new("snapshot"), consul());
+    let (folder, server) = (Folder::new("files-snapshot"), consul());
     let closed = format!("http://{}", closed_port());
     let good = folder.path("good");
     let saved = lookup(&server.url(), &["--snapshot", good.to_str().unwrap()]);
@@ -231,7 +208,7 @@ fn what_is_no_snapshot_of_ours_is_neither_read_nor_waited_for() {
 
 #[tokio::test]
 async fn of_two_that_share_a_snapshot_the_first_keeps_it_and_both_answer() {
-    let (folder, server) = (Folder::new("shared"), consul());
+    let (folder, server) = (Folder::new("files-shared"), consul());
     let snapshot = folder.path("snapshot");
     let start = || {
         let mut command = serve("none", &server.url());
@@ -268,7 +245,7 @@ async fn of_two_that_share_a_snapshot_the_first_keeps_it_and_both_answer() {
 
 #[test]
 fn a_configuration_that_cannot_be_meant_is_refused_at_the_start() {
-    let folder = Folder::new("config");
+    let folder = Folder::new("files-config");
     let serve = "[serve]\nlisten = ['127.0.0.1:0']\nadmin = 'none'\n";
     let large = format!("{serve}# {}\n", "x".repeat(1 << 20));
     let nested = format!("x = {}1{}\n", "[".repeat(5_000), "]".repeat(5_000));

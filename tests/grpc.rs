@@ -306,11 +306,14 @@ async fn a_deadline_is_that_of_the_connection_too() {
     let agent = Agent::start().await;
     let (address, _held) = black_hole().await;
     register(&agent, address).await;
-    let mut client = HealthClient::new(Channel::new(service(&agent, 1).await));
+    let service = service(&agent, 1).await;
+    let mut client = HealthClient::new(Channel::new(service.clone()));
     let mut request = Request::new(HealthCheckRequest::default());
     request.set_timeout(Duration::from_millis(100));
     let failed = client.check(request).await.unwrap_err();
     assert_eq!(failed.code(), Code::DeadlineExceeded, "{failed}");
+    // Who takes no connection has failed, however short the deadline.
+    assert_eq!(service.standings()[0].failures, 1);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, process::Command, time::Duration};
 
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use proconsul::{Resolver, stub::Stub};
-use support::{Agent, SilentDns, ask_tcp, ask_udp, wait_for};
+use support::{Agent, SilentDns, ask_tcp, ask_udp, framed, next_message, wait_for};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UdpSocket},
@@ -172,22 +172,10 @@ async fn when_no_source_answers_it_is_servfail_with_the_reason() {
     );
 }
 
-/// `web.service.consul A`, framed for TCP.
-fn framed(id: u8) -> Vec<u8> {
-    let mut message = vec![0, id, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    message.extend_from_slice(b"\x03web\x07service\x06consul\x00\x00\x01\x00\x01");
-    let length = u16::try_from(message.len()).expect("a short message");
-    [&length.to_be_bytes()[..], &message].concat()
-}
-
-async fn reply(stream: &mut TcpStream) -> Option<Vec<u8>> {
-    let length = timeout(Duration::from_secs(10), stream.read_u16())
-        .await
-        .ok()?
-        .ok()?;
-    let mut reply = vec![0; length.into()];
-    stream.read_exact(&mut reply).await.ok()?;
-    Some(reply)
+/// `web.service.consul A`, with its length.
+fn web(id: u8) -> Vec<u8> {
+    let question = b"\x01\0\0\x01\0\0\0\0\0\0\x03web\x07service\x06consul\0\0\x01\0\x01";
+    framed(&[&[0, id][..], question].concat())
 }
 
 #[tokio::test]
@@ -196,7 +184,7 @@ async fn questions_on_one_connection_are_all_answered_however_they_arrive() {
     agent.register_instances("web", 2).await;
     let stub = stub(&agent.dns().to_string(), "none").await;
     let mut stream = TcpStream::connect(stub).await.expect("a connection");
-    let all: Vec<u8> = (0..100).flat_map(framed).collect();
+    let all: Vec<u8> = (0..100).flat_map(web).collect();
     // Split where it hurts: within lengths, headers and names.
     for part in all.chunks(37) {
         stream.write_all(part).await.expect("the stub reads");
@@ -205,7 +193,7 @@ async fn questions_on_one_connection_are_all_answered_however_they_arrive() {
     // The client has no more to ask; its answers are still due.
     stream.shutdown().await.expect("half a close");
     let mut ids = std::collections::BTreeSet::new();
-    while let Some(reply) = reply(&mut stream).await {
+    while let Some(reply) = next_message(&mut stream).await {
         assert_eq!(reply[7], 2, "both instances");
         ids.insert(reply[1]);
     }
@@ -278,13 +266,15 @@ async fn a_stopped_stub_sends_the_answers_that_are_due_and_lets_its_port_go() {
     let running = tokio::spawn(stub.run(async { drop(stopped.await) }));
 
     let mut asking = TcpStream::connect(address).await.expect("a connection");
-    asking.write_all(&framed(7)).await.expect("the stub reads");
+    asking.write_all(&web(7)).await.expect("the stub reads");
     wait_for("the question on its way to Consul", async || {
         (!silent.questions().is_empty()).then_some(())
     })
     .await;
     stop.send(()).expect("the stub runs");
-    let reply = reply(&mut asking).await.expect("the answer that was due");
+    let reply = next_message(&mut asking)
+        .await
+        .expect("the answer that was due");
     assert_eq!((reply[1], reply[3] & 0x0f), (7, 2), "SERVFAIL");
     running.await.expect("no panic");
     assert!(TcpStream::connect(address).await.is_err());
@@ -418,7 +408,7 @@ async fn a_client_that_asks_for_much_at_once_does_not_keep_others_waiting() {
     let greedy = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
     greedy.connect(address).await.expect("an address");
     for id in 0..5_000_u16 {
-        let mut packet = framed(0)[2..].to_vec();
+        let mut packet = web(0)[2..].to_vec();
         packet[..2].copy_from_slice(&id.to_be_bytes());
         // Each for another name.
         packet[13..16].copy_from_slice(format!("{:03x}", id & 0xFFF).as_bytes());

@@ -23,26 +23,16 @@ use hickory_proto::{
     rr::{Name, RecordType},
 };
 use support::{
-    Serving, closed_port,
+    Folder, Serving, closed_port, framed,
     http::{ScriptedHttp, entries, ok},
     http_client, serve, signal, wait_for,
 };
 use tokio::time::Instant;
 
-/// A folder with a snapshot in it; it goes with its test.
-struct Folder(PathBuf);
-
+/// With a snapshot in it.
 impl Folder {
-    fn new(name: &str) -> Self {
-        let name = format!("faults-{name}-{}", std::process::id());
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
     fn snapshot(&self) -> PathBuf {
-        self.0.join("snapshot")
+        self.path("snapshot")
     }
 
     fn names(&self) -> Vec<String> {
@@ -59,17 +49,11 @@ impl Folder {
         let mut command = Command::new("strace");
         command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", fault]);
         for file in ["snapshot", "snapshot.new", "snapshot.lock"] {
-            command.arg("-P").arg(self.0.join(file));
+            command.arg("-P").arg(self.path(file));
         }
         command.arg("-P").arg(&self.0);
         command.arg(env!("CARGO_BIN_EXE_proconsul")).env_clear();
         command
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -118,7 +102,7 @@ fn whenever_it_is_killed_the_old_snapshot_or_the_new_one_is_there() {
     let (mut old, mut new) = (0, 0);
     for call in CALLS {
         for time in 1.. {
-            let folder = Folder::new("killed");
+            let folder = Folder::new("faults-killed");
             let snapshot = folder.snapshot();
             let look = |name: &str, http: &str| looked_up(plain(), name, http, &snapshot);
             assert!(is_found(&look("old", &server.url())));
@@ -150,7 +134,7 @@ fn a_disk_that_says_no_costs_no_answer_and_no_snapshot() {
     let server = consul();
     for call in CALLS {
         for error in ["EIO", "ENOSPC", "EROFS", "EMFILE", "EINTR"] {
-            let folder = Folder::new("disk");
+            let folder = Folder::new("faults-disk");
             let snapshot = folder.snapshot();
             let look = |name: &str, http: &str| looked_up(plain(), name, http, &snapshot);
             assert!(is_found(&look("old", &server.url())));
@@ -175,7 +159,7 @@ fn a_disk_that_says_no_costs_no_answer_and_no_snapshot() {
 #[tokio::test]
 async fn a_full_disk_is_counted_and_answers_go_on() {
     let server = consul();
-    let folder = Folder::new("full");
+    let folder = Folder::new("faults-full");
     let mut command = folder.strace("inject=write:error=ENOSPC");
     let given = serve("none", &server.url());
     command.args(given.get_args());
@@ -267,8 +251,7 @@ fn over_udp(server: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
 fn over_tcp(server: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&server, WAITS)?;
     stream.set_read_timeout(Some(WAITS))?;
-    let length = u16::try_from(question.len()).unwrap().to_be_bytes();
-    stream.write_all(&[&length[..], question].concat())?;
+    stream.write_all(&framed(question))?;
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
     let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
@@ -370,7 +353,7 @@ async fn a_thread_that_cannot_be_started_leaves_its_clients_to_the_others() {
 
 #[test]
 fn what_is_written_is_on_the_disk_before_its_name_is() {
-    let (folder, server) = (Folder::new("order"), consul());
+    let (folder, server) = (Folder::new("faults-order"), consul());
     let log = folder.0.join("log");
     let mut command = folder.strace("trace=all");
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();

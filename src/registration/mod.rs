@@ -1,8 +1,9 @@
 //! **Door.** [`Registration`]: services that are registered at the agent of this machine as
-//! long as it lives. What is said of a service is [`definition`]'s, what is done to keep it
-//! there [`agenda`]'s.
+//! long as it lives. What is said of a service is [`definition`]'s, of its checks [`check`]'s,
+//! what is done to keep it there [`agenda`]'s.
 
 pub(crate) mod agenda;
+mod check;
 mod definition;
 mod keeper;
 
@@ -17,8 +18,8 @@ use std::{
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::warn;
 
-pub use self::definition::{Check, ServiceDefinition};
 use self::{agenda::Wishes, keeper::Line};
+pub use self::{check::Check, definition::ServiceDefinition};
 use crate::{
     consul::{
         api::place,

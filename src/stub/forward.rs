@@ -38,7 +38,7 @@ use crate::{
     endpoint::Transport,
     flight::Flights,
     stamp::Stamp,
-    udp::{MOST_STRANGERS, MOST_WRONG_IDS, connected},
+    udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS, connected},
 };
 
 /// One upstream is waited for so long before the next one is asked.
@@ -538,7 +538,7 @@ async fn over_udp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
     socket.send(&packet).await?;
     let mut reply = Vec::with_capacity(4_096);
     let mut wrong_ids = 0;
-    for _ in 0..MOST_STRANGERS {
+    for _ in 0..MOST_STRAY_DATAGRAMS {
         reply.clear();
         socket.recv_buf(&mut reply).await?;
         if answers(&reply, &packet, id) {

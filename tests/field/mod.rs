@@ -6,7 +6,6 @@
 
 mod history;
 pub(crate) mod load;
-pub(crate) mod more;
 pub(crate) mod rows;
 pub(crate) mod verdict;
 
@@ -20,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use hickory_proto::rr::RecordType;
 use proconsul::{Registration, Resolver, ServiceDefinition};
 use serde_json::{Value, json};
 use tokio::{
@@ -32,7 +32,8 @@ use self::{
     load::{Asked, Load},
 };
 use crate::support::{
-    Agent, Proxy, Serving, Weather, cluster, http_client, http_client_with, serve_at, wait_for,
+    Agent, Over, Proxy, Serving, Weather, ask, cluster, http_client, http_client_with, leader,
+    serve_at, wait_for,
 };
 
 /// Names that are asked for all the time, and instances of each.
@@ -187,6 +188,13 @@ impl Field {
         field
     }
 
+    /// The usual field, after a while in which all is well.
+    pub(crate) async fn usual() -> Self {
+        let mut field = Self::start(Plan::default()).await;
+        field.calm().await;
+        field
+    }
+
     /// The stub again, at the address that it had.
     pub(crate) fn restart_stub(&mut self) {
         let doors = doors(&self.plan, &self.http, &self.server_doors);
@@ -239,6 +247,13 @@ impl Field {
         self.healed = Some(Instant::now());
     }
 
+    /// All is well again, our own instance is there, and the load goes on for a while.
+    pub(crate) async fn mended(&mut self, rest: Duration) {
+        self.fault_ends();
+        self.ours_is_there(Duration::from_secs(5)).await;
+        sleep(rest).await;
+    }
+
     /// Questions and requests that reached Consul's doors.
     fn upstream(&self) -> u64 {
         let doors = [&self.dns, &self.http]
@@ -250,15 +265,13 @@ impl Field {
     /// The client agent dies, and its ports close.
     pub(crate) fn kill_agent(&mut self) {
         self.agent.kill();
-        self.dns.set(Weather::refused());
-        self.http.set(Weather::refused());
+        self.weather_of_agent(&Weather::refused());
     }
 
     /// It is there again.
     pub(crate) async fn restart_agent(&mut self) {
         self.agent.restart().await;
-        self.dns.set(Weather::default());
-        self.http.set(Weather::default());
+        self.weather_of_agent(&Weather::default());
     }
 
     /// A server dies, and its ports close.
@@ -281,10 +294,22 @@ impl Field {
         (0..self.servers.len()).for_each(|at| self.launch_server(at));
     }
 
+    /// They have a leader again.
+    pub(crate) async fn restart_servers(&mut self) {
+        self.fault_wanes();
+        self.launch_servers();
+        leader(&self.servers).await;
+    }
+
     /// The same weather at all doors.
     pub(crate) fn weather_everywhere(&self, weather: &Weather) {
         self.dns.set(weather.clone());
         self.weather_of_http(weather);
+    }
+
+    pub(crate) fn weather_of_agent(&self, weather: &Weather) {
+        self.dns.set(weather.clone());
+        self.http.set(weather.clone());
     }
 
     pub(crate) fn weather_of_http(&self, weather: &Weather) {
@@ -318,16 +343,27 @@ impl Field {
             let value = self.metric(name).await;
             let shown = wanted(value);
             if shown || Instant::now() > deadline {
-                self.seen.push((name.to_owned(), value, shown));
+                self.notes(name, value, shown);
                 return;
             }
             sleep(Duration::from_millis(100)).await;
         }
     }
 
+    /// How many instances the stub tells.
+    async fn count(&self, service: &str) -> usize {
+        let told = ask(self.stub.dns, &asked(service), RecordType::SRV, Over::Udp).await;
+        told.map_or(usize::MAX, |(reply, _)| reply.answers.len())
+    }
+
     /// What changes may be seen so much later than usual.
     pub(crate) fn late_by(&mut self, time: Duration) {
         self.late_by = time;
+    }
+
+    /// Beside the row's bounds: what was found, and whether it is as it has to be.
+    pub(crate) fn notes(&mut self, what: &str, value: f64, holds: bool) {
+        self.seen.push((what.to_owned(), value, holds));
     }
 
     /// Something that must not have been.
@@ -370,11 +406,8 @@ impl Field {
             match there {
                 1 => {
                     let took = began.elapsed().as_secs_f64();
-                    self.seen.push((
-                        "registered again after s".into(),
-                        took,
-                        took <= within.as_secs_f64(),
-                    ));
+                    let soon = took <= within.as_secs_f64();
+                    self.notes("registered again after s", took, soon);
                     return;
                 }
                 0 if began.elapsed() < within * 3 => sleep(Duration::from_millis(100)).await,

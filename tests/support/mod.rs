@@ -13,6 +13,7 @@
 
 mod agent;
 mod cluster;
+mod folder;
 pub(crate) mod http;
 mod peers;
 mod ports;
@@ -27,12 +28,15 @@ mod wire;
 pub(crate) use {
     agent::{Agent, Builder},
     cluster::{cluster, leader},
+    folder::Folder,
     peers::{SilentDns, closed_port},
     process::{example, signal},
     proxy::{Proxy, Weather},
     serving::{Serving, serve, serve_at},
     stubs::{agents_stub, lonely_stub, stub_of},
-    wire::{Over, ask, ask_tcp, ask_udp, exchange, http_client, http_client_with},
+    wire::{
+        Over, ask, ask_tcp, ask_udp, exchange, framed, http_client, http_client_with, next_message,
+    },
 };
 
 use std::time::Duration;

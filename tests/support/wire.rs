@@ -8,7 +8,7 @@ use hickory_proto::{
     rr::{Name, RecordType},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
     time::timeout,
 };
@@ -88,14 +88,22 @@ async fn over_udp(server: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
 
 async fn over_tcp(server: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
     let mut stream = TcpStream::connect(server).await.ok()?;
-    stream
-        .write_all(&u16::try_from(packet.len()).ok()?.to_be_bytes())
-        .await
-        .ok()?;
-    stream.write_all(packet).await.ok()?;
-    let mut reply = vec![0; usize::from(stream.read_u16().await.ok()?)];
-    stream.read_exact(&mut reply).await.ok()?;
-    Some(reply)
+    stream.write_all(&framed(packet)).await.ok()?;
+    next_message(&mut stream).await
+}
+
+/// A message as TCP carries it: its length comes first.
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(message.len()).expect("TCP carries 64 kB at most");
+    [&length.to_be_bytes(), message].concat()
+}
+
+/// The next message of a connection. `None` when none comes for long.
+pub(crate) async fn next_message(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
+    let length = timeout(Duration::from_secs(10), stream.read_u16()).await;
+    let mut message = vec![0; length.ok()?.ok()?.into()];
+    stream.read_exact(&mut message).await.ok()?;
+    Some(message)
 }
 
 fn question(name: &str, kind: RecordType) -> Message {

@@ -25,8 +25,9 @@ use tokio::{
 };
 
 use super::{
-    DnsSource, Edns, Heard, Peer, Reply, Round, Trouble,
+    DnsSource, Edns, Heard, Reply, Trouble,
     message::{self, Hearing, Query, Strangers},
+    round::{Peer, Round},
     tcp,
 };
 use crate::{

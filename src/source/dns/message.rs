@@ -15,7 +15,7 @@ use hickory_proto::{
 
 use crate::{
     records::{wire, wire_name},
-    udp::{MOST_STRANGERS, MOST_WRONG_IDS},
+    udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS},
 };
 
 /// Length of a DNS header (RFC 1035, section 4.1.1).
@@ -180,7 +180,7 @@ impl<'a> Hearing<'a> {
         };
         self.strangers += 1;
         self.wrong_ids += usize::from(stranger == Stranger::WrongId);
-        if self.wrong_ids >= MOST_WRONG_IDS || self.strangers >= MOST_STRANGERS {
+        if self.wrong_ids >= MOST_WRONG_IDS || self.strangers >= MOST_STRAY_DATAGRAMS {
             Heard::Enough(stranger)
         } else {
             Heard::Stranger(stranger)
@@ -336,7 +336,7 @@ mod tests {
             all.unwrap()
         };
         assert_eq!(heard(&reply(8)), MOST_WRONG_IDS);
-        assert_eq!(heard(&[]), MOST_STRANGERS);
+        assert_eq!(heard(&[]), MOST_STRAY_DATAGRAMS);
         let mut hearing = Hearing::new(&query, 7);
         assert!(matches!(hearing.hear(&reply(8)), Heard::Stranger(_)));
         assert!(matches!(hearing.hear(&reply(7)), Heard::Reply(_)));

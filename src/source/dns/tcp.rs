@@ -32,7 +32,7 @@ pub(super) const QUEUE: usize = 256;
 const MOST_PENDING: usize = 4_096;
 
 /// Replies nobody asked for before the connection is dropped.
-const MOST_STRANGERS: usize = 16;
+const MOST_UNASKED_REPLIES: usize = 16;
 
 /// Longest time that one question may take to be written.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
@@ -237,7 +237,7 @@ pub(super) async fn converse(
                         debug!(%server, ?stranger, "reply on a connection ignored");
                     }
                 }
-                if strangers > MOST_STRANGERS { break }
+                if strangers > MOST_UNASKED_REPLIES { break }
             }
             () = tokio::time::sleep(IDLE) => {
                 pending.retain(|_, asked| !asked.reply.is_closed());

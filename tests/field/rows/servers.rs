@@ -1,0 +1,273 @@
+//! Consul's servers die, hang, forget or go back in time, with the agent or without it.
+
+use reqwest::Method;
+
+use super::*;
+
+/// 4: the leader dies, and the agent lives.
+pub(crate) async fn the_leader_is_killed(lasts: Duration) -> Verdict {
+    let mut field = Field::usual().await;
+    let at = leader(&field.servers).await;
+    field.kill_server(at);
+    field.fault_begins();
+    sleep(lasts).await;
+    leader(&field.servers).await;
+    field.mended(ms(1_000)).await;
+    let law = Law {
+        recovers: Some(ms(5_000)),
+        ..Law::usual("4", "the leader is killed")
+    };
+    field.judge(law).await
+}
+
+/// 5: two of three servers die; the one that is left tells what it knows.
+pub(crate) async fn two_servers_are_killed(lasts: Duration) -> Verdict {
+    let mut field = Field::usual().await;
+    field.stop_changes().await;
+    field.fault_begins();
+    field.kill_server(1);
+    field.kill_server(2);
+    sleep(lasts).await;
+    field.fault_wanes();
+    field.launch_server(1);
+    field.launch_server(2);
+    leader(&field.servers).await;
+    field.mended(ms(5_000)).await;
+    let law = Law {
+        recovers: Some(ms(5_000)),
+        ..Law::usual("5", "two of three servers are killed")
+    };
+    field.judge(law).await
+}
+
+/// 6: all servers die, and the agent lives.
+pub(crate) async fn all_servers_are_killed(lasts: Duration) -> Verdict {
+    let mut field = Field::usual().await;
+    field.kill_servers();
+    field.fault_begins();
+    sleep(lasts).await;
+    field.shows(STALE_SERVED, |count| count > 0.0).await;
+    field.restart_servers().await;
+    field.mended(ms(5_000)).await;
+    let law = Law {
+        first: ms(160),
+        new: Either(ms(900)),
+        recovers: Some(ms(5_000)),
+        ..Law::usual("6", "all servers are killed")
+    };
+    field.judge(law).await
+}
+
+/// 7 and 12: everything dies; what the operator wrote down stands in for what was never
+/// found.
+pub(crate) async fn all_is_killed(lasts: Duration) -> Verdict {
+    let file = temporary("static.json");
+    let written = json!({ "services": [
+        { "name": "written", "address": "10.200.0.9", "port": 4_009 },
+        // Never given while something better is known.
+        { "name": known(0), "address": "10.200.0.10", "port": 4_010 },
+    ]});
+    fs::write(&file, written.to_string()).unwrap();
+    let plan = Plan {
+        stub: vec!["--catalog".into(), file.display().to_string()],
+        ..Plan::default()
+    };
+    let mut field = Field::start(plan).await;
+    field.calm().await;
+    field.kill_agent();
+    field.kill_servers();
+    field.fault_begins();
+    sleep(ms(500)).await;
+    let began = Instant::now();
+    let found = field.count("written").await == 1;
+    let took = began.elapsed().as_secs_f64();
+    field.notes("static default after s", took, found && took < 0.9);
+    sleep(lasts).await;
+    field.shows(DNS_UP, |up| up == 0.0).await;
+    field.shows(HTTP_UP, |up| up == 0.0).await;
+    field.restart_servers().await;
+    field.restart_agent().await;
+    field.mended(ms(5_000)).await;
+    _ = fs::remove_file(file);
+    let law = Law {
+        first: ms(20),
+        new: Fails(ms(50)),
+        recovers: Some(ms(5_000)),
+        ..Law::usual("7, 12", "all is killed; a static catalog")
+    };
+    field.judge(law).await
+}
+
+/// 19: the servers come back without their data, and the services return later.
+pub(crate) async fn the_servers_lose_their_data(lasts: Duration) -> Verdict {
+    let mut field = Field::start(Plan::default()).await;
+    field.calm().await;
+    field.stop_changes().await;
+    field.kill_servers();
+    field.servers.iter().for_each(|server| server.forget());
+    field.fault_begins();
+    field.launch_servers();
+    leader(&field.servers).await;
+    // The agents' own service is there again: an answer that proves something.
+    wait_for("the agents to tell who they are", async || {
+        let request = field.servers[0].request(Method::GET, "/v1/health/service/consul");
+        let told: Value = request.send().await.ok()?.json().await.ok()?;
+        (told.as_array()?.len() == 3).then_some(())
+    })
+    .await;
+    sleep(lasts).await;
+    field
+        .shows("proconsul_protection_active", |active| active == 1.0)
+        .await;
+    // New names are truly gone.
+    let gone = ask(
+        field.stub.dns,
+        &asked("new-1499"),
+        RecordType::SRV,
+        Over::Udp,
+    )
+    .await;
+    let code = gone.map(|(reply, _)| reply.metadata.response_code);
+    if code != Some(ResponseCode::NXDomain) {
+        field.trouble(format!("a name that nobody registered is {code:?}"));
+    }
+    register(&field.servers[0], &field.history).await;
+    field.fault_ends();
+    field.ours_is_there(Duration::from_secs(5)).await;
+    sleep(ms(6_000)).await;
+    field
+        .shows("proconsul_protection_active", |active| active == 0.0)
+        .await;
+    let law = Law {
+        first: ms(160),
+        new: Gone(ms(900)),
+        recovers: Some(ms(5_000)),
+        ..Law::usual("19", "the servers lose their data")
+    };
+    field.judge(law).await
+}
+
+/// 20: an old snapshot of the servers' data is restored.
+pub(crate) async fn an_old_snapshot_is_restored(lasts: Duration) -> Verdict {
+    let mut field = Field::start(Plan::default()).await;
+    field.calm().await;
+    field.stop_changes().await;
+    let request = field.servers[0].request(Method::GET, "/v1/snapshot");
+    let saved = request.send().await.unwrap().bytes().await.unwrap();
+    let sets: Vec<_> = (0..10)
+        .map(|name| field.history.now(&asked(&known(name))))
+        .collect();
+    for name in 0..10 {
+        field.add_instance(name, 7).await;
+    }
+    sleep(ms(1_500)).await;
+    field.fault_begins();
+    let began = Instant::now();
+    let request = field.servers[0].request(Method::PUT, "/v1/snapshot");
+    let restored = request.body(saved).send().await.unwrap();
+    assert!(restored.status().is_success());
+    for (name, set) in (0..10).zip(sets) {
+        let now = Some(Instant::now());
+        field.history.changed(&asked(&known(name)), set, began, now);
+    }
+    let mut late = Duration::ZERO;
+    wait_for("the sets that were restored", async || {
+        late = began.elapsed();
+        let told = ask(
+            field.stub.dns,
+            &asked(&known(3)),
+            RecordType::SRV,
+            Over::Udp,
+        )
+        .await;
+        let told = told.map(|(reply, _)| reply.answers.len());
+        (told == Some(field.history.now(&asked(&known(3))).len())).then_some(())
+    })
+    .await;
+    field.notes(
+        "restored sets seen after s",
+        late.as_secs_f64(),
+        late < ms(7_000),
+    );
+    sleep(lasts).await;
+    field.fault_ends();
+    field
+        .shows("proconsul_protection_active", |active| active == 0.0)
+        .await;
+    // What was seen is newer than what is restored: it is held until that is no passing state.
+    field.late_by(ms(7_000));
+    field
+        .judge(Law::usual(
+            "20",
+            "an old snapshot of the servers is restored",
+        ))
+        .await
+}
+
+/// 28: the agent, and the stub, lose sight of the servers, which go on.
+pub(crate) async fn the_servers_are_out_of_sight(lasts: Duration) -> Verdict {
+    let mut field = Field::usual().await;
+    field.stop_changes().await;
+    field.fault_begins();
+    field.servers.iter().for_each(|server| server.pause());
+    sleep(lasts * 4).await;
+    field.shows(STALE_SERVED, |count| count > 0.0).await;
+    field.fault_wanes();
+    field.servers.iter().for_each(|server| server.resume());
+    leader(&field.servers).await;
+    field.mended(ms(6_000)).await;
+    let law = Law {
+        first: ms(200),
+        new: Either(ms(900)),
+        recovers: Some(ms(5_000)),
+        ..Law::usual("28", "all servers hang")
+    };
+    field.judge(law).await
+}
+
+/// 38: one after the other restarts, round by round.
+pub(crate) async fn all_restart_in_turn(lasts: Duration, rounds: u32) -> Verdict {
+    let mut field = Field::usual().await;
+    field.fault_begins();
+    for _ in 0..rounds {
+        for at in 0..field.servers.len() {
+            field.kill_server(at);
+            sleep(lasts).await;
+            field.launch_server(at);
+            // An operator goes on when all are well.
+            wait_for("all to be well again", async || {
+                let request = field.servers[(at + 1) % 3]
+                    .request(Method::GET, "/v1/operator/autopilot/health");
+                let told: Value = request.send().await.ok()?.json().await.ok()?;
+                (told["Healthy"] == true).then_some(())
+            })
+            .await;
+        }
+        field.kill_agent();
+        sleep(lasts).await;
+        field.restart_agent().await;
+        field.ours_is_there(ms(5_000)).await;
+    }
+    field.fault_ends();
+    sleep(ms(3_000)).await;
+    let law = Law {
+        first: ms(20),
+        new: Found(0.999, ms(900)),
+        ..Law::usual("38", "all restart in turn")
+    };
+    field.judge(law).await
+}
+
+impl Field {
+    /// One more instance of a known name.
+    async fn add_instance(&self, name: u16, number: u16) {
+        let (name, port) = (known(name), port(name, number));
+        let mut ports = self.history.now(&asked(&name));
+        ports.insert(port);
+        let began = Instant::now();
+        let node = instance(&name, number, port);
+        self.servers[0].put("/v1/catalog/register", node).await;
+        let done = Some(Instant::now());
+        self.history.changed(&asked(&name), ports, began, done);
+    }
+}

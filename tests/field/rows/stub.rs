@@ -1,0 +1,172 @@
+//! The stub and its machine: killed, paused, without disk, descriptors or a clock.
+
+use std::process::Command;
+
+use super::*;
+
+/// 33: the stub is killed and started again while all of Consul is away.
+pub(crate) async fn the_stub_is_killed_without_consul(lasts: Duration) -> Verdict {
+    let snapshot = temporary("snapshot");
+    _ = fs::remove_file(&snapshot);
+    let plan = Plan {
+        stub: vec!["--snapshot".into(), snapshot.display().to_string()],
+        ..Plan::default()
+    };
+    let mut field = Field::start(plan).await;
+    field.calm().await;
+    field.stop_changes().await;
+    wait_for("a snapshot of every name", async || {
+        let text = fs::read(&snapshot).ok()?;
+        let last = known(KNOWN - 1);
+        let all = String::from_utf8_lossy(&text).contains(&last);
+        all.then_some(())
+    })
+    .await;
+    field.pause_load().await;
+    field.weather_everywhere(&Weather::refused());
+    field.stub.signal("-KILL");
+    field.stub.wait();
+    let began = Instant::now();
+    field.restart_stub();
+    let mut first = None;
+    while first.is_none() && began.elapsed() < PATIENCE {
+        first = ask(field.stub.dns, &asked("svc-07"), RecordType::SRV, Over::Udp).await;
+    }
+    let took = began.elapsed().as_secs_f64();
+    let found = first.is_some_and(|(reply, _)| reply.answers.len() >= 3);
+    field.notes("start to first answer s", took, found && took < 1.0);
+    field.fault_begins();
+    field.resume_load();
+    sleep(lasts).await;
+    field.shows(STALE_SERVED, |count| count > 0.0).await;
+    field.weather_everywhere(&Weather::default());
+    field.fault_ends();
+    sleep(ms(6_000)).await;
+    _ = fs::remove_file(snapshot);
+    let law = Law {
+        first: ms(100),
+        new: Fails(ms(50)),
+        recovers: Some(ms(5_000)),
+        ..Law::usual("33", "the stub is killed while Consul is away; a snapshot")
+    };
+    field.judge(law).await
+}
+
+/// 34: the stub is paused, as a machine that sleeps.
+pub(crate) async fn the_stub_is_paused(lasts: Duration) -> Verdict {
+    let mut field = Field::usual().await;
+    field.pause_load().await;
+    field.fault_begins();
+    let before = field.upstream();
+    field.stub.signal("-STOP");
+    sleep(lasts * 6).await;
+    field.stub.signal("-CONT");
+    field.resume_load();
+    sleep(ms(1_000)).await;
+    let burst = (field.upstream() - before) as f64;
+    field.notes("asked of Consul in the first second", burst, burst < 400.0);
+    sleep(lasts).await;
+    field.fault_ends();
+    let law = Law {
+        first: ms(160),
+        new: Found(1.0, ms(900)),
+        ..Law::usual("34", "the stub is paused for a while")
+    };
+    field.judge(law).await
+}
+
+/// 35: the disk of the snapshot is full.
+pub(crate) async fn the_disk_is_full(lasts: Duration) -> Option<Verdict> {
+    let directory = temporary("full");
+    fs::create_dir_all(&directory).unwrap();
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8k", "tmpfs"])
+        .arg(&directory)
+        .status();
+    if !mount.is_ok_and(|done| done.success()) {
+        return None;
+    }
+    let snapshot = directory.join("snapshot");
+    let plan = Plan {
+        stub: vec!["--snapshot".into(), snapshot.display().to_string()],
+        ..Plan::default()
+    };
+    let mut field = Field::start(plan).await;
+    field.calm().await;
+    field.fault_begins();
+    sleep(lasts).await;
+    field
+        .shows("proconsul_snapshot_errors_total", |count| count > 0.0)
+        .await;
+    field.fault_ends();
+    let verdict = field.judge(Law::usual("35", "the disk is full")).await;
+    _ = Command::new("umount").arg(&directory).status();
+    Some(verdict)
+}
+
+/// 36: few descriptors, and many clients over TCP.
+pub(crate) async fn descriptors_run_out(lasts: Duration) -> Verdict {
+    let plan = Plan {
+        wrapped: vec!["prlimit".into(), "--nofile=96".into()],
+        ..Plan::default()
+    };
+    let mut field = Field::start(plan).await;
+    field.calm().await;
+    field.fault_begins();
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(tokio::net::TcpStream::connect(field.stub.dns).await);
+    }
+    sleep(lasts).await;
+    drop(clients);
+    field.fault_ends();
+    sleep(ms(1_000)).await;
+    let name = asked(&known(1));
+    let after = ask(field.stub.dns, &name, RecordType::SRV, Over::Tcp).await;
+    let answered = after.is_some();
+    field.notes(
+        "over TCP afterwards",
+        f64::from(u8::from(answered)),
+        answered,
+    );
+    let law = Law {
+        first: ms(20),
+        new: Found(0.9, ms(900)),
+        ..Law::usual("36", "descriptors run out under 200 TCP clients")
+    };
+    field.judge(law).await
+}
+
+/// 37: the wall clock jumps.
+pub(crate) async fn the_clock_jumps(lasts: Duration) -> Option<Verdict> {
+    let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+    if !std::path::Path::new(library).exists() {
+        return None;
+    }
+    let file = temporary("clock");
+    fs::write(&file, "+0").unwrap();
+    let plan = Plan {
+        wrapped: vec![
+            "env".into(),
+            format!("LD_PRELOAD={library}"),
+            format!("FAKETIME_TIMESTAMP_FILE={}", file.display()),
+            "FAKETIME_DONT_FAKE_MONOTONIC=1".into(),
+            "DONT_FAKE_MONOTONIC=1".into(),
+            "FAKETIME_NO_CACHE=1".into(),
+        ],
+        ..Plan::default()
+    };
+    let mut field = Field::start(plan).await;
+    field.calm().await;
+    field.fault_begins();
+    for jump in ["+1h", "-1h", "+10y", "-50y", "+0"] {
+        fs::write(&file, jump).unwrap();
+        sleep(lasts / 2).await;
+    }
+    field.fault_ends();
+    sleep(ms(1_000)).await;
+    let law = Law::usual("37", "the clock jumps by 1 h, 10 years, to before 1970");
+    let verdict = field.judge(law).await;
+    _ = fs::remove_file(file);
+    Some(verdict)
+}
