@@ -11,7 +11,7 @@
 //! | DNS alone says so | held until [`DNS_TIMES`] such answers over [`DNS_TIME`]: [`Reason::Unconfirmed`] |
 //! | of [`OTHERS`] other services that are known most are gone as well | held: [`Reason::Mass`] |
 //! | more than [`FEW`] services, and a share of all that are known, vanish within [`WINDOW`] | held: [`Reason::Mass`] |
-//! | asked for once more with those others, it is there | held: [`Reason::Unconfirmed`] |
+//! | asked for once more with those others, it is there, or most do not answer | held: [`Reason::Unconfirmed`] |
 //! | anything else | gone at once |
 //!
 //! The canary is `consul`, which every healthy cluster serves about itself. A token
@@ -105,8 +105,11 @@ pub(crate) struct Word<'a> {
 /// Other names that were asked for, and the name itself once more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Others {
+    /// Those that something was said of.
     pub(crate) asked: usize,
     pub(crate) gone: usize,
+    /// Those that nothing was heard of.
+    pub(crate) silent: usize,
     /// The name is there again: whoever missed it was well a moment later.
     pub(crate) back: bool,
 }
@@ -282,7 +285,11 @@ impl Evidence {
             return Some(Reason::NoCanary);
         }
         let counted = word.others.is_some();
-        if word.others.is_some_and(|others| others.back) {
+        let unanswered = |others: Others| others.silent > others.asked;
+        if word
+            .others
+            .is_some_and(|others| others.back || unanswered(others))
+        {
             return Some(Reason::Unconfirmed);
         }
         if word.by == Rung::Dns && !counted && !self.is_said_for_long(word.key, now) {

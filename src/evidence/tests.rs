@@ -170,7 +170,7 @@ fn the_first_of_a_mass_is_held_already_when_the_others_are_gone_too() {
         let others = Some(Others {
             asked: 4,
             gone,
-            back: false,
+            ..Others::default()
         });
         Evidence::default().judge(
             Word {
@@ -199,11 +199,34 @@ fn the_first_of_a_mass_is_held_already_when_the_others_are_gone_too() {
 }
 
 #[test]
+fn others_of_which_most_do_not_answer_prove_nothing() {
+    for (asked, silent, belief) in [
+        (0, 4, Belief::Held(Reason::Unconfirmed)),
+        (1, 3, Belief::Held(Reason::Unconfirmed)),
+        (2, 2, Belief::Gone),
+        (0, 0, Belief::Gone),
+    ] {
+        let others = Some(Others {
+            asked,
+            silent,
+            ..Others::default()
+        });
+        let told = Word {
+            others,
+            ..word("web")
+        };
+        let judged = Evidence::default().judge(told, clock::now());
+        assert_eq!(judged, belief, "{asked} and {silent}");
+    }
+}
+
+#[test]
 fn a_name_that_is_there_again_a_moment_later_is_not_gone() {
     let others = Some(Others {
         asked: 4,
         gone: 0,
         back: true,
+        ..Others::default()
     });
     let belief = Evidence::default().judge(
         Word {
@@ -253,7 +276,7 @@ fn a_mass_is_over_too_when_most_others_have_been_there_for_half_a_minute() {
         Some(Others {
             asked: 4,
             gone,
-            back: false,
+            ..Others::default()
         })
     };
     let with = |others| Word {

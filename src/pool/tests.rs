@@ -494,9 +494,7 @@ fn a_rest_ends_though_the_runtime_of_the_reporter_has() {
         .enable_all()
         .build()
         .unwrap();
-    let breaker = Breaker::default()
-        .failures(1)
-        .rest(Duration::from_secs(1));
+    let breaker = Breaker::default().failures(1).rest(Duration::from_secs(1));
     let policy = Policy::new(Strategy::RoundRobin).breaker(breaker);
     let pool = long.block_on(async { pool(policy, set(2)) });
     let short = tokio::runtime::Builder::new_current_thread()

@@ -423,7 +423,11 @@ impl Inner {
                 }
                 Ok((false, Heard::Whole(_) | Heard::Partial(_))) => false,
                 Ok((false, Heard::Nothing(_) | Heard::Denied)) => true,
-                Ok(_) | Err(_) => continue,
+                Ok((true, _)) => continue,
+                Ok((false, Heard::Failed | Heard::TimedOut)) | Err(_) => {
+                    others.silent += 1;
+                    continue;
+                }
             };
             others.asked += 1;
             others.gone += usize::from(gone);

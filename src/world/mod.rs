@@ -491,10 +491,12 @@ impl World {
         for other in self.cache.others(than, most, WINDOW, self.now) {
             let (heard, _, takes) = self.reply(rung, &other, self.now);
             let gone = match heard {
-                _ if takes > CANARY => continue,
-                Heard::Whole(_) | Heard::Partial(_) => false,
-                Heard::Nothing(_) | Heard::Denied => true,
-                Heard::Failed | Heard::TimedOut => continue,
+                Heard::Whole(_) | Heard::Partial(_) if takes <= CANARY => false,
+                Heard::Nothing(_) | Heard::Denied if takes <= CANARY => true,
+                _ => {
+                    others.silent += 1;
+                    continue;
+                }
             };
             others.asked += 1;
             others.gone += usize::from(gone);

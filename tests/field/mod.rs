@@ -582,8 +582,9 @@ async fn register(server: &Agent, history: &History) {
         nodes.push(instance(&new(name), 0, port));
         sets.push((new(name), BTreeSet::from([port])));
     }
-    // Consul takes at most 64 operations in a transaction; an instance is two.
-    for part in nodes.chunks(32) {
+    // Consul takes at most 64 operations in a transaction; an instance is two. No set is
+    // there by half.
+    for part in nodes.chunks(usize::from(32 / INSTANCES * INSTANCES)) {
         let operations = part.iter().flat_map(|node| {
             let (name, service) = (&node["Node"], &node["Service"]);
             let own = json!({ "Node": name, "Address": node["Address"] });
