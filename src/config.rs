@@ -49,8 +49,10 @@ const KEEP_STALE: Duration = Duration::from_secs(86_400);
 /// of a TTL).
 const KEEP_STALE_MOST: Duration = Duration::from_secs(7 * 86_400);
 
-/// Consul allows a client 200 connections (`http_max_conns_per_client`), and there
-/// is more than one client on a machine.
+/// Connections to the HTTP API that Consul allows a client (`http_max_conns_per_client`).
+pub(crate) const CONNECTIONS: usize = 200;
+
+/// There is more than one client on a machine.
 const WATCHES: usize = 64;
 
 /// How a resolver is set up.

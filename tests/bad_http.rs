@@ -559,3 +559,26 @@ async fn proxies_of_the_environment_are_not_asked() {
     }
     assert_eq!(proxy.connections(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_names_are_asked_for_connections_are_left_to_others() {
+    let pause = Duration::from_millis(20);
+    let agent = ScriptedHttp::start(move |asked| {
+        let path = asked.what().split('?').next().unwrap();
+        let name = path.rsplit('/').next().unwrap();
+        vec![Step::Pause(pause), ok("", &entries(name, &[80]))]
+    });
+    let resolver = builder(&agent.url()).timeout(PATIENCE).build().unwrap();
+    let mut waiting: JoinSet<_> = (0..600)
+        .map(|at| {
+            let resolver = resolver.clone();
+            async move { resolver.lookup(format!("n{at}")).await.map(drop) }
+        })
+        .collect();
+    while let Some(found) = waiting.join_next().await {
+        found.unwrap().expect("a question waits for its turn");
+    }
+    // Consul lets a client have 200.
+    let connections = agent.connections();
+    assert!(connections < 150, "{connections} connections");
+}

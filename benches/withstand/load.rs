@@ -2,6 +2,7 @@
 //! that never rest. Beside each goes the steady load of names that are cached.
 
 use std::{
+    collections::HashSet,
     fmt, fs,
     net::{SocketAddr, UdpSocket},
     process::Command,
@@ -63,21 +64,28 @@ impl Report {
 
     /// What the names that are cached had of it.
     fn cached(&mut self, asked: &[Asked], p99: f64) {
-        let mut times: Vec<_> = (asked.iter())
-            .map(|one| (one.reply()).map_or(Duration::MAX, |reply| reply.at - one.sent))
-            .collect();
-        times.sort_unstable();
+        let times = times(asked);
         let lost = times.iter().filter(|time| **time == Duration::MAX).count();
-        let at = |share: f64| {
-            let at = (times.len() as f64 * share) as usize;
-            let time = times[at.min(times.len() - 1)];
-            time.as_secs_f64() * 1_000.0
-        };
         self.note("cached names asked", times.len());
         self.bound("lost", lost as f64, 0.0);
-        self.note("median ms", format!("{:.2}", at(0.5)));
-        self.bound("p99 ms", at(0.99), p99);
+        self.note("median ms", format!("{:.2}", at(&times, 0.5)));
+        self.bound("p99 ms", at(&times, 0.99), p99);
     }
+}
+
+/// How long each answer took, the quickest first; those that did not come took for ever.
+fn times(asked: &[Asked]) -> Vec<Duration> {
+    let time = |one: &Asked| (one.reply()).map_or(Duration::MAX, |reply| reply.at - one.sent);
+    let mut times: Vec<_> = asked.iter().map(time).collect();
+    times.sort_unstable();
+    times
+}
+
+/// The time, in milliseconds, that this share of all did not exceed.
+fn at(times: &[Duration], share: f64) -> f64 {
+    let at = (times.len() as f64 * share) as usize;
+    let time = times.get(at.min(times.len().saturating_sub(1)));
+    time.copied().unwrap_or(Duration::MAX).as_secs_f64() * 1_000.0
 }
 
 /// A line of the report.
@@ -104,6 +112,13 @@ pub(crate) fn held(process: u32) -> (u64, usize) {
         .and_then(|told| told.parse::<u64>().ok());
     let files = fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count);
     (pages.unwrap_or_default() * 4_096, files)
+}
+
+/// The same when connections that nobody uses any more are closed: only what is left then
+/// can have been forgotten.
+async fn rested(process: u32) -> (u64, usize) {
+    sleep(Duration::from_secs(20)).await;
+    held(process)
 }
 
 /// Processor time of a process so far.
@@ -307,21 +322,21 @@ pub(crate) async fn reloads() -> Report {
     let (_agent, stub, names) = start(&["--config", &file.display().to_string()]).await;
     let mut report = Report::new("a reload each second");
     let load = Load::start(stub.dns, &names, &[]);
-    sleep(Duration::from_secs(3)).await;
-    let before = held(stub.id());
+    // By then the names are followed.
+    let before = rested(stub.id()).await;
     let count = number("RELOADS", 30);
     for _ in 0..count {
         stub.signal("-HUP");
         sleep(Duration::from_secs(1)).await;
     }
-    let after = held(stub.id());
+    let after = rested(stub.id()).await;
     report.note("reloads", count);
     report.bound(
         "memory grown by MiB",
         mebibytes(after.0.saturating_sub(before.0)),
         8.0,
     );
-    report.bound("open files more", after.1 as f64 - before.1 as f64, 8.0);
+    report.bound("open files more", after.1 as f64 - before.1 as f64, 4.0);
     report.cached(&stop(load).await, 5.0);
     _ = fs::remove_file(file);
     report
@@ -415,7 +430,6 @@ pub(crate) async fn many() -> Report {
     let (before, used) = (held(stub.id()), spent(stub.id()));
     let load = Load::start(stub.dns, &names, &[]);
     let began = Instant::now();
-    // Each name once, then they are cached.
     sleep(Duration::from_secs(20)).await;
     let took = began.elapsed().as_secs_f64();
     let cores = (spent(stub.id()) - used).as_secs_f64() / took;
@@ -425,7 +439,14 @@ pub(crate) async fn many() -> Report {
         mebibytes(held(stub.id()).0.saturating_sub(before.0)),
         64.0,
     );
-    report.cached(&stop(load).await, 5.0);
+    let mut asked = stop(load).await;
+    asked.sort_by_key(|one| one.sent);
+    // What is asked for the first time is not cached, and all of it comes at once.
+    let mut known = HashSet::new();
+    let is_first = |one: &Asked| known.insert(Arc::clone(&one.name));
+    let (first, cached): (Vec<_>, Vec<_>) = asked.into_iter().partition(is_first);
+    report.bound("first answers, p99 ms", at(&times(&first), 0.99), 20.0);
+    report.cached(&cached, 5.0);
     report
 }
 
@@ -441,15 +462,15 @@ pub(crate) async fn soak() -> Report {
     let (mut lost, mut count, mut files) = (0, 0, Vec::new());
     while began.elapsed() < Duration::from_secs(minutes * 60) {
         let load = Load::start(stub.dns, &names, &[]);
-        sleep(Duration::from_secs(20)).await;
+        sleep(Duration::from_secs(5)).await;
         agent.pause();
         sleep(Duration::from_secs(2)).await;
         agent.resume();
-        sleep(Duration::from_secs(7)).await;
+        sleep(Duration::from_secs(2)).await;
+        let (memory, open) = rested(stub.id()).await;
         let asked = stop(load).await;
         count += asked.len();
         lost += asked.iter().filter(|one| one.reply().is_none()).count();
-        let (memory, open) = held(stub.id());
         samples.push((began.elapsed().as_secs_f64(), memory as f64 / 1_024.0));
         files.push(open);
         eprintln!(
@@ -459,8 +480,9 @@ pub(crate) async fn soak() -> Report {
         );
     }
     agent.kill();
-    // What was filled once is not growth.
-    let settled = &samples[samples.len() / 4..];
+    // What was filled once is not growth: the allocator keeps what the worst moment took, and
+    // in the first minutes each hang may be the worst so far.
+    let settled = &samples[samples.len() / 3..];
     report.note("questions", count);
     report.bound("lost", lost as f64, 0.0);
     report.note(

@@ -47,6 +47,10 @@ pub(crate) const BODY_LIMIT: usize = 64 << 20;
 /// A body of which nothing comes for so long has stopped.
 const STALL: Duration = Duration::from_secs(2);
 
+/// A connection that nobody uses is kept for so long: after a burst the agent, which counts
+/// them, is to have them back.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// As much of an error's text as is looked at.
 const TEXT_LIMIT: usize = 4 << 10;
 
@@ -356,6 +360,7 @@ impl Line {
             .no_proxy()
             .gzip(true)
             .referer(false)
+            .pool_idle_timeout(IDLE)
             .user_agent(concat!("proconsul/", env!("CARGO_PKG_VERSION")));
         if let (Some(_), HttpAddress::Tcp { host, .. }) = (&self.host_header, &self.address) {
             builder = builder.dns_resolver(Pinned(host.clone()));

@@ -17,6 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::{sync::Semaphore, time::timeout_at};
+
 use self::{
     catalog::{Blocked, Miss, Told},
     circuits::{Asker, Asking, Circuits, Mode},
@@ -28,7 +30,7 @@ use self::{
 use crate::{
     circuit::Gate,
     clock,
-    config::Config,
+    config::{CONNECTIONS, Config},
     consul::{
         address::HttpAddress,
         blocking::Turn,
@@ -46,6 +48,11 @@ use crate::{
 
 /// How long an agent is given to tell how its DNS interface is set.
 const PATIENCE: Duration = Duration::from_millis(150);
+
+/// Look-ups that the HTTP API is asked for at once, each over a connection of its own.
+/// Those above wait for their turn: a flood of names is not to use up what Consul allows
+/// a client, which names that are followed need too.
+const LOOKUPS: usize = 64;
 
 /// Services of a catalog that are told to who asked for another.
 const MOST_NAMES: usize = 10;
@@ -76,6 +83,8 @@ pub(crate) struct Sources {
     dns: DnsSource,
     agent: Arc<Agent>,
     http_circuits: Circuits,
+    /// One for each look-up that the HTTP API is asked for.
+    http_seats: Semaphore,
     catalog: Option<StaticFile>,
     /// Default addresses, by service.
     defaults: Defaults,
@@ -108,6 +117,7 @@ impl Sources {
         Ok(Self {
             dns: DnsSource::new(&config.dns),
             http_circuits: Circuits::new(Source::Http, agent.addresses().map(ToString::to_string)),
+            http_seats: Semaphore::new(LOOKUPS.min(CONNECTIONS.saturating_sub(config.watches))),
             agent: Arc::new(agent),
             defaults: config.defaults.clone(),
             catalog,
@@ -297,6 +307,11 @@ impl Sources {
         limit: Instant,
         attempts: &mut Vec<Attempt>,
     ) -> Option<Heard<Finding>> {
+        let start = clock::now();
+        let Ok(Ok(_seat)) = timeout_at(limit.into(), self.http_seats.acquire()).await else {
+            attempts.extend(self.unheard(&[(Rung::Http, start)], limit));
+            return None;
+        };
         if self.is_beyond(question.name, limit).await {
             attempts.push(Attempt {
                 source: Source::Http,

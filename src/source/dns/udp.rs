@@ -6,6 +6,7 @@
 //! late reply to an earlier question still finds another id.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     io,
     net::SocketAddr,
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::UdpSocket, runtime::Handle};
+use tokio::{net::UdpSocket, runtime::Handle, task::AbortHandle, time::sleep};
 use tracing::debug;
 
 use super::message::{Heard, Hearing, Query, Strangers};
@@ -27,32 +28,39 @@ const MOST_USES: u32 = 64;
 const MOST_IDLE: usize = 256;
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Bytes that an idle socket keeps to receive into.
+/// Bytes that a thread keeps to receive into.
 const ROOM: usize = 8 << 10;
 
 /// Consul 1.8 sends a few bytes more than was advertised (issue 9945).
 const SLACK: usize = 512;
+
+thread_local! {
+    /// Where datagrams are received and read: none of a thousand questions that wait holds
+    /// room for its reply.
+    static RECEIVED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The sockets to one server.
 #[derive(Debug)]
 pub(super) struct Sockets {
     server: SocketAddr,
     strangers: Arc<Strangers>,
-    /// The one used last is last. A std mutex: held for a look, never across an await.
-    idle: Mutex<VecDeque<Idle>>,
+    /// A std mutex: held for a look, never across an await.
+    idle: Arc<Mutex<Idle>>,
 }
 
-#[derive(Debug)]
+/// The sockets that wait for a question.
+#[derive(Debug, Default)]
 struct Idle {
-    port: Port,
-    since: Instant,
+    /// Each with the time since when; the one used last is last.
+    ports: VecDeque<(Port, Instant)>,
+    /// What closes them after their time.
+    closing: Option<AbortHandle>,
 }
 
-/// A socket, and room for what it receives.
 #[derive(Debug)]
 struct Port {
     socket: UdpSocket,
-    room: Vec<u8>,
     uses: u32,
     /// Whose it is: no other runtime can wait on it.
     runtime: tokio::runtime::Id,
@@ -63,7 +71,7 @@ impl Sockets {
         Self {
             server,
             strangers,
-            idle: Mutex::default(),
+            idle: Arc::default(),
         }
     }
 
@@ -78,40 +86,71 @@ impl Sockets {
 
     fn take(&self) -> io::Result<Port> {
         let runtime = Handle::current().id();
-        let last = self.idle().pop_back().map(|idle| idle.port);
+        let last = self.idle().ports.pop_back().map(|(port, _)| port);
         if let Some(port) = last.filter(|port| port.runtime == runtime) {
             return Ok(port);
         }
         Ok(Port {
             socket: connected(self.server)?,
-            room: Vec::new(),
             uses: 0,
             runtime,
         })
     }
 
     /// Keeps a socket that has nothing more to hear.
-    fn give_back(&self, mut port: Port) {
+    fn give_back(&self, port: Port) {
         if !self.server.ip().is_loopback() || port.uses >= MOST_USES {
             return;
         }
-        // The seldom ones that take more are not to hold it.
-        port.room.clear();
-        port.room.shrink_to(ROOM);
-        let since = clock::now();
         let mut idle = self.idle();
-        // Two at most: who gives back has no time for more.
-        for _ in 0..2 {
-            let is_old = |first: &Idle| since.saturating_duration_since(first.since) > IDLE;
-            if idle.front().is_some_and(is_old) || idle.len() >= MOST_IDLE {
-                idle.pop_front();
-            }
+        if idle.ports.len() >= MOST_IDLE {
+            idle.ports.pop_front();
         }
-        idle.push_back(Idle { port, since });
+        idle.ports.push_back((port, clock::now()));
+        // Its runtime may have ended.
+        if (idle.closing.as_ref()).is_none_or(AbortHandle::is_finished) {
+            let closing = tokio::spawn(close(Arc::clone(&self.idle)));
+            idle.closing = Some(closing.abort_handle());
+        }
     }
 
-    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        look(&self.idle)
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        if let Some(closing) = &self.idle().closing {
+            closing.abort();
+        }
+    }
+}
+
+fn look(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Closes the sockets that nobody has used for long, until there are none.
+async fn close(idle: Arc<Mutex<Idle>>) {
+    loop {
+        sleep(IDLE).await;
+        let now = clock::now();
+        let mut idle = look(&idle);
+        let is_old = |(_, since): &(Port, Instant)| now.saturating_duration_since(*since) >= IDLE;
+        let old = idle.ports.partition_point(is_old);
+        let old: Vec<_> = idle.ports.drain(..old).collect();
+        let is_last = idle.ports.is_empty();
+        if is_last {
+            // Whoever gives one back before this has ended finds that nobody closes.
+            idle.closing = None;
+        }
+        drop(idle);
+        // Closing takes its time.
+        drop(old);
+        if is_last {
+            return;
+        }
     }
 }
 
@@ -129,26 +168,36 @@ impl Port {
             .await
             .map_err(Trouble::from_io)?;
 
-        let buffer = &mut self.room;
-        buffer.clear();
-        buffer.reserve(usize::from(query.payload()) + SLACK);
         let mut hearing = Hearing::new(query, id);
         loop {
-            buffer.clear();
-            self.socket
-                .recv_buf(buffer)
-                .await
-                .map_err(Trouble::from_io)?;
-            let heard = hearing.hear(buffer);
-            if let Heard::Stranger(stranger) | Heard::Enough(stranger) = heard {
-                strangers.count(stranger);
-                debug!(%server, ?stranger, bytes = buffer.len(), "datagram ignored");
-            }
+            self.socket.readable().await.map_err(Trouble::from_io)?;
+            let heard = RECEIVED.with_borrow_mut(|received| {
+                received.clear();
+                received.reserve(usize::from(query.payload()) + SLACK);
+                let heard = self.socket.try_recv_buf(received).map(|_| {
+                    let heard = hearing.hear(received);
+                    if let Heard::Stranger(stranger) | Heard::Enough(stranger) = heard {
+                        strangers.count(stranger);
+                        debug!(%server, ?stranger, bytes = received.len(), "datagram ignored");
+                    }
+                    (heard, received.len())
+                });
+                // The seldom ones that take more are not to hold it.
+                received.clear();
+                received.shrink_to(ROOM);
+                heard
+            });
+            let (heard, size) = match heard {
+                Ok(heard) => heard,
+                // Nothing was there after all.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(Trouble::from_io(error)),
+            };
             match heard {
                 Heard::Reply(message) => {
                     return Ok(Reply {
                         message: *message,
-                        size: buffer.len(),
+                        size,
                         limit: usize::from(query.payload()),
                         advertised: query.payload(),
                         transport: Transport::Udp,
@@ -222,7 +271,21 @@ mod tests {
         let asked = query("web.service.consul.");
         let asking = tokio::time::timeout(Duration::from_millis(10), sockets.exchange(&asked));
         assert!(asking.await.is_err());
-        assert!(sockets.idle().is_empty());
+        assert!(sockets.idle().ports.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_nobody_uses_any_more_is_closed() {
+        let (address, served) = server(2);
+        let (sockets, _) = sockets(address);
+        for _ in 0..2 {
+            let asked = query("web.service.consul.");
+            sockets.exchange(&asked).await.unwrap();
+            assert_eq!(sockets.idle().ports.len(), 1);
+            sleep(IDLE * 3).await;
+            assert!(sockets.idle().ports.is_empty());
+        }
+        served.join().unwrap();
     }
 
     #[test]
