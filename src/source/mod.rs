@@ -54,6 +54,9 @@ const PATIENCE: Duration = Duration::from_millis(150);
 /// a client, which names that are followed need too.
 const LOOKUPS: usize = 64;
 
+/// The same where names that are followed may use up all connections.
+const FEWEST_LOOKUPS: usize = 8;
+
 /// Services of a catalog that are told to who asked for another.
 const MOST_NAMES: usize = 10;
 
@@ -117,7 +120,9 @@ impl Sources {
         Ok(Self {
             dns: DnsSource::new(&config.dns),
             http_circuits: Circuits::new(Source::Http, agent.addresses().map(ToString::to_string)),
-            http_seats: Semaphore::new(LOOKUPS.min(CONNECTIONS.saturating_sub(config.watches))),
+            http_seats: Semaphore::new(
+                (CONNECTIONS.saturating_sub(config.watches)).clamp(FEWEST_LOOKUPS, LOOKUPS),
+            ),
             agent: Arc::new(agent),
             defaults: config.defaults.clone(),
             catalog,
