@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::UdpSocket, runtime::Handle};
+use tokio::{io::Interest, net::UdpSocket, runtime::Handle};
 use tracing::debug;
 
 use super::message::{Heard, Hearing, Query, Strangers};
@@ -95,6 +95,10 @@ impl Sockets {
         if !self.server.ip().is_loopback() || port.uses >= MOST_USES {
             return;
         }
+        // Nothing is there to be read, as the runtime does not know yet: it would try at the
+        // next question. What comes from now on it is told anew.
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        _ = port.socket.try_io(Interest::READABLE, nothing);
         // The seldom ones that take more are not to hold it.
         port.room.clear();
         port.room.shrink_to(ROOM);
@@ -147,7 +151,7 @@ impl Port {
             match heard {
                 Heard::Reply(message) => {
                     return Ok(Reply {
-                        message: *message,
+                        message,
                         size: buffer.len(),
                         limit: usize::from(query.payload()),
                         advertised: query.payload(),
