@@ -9,6 +9,7 @@ use crate::{
     clock,
     endpoint::{Answer, Freshness},
     error::Error,
+    flight::Runs,
     name::{ConsulName, NotAName, Subject},
     records::{
         Asked,
@@ -24,10 +25,11 @@ const LONGEST: Duration = Duration::from_secs(10);
 const STALE: Duration = Duration::from_secs(1);
 
 /// The sections of the answer, and the set that they were made of, if one was
-/// needed.
+/// needed. `runs`: where the question for it does.
 pub(crate) async fn answer(
     resolver: &Resolver,
     asked: &Asked,
+    runs: Runs,
 ) -> (Sections, Result<Option<Answer>, Error>) {
     let settings = resolver.dns_settings();
     let zone = Zone {
@@ -51,7 +53,7 @@ pub(crate) async fn answer(
         }
         _ => {}
     }
-    let found = resolver.lookup(name).await;
+    let found = resolver.lookup(name).runs(runs).await;
     // They may have been learned by this very question.
     let settings = resolver.dns_settings();
     let zone = Zone {

@@ -34,7 +34,7 @@ mod target;
 mod text;
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     hash::{Hash, Hasher},
     net::IpAddr,
     str::FromStr,
@@ -325,9 +325,9 @@ impl ConsulName {
     /// `v2.web.service.dc1.consul.`
     pub fn fqdn(&self, domain: &Domain) -> String {
         match (self.subject(), &*self.0.key) {
-            (Subject::Reverse(_), key) => format!("{key}."),
-            (_, "") => format!("{domain}."),
-            (_, key) => format!("{key}.{domain}."),
+            (Subject::Reverse(_), key) => [key, "."].concat(),
+            (_, "") => [domain.as_str(), "."].concat(),
+            (_, key) => [key, ".", domain.as_str(), "."].concat(),
         }
     }
 
@@ -338,7 +338,9 @@ impl ConsulName {
     }
 
     fn new(subject: Subject, locality: Locality) -> Self {
-        let mut key = subject.to_string();
+        let mut key = String::with_capacity(LONGEST);
+        // Into a string all can be written.
+        _ = write!(key, "{subject}");
         let place = locality.labels(matches!(subject, Subject::Virtual { .. }));
         if !place.is_empty() && !matches!(subject, Subject::Address(_)) {
             key.push('.');

@@ -1,7 +1,7 @@
 //! **Word.** The grammar: labels to meaning.
 
 use super::{
-    ConsulName, Domain, Locality, NameError, Subject,
+    ConsulName, Domain, LONGEST, Locality, NameError, Subject,
     error::Fault,
     target,
     text::{below, is_reverse},
@@ -75,14 +75,12 @@ pub(super) fn text(text: &str, domain: &Domain) -> Result<ConsulName, NameError>
 pub(super) fn wire(labels: &[&[u8]], srv: bool, domain: &Domain) -> Result<ConsulName, NotAName> {
     let zone: Vec<&str> = domain.as_str().split('.').collect();
     if let Some(rest) = below(labels, &zone) {
-        let rest = texts(rest).ok_or(NotAName::NoSuchName)?;
-        let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
-        return full(&rest, srv).map_err(|_| NotAName::NoSuchName);
+        let text = lower(rest).ok_or(NotAName::NoSuchName)?;
+        return full(&parted(&text), srv).map_err(|_| NotAName::NoSuchName);
     }
     if is_reverse(labels) {
-        let labels = texts(labels).ok_or(NotAName::NoSuchName)?;
-        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-        let address = target::unreverse(&labels).ok_or(NotAName::NoSuchName)?;
+        let text = lower(labels).ok_or(NotAName::NoSuchName)?;
+        let address = target::unreverse(&parted(&text)).ok_or(NotAName::NoSuchName)?;
         return Ok(ConsulName::new(
             Subject::Reverse(address),
             Locality::default(),
@@ -91,13 +89,26 @@ pub(super) fn wire(labels: &[&[u8]], srv: bool, domain: &Domain) -> Result<Consu
     Err(NotAName::Elsewhere)
 }
 
-fn texts(labels: &[&[u8]]) -> Option<Vec<String>> {
-    let text = |label: &&[u8]| {
+/// The labels in lower case, with dots between them: none has one within.
+fn lower(labels: &[&[u8]]) -> Option<String> {
+    let mut lower = String::with_capacity(LONGEST);
+    for label in labels {
         let text = std::str::from_utf8(label).ok()?;
         check_label(text, text).ok()?;
-        Some(text.to_ascii_lowercase())
-    };
-    labels.iter().map(text).collect()
+        if !lower.is_empty() {
+            lower.push('.');
+        }
+        lower.push_str(text);
+    }
+    lower.make_ascii_lowercase();
+    Some(lower)
+}
+
+fn parted(text: &str) -> Vec<&str> {
+    match text {
+        "" => Vec::new(),
+        text => text.split('.').collect(),
+    }
 }
 
 /// A name in the domain, which has been taken off. Lower case.

@@ -22,7 +22,7 @@ use crate::{
     consul::dns_settings::Soa,
     found::{Found, Host, Instance, NodeText, TargetKind},
     name::{ConsulName, Domain, Subject, Target, classify_target},
-    records::wire_name::{from_text, to_text},
+    records::wire_name::to_text,
 };
 
 /// Longest chain of CNAME records that is followed.
@@ -296,8 +296,12 @@ pub(crate) fn negative_ttl(message: &Message) -> Option<Duration> {
 /// that asks others for us hands on their SOA, which tells nothing of our zone.
 pub(crate) fn zone_soa(message: &Message, zones: &[Domain]) -> Option<Soa> {
     let is_apex = |owner: &Name| {
-        let mut apexes = zones.iter().filter_map(|zone| from_text(zone.as_str()));
-        apexes.any(|apex| apex == *owner)
+        let is = |zone: &Domain| {
+            let labels = zone.as_str().split('.').map(str::as_bytes);
+            usize::from(owner.num_labels()) == labels.clone().count()
+                && (owner.iter().zip(labels)).all(|(one, other)| one.eq_ignore_ascii_case(other))
+        };
+        zones.iter().any(is)
     };
     let mut soas = (message.authorities.iter()).filter_map(|record| match &record.data {
         RData::SOA(soa) if is_apex(&record.name) => Some((record, soa)),

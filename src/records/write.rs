@@ -119,9 +119,10 @@ impl Sections {
 
     /// NXDOMAIN or NODATA, with the zone's SOA.
     fn nothing(code: ResponseCode, zone: &Zone<'_>) -> Self {
-        let mut sections = Self::new(code);
-        sections.authorities.extend(zone.soa());
-        sections
+        Self {
+            authorities: zone.soa().map_or_else(Vec::new, |soa| vec![soa]),
+            ..Self::new(code)
+        }
     }
 }
 
@@ -137,8 +138,8 @@ pub(crate) struct Zone<'a> {
 impl Zone<'_> {
     fn soa(&self) -> Option<Record> {
         let apex = name(self.domain.as_str())?;
-        let within = |label: &str| name(&format!("{label}.{}", self.domain));
-        let (ns, hostmaster) = (within("ns")?, within("hostmaster")?);
+        let within = |label: &[u8]| apex.prepend_label(label).ok();
+        let (ns, hostmaster) = (within(b"ns")?, within(b"hostmaster")?);
         let Soa {
             refresh,
             retry,

@@ -3,7 +3,7 @@
 //! of it.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     net::IpAddr,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -134,7 +134,10 @@ impl Inner {
                             heard = Heard::Denied;
                             told::mark_unseen(made.last_mut());
                         }
-                        attempts.extend(made);
+                        match attempts.is_empty() {
+                            true => attempts = made,
+                            false => attempts.extend(made),
+                        }
                         ladder.hear(rung, heard);
                     }
                 }
@@ -145,7 +148,8 @@ impl Inner {
                     {
                         self.counters.fell(first.source, finding.source);
                     }
-                    let answer = self.keep(question, finding, deadline, depth).await;
+                    let addresses = self.addresses(&finding.found, deadline, depth).await;
+                    let answer = self.keep(question, finding, addresses);
                     break Landed::Found(Answer {
                         attempts: Some(attempts.into()),
                         ..answer
@@ -217,19 +221,19 @@ impl Inner {
             .await;
         if let Heard::Whole(finding) = heard {
             self.slow.store(false, Ordering::Relaxed);
-            self.keep(question, finding, deadline, 0).await;
+            let addresses = self.addresses(&finding.found, deadline, 0).await;
+            self.keep(question, finding, addresses);
         }
     }
 
     /// Keeps a set that a source gave.
-    async fn keep(
+    fn keep(
         self: &Arc<Self>,
         question: Question<'_>,
         finding: Finding,
-        deadline: Instant,
-        depth: u8,
+        addresses: Addresses,
     ) -> Answer {
-        let held = Arc::new(self.settle(question, finding, deadline, depth).await);
+        let held = Arc::new(self.settle(question, finding, addresses));
         let key = question.name.key();
         let (asked, was) = {
             let mut cache = self.cache();
@@ -249,7 +253,8 @@ impl Inner {
         until: Instant,
     ) -> Arc<Held> {
         let deadline = clock::now() + self.config.timeout;
-        let held = Arc::new(self.settle(question, finding, deadline, 0).await);
+        let addresses = self.addresses(&finding.found, deadline, 0).await;
+        let held = Arc::new(self.settle(question, finding, addresses));
         let was = {
             let mut cache = self.cache();
             cache.put_until(Arc::clone(&held), clock::now(), until)
@@ -329,8 +334,8 @@ impl Inner {
                 let first = self.evidence().judge(word, now);
                 match first {
                     Belief::AskOthers(most) => {
-                        let others = self.ask_others(said.rung, name, most).await;
-                        let others = Some(others);
+                        let asking = Box::pin(self.ask_others(said.rung, name, most));
+                        let others = Some(asking.await);
                         self.evidence().judge(Word { others, ..word }, clock::now())
                     }
                     belief => belief,
@@ -370,7 +375,8 @@ impl Inner {
         // DNS has other rights, and HTTP is asked next. A token of ours may see a few services
         // and not Consul's own.
         let api = Api::new(Arc::clone(self.sources.agent()), CANARY, Box::default());
-        rung == Rung::Dns || !catalog::sees_any(&api).await.unwrap_or(true)
+        let sees_any = Box::pin(catalog::sees_any(&api));
+        rung == Rung::Dns || !sees_any.await.unwrap_or(true)
     }
 
     /// Asks for Consul's own service once a place, to know later whether it can be
@@ -451,7 +457,9 @@ impl Inner {
             fqdn: &fqdn,
         };
         let limit = clock::now() + CANARY;
-        let (heard, _) = self.sources.ask(rung, question, Mode::Ask, limit).await;
+        // In a box, as that is seldom: no look-up is to carry its room.
+        let asking = Box::pin(self.sources.ask(rung, question, Mode::Ask, limit));
+        let (heard, _) = asking.await;
         let canary = match heard {
             Heard::Whole(_) | Heard::Partial(_) => Canary::There,
             Heard::Nothing(_) | Heard::Denied => Canary::Gone,
@@ -461,14 +469,8 @@ impl Inner {
         canary
     }
 
-    /// Resolves the host names in a set and makes endpoints of it.
-    async fn settle(
-        self: &Arc<Self>,
-        question: Question<'_>,
-        finding: Finding,
-        deadline: Instant,
-        depth: u8,
-    ) -> Held {
+    /// Writes the addresses of host names into a set, and makes endpoints of it.
+    fn settle(&self, question: Question<'_>, finding: Finding, addresses: Addresses) -> Held {
         let Finding {
             mut found,
             source,
@@ -478,14 +480,8 @@ impl Inner {
         } = finding;
         let Question { name, fqdn } = question;
         let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
-        let mut names: Vec<Arc<str>> = records::unresolved(&found).cloned().collect();
-        names.sort_unstable();
-        names.dedup();
-        let mut told = self.addresses(names.clone(), deadline, depth).await;
-        for host in names {
-            let lost = || Err("its look-up was ended from outside".to_owned());
-            let addresses = told.remove(&host).unwrap_or_else(lost);
-            match addresses {
+        for (host, told) in addresses {
+            match told {
                 Ok(addresses) => {
                     records::resolve(&mut found, &host, &addresses, self.sources.zones())
                 }
@@ -523,24 +519,22 @@ impl Inner {
         }
     }
 
-    /// The addresses of host names. Those that the deadline comes before have none.
-    async fn addresses(
-        self: &Arc<Self>,
-        names: Vec<Arc<str>>,
-        deadline: Instant,
-        depth: u8,
-    ) -> HashMap<Arc<str>, Result<Vec<IpAddr>, String>> {
+    /// The addresses of the host names in a set. Those that the deadline comes before have
+    /// none.
+    async fn addresses(self: &Arc<Self>, found: &Found, deadline: Instant, depth: u8) -> Addresses {
+        let lost = || Err("its look-up was ended from outside".to_owned());
+        let names = records::unresolved(found).map(|name| (Arc::clone(name), lost()));
+        let mut all: Addresses = names.collect();
         let mut asked = tokio::task::JoinSet::new();
         // One for each set: who stands for another waits for that one's.
         let seats = Arc::new(Semaphore::new(HOSTS_AT_ONCE));
-        for name in names {
+        for name in all.keys().cloned() {
             let (inner, seats) = (Arc::clone(self), Arc::clone(&seats));
             asked.spawn(async move {
                 let found = inner.address(&name, &seats, deadline, depth).await;
                 (name, found)
             });
         }
-        let mut all = HashMap::new();
         while let Some(one) = asked.join_next().await {
             all.extend(one);
         }
@@ -602,6 +596,9 @@ pub(super) struct Said {
     /// There was a set before.
     pub(super) known: bool,
 }
+
+/// What host names lead to, or why they lead nowhere.
+type Addresses = BTreeMap<Arc<str>, Result<Vec<IpAddr>, String>>;
 
 /// An address that is written in the name: nobody has to be asked.
 fn decoded(fqdn: &str, address: IpAddr) -> Answer {

@@ -23,6 +23,7 @@ use crate::{
     clock,
     endpoint::{Answer, Source},
     error::{Error, ErrorKind},
+    flight::Runs,
     name::ConsulName,
 };
 
@@ -34,6 +35,7 @@ pub struct Lookup<'a, N> {
     resolver: &'a Resolver,
     name: N,
     wish: Wish,
+    runs: Runs,
     waiting: Option<Waiting>,
 }
 
@@ -43,8 +45,15 @@ impl<'a, N: Name> Lookup<'a, N> {
             resolver,
             name,
             wish: Wish::default(),
+            runs: Runs::Apart,
             waiting: None,
         }
+    }
+
+    /// Where the question runs that has to be asked for it.
+    pub(crate) fn runs(mut self, runs: Runs) -> Self {
+        self.runs = runs;
+        self
     }
 
     /// Nothing stale: an error where no source answers now.
@@ -83,10 +92,10 @@ impl<N: Name> Future for Lookup<'_, N> {
             return Poll::Ready(known);
         }
         let (inner, name) = (Arc::clone(&resolver.0), Cow::into_owned(name));
-        let wish = this.wish;
+        let (wish, runs) = (this.wish, this.runs);
         let waiting = this.waiting.insert(Box::pin(async move {
             let start = clock::now();
-            let given = inner.wait(&name, wish).await;
+            let given = inner.wait(&name, wish, runs).await;
             inner.count(&given);
             let source = given.as_ref().ok().map(Answer::source);
             let time = clock::now().saturating_duration_since(start);
@@ -144,10 +153,12 @@ impl Inner {
         self: &Arc<Self>,
         name: &ConsulName,
         wish: Wish,
+        runs: Runs,
     ) -> Result<Answer, Error> {
         self.warm().await;
         let landing = self.flights.join(
             name,
+            runs,
             || self.cached(name, wish).map(Landed::of),
             || {
                 let (inner, name) = (Arc::clone(self), name.clone());

@@ -37,7 +37,7 @@ use crate::{
     endpoint::{Answer, Freshness, Source},
     error::{Error, ErrorKind},
     evidence::Evidence,
-    flight::Flights,
+    flight::{Flights, Runs},
     found::Held,
     ladder::Rung,
     metrics::{Counters, Gauges, Metrics},
@@ -360,7 +360,7 @@ impl Resolver {
                 format!("there is no record type {kind}: try SRV, A, AAAA, TXT, PTR, ANY, SOA, NS");
             Error::new(ErrorKind::Invalid, message)
         })?;
-        let (sections, answer) = zone::answer(self, &asked).await;
+        let (sections, answer) = zone::answer(self, &asked, Runs::Apart).await;
         let (code, records) = records::printed(&sections);
         match answer {
             Err(error) if !error.is_not_found() => Err(error),

@@ -16,11 +16,16 @@ pub(super) fn not_found(name: &ConsulName, domain: &Domain, attempts: Vec<Attemp
             service,
             tag: Some(tag),
         } => (
-            format!("no healthy instance of {service} has the tag {tag}"),
+            ["no healthy instance of ", service, " has the tag ", tag].concat(),
             "check the tag, and with ACLs in force that the agent's token may read service and node",
         ),
         Subject::Service { service, .. } => (
-            format!("there is no service {service}, or none of its instances is healthy"),
+            [
+                "there is no service ",
+                service,
+                ", or none of its instances is healthy",
+            ]
+            .concat(),
             "check the name, and with ACLs in force that the agent's token may read service and node",
         ),
         Subject::Reverse(address) => (
@@ -36,11 +41,8 @@ pub(super) fn not_found(name: &ConsulName, domain: &Domain, attempts: Vec<Attemp
     let whose = attempts
         .last()
         .map_or("the cache", |last| last.source.as_str());
-    Error::with_attempts(
-        ErrorKind::NotFound,
-        format!("{fqdn}: {what} (says {whose}); {next}"),
-        attempts,
-    )
+    let message = [&fqdn, ": ", &what, " (says ", whose, "); ", next].concat();
+    Error::with_attempts(ErrorKind::NotFound, message, attempts)
 }
 
 /// Nothing is seen there, not even what is always there.

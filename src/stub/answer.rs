@@ -38,7 +38,11 @@ use super::shortcut::Room;
 use crate::{
     endpoint::Transport,
     name::{Domain, NotAName, Subject},
-    records::{Asked, wire, write::Sections},
+    records::{
+        Asked,
+        wire::{self, EDNS_SUBNET},
+        write::Sections,
+    },
 };
 
 /// Length of a header.
@@ -234,17 +238,26 @@ impl Question {
         let payload = self
             .payload
             .filter(|_| sections.code != ResponseCode::Refused)?;
-        let mut edns = Edns::new();
-        edns.set_max_payload(payload).set_version(0);
-        edns.set_rcode_high(sections.code.high());
+        // The root, type, size, the upper bits of the code, version, flags; the length of the
+        // options (RFC 6891, section 6.1.2).
+        let [high, low] = payload.to_be_bytes();
+        let mut opt = vec![0, 0, 41, high, low, sections.code.high(), 0, 0, 0, 0, 0];
+        let start = opt.len();
+        let mut add = |number: u16, data: &[u8]| {
+            opt.extend_from_slice(&number.to_be_bytes());
+            opt.extend_from_slice(&u16::try_from(data.len()).ok()?.to_be_bytes());
+            opt.extend_from_slice(data);
+            Some(())
+        };
         if let Some(code) = sections.extended {
-            let option = EdnsOption::Unknown(EXTENDED_ERROR, code.to_be_bytes().to_vec());
-            edns.options_mut().insert(option);
+            add(EXTENDED_ERROR, &code.to_be_bytes())?;
         }
         if let Some(subnet) = self.subnet_told(sections.code) {
-            edns.options_mut().insert(EdnsOption::Subnet(subnet));
+            add(EDNS_SUBNET, &subnet.to_bytes().ok()?)?;
         }
-        Record::from(&edns).to_bytes().ok()
+        let length = u16::try_from(opt.len() - start).ok()?;
+        opt[start - 2..start].copy_from_slice(&length.to_be_bytes());
+        Some(opt)
     }
 
     /// The client's network as it goes back (RFC 7871, section 7.2.1). As Consul: only

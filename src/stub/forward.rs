@@ -36,7 +36,7 @@ use crate::{
     bounded::{Bounded, Weigh},
     clock,
     endpoint::Transport,
-    flight::Flights,
+    flight::{Flights, Runs},
     stamp::Stamp,
     udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS, connected},
 };
@@ -248,7 +248,10 @@ impl Forwarder {
             told
         };
         match key {
-            Some(key) => self.flights.join(&key.into(), || None, || asking).await?,
+            Some(key) => {
+                let (flights, key) = (&self.flights, key.into());
+                flights.join(&key, Runs::Here, || None, || asking).await?
+            }
             None => asking.await,
         }
     }

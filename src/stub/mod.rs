@@ -36,6 +36,7 @@ use crate::{
     clock,
     endpoint::Transport,
     error::{Error, ErrorKind},
+    flight::Runs,
     name::{self, NotAName},
     records::write::{self, Sections},
     resolver::Resolver,
@@ -277,7 +278,7 @@ impl Server {
         // An address that Consul does not know may be known to others, who need time too.
         let others = forwarder.as_ref().filter(|_| question.asked.is_reverse());
         let own = if others.is_some() { LIMIT / 2 } else { LIMIT };
-        let answer = timeout(own, zone::answer(resolver, &question.asked)).await;
+        let answer = timeout(own, zone::answer(resolver, &question.asked, Runs::Here)).await;
         let nobodys = match &answer {
             Ok((_, Err(error))) => error.is_not_found(),
             Ok((_, Ok(answer))) => answer.is_none(),

@@ -301,6 +301,10 @@ impl Peer for MadeUp {
         self.address
     }
 
+    fn name(&self) -> &str {
+        "192.0.2.1:53"
+    }
+
     fn edns(&self) -> &Edns {
         &self.edns
     }
@@ -327,7 +331,7 @@ impl Peer for MadeUp {
                     message::Heard::Reply(message) => {
                         self.heard.set(self.heard.get() || is_true);
                         return Ok(Reply {
-                            message: *message,
+                            message,
                             size: datagram.len(),
                             limit: usize::from(query.payload()),
                             advertised: query.payload(),

@@ -8,18 +8,22 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::{
-    op::{Edns, Message, MessageType, OpCode, Query as Asked},
+    op::Message,
     rr::{DNSClass, RecordType},
     serialize::binary::{BinDecodable, BinDecoder},
 };
 
 use crate::{
-    records::{wire, wire_name},
+    name,
+    records::wire,
     udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS},
 };
 
 /// Length of a DNS header (RFC 1035, section 4.1.1).
 const HEADER: usize = 12;
+
+/// Bytes of a question behind its name, and of an OPT record without options.
+const FIXED: usize = 4 + 11;
 
 /// Longest datagram without EDNS (RFC 1035, section 2.3.4).
 const PLAIN_PAYLOAD: u16 = 512;
@@ -66,18 +70,23 @@ impl Query {
     /// A question for `name` and `kind` that advertises `payload` bytes by EDNS.
     /// `None` if the name has no wire form.
     pub(crate) fn new(name: &str, kind: RecordType, payload: u16) -> Option<Self> {
-        let name = wire_name::from_text(name)?;
-        let mut message = Message::new(0, MessageType::Query, OpCode::Query);
-        message.metadata.recursion_desired = true;
-        message.add_query(Asked::query(name.clone(), kind));
-        let mut edns = Edns::new();
-        edns.set_max_payload(payload).set_version(0);
-        message.set_edns(edns);
-        let bytes = message.to_vec().ok()?;
-        // Nothing comes before the first question, so its name is not compressed.
-        let labels: usize = name.iter().map(|label| label.len() + 1).sum();
-        let question_end = HEADER + labels + 1 + 4;
-        (question_end <= bytes.len()).then_some(Self {
+        let labels = name::labels(name)?;
+        let mut bytes = Vec::with_capacity(HEADER + name.len() + 2 + FIXED);
+        // One question with RD, and an OPT record behind it.
+        bytes.extend_from_slice(&[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1]);
+        for label in labels {
+            bytes.push(u8::try_from(label.len()).ok()?);
+            bytes.extend_from_slice(&label);
+        }
+        bytes.push(0);
+        bytes.extend_from_slice(&u16::from(kind).to_be_bytes());
+        bytes.extend_from_slice(&u16::from(DNSClass::IN).to_be_bytes());
+        let question_end = bytes.len();
+        // The root, type and size; no further code, version or flags, and no options
+        // (RFC 6891, section 6.1.2).
+        let [high, low] = payload.to_be_bytes();
+        bytes.extend_from_slice(&[0, 0, 41, high, low, 0, 0, 0, 0, 0, 0]);
+        Some(Self {
             bytes,
             question_end,
             payload,
@@ -175,7 +184,7 @@ impl<'a> Hearing<'a> {
     pub(crate) fn hear(&mut self, datagram: &[u8]) -> Heard {
         let read = self.query.is_answered_by(self.id, datagram);
         let stranger = match read.and_then(|()| decode(datagram)) {
-            Ok(message) => return Heard::Reply(Box::new(message)),
+            Ok(message) => return Heard::Reply(message),
             Err(stranger) => stranger,
         };
         self.strangers += 1;
@@ -194,7 +203,7 @@ pub(crate) fn id(message: &[u8]) -> Option<u16> {
 }
 
 /// The whole message, read to its last byte, without records of other classes than IN.
-pub(crate) fn decode(reply: &[u8]) -> Result<Message, Stranger> {
+pub(crate) fn decode(reply: &[u8]) -> Result<Box<Message>, Stranger> {
     wire::shape(reply).ok_or(Stranger::Malformed)?;
     let mut message =
         Message::read(&mut BinDecoder::new(reply)).map_err(|_| Stranger::Malformed)?;
@@ -205,13 +214,14 @@ pub(crate) fn decode(reply: &[u8]) -> Result<Message, Stranger> {
     ] {
         section.retain(|record| record.dns_class == DNSClass::IN);
     }
-    Ok(message)
+    // In a box, as it is handed on from one to the next.
+    Ok(Box::new(message))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::op::Message;
+    use hickory_proto::op::{Message, MessageType};
 
     fn query() -> Query {
         Query::new("web.service.consul.", RecordType::SRV, 4093).unwrap()

@@ -46,7 +46,7 @@ const MOST_LEARNED: usize = 4_096;
 /// One message from a name server.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    pub(crate) message: Message,
+    pub(crate) message: Box<Message>,
     /// Its length in bytes.
     pub(crate) size: usize,
     /// The length that it was cut to.
@@ -136,6 +136,7 @@ pub(crate) struct DnsSource {
 #[derive(Debug)]
 struct Server {
     address: SocketAddr,
+    name: Box<str>,
     connection: Arc<Connection>,
     sockets: Sockets,
     edns: Edns,
@@ -174,6 +175,10 @@ impl Peer for Server {
         self.address
     }
 
+    fn name(&self) -> &str {
+        &self.name
+    }
+
     fn edns(&self) -> &Edns {
         &self.edns
     }
@@ -202,8 +207,9 @@ impl Peer for Server {
 impl DnsSource {
     pub(crate) fn new(servers: &[SocketAddr]) -> Self {
         let strangers = Arc::<Strangers>::default();
-        let server = |&address| Server {
+        let server = |&address: &SocketAddr| Server {
             address,
+            name: address.to_string().into(),
             connection: Arc::new(Connection::new(address, Arc::clone(&strangers))),
             sockets: Sockets::new(address, Arc::clone(&strangers)),
             edns: Edns::default(),

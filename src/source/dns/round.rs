@@ -26,7 +26,7 @@ use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{Name, RData, Record, RecordType},
 };
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{error::Elapsed, timeout_at};
 
 use super::{DnsSource, Edns, Heard, Reply, Trouble, message::Query};
 use crate::{
@@ -53,6 +53,9 @@ const MOST_TEXTS: usize = 16;
 /// One server, as a round of questions sees it.
 pub(super) trait Peer {
     fn address(&self) -> SocketAddr;
+
+    /// The same as text.
+    fn name(&self) -> &str;
 
     fn edns(&self) -> &Edns;
 
@@ -84,23 +87,25 @@ pub(super) struct Round<'a, P> {
 
 impl<P: Peer> Round<'_, P> {
     pub(super) async fn run(&mut self) -> Heard {
+        let mut datagram = None;
         if !self.source.is_large(self.name) && !self.server.is_free() {
             self.server.open_soon();
-            return match self.over_udp(self.payload()).await {
+            match self.over_udp(self.payload()).await {
                 Ok(Heard::Records {
                     reply,
                     doubt: Some(doubt),
                 }) => {
                     self.source.learn(self.name, doubt != Reason::NoText);
-                    self.go_on(Some((reply, doubt))).await
+                    datagram = Some((reply, doubt));
                 }
-                Ok(heard) => heard,
+                Ok(heard) => return heard,
                 // TCP is no way round a server that is not there or does not answer.
-                Err(Trouble::Flooded | Trouble::Malformed) => self.go_on(None).await,
-                Err(_) => Heard::Failed,
-            };
+                Err(Trouble::Flooded | Trouble::Malformed) => {}
+                Err(_) => return Heard::Failed,
+            }
         }
-        self.go_on(None).await
+        // In a box: who is answered by a datagram is not to carry its room.
+        Box::pin(self.go_on(datagram)).await
     }
 
     /// Over TCP, after a datagram that may be cut, or instead of one.
@@ -182,21 +187,23 @@ impl<P: Peer> Round<'_, P> {
     /// more than that, and a slow answer still has all the time there is.
     async fn over_udp(&mut self, payload: u16) -> Result<Heard, Trouble> {
         let query = self.query(payload)?;
-        let server = self.server;
-        let exchange = async {
-            let mut first = std::pin::pin!(server.datagram(&query));
-            if let Ok(reply) = timeout(FIRST_TRY, &mut first).await {
-                return reply;
-            }
-            // An error of one says nothing of the other.
+        let (server, start) = (self.server, clock::now());
+        let mut first = std::pin::pin!(server.datagram(&query));
+        let soon = self.limit.min(start + FIRST_TRY);
+        let mut reply = timeout_at(soon.into(), &mut first).await;
+        if reply.is_err() {
             // In a box, as all that is seldom: no question is to carry its room.
-            let mut second = Box::pin(server.datagram(&query));
-            tokio::select! {
-                reply = &mut first => if reply.is_ok() { reply } else { second.await },
-                reply = &mut second => if reply.is_ok() { reply } else { first.await },
-            }
-        };
-        let (reply, elapsed) = self.timed(Transport::Udp, self.limit, exchange).await;
+            reply = Box::pin(timeout_at(self.limit.into(), async {
+                let mut second = Box::pin(server.datagram(&query));
+                // An error of one says nothing of the other.
+                tokio::select! {
+                    reply = &mut first => if reply.is_ok() { reply } else { second.await },
+                    reply = &mut second => if reply.is_ok() { reply } else { first.await },
+                }
+            }))
+            .await;
+        }
+        let (reply, elapsed) = self.took(Transport::Udp, start, reply);
         let reply = reply?;
         if self.server.edns().is_refused(&query, &reply) {
             self.note_reply(&reply, Outcome::Failed, elapsed, NO_EDNS.to_owned());
@@ -210,15 +217,16 @@ impl<P: Peer> Round<'_, P> {
         let exchange = self.server.pipelined(&query);
         // Where no datagram was asked before, UDP may yet have to do: a connection
         // that only seems to be open leaves it time.
-        let now = clock::now();
+        let start = clock::now();
         let until = match earlier {
             Some(_) => self.limit,
             None if self.source.is_large(self.name) => {
-                now + self.limit.saturating_duration_since(now) / 2
+                start + self.limit.saturating_duration_since(start) / 2
             }
-            None => self.limit.min(now + 2 * FIRST_TRY),
+            None => self.limit.min(start + 2 * FIRST_TRY),
         };
-        let (reply, elapsed) = self.timed(Transport::Tcp, until, exchange).await;
+        let reply = timeout_at(until.into(), exchange).await;
+        let (reply, elapsed) = self.took(Transport::Tcp, start, reply);
         if let Err(Trouble::TimedOut) = reply {
             self.server.give_up();
         }
@@ -239,18 +247,14 @@ impl<P: Peer> Round<'_, P> {
         })
     }
 
-    /// Runs one exchange until `until`; a failure is written down.
-    async fn timed(
+    /// What came of one exchange, and how long it took; a failure is written down.
+    fn took(
         &mut self,
         transport: Transport,
-        until: Instant,
-        exchange: impl Future<Output = Result<Reply, Trouble>>,
+        start: Instant,
+        reply: Result<Result<Reply, Trouble>, Elapsed>,
     ) -> (Result<Reply, Trouble>, Duration) {
-        let start = clock::now();
-        let reply = match timeout_at(until.into(), exchange).await {
-            Ok(reply) => reply,
-            Err(_) => Err(Trouble::TimedOut),
-        };
+        let reply = reply.unwrap_or(Err(Trouble::TimedOut));
         let elapsed = clock::now().saturating_duration_since(start);
         if let Err(trouble) = &reply {
             self.note(
@@ -342,7 +346,7 @@ impl<P: Peer> Round<'_, P> {
     ) {
         self.attempts.push(Attempt {
             source: Source::Dns,
-            address: self.server.address().to_string().into(),
+            address: self.server.name().into(),
             transport,
             outcome,
             elapsed,

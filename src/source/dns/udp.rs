@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::UdpSocket, runtime::Handle, task::AbortHandle, time::sleep};
+use tokio::{io::Interest, net::UdpSocket, runtime::Handle, task::AbortHandle, time::sleep};
 use tracing::debug;
 
 use super::message::{Heard, Hearing, Query, Strangers};
@@ -102,6 +102,10 @@ impl Sockets {
         if !self.server.ip().is_loopback() || port.uses >= MOST_USES {
             return;
         }
+        // Nothing is there to be read, as the runtime does not know yet: it would try at the
+        // next question. What comes from now on it is told anew.
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        _ = port.socket.try_io(Interest::READABLE, nothing);
         let mut idle = self.idle();
         if idle.ports.len() >= MOST_IDLE {
             idle.ports.pop_front();
@@ -196,7 +200,7 @@ impl Port {
             match heard {
                 Heard::Reply(message) => {
                     return Ok(Reply {
-                        message: *message,
+                        message,
                         size,
                         limit: usize::from(query.payload()),
                         advertised: query.payload(),

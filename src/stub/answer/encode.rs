@@ -1,12 +1,13 @@
 //! **Pure.** Records to bytes. hickory's own encoder stops to compress names after
 //! the first few dozen, which costs a large answer half of its room; this one
 //! compresses every owner, in linear time: a name is looked up by each of its
-//! suffixes, and no more than [`MOST_SUFFIXES`] are remembered.
+//! suffixes, and no more than [`MOST_SUFFIXES`] are remembered. A suffix is known by its
+//! hash and compared where it was written: nothing of it is kept twice.
 //!
 //! Names keep their case: only equal bytes share a pointer. The target of an SRV
 //! record is written in full (RFC 2782) and may be pointed to.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, hash::BuildHasher as _};
 
 use hickory_proto::{
     op::{Header, HeaderCounts, Metadata, Query},
@@ -19,6 +20,12 @@ const POINTABLE: usize = 0x4000;
 
 /// Suffixes remembered; the 14 bits have room for few more.
 const MOST_SUFFIXES: usize = 4_096;
+
+/// Room for those of an ordinary answer.
+const FEW_SUFFIXES: usize = 14;
+
+/// Longest name on the wire (RFC 1035, section 2.3.4).
+const NAME: usize = 255;
 
 /// The sections of one message.
 pub(super) struct Parts<'a> {
@@ -43,7 +50,8 @@ pub(super) fn message(parts: &Parts<'_>, limit: usize) -> Option<Vec<u8>> {
     };
     let mut writer = Writer {
         bytes: Header { metadata, counts }.to_bytes().ok()?,
-        suffixes: HashMap::new(),
+        suffixes: HashMap::with_capacity(FEW_SUFFIXES),
+        name: Vec::with_capacity(NAME),
     };
     writer.name(parts.query.name(), Form::Compressed);
     writer.u16(parts.query.query_type().into());
@@ -70,8 +78,10 @@ enum Form {
 
 struct Writer {
     bytes: Vec<u8>,
-    /// Where each suffix was written, by its bytes.
-    suffixes: HashMap<Box<[u8]>, u16>,
+    /// Where each suffix was written, by its hash.
+    suffixes: HashMap<u64, u16>,
+    /// The name that is being written.
+    name: Vec<u8>,
 }
 
 impl Writer {
@@ -84,32 +94,59 @@ impl Writer {
     }
 
     fn name(&mut self, name: &Name, form: Form) {
-        let mut wire = Vec::with_capacity(name.len() + 1);
-        let mut starts = Vec::with_capacity(8);
+        let mut wire = std::mem::take(&mut self.name);
+        wire.clear();
         for label in name {
-            starts.push(wire.len());
             // Labels have at most 63 bytes.
             wire.push(u8::try_from(label.len()).unwrap_or(0));
             wire.extend_from_slice(label);
         }
-        wire.push(0);
-        let at = self.bytes.len();
-        for start in starts {
+        let (at, mut start) = (self.bytes.len(), 0);
+        while let Some(&length) = wire.get(start) {
             let suffix = &wire[start..];
-            let known = self.suffixes.get(suffix).copied();
+            let hash = self.suffixes.hasher().hash_one(suffix);
+            let known = self.suffixes.get(&hash).copied();
+            let known = known.filter(|offset| self.stands_at(usize::from(*offset), suffix));
             if let (Form::Compressed, Some(pointer)) = (form, known) {
                 self.bytes.extend_from_slice(&wire[..start]);
                 self.u16(0xC000 | pointer);
+                self.name = wire;
                 return;
             }
             if let (None, Ok(offset)) = (known, u16::try_from(at + start))
                 && usize::from(offset) < POINTABLE
                 && self.suffixes.len() < MOST_SUFFIXES
             {
-                self.suffixes.insert(suffix.into(), offset);
+                self.suffixes.insert(hash, offset);
             }
+            start += 1 + usize::from(length);
         }
         self.bytes.extend_from_slice(&wire);
+        self.bytes.push(0);
+        self.name = wire;
+    }
+
+    /// Whether these labels, and no more, were written there.
+    fn stands_at(&self, mut at: usize, mut labels: &[u8]) -> bool {
+        loop {
+            match self.bytes.get(at) {
+                Some(0) => return labels.is_empty(),
+                // Pointers lead back to what was written before.
+                Some(&high @ 0xC0..) => {
+                    let low = self.bytes.get(at + 1).copied().unwrap_or_default();
+                    at = usize::from(u16::from_be_bytes([high, low]) & 0x3FFF);
+                }
+                Some(&length) => {
+                    let next = 1 + usize::from(length);
+                    let (label, other) = (labels.get(..next), self.bytes.get(at..at + next));
+                    if label.is_none() || label != other {
+                        return false;
+                    }
+                    (at, labels) = (at + next, &labels[next..]);
+                }
+                None => return false,
+            }
+        }
     }
 
     fn record(&mut self, record: &Record) -> Option<()> {
