@@ -14,6 +14,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd as _,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -96,7 +97,8 @@ struct Miss {
 /// What a thread is given.
 struct Work {
     lane: Arc<Lane>,
-    shortcuts: Shortcuts,
+    /// What its shortcuts may take.
+    bytes: usize,
     misses: Sender<Miss>,
     fills: Receiver<Fill>,
     stop: Arc<AtomicBool>,
@@ -124,7 +126,7 @@ pub(super) fn spawn(
         let lane = Arc::new(lane);
         let work = Work {
             lane: Arc::clone(&lane),
-            shortcuts: Shortcuts::new(bytes),
+            bytes,
             misses: miss,
             fills,
             stop: Arc::clone(stop),
@@ -189,15 +191,22 @@ fn start(work: Work, number: usize) -> io::Result<oneshot::Receiver<()>> {
     thread::Builder::new()
         .name(format!("proconsul-dns-{number}"))
         .spawn(move || {
-            if is_v4 {
-                serve::<SockaddrIn>(work);
-            } else {
-                serve::<SockaddrIn6>(work);
-            }
+            again_after_a_panic(&work.stop, || match is_v4 {
+                true => serve::<SockaddrIn>(&work),
+                false => serve::<SockaddrIn6>(&work),
+            });
             // Nobody may wait for it any more.
             _ = ended.send(());
         })?;
     Ok(heard)
+}
+
+/// A thread that is gone would answer nobody, and be sent its part of the questions still.
+fn again_after_a_panic(stop: &AtomicBool, run: impl Fn()) {
+    while catch_unwind(AssertUnwindSafe(&run)).is_err() && !stop.load(Ordering::Relaxed) {
+        warn!("a thread panicked, and begins anew without what it knew");
+        thread::sleep(LOOK);
+    }
 }
 
 /// An address as the kernel gives it.
@@ -217,22 +226,23 @@ impl Address for SockaddrIn6 {
     }
 }
 
-fn serve<S: Address>(work: Work) {
+fn serve<S: Address>(work: &Work) {
     let Work {
         lane,
-        mut shortcuts,
+        bytes,
         misses,
         fills,
         stop,
         tally,
     } = work;
+    let mut shortcuts = Shortcuts::new(*bytes);
     let mut incoming = vec![0; BATCH * QUESTION];
     let mut outgoing = vec![0; BATCH * REPLY];
     let mut taken = MultiHeaders::<S>::preallocate(BATCH, None);
     let mut sent = MultiHeaders::<S>::preallocate(BATCH, None);
     while !stop.load(Ordering::Relaxed) {
         let mut from: [(usize, Option<S>); BATCH] = [(0, None); BATCH];
-        let count = match take(&lane, &mut incoming, &mut taken, &mut from) {
+        let count = match take(lane, &mut incoming, &mut taken, &mut from) {
             Ok(count) => count,
             Err(Errno::EAGAIN | Errno::EINTR) => continue,
             Err(error) => {
@@ -293,7 +303,7 @@ fn serve<S: Address>(work: Work) {
             }
         }
         tally.shed(shed);
-        give(&lane, &outgoing, &lengths[..replies], &to, &mut sent);
+        give(lane, &outgoing, &lengths[..replies], &to, &mut sent);
     }
 }
 
@@ -376,9 +386,11 @@ async fn misses(
     let mut asked = JoinSet::new();
     let mut by_client: HashMap<SocketAddr, u32> = HashMap::new();
     let done = |by_client: &mut HashMap<SocketAddr, u32>, client| {
-        if let Ok(client) = client
-            && let Some(count) = by_client.get_mut(&client)
-        {
+        let Ok(client) = client else {
+            // Nobody knows whose question it was that panicked: all are counted anew.
+            return by_client.clear();
+        };
+        if let Some(count) = by_client.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
                 by_client.remove(&client);
@@ -419,4 +431,22 @@ async fn misses(
         }
     }
     while asked.join_next().await.is_some() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_begins_anew_until_it_is_to_stop() {
+        let (stop, runs) = (AtomicBool::new(false), AtomicU32::new(0));
+        again_after_a_panic(&stop, || {
+            assert!(runs.fetch_add(1, Ordering::Relaxed) > 1, "on purpose");
+        });
+        assert_eq!(runs.load(Ordering::Relaxed), 3);
+        stop.store(true, Ordering::Relaxed);
+        again_after_a_panic(&stop, || panic!("on purpose, and for the last time"));
+    }
 }
