@@ -42,6 +42,33 @@ const THROTTLED: Duration = Duration::from_secs(1);
 /// A probe that has told nothing for so long was lost with whoever sent it.
 const LOST: Duration = Duration::from_secs(5);
 
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A look-up: whoever is known to be gone is passed over.
+    Ask,
+    /// A copy of one, to see whether those are back.
+    Probe,
+}
+
+impl Mode {
+    pub(crate) fn is_let_in(self, gate: Gate) -> bool {
+        let wanted = match self {
+            Self::Ask => Gate::Pass,
+            Self::Probe => Gate::Probe,
+        };
+        gate == wanted
+    }
+}
+
+/// Who asks, and about what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    pub(crate) mode: Mode,
+    /// It is about the agent's own datacenter.
+    pub(crate) home: bool,
+}
+
 /// What may be put to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gate {
@@ -65,8 +92,6 @@ pub(crate) struct Circuit {
     closed: Option<Instant>,
     /// How often in a row it opened soon after that.
     flaps: u8,
-    /// A probe is on its way.
-    probed: bool,
 }
 
 impl Circuit {
@@ -82,7 +107,6 @@ impl Circuit {
     /// A probe is on its way: no other is due before it has told something.
     pub(crate) fn probing(&mut self, now: Instant) {
         self.probe = Some(now + LOST);
-        self.probed = true;
     }
 
     /// Since when it has been open.
@@ -90,17 +114,16 @@ impl Circuit {
         self.since
     }
 
-    /// Takes in what came of a question. `home`: it was about the agent's own
-    /// datacenter. Gives whether the circuit opened or closed by it.
+    /// Takes in what came of a question. Gives whether the circuit opened or closed by it.
     pub(crate) fn hear(
         &mut self,
         outcome: Outcome,
-        home: bool,
+        asker: Asker,
         now: Instant,
         dice: &mut impl Rng,
     ) -> bool {
         let was_open = self.probe.is_some();
-        let probed = std::mem::take(&mut self.probed);
+        let (home, probed) = (asker.home, asker.mode == Mode::Probe);
         match outcome {
             Outcome::Answered | Outcome::Partial | Outcome::NotFound | Outcome::Denied => {
                 self.close(probed, now);
@@ -128,7 +151,7 @@ impl Circuit {
 
     /// Whoever was to probe it heard nothing, and not for its sake.
     pub(crate) fn unprobed(&mut self, now: Instant) {
-        if std::mem::take(&mut self.probed) && self.probe.is_some() {
+        if self.probe.is_some() {
             self.probe = Some(now);
         }
     }
@@ -206,12 +229,25 @@ mod tests {
     use crate::clock;
     use rand::{SeedableRng as _, rngs::SmallRng};
 
+    const ASKS: Asker = Asker {
+        mode: Mode::Ask,
+        home: true,
+    };
+    const PROBES: Asker = Asker {
+        mode: Mode::Probe,
+        home: true,
+    };
+    const ELSEWHERE: Asker = Asker {
+        mode: Mode::Ask,
+        home: false,
+    };
+
     /// Hears `outcomes`, one each millisecond; gives the circuit and the time.
     fn after(outcomes: &[Outcome]) -> (Circuit, Instant) {
         let (mut circuit, mut now) = (Circuit::default(), clock::now());
         let mut dice = SmallRng::seed_from_u64(1);
         for outcome in outcomes {
-            circuit.hear(*outcome, true, now, &mut dice);
+            circuit.hear(*outcome, ASKS, now, &mut dice);
             now += Duration::from_millis(1);
         }
         (circuit, now)
@@ -255,7 +291,7 @@ mod tests {
         let since = circuit.open_since();
         circuit.hear(
             Outcome::TimedOut,
-            true,
+            PROBES,
             at(700),
             &mut SmallRng::seed_from_u64(1),
         );
@@ -270,22 +306,28 @@ mod tests {
         let mut dice = SmallRng::seed_from_u64(1);
         let mut pauses = Vec::new();
         for round in 0..9 {
-            circuit.hear(Outcome::Refused, true, now, &mut dice);
+            circuit.hear(Outcome::Refused, ASKS, now, &mut dice);
             let Gate::Shut(pause) = circuit.gate(now) else {
                 panic!("it is open");
             };
             pauses.push(pause.as_millis());
             if pauses.len() > 1 && pauses.len() < 9 {
                 // Who asks without being let through says nothing.
-                circuit.hear(Outcome::Answered, true, now, &mut dice);
+                circuit.hear(Outcome::Answered, ASKS, now, &mut dice);
                 assert_ne!(circuit.gate(now), Gate::Pass);
             }
             now += pause;
             circuit.probing(now);
-            circuit.hear(Outcome::Answered, true, now, &mut dice);
+            // Nor does one that asked before it was open.
+            circuit.hear(Outcome::Answered, ASKS, now, &mut dice);
+            assert_eq!(
+                circuit.gate(now) == Gate::Pass,
+                pauses.len() == 1 || pauses.len() == 9
+            );
+            circuit.hear(Outcome::Answered, PROBES, now, &mut dice);
             assert_eq!(circuit.gate(now), Gate::Pass);
             now += Duration::from_secs(if round == 7 { 11 } else { 1 });
-            circuit.hear(Outcome::Answered, true, now, &mut dice);
+            circuit.hear(Outcome::Answered, ASKS, now, &mut dice);
         }
         let within = |pause: u128, of: u128| (of * 4 / 5..=of * 6 / 5).contains(&pause);
         for (pause, of) in pauses
@@ -302,10 +344,10 @@ mod tests {
         let (mut circuit, now) = (Circuit::default(), clock::now());
         let mut dice = SmallRng::seed_from_u64(1);
         for _ in 0..9 {
-            circuit.hear(Outcome::TimedOut, false, now, &mut dice);
+            circuit.hear(Outcome::TimedOut, ELSEWHERE, now, &mut dice);
         }
         assert_eq!(circuit.gate(now), Gate::Pass);
-        circuit.hear(Outcome::Refused, false, now, &mut dice);
+        circuit.hear(Outcome::Refused, ELSEWHERE, now, &mut dice);
         assert_ne!(circuit.gate(now), Gate::Pass);
     }
 

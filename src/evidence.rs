@@ -124,8 +124,8 @@ pub(crate) struct Evidence {
     canaries: HashSet<Box<str>>,
     /// Since when the canaries asked for have all been there.
     canary_fine: Option<Instant>,
-    /// The last that was heard of one: from whom, of which place, what, and when.
-    last_canary: Option<(Rung, Box<str>, Canary, Instant)>,
+    /// What each rung said last of that of each place, and when.
+    last_canaries: HashMap<Rung, HashMap<Box<str>, (Canary, Instant)>>,
     /// Names that vanished within the window, and when.
     vanished: HashMap<Box<str>, Instant>,
     /// Words of DNS alone: the first, and how many.
@@ -195,15 +195,18 @@ impl Evidence {
     /// ask for it again: one that is not there holds, and what a mass holds was judged by
     /// others.
     pub(crate) fn canary_lately(&self, by: Rung, place: &str, now: Instant) -> Option<Canary> {
-        let (rung, of, canary, at) = self.last_canary.as_ref()?;
+        let (canary, at) = self.last_canaries.get(&by)?.get(place)?;
         let holds = self.mass.is_some() || *canary != Canary::There;
         let lately = now.saturating_duration_since(*at) < LATELY;
-        (holds && lately && *rung == by && **of == *place).then_some(*canary)
+        (holds && lately).then_some(*canary)
     }
 
     /// Consul's own service was asked for at a place.
     pub(crate) fn canary(&mut self, by: Rung, place: &str, canary: Canary, now: Instant) {
-        self.last_canary = Some((by, place.into(), canary, now));
+        let last = self.last_canaries.entry(by).or_default();
+        if last.len() < MOST || last.contains_key(place) {
+            last.insert(place.into(), (canary, now));
+        }
         match canary {
             Canary::There => {
                 if !self.canaries.contains(place) && self.canaries.len() < MOST {

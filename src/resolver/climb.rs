@@ -19,7 +19,7 @@ use crate::{
     air::Air,
     cache::{Look, stale::PATIENCE},
     catalog,
-    circuit::Gate,
+    circuit::{Gate, Mode},
     clock,
     consul::api::Api,
     endpoint::{Answer, Attempt, Source, Transport},
@@ -30,7 +30,7 @@ use crate::{
     name::{ConsulName, Domain, Subject},
     protection::Reason,
     records,
-    source::{Finding, Question, circuits::Mode},
+    source::{Finding, Question},
 };
 
 /// Names in Consul's zone that stand for others in it are followed this far, as
@@ -123,7 +123,7 @@ impl Inner {
         let landed = loop {
             match ladder.step(clock::now()) {
                 Step::Ask(rung, limit) => {
-                    air.ask(rung, self.sources.ask(rung, question, Mode::Ask, limit));
+                    air.ask(rung, self.sources.look_up(rung, question, limit));
                 }
                 Step::Wait(until) => {
                     if let Some((rung, _, (mut heard, mut made))) = air.hear(until).await {

@@ -26,6 +26,7 @@ use std::{
 
 use crate::{
     air::Air,
+    circuit::Asker,
     consul::{
         address::HttpAddress,
         blocking::Turn,
@@ -37,7 +38,7 @@ use crate::{
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::Found,
-    source::circuits::{Asker, Asking, Circuits},
+    source::circuits::{Asking, Circuits},
 };
 
 /// Addresses that are asked at the same time.

@@ -9,37 +9,10 @@ use std::{
 use tracing::info;
 
 use crate::{
-    circuit::{Circuit, Gate, Pace},
+    circuit::{Asker, Circuit, Gate, Mode, Pace},
     clock,
     endpoint::{Outcome, Source},
 };
-
-/// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// A look-up: whoever is known to be gone is passed over.
-    Ask,
-    /// A copy of one, to see whether those are back.
-    Probe,
-}
-
-impl Mode {
-    fn is_let_in(self, gate: Gate) -> bool {
-        let wanted = match self {
-            Self::Ask => Gate::Pass,
-            Self::Probe => Gate::Probe,
-        };
-        gate == wanted
-    }
-}
-
-/// Who asks, and about what.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker {
-    pub(crate) mode: Mode,
-    /// It is about the agent's own datacenter.
-    pub(crate) home: bool,
-}
 
 /// One circuit an address.
 #[derive(Debug)]
@@ -116,9 +89,10 @@ impl Circuits {
         Some(Asking {
             circuits: self,
             index,
-            home: asker.home,
+            asker,
             start,
             heard: false,
+            blames: true,
         })
     }
 
@@ -153,7 +127,13 @@ impl Circuits {
 
     /// What came of a question that was put to one address, whatever its circuit; `took`:
     /// the time of one that did not wait for anything.
-    pub(crate) fn hear(&self, index: usize, outcome: Outcome, home: bool, took: Option<Duration>) {
+    pub(crate) fn hear(
+        &self,
+        index: usize,
+        outcome: Outcome,
+        asker: Asker,
+        took: Option<Duration>,
+    ) {
         let now = clock::now();
         let mut state = self.state();
         if let (Outcome::Answered | Outcome::NotFound, Some(took)) = (outcome, took)
@@ -164,7 +144,7 @@ impl Circuits {
         let Some(circuit) = state.circuits.get_mut(index) else {
             return;
         };
-        if !circuit.hear(outcome, home, now, &mut clock::dice()) {
+        if !circuit.hear(outcome, asker, now, &mut clock::dice()) {
             return;
         }
         let opened = circuit.open_since().is_some();
@@ -189,9 +169,11 @@ impl Circuits {
 pub(crate) struct Asking<'a> {
     circuits: &'a Circuits,
     index: usize,
-    home: bool,
+    asker: Asker,
     start: Instant,
     heard: bool,
+    /// Whoever asks may leave because others were quicker.
+    blames: bool,
 }
 
 impl Asking<'_> {
@@ -199,7 +181,7 @@ impl Asking<'_> {
     pub(crate) fn heard(mut self, outcome: Outcome) {
         self.heard = true;
         let took = clock::now().saturating_duration_since(self.start);
-        (self.circuits).hear(self.index, outcome, self.home, Some(took));
+        (self.circuits).hear(self.index, outcome, self.asker, Some(took));
     }
 
     /// Nothing came of it, and the address is not to blame.
@@ -208,8 +190,16 @@ impl Asking<'_> {
         self.unprobed();
     }
 
+    /// That it is dropped says nothing of the address.
+    pub(crate) fn without_blame(mut self) -> Self {
+        self.blames = false;
+        self
+    }
+
     fn unprobed(&self) {
-        if let Some(circuit) = self.circuits.state().circuits.get_mut(self.index) {
+        if self.asker.mode == Mode::Probe
+            && let Some(circuit) = self.circuits.state().circuits.get_mut(self.index)
+        {
             circuit.unprobed(clock::now());
         }
     }
@@ -220,8 +210,8 @@ impl Drop for Asking<'_> {
         if !self.heard {
             let took = clock::now().saturating_duration_since(self.start);
             // Whoever was given no time is not to blame.
-            if took >= self.circuits.hedge_of(self.index) {
-                (self.circuits).hear(self.index, Outcome::Late, self.home, Some(took));
+            if self.blames && took >= self.circuits.hedge_of(self.index) {
+                (self.circuits).hear(self.index, Outcome::Late, self.asker, Some(took));
             } else {
                 self.unprobed();
             }

@@ -21,14 +21,14 @@ use tokio::{sync::Semaphore, time::timeout_at};
 
 use self::{
     catalog::{Blocked, Miss, Told},
-    circuits::{Asker, Asking, Circuits, Mode},
+    circuits::{Asking, Circuits},
     default_address::Defaults,
     dns::DnsSource,
     manners::Manners,
     static_file::StaticFile,
 };
 use crate::{
-    circuit::Gate,
+    circuit::{Asker, Gate, Mode},
     clock,
     config::{CONNECTIONS, Config},
     consul::{
@@ -49,13 +49,12 @@ use crate::{
 /// How long an agent is given to tell how its DNS interface is set.
 const PATIENCE: Duration = Duration::from_millis(150);
 
-/// Look-ups that the HTTP API is asked for at once, each over a connection of its own.
-/// Those above wait for their turn: a flood of names is not to use up what Consul allows
+/// Connections to the HTTP API that look-ups have at once, each one or two at most. Those above wait for their turn: a flood of names is not to use up what Consul allows
 /// a client, which names that are followed need too.
 const LOOKUPS: usize = 64;
 
 /// The same where names that are followed may use up all connections.
-const FEWEST_LOOKUPS: usize = 8;
+const FEWEST_LOOKUPS: usize = catalog::reverse::AT_ONCE;
 
 /// Services of a catalog that are told to who asked for another.
 const MOST_NAMES: usize = 10;
@@ -237,6 +236,45 @@ impl Sources {
         }
     }
 
+    /// Asks one rung for a look-up, of which there may be thousands, at most until `limit`;
+    /// gives each step that was made.
+    pub(crate) async fn look_up(
+        &self,
+        rung: Rung,
+        question: Question<'_>,
+        limit: Instant,
+    ) -> (Heard<Finding>, Vec<Attempt>) {
+        match rung {
+            // Large, and seldom: a question to DNS is not to carry their room with it.
+            Rung::Http => Box::pin(self.look_up_over_http(question, limit)).await,
+            _ => self.ask(rung, question, Mode::Ask, limit).await,
+        }
+    }
+
+    async fn look_up_over_http(
+        &self,
+        question: Question<'_>,
+        limit: Instant,
+    ) -> (Heard<Finding>, Vec<Attempt>) {
+        let start = clock::now();
+        // Whoever has an address may be looked for in the whole catalog.
+        let seats = match question.name.subject() {
+            Subject::Reverse(_) => catalog::reverse::AT_ONCE,
+            _ => 1,
+        };
+        let seats = self
+            .http_seats
+            .acquire_many(u32::try_from(seats).unwrap_or(u32::MAX));
+        let Ok(Ok(_seats)) = timeout_at(limit.into(), seats).await else {
+            let elapsed = clock::now().saturating_duration_since(start);
+            let detail = "too many others were asked for first".to_owned();
+            let (whom, outcome) = (self.first_address(), Outcome::TimedOut);
+            let attempt = unanswered(Rung::Http, &whom, outcome, elapsed, detail);
+            return (Heard::TimedOut, attempt.into_iter().collect());
+        };
+        self.ask(Rung::Http, question, Mode::Ask, limit).await
+    }
+
     /// Asks one rung, at most until `limit`; gives each step that was made.
     pub(crate) async fn ask(
         &self,
@@ -312,11 +350,6 @@ impl Sources {
         limit: Instant,
         attempts: &mut Vec<Attempt>,
     ) -> Option<Heard<Finding>> {
-        let start = clock::now();
-        let Ok(Ok(_seat)) = timeout_at(limit.into(), self.http_seats.acquire()).await else {
-            attempts.extend(self.unheard(&[(Rung::Http, start)], limit));
-            return None;
-        };
         if self.is_beyond(question.name, limit).await {
             attempts.push(Attempt {
                 source: Source::Http,
@@ -437,7 +470,8 @@ impl Sources {
             let mut places = (from..from + count).map(|place| place % count);
             places.find_map(|place| {
                 let asking = self.http_circuits.begin(place, Asker { mode, home })?;
-                Some((place, asking))
+                // Whoever followed may be told that nobody wants it any more.
+                Some((place, asking.without_blame()))
             })
         })
     }
@@ -452,22 +486,27 @@ impl Sources {
         turn: &Turn,
     ) -> Option<(Option<Heard<Finding>>, Blocked)> {
         let asked = self.asked(question)?;
-        let (blocked, ()) = tokio::join!(
-            catalog::block(&self.agent, &asked, address, turn),
-            self.refresh_manners(clock::now() + PATIENCE)
-        );
-        match asking {
-            // That is about those who follow, who have a pause of their own.
-            Some(asking) if blocked.outcome == Outcome::Throttled => asking.unheard(),
-            Some(asking) => asking.heard(blocked.outcome),
-            // Its connection may have been cut because nothing was said on it. But who
-            // answers is well, whatever its circuit says.
-            None if matches!(blocked.told, Ok(_) | Err(Miss::NotFound { .. })) => {
-                let home = self.is_home(question.name.locality());
-                (self.http_circuits).hear(address, Outcome::Answered, home, None);
+        let blocking = async {
+            let blocked = catalog::block(&self.agent, &asked, address, turn).await;
+            match asking {
+                // That is about those who follow, who have a pause of their own.
+                Some(asking) if blocked.outcome == Outcome::Throttled => asking.unheard(),
+                Some(asking) => asking.heard(blocked.outcome),
+                // Its connection may have been cut because nothing was said on it. But who
+                // answers is well, whatever its circuit says.
+                None if matches!(blocked.told, Ok(_) | Err(Miss::NotFound { .. })) => {
+                    let asker = Asker {
+                        mode: Mode::Ask,
+                        home: self.is_home(question.name.locality()),
+                    };
+                    (self.http_circuits).hear(address, Outcome::Answered, asker, None);
+                }
+                None => {}
             }
-            None => {}
-        }
+            blocked
+        };
+        let manners = self.refresh_manners(clock::now() + PATIENCE);
+        let (blocked, ()) = tokio::join!(blocking, manners);
         let heard = self.by_catalog(question.name, blocked.told.clone());
         Some((heard, blocked))
     }

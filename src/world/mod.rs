@@ -34,7 +34,7 @@ use crate::{
         Cache, Limits, Look, Rest,
         stale::{PATIENCE, SNAPSHOT_PATIENCE, Wish},
     },
-    circuit::{Circuit, Gate, Pace},
+    circuit::{Asker, Circuit, Gate, Mode, Pace},
     endpoint::{Outcome, Source},
     error::ErrorKind,
     evidence::{Belief, Canary, Evidence, Others, WINDOW, Word},
@@ -46,6 +46,15 @@ use crate::{
 
 /// Limit of a look-up, as by default.
 const LIMIT: Duration = Duration::from_secs(1);
+
+const ASKS: Asker = Asker {
+    mode: Mode::Ask,
+    home: true,
+};
+const PROBES: Asker = Asker {
+    mode: Mode::Probe,
+    ..ASKS
+};
 
 /// As in `climb.rs`.
 const REST: Duration = Duration::from_millis(500);
@@ -341,7 +350,7 @@ impl World {
                     match first {
                         Some((index, at)) if at <= until => {
                             let (at, rung, heard, outcome) = air.remove(index);
-                            self.hear(rung, outcome, at, at.saturating_duration_since(now));
+                            self.hear(rung, outcome, ASKS, at, at.saturating_duration_since(now));
                             steps.push((rung, outcome));
                             now = at;
                             ladder.hear(rung, heard);
@@ -357,19 +366,19 @@ impl World {
             }
         };
         for (_, rung, ..) in air {
-            self.hear(rung, Outcome::Late, now, Duration::ZERO);
+            self.hear(rung, Outcome::Late, ASKS, now, Duration::ZERO);
             steps.push((rung, Outcome::Late));
         }
         (end, now, steps)
     }
 
-    fn hear(&mut self, rung: Rung, outcome: Outcome, at: Instant, took: Duration) {
+    fn hear(&mut self, rung: Rung, outcome: Outcome, asker: Asker, at: Instant, took: Duration) {
         if rung == Rung::Dns && matches!(outcome, Outcome::Answered | Outcome::NotFound) {
             self.pace.observe(took);
         }
         if rung != Rung::Static {
             let circuit = self.circuits.entry(rung).or_default();
-            circuit.hear(outcome, true, at, &mut self.dice);
+            circuit.hear(outcome, asker, at, &mut self.dice);
         }
     }
 
@@ -382,7 +391,7 @@ impl World {
             true => (outcome, takes),
             false => (Outcome::TimedOut, LIMIT),
         };
-        self.hear(rung, outcome, now + takes, takes);
+        self.hear(rung, outcome, PROBES, now + takes, takes);
         if let (Heard::Whole(held), true) = (heard, outcome == Outcome::Answered) {
             self.later(now + takes, Event::Probed(name.to_owned(), held));
         }

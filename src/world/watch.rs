@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Event, LIMIT, Landed, World,
+    ASKS, Event, LIMIT, Landed, PROBES, World,
     source::{Condition, held},
 };
 use crate::{
@@ -35,6 +35,8 @@ pub(super) struct Follower {
     before: Option<Arc<Held>>,
     /// The query that is in the air: when it was asked, what it asks, and when it is given up.
     asked: Option<(Instant, Turn, Instant)>,
+    /// It probes an address that failed.
+    probes: bool,
     /// An event that was planned for another turn is void.
     turn: usize,
 }
@@ -54,6 +56,7 @@ impl World {
             blocking: Blocking::new(self.now),
             before: None,
             asked: None,
+            probes: false,
             turn: 0,
         };
         self.followers.insert(name.to_owned(), follower);
@@ -77,9 +80,13 @@ impl World {
         }
         if turn.index.is_none() {
             let circuit = self.circuits.entry(Rung::Http).or_default();
+            follower.probes = false;
             match circuit.gate(now) {
                 Gate::Pass => {}
-                Gate::Probe => circuit.probing(now),
+                Gate::Probe => {
+                    circuit.probing(now);
+                    follower.probes = true;
+                }
                 Gate::Shut(_) => {
                     self.later(now + POLL, Event::Turn(name.to_owned(), number));
                     return self.ask(name, Wish::default());
@@ -199,7 +206,11 @@ impl World {
         };
         if turn.index.is_none() || !matches!(told, Told::Failed(_)) {
             let circuit = self.circuits.entry(Rung::Http).or_default();
-            circuit.hear(outcome, true, now, &mut self.dice);
+            let asker = match follower.probes && turn.index.is_none() {
+                true => PROBES,
+                false => ASKS,
+            };
+            circuit.hear(outcome, asker, now, &mut self.dice);
         }
         match told {
             Told::Set(_, index) | Told::Nothing(_, index)

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Services that are asked at once.
-const AT_ONCE: usize = 8;
+pub(crate) const AT_ONCE: usize = 8;
 
 /// Catalogs with more services are not searched: that would load the agent with a
 /// request for each.

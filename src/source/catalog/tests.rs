@@ -95,7 +95,7 @@ async fn put(
     };
     let now = || tokio::time::Instant::now().into_std();
     let asker = Asker {
-        mode: crate::source::circuits::Mode::Ask,
+        mode: crate::circuit::Mode::Ask,
         home: true,
     };
     ask(agent, &question, circuits, asker, now() + limit, now).await

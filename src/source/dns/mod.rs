@@ -32,10 +32,11 @@ use self::{
     udp::Sockets,
 };
 use crate::{
+    circuit::Asker,
     clock,
     complete::Reason,
     endpoint::{Attempt, Outcome, Source, Transport},
-    source::circuits::{Asker, Circuits},
+    source::circuits::Circuits,
 };
 
 /// A server that does not know EDNS is asked without it for so long.

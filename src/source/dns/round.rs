@@ -191,7 +191,7 @@ impl<P: Peer> Round<'_, P> {
         let mut first = std::pin::pin!(server.datagram(&query));
         let soon = self.limit.min(start + FIRST_TRY);
         let mut reply = timeout_at(soon.into(), &mut first).await;
-        if reply.is_err() {
+        if reply.is_err() && soon < self.limit {
             // In a box, as all that is seldom: no question is to carry its room.
             reply = Box::pin(timeout_at(self.limit.into(), async {
                 let mut second = Box::pin(server.datagram(&query));

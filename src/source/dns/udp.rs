@@ -10,10 +10,12 @@ use std::{
     collections::VecDeque,
     io,
     net::SocketAddr,
+    os::fd::AsRawFd as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::{io::Interest, net::UdpSocket, runtime::Handle, task::AbortHandle, time::sleep};
 use tracing::debug;
 
@@ -106,11 +108,15 @@ impl Sockets {
         // next question. What comes from now on it is told anew.
         let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         _ = port.socket.try_io(Interest::READABLE, nothing);
+        let now = clock::now();
         let mut idle = self.idle();
-        if idle.ports.len() >= MOST_IDLE {
+        // Whoever closes them may be in a runtime that nobody drives.
+        let is_old =
+            |(_, since): &(Port, Instant)| now.saturating_duration_since(*since) > 2 * IDLE;
+        if idle.ports.len() >= MOST_IDLE || idle.ports.front().is_some_and(is_old) {
             idle.ports.pop_front();
         }
-        idle.ports.push_back((port, clock::now()));
+        idle.ports.push_back((port, now));
         // Its runtime may have ended.
         if (idle.closing.as_ref()).is_none_or(AbortHandle::is_finished) {
             let closing = tokio::spawn(close(Arc::clone(&self.idle)));
@@ -125,9 +131,11 @@ impl Sockets {
 
 impl Drop for Sockets {
     fn drop(&mut self) {
-        if let Some(closing) = &self.idle().closing {
+        let mut idle = self.idle();
+        if let Some(closing) = &idle.closing {
             closing.abort();
         }
+        idle.ports.clear();
     }
 }
 
@@ -173,30 +181,28 @@ impl Port {
             .map_err(Trouble::from_io)?;
 
         let mut hearing = Hearing::new(query, id);
+        let most = usize::from(query.payload()) + SLACK;
         loop {
-            self.socket.readable().await.map_err(Trouble::from_io)?;
-            let heard = RECEIVED.with_borrow_mut(|received| {
-                received.clear();
-                received.reserve(usize::from(query.payload()) + SLACK);
-                let heard = self.socket.try_recv_buf(received).map(|_| {
-                    let heard = hearing.hear(received);
-                    if let Heard::Stranger(stranger) | Heard::Enough(stranger) = heard {
-                        strangers.count(stranger);
-                        debug!(%server, ?stranger, bytes = received.len(), "datagram ignored");
-                    }
-                    (heard, received.len())
-                });
-                // The seldom ones that take more are not to hold it.
-                received.clear();
-                received.shrink_to(ROOM);
-                heard
-            });
-            let (heard, size) = match heard {
-                Ok(heard) => heard,
-                // Nothing was there after all.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(Trouble::from_io(error)),
+            let take = || {
+                RECEIVED.with_borrow_mut(|room| {
+                    room.resize(room.len().max(most), 0);
+                    let descriptor = self.socket.as_raw_fd();
+                    let taken = recv(descriptor, &mut room[..most], MsgFlags::MSG_DONTWAIT);
+                    let heard = taken.map(|length| (hearing.hear(&room[..length]), length));
+                    // The seldom ones that take more are not to hold it.
+                    room.truncate(ROOM);
+                    room.shrink_to(ROOM);
+                    Ok(heard?)
+                })
             };
+            // A port that is closed is an error, and nothing to read.
+            let wanted = Interest::READABLE | Interest::ERROR;
+            let taken = self.socket.async_io(wanted, take).await;
+            let (heard, size) = taken.map_err(Trouble::from_io)?;
+            if let Heard::Stranger(stranger) | Heard::Enough(stranger) = heard {
+                strangers.count(stranger);
+                debug!(%server, ?stranger, bytes = size, "datagram ignored");
+            }
             match heard {
                 Heard::Reply(message) => {
                     return Ok(Reply {
