@@ -10,6 +10,7 @@ pub(crate) mod manners;
 pub(crate) mod snapshot_file;
 pub(crate) mod static_catalog;
 pub(crate) mod static_file;
+mod static_rung;
 
 use std::{
     net::IpAddr,
@@ -55,9 +56,6 @@ const LOOKUPS: usize = 64;
 
 /// The same where names that are followed may use up all connections.
 const FEWEST_LOOKUPS: usize = catalog::reverse::AT_ONCE;
-
-/// Services of a catalog that are told to who asked for another.
-const MOST_NAMES: usize = 10;
 
 /// A set, and what its source says of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -581,112 +579,6 @@ impl Sources {
             && asked.peer.is_none()
             && asked.sameness_group.is_none()
             && asked.port.is_none()
-    }
-
-    /// The static catalog, then the default address.
-    async fn ask_static(
-        &self,
-        question: Question<'_>,
-        attempts: &mut Vec<Attempt>,
-    ) -> Option<Heard<Finding>> {
-        let listed = match &self.catalog {
-            Some(file) => self.ask_catalog_file(file, question, attempts).await,
-            None => Some(said_nothing(None)),
-        };
-        let finding = match listed {
-            Some(Heard::Whole(finding)) => return Some(Heard::Whole(finding)),
-            _ => self.default_of(question),
-        };
-        let Some(finding) = finding else {
-            return listed;
-        };
-        attempts.push(Attempt {
-            source: Source::Static,
-            address: "default address".into(),
-            transport: Transport::File,
-            outcome: Outcome::Answered,
-            elapsed: Duration::ZERO,
-            received: 0,
-            count: 1,
-            detail: Box::default(),
-        });
-        Some(Heard::Whole(finding))
-    }
-
-    /// A default is of the service as a whole, here.
-    fn default_of(&self, question: Question<'_>) -> Option<Finding> {
-        let Subject::Service { service, tag: None } = question.name.subject() else {
-            return None;
-        };
-        let home = self.is_home(question.name.locality());
-        let found = (self.defaults).find(service, self.zones.first()?.as_str());
-        found.filter(|_| home).map(|found| Finding {
-            found,
-            source: Source::Static,
-            transport: Transport::File,
-            ttl: Some(Duration::ZERO),
-            doubt: None,
-        })
-    }
-
-    async fn ask_catalog_file(
-        &self,
-        file: &StaticFile,
-        question: Question<'_>,
-        attempts: &mut Vec<Attempt>,
-    ) -> Option<Heard<Finding>> {
-        let start = clock::now();
-        let loaded = file.load().await;
-        let (outcome, count, detail, heard) = match (&loaded, question.name.subject()) {
-            (Err(error), _) => (Outcome::Unreachable, 0, error.to_string(), None),
-            (Ok(_), _) if !self.is_home(question.name.locality()) => {
-                let detail = "the catalog knows its own datacenter only".to_owned();
-                (Outcome::NotFound, 0, detail, Some(said_nothing(None)))
-            }
-            (Ok(loaded), Subject::Service { service, tag }) => {
-                match loaded.catalog.find(service, tag.as_deref()) {
-                    Some(found) => {
-                        let count = found.len();
-                        let outdated = loaded.outdated.as_ref().map(|error| error.to_string());
-                        let finding = Finding {
-                            found,
-                            source: Source::Static,
-                            transport: Transport::File,
-                            ttl: Some(Duration::ZERO),
-                            doubt: None,
-                        };
-                        let heard = Some(Heard::Whole(finding));
-                        (
-                            Outcome::Answered,
-                            count,
-                            outdated.unwrap_or_default(),
-                            heard,
-                        )
-                    }
-                    None => {
-                        let names = loaded.catalog.services().map(|(name, _)| name);
-                        let names = names.take(MOST_NAMES).collect::<Vec<_>>().join(", ");
-                        let detail = format!("not in the catalog, which has {names}");
-                        (Outcome::NotFound, 0, detail, Some(said_nothing(None)))
-                    }
-                }
-            }
-            (Ok(_), _) => {
-                let detail = "the catalog holds services only".to_owned();
-                (Outcome::NotFound, 0, detail, Some(said_nothing(None)))
-            }
-        };
-        attempts.push(Attempt {
-            source: Source::Static,
-            address: file.path().display().to_string().into(),
-            transport: Transport::File,
-            outcome,
-            elapsed: clock::now().saturating_duration_since(start),
-            received: 0,
-            count,
-            detail: detail.into(),
-        });
-        heard
     }
 }
 
