@@ -57,6 +57,8 @@ pub(crate) struct Nothing {
     pub(crate) unhealthy: usize,
     /// Whether the server that answered knew its leader; `None`: it did not say.
     pub(crate) leader: Option<bool>,
+    /// Consul's index of the word; `None`: it was not said.
+    pub(crate) index: Option<u64>,
 }
 
 /// What to do next.

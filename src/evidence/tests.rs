@@ -5,6 +5,7 @@ const NONE: Nothing = Nothing {
     ttl: None,
     unhealthy: 0,
     leader: Some(true),
+    index: None,
 };
 
 fn word(key: &str) -> Word<'_> {
@@ -55,7 +56,7 @@ fn instances_that_are_all_critical_are_no_question_of_evidence() {
     let unhealthy = Nothing {
         unhealthy: 2,
         leader: Some(false),
-        ttl: None,
+        ..NONE
     };
     let word = Word {
         nothing: &unhealthy,
@@ -218,6 +219,31 @@ fn others_of_which_most_do_not_answer_prove_nothing() {
         let judged = Evidence::default().judge(told, clock::now());
         assert_eq!(judged, belief, "{asked} and {silent}");
     }
+}
+
+#[test]
+fn who_is_behind_what_was_heard_of_a_name_deletes_it_only_if_that_does_not_pass() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    let judged = |evidence: &mut Evidence, index, after| {
+        let nothing = Nothing {
+            index: Some(index),
+            ..NONE
+        };
+        let word = Word {
+            nothing: &nothing,
+            ..word("web")
+        };
+        evidence.judge(word, now + Duration::from_millis(after))
+    };
+    evidence.followed("web", Some(200));
+    let held = Belief::Held(Reason::Unconfirmed);
+    assert_eq!(judged(&mut evidence, 150, 0), held);
+    assert_eq!(judged(&mut evidence, 199, 2_900), held);
+    assert_eq!(judged(&mut evidence, 200, 2_950), Belief::Gone);
+    evidence.followed("web", Some(300));
+    assert_eq!(judged(&mut evidence, 200, 3_000), held);
+    // The servers' data are others.
+    assert_eq!(judged(&mut evidence, 200, 6_000), Belief::Gone);
 }
 
 #[test]

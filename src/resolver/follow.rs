@@ -329,6 +329,9 @@ impl Following {
                 address += 1;
                 continue;
             }
+            if answered {
+                inner.evidence().followed(self.name.key(), blocked.index);
+            }
             let mut dice = clock::dice();
             let mut heard_of = |news| blocking.answered(blocked.index, news, took, now, &mut dice);
             let follows = match heard {

@@ -68,6 +68,8 @@ pub(crate) enum Miss {
         /// False where the server knew no leader: it may have lost sight of what
         /// there is.
         confirmed: bool,
+        /// `X-Consul-Index` of the reply.
+        index: Option<u64>,
     },
     /// The token may not see it, with the agent's words.
     Denied(Box<str>),
@@ -328,6 +330,7 @@ fn failed(trouble: Trouble) -> Heard {
             let miss = Miss::NotFound {
                 unhealthy: 0,
                 confirmed: true,
+                index: None,
             };
             Heard::done(Outcome::NotFound, "no such datacenter".into(), Err(miss))
         }
@@ -369,6 +372,7 @@ fn not_found(unhealthy: usize, reply: &Reply, detail: Box<str>) -> Heard {
     let miss = Miss::NotFound {
         unhealthy,
         confirmed: reply.known_leader != Some(false),
+        index: reply.index,
     };
     Heard {
         count: unhealthy,

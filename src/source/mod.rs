@@ -522,11 +522,13 @@ impl Sources {
             Err(Miss::NotFound {
                 unhealthy,
                 confirmed,
+                index,
             }) => {
                 return Some(Heard::Nothing(Nothing {
                     ttl: None,
                     unhealthy,
                     leader: Some(confirmed),
+                    index,
                 }));
             }
             Err(Miss::Denied(_) | Miss::Failed { .. }) => return None,
@@ -542,6 +544,7 @@ impl Sources {
                     ttl: None,
                     unhealthy: all,
                     leader: Some(known_leader != Some(false)),
+                    index: None,
                 }));
             }
         }

@@ -54,6 +54,7 @@ impl World {
                 ttl: None,
                 unhealthy: 0,
                 leader,
+                index: None,
             };
             (Heard::Nothing(nothing), Outcome::NotFound, quick)
         };

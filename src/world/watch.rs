@@ -261,5 +261,6 @@ fn nothing(leader: bool) -> Nothing {
         ttl: None,
         unhealthy: 0,
         leader: Some(leader),
+        index: None,
     }
 }

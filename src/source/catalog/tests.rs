@@ -217,6 +217,7 @@ async fn an_answer_that_says_no_is_final() {
     let no = |unhealthy, confirmed| Miss::NotFound {
         unhealthy,
         confirmed,
+        index: None,
     };
     let denied = |text: &str| Miss::Denied(text.into());
     let failed = |detail: &str| Miss::Failed {
