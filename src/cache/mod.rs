@@ -310,6 +310,13 @@ impl Cache {
         }
     }
 
+    /// Others may know what is said of the name now: a refresh is due at once.
+    pub(crate) fn wake(&mut self, key: &str) {
+        if let Some(entry) = self.entries.peek_mut(key) {
+            entry.rare().again = None;
+        }
+    }
+
     /// Until when what is known of a name may be given without asking again, and who
     /// tells if that ends before. `held`: the set that is meant; `None`: that there is
     /// no such name.

@@ -389,8 +389,7 @@ impl Following {
                     {
                         let mut cache = inner.cache();
                         cache.expire(self.name.key(), now);
-                        // Others may know what is said now.
-                        cache.rest(self.name.key(), now);
+                        cache.wake(self.name.key());
                     }
                     let (failure, asked) = failure(&blocked);
                     debug!(name = %self.fqdn, outcome = %blocked.outcome, "not followed for now");

@@ -246,7 +246,7 @@ impl World {
             Told::Failed(failure) => {
                 follower.before = None;
                 self.cache.expire(name, now);
-                self.cache.rest(name, now);
+                self.cache.wake(name);
                 blocking.failed(failure, None, now, &mut self.dice);
             }
         }
