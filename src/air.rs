@@ -19,9 +19,9 @@ impl<K, T> Default for Air<'_, K, T> {
     }
 }
 
-impl<'a, K: Copy, T> Air<'a, K, T> {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+impl<'a, K, T> Air<'a, K, T> {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// Since when the oldest has been asked.
@@ -40,10 +40,9 @@ impl<'a, K: Copy, T> Air<'a, K, T> {
     pub(crate) async fn hear(&mut self, until: Instant) -> Option<(K, Instant, T)> {
         let first = poll_fn(|context| {
             for at in 0..self.0.len() {
-                let (whom, since, asking) = &mut self.0[at];
+                let (.., asking) = &mut self.0[at];
                 if let Poll::Ready(told) = asking.as_mut().poll(context) {
-                    let (whom, since) = (*whom, *since);
-                    drop(self.0.remove(at));
+                    let (whom, since, _) = self.0.remove(at);
                     return Poll::Ready((whom, since, told));
                 }
             }

@@ -273,6 +273,13 @@ impl Following {
         let mut address = 0;
         let mut looked = clock::now();
         loop {
+            let now = clock::now();
+            if now.saturating_duration_since(looked) >= WHILE {
+                looked = now;
+                if self.is_left() {
+                    return;
+                }
+            }
             let turn = blocking.turn(self.limit);
             if self.poll_until(turn.due).await.is_none() {
                 return;
@@ -281,12 +288,6 @@ impl Following {
             let mut asking = None;
             if turn.index.is_none() {
                 let Some((well, asks)) = self.sources.followed_at(&self.name, address) else {
-                    if start.saturating_duration_since(looked) >= WHILE {
-                        looked = start;
-                        if self.is_left() {
-                            return;
-                        }
-                    }
                     if self.poll_until(start + POLL).await.is_none() {
                         return;
                     }
@@ -400,12 +401,6 @@ impl Following {
             };
             if !follows {
                 blocking.again(clock::now() + self.pace);
-            }
-            if now.saturating_duration_since(looked) >= WHILE {
-                looked = now;
-                if inner.leave(&self.name) {
-                    return;
-                }
             }
         }
     }

@@ -38,7 +38,7 @@ use crate::{
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::Found,
-    source::circuits::{Asking, Circuits},
+    source::circuits::Circuits,
 };
 
 /// Addresses that are asked at the same time.
@@ -94,39 +94,38 @@ pub(crate) async fn ask(
     let mut attempts: Vec<Attempt> = Vec::new();
     let mut left: VecDeque<usize> = circuits.admitted(asker.mode, now()).into();
     let mut air = Air::default();
-    let mut askings: Vec<(usize, Asking<'_>)> = Vec::new();
     let (mut told, mut limit) = (None, deadline);
     loop {
         let start = now();
         if start >= limit {
             break;
         }
-        let next = (askings.len() < BESIDE).then(|| left.pop_front()).flatten();
+        let next = (air.len() < BESIDE).then(|| left.pop_front()).flatten();
         if let Some(at) = next {
             let asking = circuits.begin(at, asker).zip(agent.addresses().nth(at));
             let Some((asking, address)) = asking else {
                 continue;
             };
-            askings.push((at, asking));
-            air.ask((at, address), agent.get(address, &path, deadline - start));
-        } else if air.is_empty() {
+            air.ask(
+                (asking, address),
+                agent.get(address, &path, deadline - start),
+            );
+        } else if air.len() == 0 {
             break;
         }
-        let until = match askings.last() {
-            Some((last, _)) if askings.len() < BESIDE && !left.is_empty() => {
+        let until = match next {
+            Some(last) if air.len() < BESIDE && !left.is_empty() => {
                 let share = u32::try_from(left.len() + 1).unwrap_or(u32::MAX);
-                start + circuits.hedge_of(*last).min((limit - start) / share)
+                start + circuits.hedge_of(last).min((limit - start) / share)
             }
             _ => limit,
         };
-        let Some(((at, address), asked, replied)) = air.hear(until).await else {
+        let Some(((asking, address), asked, replied)) = air.hear(until).await else {
             continue;
         };
         let received = replied.as_ref().map_or(0, |reply| reply.body.len());
         let heard = hear(question, replied);
-        if let Some(place) = askings.iter().position(|(index, _)| *index == at) {
-            askings.remove(place).1.heard(heard.outcome);
-        }
+        asking.heard(heard.outcome);
         let took = now().saturating_duration_since(asked);
         attempts.push(Attempt {
             received,
@@ -154,20 +153,16 @@ pub(crate) async fn ask(
     }
     let end = now();
     let answer = told.as_ref().map(|(.., at)| attempts.remove(*at));
-    for ((at, address), since) in air.leave() {
-        let place = askings.iter().position(|(index, _)| *index == at);
-        let asking = place.map(|place| askings.remove(place).1);
+    for ((asking, address), since) in air.leave() {
         let (outcome, detail) = match end < deadline {
             true => (Outcome::Late, "another address was quicker".to_owned()),
             false => (Outcome::TimedOut, Trouble::TimedOut.to_string()),
         };
-        match asking {
-            Some(asking) if outcome == Outcome::TimedOut => asking.heard(outcome),
+        if outcome == Outcome::TimedOut {
+            asking.heard(outcome);
+        } else if told.as_ref().is_some_and(|(_, asked, _)| since > *asked) {
             // Whoever was asked later than who answered is not slow.
-            Some(asking) if told.as_ref().is_some_and(|(_, asked, _)| since > *asked) => {
-                asking.unheard();
-            }
-            _ => {}
+            asking.unheard();
         }
         let took = end.saturating_duration_since(since);
         attempts.push(attempt(address, &path, outcome, took, detail.into()));

@@ -185,23 +185,14 @@ impl Asking<'_> {
     }
 
     /// Nothing came of it, and the address is not to blame.
-    pub(crate) fn unheard(mut self) {
-        self.heard = true;
-        self.unprobed();
+    pub(crate) fn unheard(self) {
+        drop(self.without_blame());
     }
 
     /// That it is dropped says nothing of the address.
     pub(crate) fn without_blame(mut self) -> Self {
         self.blames = false;
         self
-    }
-
-    fn unprobed(&self) {
-        if self.asker.mode == Mode::Probe
-            && let Some(circuit) = self.circuits.state().circuits.get_mut(self.index)
-        {
-            circuit.unprobed(clock::now());
-        }
     }
 }
 
@@ -212,8 +203,10 @@ impl Drop for Asking<'_> {
             // Whoever was given no time is not to blame.
             if self.blames && took >= self.circuits.hedge_of(self.index) {
                 (self.circuits).hear(self.index, Outcome::Late, self.asker, Some(took));
-            } else {
-                self.unprobed();
+            } else if self.asker.mode == Mode::Probe
+                && let Some(circuit) = self.circuits.state().circuits.get_mut(self.index)
+            {
+                circuit.unprobed(clock::now());
             }
         }
     }

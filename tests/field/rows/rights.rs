@@ -2,14 +2,19 @@
 
 use super::*;
 
-/// 17: the rights of the token are taken away, and given back.
-pub(crate) async fn the_token_is_revoked(lasts: Duration) -> Verdict {
-    let file = temporary("revoked");
+/// A field whose stub has its token from a file of this name.
+async fn with_token(name: &str) -> (Field, PathBuf) {
+    let file = temporary(name);
     let plan = Plan {
         token_file: Some(file.clone()),
         ..Plan::default()
     };
-    let mut field = Field::start(plan).await;
+    (Field::start(plan).await, file)
+}
+
+/// 17: the rights of the token are taken away, and given back.
+pub(crate) async fn the_token_is_revoked(lasts: Duration) -> Verdict {
+    let (mut field, file) = with_token("revoked").await;
     // Sets go on changing: a query that waits is told of lost rights when it wakes.
     field.calm().await;
     field.fault_begins();
@@ -41,12 +46,7 @@ pub(crate) async fn the_token_is_revoked(lasts: Duration) -> Verdict {
 /// 18: the token is another one, in the file.
 pub(crate) async fn the_token_is_rotated(lasts: Duration) -> Verdict {
     const NEXT: &str = "00000000-0000-4000-8000-0000000000cc";
-    let file = temporary("rotated");
-    let plan = Plan {
-        token_file: Some(file.clone()),
-        ..Plan::default()
-    };
-    let mut field = Field::start(plan).await;
+    let (mut field, file) = with_token("rotated").await;
     field.calm().await;
     field.fault_begins();
     make_token(&field.servers[0], NEXT).await;
