@@ -2,10 +2,10 @@
 //! [`Resolver::records`] both ask here; the shapes are
 //! [`records::write`](crate::records::write)'s.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::{
-    cache::fate::Fate,
+    cache::fate::Term,
     clock,
     endpoint::{Answer, Freshness},
     error::Error,
@@ -70,14 +70,21 @@ pub(crate) async fn answer(
     }
 }
 
-/// Until when an answer to a question may be given again without asking, and who tells
-/// if that ends before. `None`: not at all. `answer`: what [`answer`] made it of.
+/// How long an answer to a question may be given again without asking. `None`: not at all.
+/// `answer`: what [`answer`] made it of.
 pub(crate) fn hold(
     resolver: &Resolver,
     asked: &Asked,
     answer: &Result<Option<Answer>, Error>,
-) -> Option<(Instant, Option<Fate>)> {
-    let long = || Some((clock::now() + LONGEST, None));
+) -> Option<Term> {
+    let long = || {
+        let until = clock::now() + LONGEST;
+        Some(Term {
+            until,
+            kept: until,
+            fate: None,
+        })
+    };
     if asked.is_about_the_zone() {
         // Its serial is the time.
         return None;
@@ -91,20 +98,17 @@ pub(crate) fn hold(
         (Subject::Apex | Subject::Address(_), _) => long(),
         (Subject::Node(_), _) if asked.is_nothing_of_a_node() => long(),
         (_, Ok(Some(answer))) => {
-            let (until, fate) = resolver.hold(name, Some(answer))?;
-            let least = match answer.freshness() {
+            let mut term = resolver.hold(name, Some(answer))?;
+            match answer.freshness() {
                 // What holds for no time at all is not remembered either.
-                Freshness::Fresh if until <= clock::now() => return None,
-                Freshness::Fresh => until,
+                Freshness::Fresh if term.until <= clock::now() => return None,
+                Freshness::Fresh => {}
                 // It may be given as long as its TTL there says.
-                Freshness::Stale => clock::now() + STALE,
-            };
-            Some((until.max(least), Some(fate)))
+                Freshness::Stale => term.until = term.until.max(clock::now() + STALE),
+            }
+            Some(term)
         }
-        (_, Err(error)) if error.is_not_found() => {
-            let (until, fate) = resolver.hold(name, None)?;
-            Some((until, Some(fate)))
-        }
+        (_, Err(error)) if error.is_not_found() => resolver.hold(name, None),
         _ => None,
     }
 }

@@ -18,6 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -228,6 +229,48 @@ async fn one_client_that_asks_for_more_than_its_share_is_told_so() {
     // A datagram may be lost on its way through a full queue of the kernel's.
     assert!(heard.len() > 280, "{} were answered", heard.len());
     assert!(at_once > 50, "{at_once} above the share");
+}
+
+#[tokio::test]
+async fn where_nobody_has_time_what_was_known_is_given_as_stale() {
+    let consul = Server::start(|question, _| vec![srv(question, 3).with_text().ttls(&[1; 3])]);
+    let builder = Resolver::builder().dns(&consul.await.address().to_string());
+    let stub = stub_of(builder.http("none").build().unwrap(), &["127.0.0.1:9"]).await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(stub).await.unwrap();
+    let (web, mut reply) = (question("web.service.consul.", 33), [0; 4_096]);
+    let web = with_opt(web, 1_232, &[]);
+    client.send(&web).await.unwrap();
+    let length = client.recv(&mut reply).await.unwrap();
+    assert_eq!((code(&reply), tells_why(&reply[..length])), (0, false));
+    // From here on the stub's slow lane, which runs on this thread, does nothing at all.
+    let client = client.into_std().unwrap();
+    client.set_nonblocking(false).unwrap();
+    client.set_read_timeout(Some(IN_TIME)).unwrap();
+    client.send(&web).unwrap();
+    client.recv(&mut reply).unwrap();
+    assert_eq!(code(&reply), 0);
+    thread::sleep(Duration::from_millis(1_100));
+    for at in 0..1_200 {
+        client
+            .send(&question(&format!("n{at}.service.consul."), 33))
+            .unwrap();
+        if at % 50 == 0 {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    client.send(&web).unwrap();
+    let mut refused = 0;
+    let length = loop {
+        let length = client.recv(&mut reply).unwrap();
+        match code(&reply) {
+            0 => break length,
+            _ => refused += 1,
+        }
+    };
+    assert!(refused > 50, "{refused} were refused");
+    assert_eq!(reply[6..8], [0, 3]);
+    assert!(tells_why(&reply[..length]) && reply[..length].ends_with(&[0, 3]));
 }
 
 #[tokio::test]

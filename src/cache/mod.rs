@@ -31,7 +31,7 @@ use std::{
 
 use lru::LruCache;
 
-use self::fate::Fate;
+use self::fate::{Fate, Term};
 use crate::{
     endpoint::{Endpoint, Freshness},
     found::{Found, Held, Instance},
@@ -317,10 +317,10 @@ impl Cache {
         }
     }
 
-    /// Until when what is known of a name may be given without asking again, and who
-    /// tells if that ends before. `held`: the set that is meant; `None`: that there is
-    /// no such name.
-    pub(crate) fn hold(&mut self, key: &str, held: Option<&Arc<Held>>) -> Option<(Instant, Fate)> {
+    /// How long what is known of a name may be given without asking again. `held`: the set
+    /// that is meant; `None`: that there is no such name.
+    pub(crate) fn hold(&mut self, key: &str, held: Option<&Arc<Held>>) -> Option<Term> {
+        let keep = held.map_or(Duration::ZERO, |_| self.limits.keep);
         let entry = match held {
             Some(held) => {
                 let entry = self.entries.get_mut(key)?;
@@ -331,7 +331,11 @@ impl Cache {
             None => self.nothing.get_mut(key)?,
         };
         let fate = entry.rare().fate.get_or_insert_default().clone();
-        Some((entry.until, fate))
+        Some(Term {
+            until: entry.until,
+            kept: entry.until.max(entry.since + keep),
+            fate: Some(fate),
+        })
     }
 
     /// A name was given so often by whoever [holds](Self::hold) it.

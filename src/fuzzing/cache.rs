@@ -155,11 +155,16 @@ impl Model {
                     Some(Known::Set { held, .. }) => Some(Arc::clone(held)),
                     _ => None,
                 };
-                if let Some((until, fate)) = cache.hold(&key, held.as_ref()) {
+                if let Some(hold) = cache.hold(&key, held.as_ref()) {
                     let known = self.known.get(&name).expect("it knows what was never put");
-                    let (Known::Set { until: due, .. } | Known::Nothing { until: due }) = known;
-                    assert_eq!(until, *due, "held for another time");
-                    self.fates.push((name, fate));
+                    let (due, kept) = match known {
+                        Known::Set { since, until, .. } => (*until, *since + limits.keep),
+                        Known::Nothing { until } => (*until, *until),
+                    };
+                    assert_eq!(hold.until, due, "held for another time");
+                    assert_eq!(hold.kept, kept.max(due), "kept for another time");
+                    self.fates
+                        .push((name, hold.fate.expect("a fate of its own")));
                 }
             }
             6 => {

@@ -14,7 +14,7 @@ mod warm;
 use std::{
     borrow::Cow,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub use self::{
@@ -25,7 +25,7 @@ pub use self::{
 use self::{climb::Landed, follow::Followers, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
-    cache::{Cache, Look, Rest, fate::Fate, stale::Wish},
+    cache::{Cache, Look, Rest, fate::Term, stale::Wish},
     circuit::Gate,
     clock,
     config::{Config, ResolverBuilder},
@@ -385,13 +385,9 @@ impl Resolver {
         Picker::new(answer.endpoints(), strategy, clock::dice())
     }
 
-    /// Until when what was found at a name holds, and who tells if that ends before.
-    /// `answer`: what was found; `None`: that there is nothing.
-    pub(crate) fn hold(
-        &self,
-        name: &ConsulName,
-        answer: Option<&Answer>,
-    ) -> Option<(Instant, Fate)> {
+    /// How long what was found at a name may be given without asking here again. `answer`:
+    /// what was found; `None`: that there is nothing.
+    pub(crate) fn hold(&self, name: &ConsulName, answer: Option<&Answer>) -> Option<Term> {
         let name = self.complete(Cow::Borrowed(name)).ok()?;
         let held = answer.map(|answer| &answer.held);
         self.0.cache().hold(name.key(), held)

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     bounded::{Bounded, Weigh},
+    cache::fate::Term,
     clock,
     endpoint::Transport,
     flight::{Flights, Runs},
@@ -437,8 +438,11 @@ impl Forwarder {
             key: plain.key.as_bytes().into(),
             recipe: kept.recipe.clone(),
             since: kept.since,
-            until,
-            fate: None,
+            term: Term {
+                until,
+                kept: kept.since + KEEP,
+                fate: None,
+            },
         })
     }
 

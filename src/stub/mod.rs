@@ -300,13 +300,11 @@ impl Server {
         // flood of names that are asked for once takes no room.
         let asked_before = (answer.as_ref().err()).is_none_or(|error| error.attempts().is_empty());
         let fill = || {
-            let (until, fate) = zone::hold(resolver, &question.asked, &answer)?;
             Some(Fill {
                 key: plain?.key.as_bytes().into(),
                 recipe: Recipe::of(&body, sections.extended)?,
                 since: clock::lately(),
-                until,
-                fate,
+                term: zone::hold(resolver, &question.asked, &answer)?,
             })
         };
         let fill = asked_before.then(fill).flatten();

@@ -21,7 +21,7 @@ use self::recipe::Age;
 pub(crate) use self::recipe::{Recipe, addresses};
 use crate::{
     bounded::{Bounded, Weigh},
-    cache::fate::Fate,
+    cache::fate::{Fate, Term},
     records::wire::{self, EDNS_SUBNET},
 };
 
@@ -43,8 +43,11 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(10);
 /// While one question renews an entry, the others are given the old one for so long.
 const GRACE: Duration = Duration::from_millis(20);
 
+/// TTL in seconds of what nobody has time to ask for anew: the next may have it.
+const LATE_TTL: u32 = 1;
+
 /// Bytes that the map and an entry cost beside what they point to.
-const OVERHEAD: usize = 256;
+const OVERHEAD: usize = 272;
 
 const TYPE_OPT: u16 = 41;
 
@@ -262,21 +265,25 @@ pub(crate) struct Fill {
     pub(crate) recipe: Recipe,
     /// When it was made.
     pub(crate) since: Instant,
-    /// When it holds no more.
-    pub(crate) until: Instant,
-    pub(crate) fate: Option<Fate>,
+    pub(crate) term: Term,
 }
 
 #[derive(Debug)]
 struct Entry {
     recipe: Recipe,
     since: Instant,
-    until: Instant,
-    fate: Option<Fate>,
+    /// At most [`LONGEST`] from when it was kept.
+    term: Term,
     turn: u32,
     hits: u32,
     /// It was given on while it was renewed.
     graced: bool,
+}
+
+impl Entry {
+    fn is_over(&self) -> bool {
+        self.term.fate.as_ref().is_some_and(Fate::is_over)
+    }
 }
 
 impl Weigh for Entry {
@@ -325,11 +332,11 @@ impl Shortcuts {
         let Some(entry) = self.entries.get(plain.key.as_bytes()) else {
             return Given::Miss { hits: 0 };
         };
-        let over = entry.fate.as_ref().is_some_and(Fate::is_over);
-        if over || now >= entry.until {
+        let over = entry.is_over();
+        if over || now >= entry.term.until {
             // Once: what cannot be renewed is not given for ever.
             if !over && !std::mem::replace(&mut entry.graced, true) {
-                entry.until = now + GRACE;
+                entry.term.until = now + GRACE;
             }
             return Given::Miss {
                 hits: std::mem::take(&mut entry.hits),
@@ -347,20 +354,36 @@ impl Shortcuts {
         written.map_or(Given::Miss { hits: 0 }, Given::Reply)
     }
 
+    /// The reply to a packet that nobody has time for: what is known, as stale, where nobody
+    /// knows that it is not so any more.
+    pub(crate) fn answer_late(
+        &self,
+        packet: &[u8],
+        plain: &Plain,
+        now: Instant,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let entry = self.entries.peek(plain.key.as_bytes())?;
+        if entry.is_over() || now >= entry.term.kept {
+            return None;
+        }
+        let (turn, age) = (entry.turn as usize, Age::Stale(LATE_TTL));
+        entry.recipe.write(packet, plain, turn, age, out)
+    }
+
     /// Keeps a reply, from `now` on.
     pub(crate) fn keep(&mut self, fill: Fill, now: Instant) {
         let Fill {
             key,
             recipe,
             since,
-            until,
-            fate,
+            mut term,
         } = fill;
+        term.until = term.until.min(now + LONGEST);
         let entry = Entry {
             recipe,
             since,
-            until: until.min(now + LONGEST),
-            fate,
+            term,
             // Not the same first answer after each renewal.
             turn: self.entries.peek(&key).map_or(0, |before| before.turn),
             hits: 0,

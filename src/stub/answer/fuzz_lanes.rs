@@ -6,6 +6,7 @@ use hickory_proto::{op::Message, rr::Record};
 
 use super::{Judged, Recursion, fuzz::sections, judge};
 use crate::{
+    cache::fate::Term,
     clock,
     endpoint::Transport,
     name::Domain,
@@ -46,8 +47,11 @@ pub fn shortcut(bytes: &[u8]) {
             key: plain.key.as_bytes().into(),
             recipe,
             since: now,
-            until: now + LONGEST,
-            fate: None,
+            term: Term {
+                until: now + LONGEST,
+                kept: now + LONGEST,
+                fate: None,
+            },
         },
         now,
     );

@@ -71,8 +71,11 @@ fn fill(packet: &[u8], sections: &Sections, until: Instant) -> (Vec<u8>, Fill) {
         key: read(packet, false).unwrap().key.as_bytes().into(),
         recipe: Recipe::of(&body, sections.extended).unwrap(),
         since: until.checked_sub(LONGEST).unwrap(),
-        until,
-        fate: Some(Fate::default()),
+        term: Term {
+            until,
+            kept: until + LONGEST,
+            fate: Some(Fate::default()),
+        },
     };
     (question.finish(body, sections), fill)
 }
@@ -180,12 +183,43 @@ fn what_is_not_so_any_more_is_never_given_again() {
     let mut shortcuts = Shortcuts::new(1 << 20);
     let packet = question("web.service.consul.", RecordType::SRV, None);
     let (_, fill) = fill(&packet, &services(1, 0), now + LONGEST);
-    let fate = fill.fate.clone().unwrap();
+    let fate = fill.term.fate.clone().unwrap();
     shortcuts.keep(fill, now);
     assert!(ask(&mut shortcuts, &packet, now).is_some());
     fate.end();
     assert!(ask(&mut shortcuts, &packet, now).is_none());
     assert!(ask(&mut shortcuts, &packet, now).is_none());
+}
+
+#[test]
+fn what_nobody_has_time_to_ask_for_anew_is_given_as_stale_until_it_is_known_not_to_be_so() {
+    let now = clock::now();
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let packet = question("web.service.consul.", RecordType::SRV, Some(1232));
+    let (slow, fill) = fill(&packet, &services(2, 30), now);
+    let (kept, fate) = (fill.term.kept, fill.term.fate.clone().unwrap());
+    shortcuts.keep(fill, now);
+    let late = |now| {
+        let (plain, mut out) = (read(&packet, false).unwrap(), [0; 4096]);
+        let length = shortcuts.answer_late(&packet, &plain, now, &mut out)?;
+        Some(Message::from_vec(&out[..length]).unwrap())
+    };
+    let given = late(now).unwrap();
+    assert_eq!(given.answers.len(), 2);
+    assert!(given.answers.iter().all(|record| record.ttl == LATE_TTL));
+    assert_eq!(given.edns.unwrap().options().as_ref().len(), 1);
+    assert!(
+        Message::from_vec(&slow)
+            .unwrap()
+            .edns
+            .unwrap()
+            .options()
+            .as_ref()
+            .is_empty()
+    );
+    assert_eq!(late(kept), None);
+    fate.end();
+    assert_eq!(late(now), None);
 }
 
 #[test]
