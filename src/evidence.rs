@@ -4,7 +4,7 @@
 //!
 //! | heard where there was a set before | judged |
 //! | --- | --- |
-//! | a lower index than was heard of that name, for less than [`BEHIND`] | held: [`Reason::Unconfirmed`]: a server that reads its log again |
+//! | a lower index than was heard of that name, as long as that may pass ([`Progress`]) | held: [`Reason::Unconfirmed`]: a server that reads its log again |
 //! | instances there are, all critical | gone: that is known, not missing |
 //! | another source says that we may not know | held: [`Reason::Denied`] |
 //! | the server that answered knows no leader | held: [`Reason::NoLeader`] |
@@ -31,6 +31,7 @@ use std::{
 };
 
 use crate::{
+    consul::progress::Progress,
     ladder::{Nothing, Rung},
     protection::{Protection, Reason},
 };
@@ -51,9 +52,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// For so long a canary is not asked again that holds what is said to be gone anyway.
 const LATELY: Duration = Duration::from_secs(1);
-
-/// A server that was started anew, or fell behind, is given so long to catch up.
-const BEHIND: Duration = Duration::from_secs(3);
 
 /// Share of the services known that may: one in so many, 15 % rounded.
 const SHARE: (usize, usize) = (15, 100);
@@ -134,8 +132,8 @@ pub(crate) struct Evidence {
     vanished: HashMap<Box<str>, Instant>,
     /// Words of DNS alone: the first, and how many.
     by_dns: HashMap<Box<str>, (Instant, u8)>,
-    /// Consul's index of names that were followed, and since when only less was heard.
-    indexes: HashMap<Box<str>, (u64, Option<Instant>)>,
+    /// Of names that were followed.
+    progress: HashMap<Box<str>, Progress>,
     /// Why, and when that was last judged.
     held: HashMap<Box<str>, (Reason, Instant)>,
     mass: Option<Mass>,
@@ -237,7 +235,7 @@ impl Evidence {
             Belief::Gone => {
                 self.held.remove(word.key);
                 self.by_dns.remove(word.key);
-                self.indexes.remove(word.key);
+                self.progress.remove(word.key);
                 if self.held.is_empty() {
                     self.mass = None;
                 }
@@ -254,22 +252,15 @@ impl Evidence {
     /// What is believed of a name that is followed has this index.
     pub(crate) fn followed(&mut self, key: &str, index: Option<u64>) {
         if let Some(index) = index
-            && (self.indexes.len() < MOST || self.indexes.contains_key(key))
+            && (self.progress.len() < MOST || self.progress.contains_key(key))
         {
-            self.indexes.insert(key.into(), (index, None));
+            self.progress.insert(key.into(), Progress::at(index));
         }
     }
 
     fn is_behind(&mut self, word: Word<'_>, now: Instant) -> bool {
-        let known = self.indexes.get_mut(word.key);
-        let Some((index, (known, since))) = word.nothing.index.zip(known) else {
-            return false;
-        };
-        if index >= *known {
-            *since = None;
-            return false;
-        }
-        now.saturating_duration_since(*since.get_or_insert(now)) < BEHIND
+        let known = self.progress.get_mut(word.key);
+        (word.nothing.index.zip(known)).is_some_and(|(index, known)| !known.believes(index, now))
     }
 
     /// A name was found.
@@ -288,12 +279,12 @@ impl Evidence {
         self.held.iter().map(|(key, (reason, _))| (&**key, *reason))
     }
 
-    /// Lets go of all that is held: what the sources say next is believed.
-    pub(crate) fn release(&mut self) {
-        self.held.clear();
+    /// Lets go of all that is held: what the sources say next is believed. Gives the names.
+    pub(crate) fn release(&mut self) -> impl Iterator<Item = Box<str>> {
         self.by_dns.clear();
         self.vanished.clear();
         self.mass = None;
+        std::mem::take(&mut self.held).into_keys()
     }
 
     fn doubt(&mut self, word: Word<'_>, now: Instant) -> Option<Reason> {

@@ -7,6 +7,7 @@
 //! | "no such name" | its SOA's minimum (RFC 2308), within [`Limits::negative`] |
 //! | a failure | not at all: it says nothing about the name |
 //! | a set that holds no more | is kept as stale for [`Limits::keep`] from when it was found; [`stale`] says who is given it |
+//! | a set that is asked for in the last eighth of its time, at most [`MOST_AHEAD`] | is given, and asked for anew beside that |
 //! | a set that is followed by events | until its follower says otherwise |
 //!
 //! A set that is not known to be whole holds for the floor only, so that the next
@@ -37,6 +38,11 @@ use crate::{
     found::{Found, Held, Instance},
 };
 
+/// A set is asked for anew, by whoever is given it, when it holds for no longer than one part in
+/// so many of its time: who asks often never waits for a source.
+const AHEAD: u32 = 8;
+const MOST_AHEAD: Duration = Duration::from_secs(1);
+
 /// What bounds a cache.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Limits {
@@ -52,8 +58,9 @@ pub(crate) struct Limits {
 /// What the cache holds of a name.
 #[derive(Clone, Debug)]
 pub(crate) enum Look {
-    /// A set that still holds, and the time since it was found.
-    Fresh(Arc<Held>, Duration),
+    /// A set that still holds, the time since it was found, and whether the sources are to
+    /// be asked beside.
+    Fresh(Arc<Held>, Duration, Rest),
     /// A set that holds no more, the time since a source gave it, and whether the
     /// sources are to be asked again.
     Stale(Arc<Held>, Duration, Rest),
@@ -63,11 +70,14 @@ pub(crate) enum Look {
     Unknown,
 }
 
-/// Whether a stale set is to be asked for again.
+/// Whether a set is to be asked for again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rest {
     Due,
-    /// That was in vain just now.
+    /// Beside whoever is given it, who does not wait: it holds for a little while yet, or it
+    /// was asked for in vain not long ago. Once: see [`Cache::renews`].
+    Aside,
+    /// It holds, or it was asked for in vain just now.
     Resting,
 }
 
@@ -83,6 +93,8 @@ enum Known {
 #[derive(Debug)]
 struct Entry {
     until: Instant,
+    /// From then on it is asked for ahead of its time.
+    renew: Instant,
     /// When a source last gave it.
     since: Instant,
     bytes: usize,
@@ -203,11 +215,15 @@ impl Cache {
         if holds {
             self.hits[held.source as usize] += 1;
             entry.asked = entry.asked.saturating_add(1);
-            Look::Fresh(Arc::clone(held), age)
+            let ageing = now >= entry.renew;
+            let rest = if ageing { Rest::Aside } else { Rest::Resting };
+            Look::Fresh(Arc::clone(held), age, rest)
         } else if age < self.limits.keep {
-            let again = entry.rare.as_ref().and_then(|rare| rare.again);
-            let resting = again.is_some_and(|again| now < again);
-            let rest = if resting { Rest::Resting } else { Rest::Due };
+            let rest = match entry.rare.as_ref().and_then(|rare| rare.again) {
+                Some(again) if now < again => Rest::Resting,
+                Some(again) if now < again + stale::LATELY => Rest::Aside,
+                _ => Rest::Due,
+            };
             Look::Stale(Arc::clone(held), age, rest)
         } else {
             Look::Unknown
@@ -222,7 +238,8 @@ impl Cache {
         } else {
             floor
         };
-        self.put_until(held, since, since + holds)
+        let until = since + holds;
+        self.put_set(held, since, until, until - (holds / AHEAD).min(MOST_AHEAD))
     }
 
     /// Keeps a set that is followed: it holds until then.
@@ -232,6 +249,16 @@ impl Cache {
         since: Instant,
         until: Instant,
     ) -> Option<Arc<Held>> {
+        self.put_set(held, since, until, until)
+    }
+
+    fn put_set(
+        &mut self,
+        held: Arc<Held>,
+        since: Instant,
+        until: Instant,
+        renew: Instant,
+    ) -> Option<Arc<Held>> {
         let before = self.set(&held.key);
         let shrunk = before.as_ref().and_then(|(before, shrunk)| {
             let lost = before.found.len() > held.found.len();
@@ -239,6 +266,7 @@ impl Cache {
         });
         let entry = Entry {
             until,
+            renew,
             since,
             bytes: weigh(&held),
             asked: 0,
@@ -259,6 +287,7 @@ impl Cache {
         if !self.entries.contains(&*held.key) {
             let entry = Entry {
                 until: since,
+                renew: since,
                 since,
                 bytes: weigh(&held),
                 asked: 0,
@@ -274,8 +303,10 @@ impl Cache {
     pub(crate) fn put_nothing(&mut self, key: &str, ttl: Option<Duration>, now: Instant) {
         let (least, most) = (*self.limits.negative.start(), *self.limits.negative.end());
         let holds = ttl.unwrap_or(least).clamp(least, most);
+        let until = now + holds;
         let entry = Entry {
-            until: now + holds,
+            until,
+            renew: until,
             since: now,
             bytes: OVERHEAD + key.len(),
             asked: 0,
@@ -296,7 +327,7 @@ impl Cache {
     ) -> bool {
         match self.entries.peek_mut(key) {
             Some(entry) if entry.set.as_ref().is_some_and(|set| Arc::ptr_eq(set, held)) => {
-                (entry.since, entry.until) = (now, until);
+                (entry.since, entry.until, entry.renew) = (now, until, until);
                 true
             }
             _ => false,
@@ -308,6 +339,25 @@ impl Cache {
         if let Some(entry) = self.entries.peek_mut(key) {
             entry.rare().again = Some(until);
         }
+    }
+
+    /// Whether whoever was told to ask [aside](Rest::Aside) is the one who does. Of a set that
+    /// holds no more nobody is told so again before `rest`.
+    pub(crate) fn renews(&mut self, key: &str, now: Instant, rest: Instant) -> bool {
+        let Some(entry) = self.entries.peek_mut(key) else {
+            return false;
+        };
+        if now < entry.until {
+            let renews = now >= entry.renew;
+            entry.renew = entry.until;
+            return renews;
+        }
+        let again = &mut entry.rare().again;
+        let renews = again.is_some_and(|again| now >= again);
+        if renews {
+            *again = Some(rest);
+        }
+        renews
     }
 
     /// Others may know what is said of the name now: a refresh is due at once.
@@ -332,7 +382,8 @@ impl Cache {
         };
         let fate = entry.rare().fate.get_or_insert_default().clone();
         Some(Term {
-            until: entry.until,
+            // Whoever gives it on looks here in time.
+            until: entry.until.min(entry.renew),
             kept: entry.until.max(entry.since + keep),
             fate: Some(fate),
         })
@@ -365,6 +416,7 @@ impl Cache {
             other.left(&known, &mut entry);
             if matches!(known, Known::Set(_)) {
                 entry.until = entry.until.min(longest);
+                entry.renew = entry.renew.min(longest);
                 self.insert(known, entry);
             }
         }

@@ -6,6 +6,7 @@
 //! | holds still, and is as young as the caller wants it | at once, as fresh |
 //! | holds no more, younger than [`Limits::keep`](super::Limits::keep) | when nothing newer came within [`PATIENCE`], as stale |
 //! | the same, and the sources kept somebody waiting for that long just now | at once, while it is asked for |
+//! | the same, and it was itself asked for in vain within [`LATELY`] before that | at once, while it is asked for |
 //! | the same, but from the snapshot of an earlier run | the same, within [`SNAPSHOT_PATIENCE`] |
 //! | the caller wants none that is stale, or younger ones | not at all |
 //! | older | not at all |
@@ -23,6 +24,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(150);
 /// The same for a set of an earlier run: a process that starts while everything is
 /// down is to answer at once.
 pub(crate) const SNAPSHOT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// After a set was asked for in vain nobody waits for it for so long, beyond the time that it is
+/// left alone: who asks often waits once.
+pub(crate) const LATELY: Duration = Duration::from_millis(500);
 
 /// Least and most TTL of a stale record. Zero would have it asked for again at
 /// once (RFC 8767, section 4).

@@ -104,7 +104,7 @@ fn age_counts_from_the_answer_and_serving_does_not_renew_it() {
     cache.put(held("1", 4), start);
     for second in 0..4 {
         let age = Duration::from_secs(second);
-        let Look::Fresh(_, seen) = cache.look("1", start + age) else {
+        let Look::Fresh(_, seen, _) = cache.look("1", start + age) else {
             panic!("gone at {age:?}")
         };
         assert_eq!(seen, age);
@@ -129,23 +129,6 @@ fn a_stale_set_is_kept_from_its_last_success_and_giving_it_renews_nothing() {
 }
 
 #[test]
-fn after_a_failure_a_stale_set_rests_and_then_is_asked_for_again() {
-    let start = clock::now();
-    let mut cache = Cache::new(limits());
-    cache.put(held("1", 5), start);
-    let at = |seconds| start + Duration::from_secs(seconds);
-    cache.rest("1", at(11));
-    assert!(matches!(
-        cache.look("1", at(10)),
-        Look::Stale(_, _, Rest::Resting)
-    ));
-    assert!(matches!(
-        cache.look("1", at(11)),
-        Look::Stale(_, _, Rest::Due)
-    ));
-}
-
-#[test]
 fn a_followed_set_holds_until_its_follower_says_otherwise() {
     let start = clock::now();
     let mut cache = Cache::new(limits());
@@ -153,7 +136,7 @@ fn a_followed_set_holds_until_its_follower_says_otherwise() {
     let set = held("1", 0);
     cache.put_until(Arc::clone(&set), start, at(60));
     assert!(cache.confirm("1", &set, at(55), at(115)));
-    let Look::Fresh(_, age) = cache.look("1", at(100)) else {
+    let Look::Fresh(_, age, _) = cache.look("1", at(100)) else {
         panic!("gone")
     };
     assert_eq!(age, Duration::from_secs(45));
@@ -246,7 +229,7 @@ proptest! {
                 prop_assert_eq!(used, sum);
             }
             for name in 0..8 {
-                if let Look::Fresh(held, age) = cache.look(&name.to_string(), now) {
+                if let Look::Fresh(held, age, _) = cache.look(&name.to_string(), now) {
                     let most = held.ttl.max(bounds.floor).min(bounds.cap);
                     prop_assert!(age < most, "{age:?} old, promised {most:?}");
                 }
@@ -281,4 +264,52 @@ fn names_that_do_not_exist_push_out_no_set() {
     assert!(matches!(cache.look("nosuch99999", start), Look::Nothing));
     assert!(matches!(cache.look("nosuch0", start), Look::Unknown));
     assert_eq!(cache.sets_held(), 1);
+}
+
+#[test]
+fn a_set_is_asked_for_ahead_of_its_time_by_one_of_all_who_are_given_it() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    let at = |ms| start + Duration::from_millis(ms);
+    let rest = |cache: &mut Cache, ms| match cache.look("1", at(ms)) {
+        Look::Fresh(_, _, rest) => rest,
+        look => panic!("{look:?}"),
+    };
+    cache.put(held("1", 4), start);
+    assert_eq!(rest(&mut cache, 3_499), Rest::Resting);
+    assert_eq!(rest(&mut cache, 3_500), Rest::Aside);
+    // Who gives it on without asking looks here then.
+    let set = cache.set("1").unwrap().0;
+    assert_eq!(cache.hold("1", Some(&set)).unwrap().until, at(3_500));
+    assert!(cache.renews("1", at(3_500), at(4_000)));
+    assert!(!cache.renews("1", at(3_500), at(4_000)));
+    assert_eq!(rest(&mut cache, 3_600), Rest::Resting);
+    assert_eq!(cache.hold("1", Some(&set)).unwrap().until, at(4_000));
+    // A long time is not cut by much, and what is followed needs nobody.
+    cache.put(held("1", 60), start);
+    assert_eq!(rest(&mut cache, 58_999), Rest::Resting);
+    assert_eq!(rest(&mut cache, 59_000), Rest::Aside);
+    cache.put_until(held("1", 4), start, at(60_000));
+    assert_eq!(rest(&mut cache, 59_999), Rest::Resting);
+}
+
+#[test]
+fn after_a_failure_a_stale_set_is_asked_for_beside_whoever_is_given_it() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    let at = |ms| start + Duration::from_millis(ms);
+    let rest = |cache: &mut Cache, ms| match cache.look("1", at(ms)) {
+        Look::Stale(_, _, rest) => rest,
+        look => panic!("{look:?}"),
+    };
+    cache.put(held("1", 1), start);
+    assert_eq!(rest(&mut cache, 1_000), Rest::Due);
+    cache.rest("1", at(1_500));
+    assert_eq!(rest(&mut cache, 1_499), Rest::Resting);
+    assert_eq!(rest(&mut cache, 1_500), Rest::Aside);
+    assert!(cache.renews("1", at(1_500), at(2_000)));
+    assert!(!cache.renews("1", at(1_500), at(2_000)));
+    assert_eq!(rest(&mut cache, 1_999), Rest::Resting);
+    assert_eq!(rest(&mut cache, 2_499), Rest::Aside);
+    assert_eq!(rest(&mut cache, 2_500), Rest::Due);
 }

@@ -6,7 +6,7 @@
 //! | nothing yet | index 0: the present state, at once |
 //! | an index | a query that waits for a higher one, at most [`WAIT`] |
 //! | an index of 0 | 1: less would not wait |
-//! | a lower index than ever before | not believed for [`PASSING`], and asked for elsewhere after [`CAUGHT_UP`]: that server may have to catch up |
+//! | a lower index than ever before | not believed as long as that may pass ([`Progress`]), and asked for elsewhere after [`CAUGHT_UP`] |
 //! | the same after that time | the state: the servers' data is another one |
 //! | the index asked with, before its time | the state: a snapshot that is restored wakes who waits, with what was before it |
 //! | no index | not to be followed |
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, RngExt as _};
 
+use super::progress::Progress;
+
 /// How long a query waits for a change. Below the 60 s that proxies like to cut.
 const WAIT: Duration = Duration::from_secs(55);
 
@@ -35,10 +37,6 @@ const CHANGE: Duration = Duration::from_millis(100);
 
 /// A reply that took so long waited: it is no sign of a loop.
 const WAITED: Duration = Duration::from_secs(1);
-
-/// A server that was started anew, or fell behind, tells what was true once; that its data
-/// were replaced by older ones is the other reason for a lower index, and does not pass.
-const PASSING: Duration = Duration::from_secs(3);
 
 /// Time that a server is given to catch up.
 const CAUGHT_UP: Duration = Duration::from_millis(500);
@@ -77,10 +75,8 @@ pub(crate) enum Failure {
 pub(crate) struct Blocking {
     /// 0: nothing was heard yet.
     index: u64,
-    /// Of what is believed. Failures do not forget it.
-    highest: u64,
-    /// Since when only less was heard.
-    behind: Option<Instant>,
+    /// Failures do not forget it.
+    progress: Progress,
     wait: Duration,
     due: Instant,
     /// Replies in a row that came at once and brought nothing.
@@ -94,8 +90,7 @@ impl Blocking {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             index: 0,
-            highest: 0,
-            behind: None,
+            progress: Progress::default(),
             wait: WAIT,
             due: now,
             idle: 0,
@@ -128,15 +123,11 @@ impl Blocking {
         let Some(index) = index.map(|index| index.max(1)) else {
             return true;
         };
-        if index < self.highest {
-            let since = *self.behind.get_or_insert(now);
-            if now.saturating_duration_since(since) < PASSING {
-                self.again(now + CAUGHT_UP);
-                return false;
-            }
+        let believed = self.progress.believes(index, now);
+        if !believed {
+            self.again(now + CAUGHT_UP);
         }
-        (self.highest, self.behind) = (index, None);
-        true
+        believed
     }
 
     /// A reply came after `took`, with the index of its header and, or not, other
@@ -191,7 +182,8 @@ impl Blocking {
         dice: &mut impl Rng,
     ) {
         // What changed in the meantime is not known: the next reply is the state.
-        (self.index, self.behind) = (0, None);
+        self.index = 0;
+        self.progress.forget_who_is_behind();
         let pause = match failure {
             Failure::Refused => REFUSED,
             Failure::Other => doubled(FIRST, self.failures),

@@ -7,5 +7,6 @@ pub(crate) mod dns_settings;
 pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod instances;
+pub(crate) mod progress;
 pub(crate) mod tls;
 pub(crate) mod token;

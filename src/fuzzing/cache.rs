@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    cache::{Cache, Limits, Look, Rest, fate::Fate},
+    cache::{Cache, Limits, Look, Rest, fate::Fate, stale::LATELY},
     clock,
     endpoint::{Source, Transport},
     found::{Found, Held, Host},
@@ -57,6 +57,8 @@ enum Known {
         /// When a source last gave it. Giving it to somebody is not that.
         since: Instant,
         until: Instant,
+        /// When it is to be asked for anew, ahead of its time.
+        renew: Instant,
         again: Option<Instant>,
     },
     Nothing {
@@ -109,7 +111,7 @@ impl Model {
     fn turn(&mut self, cache: &mut Cache, limits: &Limits, what: u8, name: u8, more: u8) {
         let now = self.now;
         let key = format!("n{name}.node");
-        match what % 9 {
+        match what % 10 {
             0 | 1 => {
                 let ttl = Duration::from_secs(u64::from(more));
                 let complete = what & 16 == 0;
@@ -158,11 +160,16 @@ impl Model {
                 if let Some(hold) = cache.hold(&key, held.as_ref()) {
                     let known = self.known.get(&name).expect("it knows what was never put");
                     let (due, kept) = match known {
-                        Known::Set { since, until, .. } => (*until, *since + limits.keep),
+                        Known::Set {
+                            since,
+                            until,
+                            renew,
+                            ..
+                        } => (*until.min(renew), (*since + limits.keep).max(*until)),
                         Known::Nothing { until } => (*until, *until),
                     };
                     assert_eq!(hold.until, due, "held for another time");
-                    assert_eq!(hold.kept, kept.max(due), "kept for another time");
+                    assert_eq!(hold.kept, kept, "kept for another time");
                     self.fates
                         .push((name, hold.fate.expect("a fate of its own")));
                 }
@@ -174,12 +181,42 @@ impl Model {
                 };
                 let (held, end) = (Arc::clone(held), now + Duration::from_secs(u64::from(more)));
                 if cache.confirm(&key, &held, now, end)
-                    && let Some(Known::Set { since, until, .. }) = self.known.get_mut(&name)
+                    && let Some(Known::Set {
+                        since,
+                        until,
+                        renew,
+                        ..
+                    }) = self.known.get_mut(&name)
                 {
-                    (*since, *until) = (now, end);
+                    (*since, *until, *renew) = (now, end, end);
                 }
             }
             7 => cache.served(&key, u32::from(more)),
+            8 => {
+                // Of all who are told to ask one does.
+                let was = cache.look(&key, now);
+                let aside = matches!(
+                    was,
+                    Look::Fresh(.., Rest::Aside) | Look::Stale(.., Rest::Aside)
+                );
+                let rest = now + Duration::from_millis(1 + u64::from(more));
+                let renews = cache.renews(&key, now, rest);
+                assert!(renews || !aside, "nobody asks");
+                assert!(!cache.renews(&key, now, rest), "two ask");
+                if let Some(Known::Set {
+                    until,
+                    renew,
+                    again,
+                    ..
+                }) = self.known.get_mut(&name)
+                {
+                    match again {
+                        _ if now < *until => *renew = *until,
+                        Some(again) if now >= *again => *again = rest,
+                        _ => {}
+                    }
+                }
+            }
             _ => self.now += Duration::from_millis(u64::from(more) * u64::from(what) * 10),
         }
     }
@@ -190,12 +227,12 @@ impl Model {
         let mut alone = Cache::new(self::limits(usize::MAX, 1));
         alone.put(Arc::clone(&held), since);
         self.bytes.insert(name, alone.bytes());
-        let again = None;
         let known = Known::Set {
             held,
             since,
             until,
-            again,
+            renew: until - ((until - since) / 8).min(Duration::from_secs(1)),
+            again: None,
         };
         self.known.insert(name, known);
         self.press(limits);
@@ -240,9 +277,13 @@ impl Model {
         let key = format!("n{name}.node");
         match (cache.look(&key, now), self.known.get(&name)) {
             (
-                Look::Fresh(given, age),
+                Look::Fresh(given, age, rest),
                 Some(Known::Set {
-                    held, since, until, ..
+                    held,
+                    since,
+                    until,
+                    renew,
+                    ..
                 }),
             ) => {
                 assert!(Arc::ptr_eq(&given, held), "another set than was put");
@@ -252,6 +293,7 @@ impl Model {
                     "an age of its own"
                 );
                 assert!(now < *until, "given as fresh when it is due");
+                assert_eq!(rest == Rest::Aside, now >= *renew);
             }
             (
                 Look::Stale(given, age, rest),
@@ -260,6 +302,7 @@ impl Model {
                     since,
                     until,
                     again,
+                    ..
                 }),
             ) => {
                 assert!(Arc::ptr_eq(&given, held), "another set than was put");
@@ -270,8 +313,12 @@ impl Model {
                 );
                 assert!(age < KEEP, "given when it is too old");
                 assert!(now >= *until || *since >= *until, "stale before it is due");
-                let resting = again.is_some_and(|again| now < again);
-                assert_eq!(rest == Rest::Resting, resting);
+                let told = match again {
+                    Some(again) if now < *again => Rest::Resting,
+                    Some(again) if now < *again + LATELY => Rest::Aside,
+                    _ => Rest::Due,
+                };
+                assert_eq!(rest, told);
             }
             (Look::Nothing, Some(Known::Nothing { until })) => {
                 assert!(now < *until, "denied when that is due");

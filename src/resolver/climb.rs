@@ -41,7 +41,7 @@ const DEEPEST: u8 = 3;
 /// asked again.
 /// With the time between two probes this stays below a second, and below twice as
 /// many questions as a source that is well is asked.
-const REST: Duration = Duration::from_millis(500);
+pub(super) const REST: Duration = Duration::from_millis(500);
 
 /// This part of a look-up's time is kept for what comes after the sources.
 const SPARE: u32 = 8;
@@ -267,7 +267,7 @@ impl Inner {
     pub(super) fn knows(&self, name: &ConsulName) -> bool {
         match self.look(name) {
             // The operator's own list is no word of Consul's, and still there.
-            Look::Fresh(held, _) | Look::Stale(held, ..) => held.source != Source::Static,
+            Look::Fresh(held, ..) | Look::Stale(held, ..) => held.source != Source::Static,
             Look::Nothing | Look::Unknown => false,
         }
     }
@@ -514,7 +514,7 @@ impl Inner {
     /// The TTL that a name had when a source last said one; Consul's default is 0.
     fn ttl_before(&self, name: &ConsulName) -> Duration {
         match self.look(name) {
-            Look::Fresh(held, _) | Look::Stale(held, ..) => held.ttl,
+            Look::Fresh(held, ..) | Look::Stale(held, ..) => held.ttl,
             Look::Nothing | Look::Unknown => Duration::ZERO,
         }
     }

@@ -141,6 +141,24 @@ impl Inner {
         landed
     }
 
+    /// Puts a question into the air, or joins it there. `landed`: what one that has just ended
+    /// may have left.
+    pub(super) async fn fly(
+        self: &Arc<Self>,
+        name: &ConsulName,
+        runs: Runs,
+        landed: impl FnOnce() -> Option<Landed>,
+    ) -> Option<Landed> {
+        let start = || {
+            let (inner, name) = (Arc::clone(self), name.clone());
+            async move {
+                let deadline = clock::now() + inner.config.timeout;
+                inner.find(&name, deadline, 0).await
+            }
+        };
+        self.flights.join(name, runs, landed, start).await
+    }
+
     fn count(&self, given: &Result<Answer, Error>) {
         match given {
             Ok(answer) => self.counters.found(answer.source(), answer.freshness()),
@@ -156,18 +174,8 @@ impl Inner {
         runs: Runs,
     ) -> Result<Answer, Error> {
         self.warm().await;
-        let landing = self.flights.join(
-            name,
-            runs,
-            || self.cached(name, wish).map(Landed::of),
-            || {
-                let (inner, name) = (Arc::clone(self), name.clone());
-                async move {
-                    let deadline = clock::now() + inner.config.timeout;
-                    inner.find(&name, deadline, 0).await
-                }
-            },
-        );
+        let landed = || self.cached(name, wish).map(Landed::of);
+        let landing = self.fly(name, runs, landed);
         let known = match self.look(name) {
             Look::Stale(held, age, _) if wish.takes(age, false) => Some((held, age)),
             _ => None,
@@ -192,7 +200,7 @@ impl Inner {
         };
         // A probe may have brought something newer in the meantime.
         match (self.look(name), known) {
-            (Look::Fresh(held, age), _) if wish.takes(age, true) => Ok(fresh(held, age)),
+            (Look::Fresh(held, age, _), _) if wish.takes(age, true) => Ok(fresh(held, age)),
             (Look::Stale(held, age, _), Some(_)) | (_, Some((held, age))) => Ok(Answer {
                 attempts,
                 ..self.stale(held, age)

@@ -22,6 +22,8 @@ pub use self::{
     lookup::Lookup,
     service::{Changes, Endpoints, Service},
 };
+use tokio::runtime::Handle;
+
 use self::{climb::Landed, follow::Followers, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
@@ -241,7 +243,9 @@ impl Resolver {
     /// Believes from now on what the sources say of the names that are
     /// [`protected`](Self::protected): the operator knows better.
     pub fn release_protected(&self) {
-        self.0.evidence().release();
+        let released: Vec<_> = self.0.evidence().release().collect();
+        let mut cache = self.0.cache();
+        released.iter().for_each(|name| cache.wake(name));
     }
 
     /// Which sources are asked, and what is held, as it is now.
@@ -441,14 +445,37 @@ impl Resolver {
 
 impl Inner {
     /// What is known of a name, where nobody has to be asked for it.
-    fn cached(&self, name: &ConsulName, wish: Wish) -> Option<Result<Answer, Error>> {
+    fn cached(self: &Arc<Self>, name: &ConsulName, wish: Wish) -> Option<Result<Answer, Error>> {
         match self.look(name) {
-            Look::Fresh(held, age) if wish.takes(age, true) => Some(Ok(fresh(held, age))),
-            Look::Stale(held, age, Rest::Resting) if wish.takes(age, false) => {
+            Look::Fresh(held, age, rest) if wish.takes(age, true) => {
+                self.renew(name, rest);
+                Some(Ok(fresh(held, age)))
+            }
+            Look::Stale(held, age, rest @ (Rest::Resting | Rest::Aside))
+                if wish.takes(age, false) =>
+            {
+                self.renew(name, rest);
                 Some(Ok(self.stale(held, age)))
             }
             Look::Nothing => Some(Err(told::not_found(name, &self.config.domain, Vec::new()))),
             Look::Fresh(..) | Look::Stale(..) | Look::Unknown => None,
+        }
+    }
+
+    /// Asks for a name that was given, where that is due.
+    fn renew(self: &Arc<Self>, name: &ConsulName, rest: Rest) {
+        if rest != Rest::Aside {
+            return;
+        }
+        let now = clock::now();
+        // What is known is given outside of a runtime too.
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        if self.cache().renews(name.key(), now, now + climb::REST) {
+            let (inner, name) = (Arc::clone(self), name.clone());
+            // Ends within the time limit of a look-up.
+            runtime.spawn(async move { inner.fly(&name, Runs::Here, || None).await });
         }
     }
 

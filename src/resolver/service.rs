@@ -108,7 +108,7 @@ impl Service {
     pub fn answer(&self) -> Option<Answer> {
         let inner = &self.resolver.0;
         match inner.look(&self.name) {
-            Look::Fresh(held, age) => Some(super::fresh(held, age)),
+            Look::Fresh(held, age, _) => Some(super::fresh(held, age)),
             Look::Stale(held, age, _) => Some(inner.stale(held, age)),
             Look::Nothing | Look::Unknown => None,
         }

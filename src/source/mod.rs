@@ -6,6 +6,7 @@ pub(crate) mod circuits;
 pub(crate) mod default_address;
 pub(crate) mod dns;
 pub(crate) mod hosts;
+mod http_rung;
 pub(crate) mod manners;
 pub(crate) mod snapshot_file;
 pub(crate) mod static_catalog;
@@ -13,49 +14,28 @@ pub(crate) mod static_file;
 mod static_rung;
 
 use std::{
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Semaphore, time::timeout_at};
+use tokio::sync::Semaphore;
 
 use self::{
-    catalog::{Blocked, Miss, Told},
-    circuits::{Asking, Circuits},
-    default_address::Defaults,
-    dns::DnsSource,
-    manners::Manners,
+    circuits::Circuits, default_address::Defaults, dns::DnsSource, manners::Manners,
     static_file::StaticFile,
 };
 use crate::{
     circuit::{Asker, Gate, Mode},
     clock,
-    config::{CONNECTIONS, Config},
-    consul::{
-        address::HttpAddress,
-        blocking::Turn,
-        dns_settings::{DnsSettings, Lacks},
-        health::ask::{self, Ask, Place},
-        http::Agent,
-    },
+    config::Config,
+    consul::{dns_settings::DnsSettings, http::Agent},
     endpoint::{Attempt, Outcome, Source, Transport},
     error::{Error, ErrorKind},
-    found::{Found, Instance},
+    found::Found,
     ladder::{Heard, Nothing, Rung},
-    name::{ConsulName, Domain, Locality, Subject},
+    name::{ConsulName, Domain, Locality},
     records::read::{self, Asks},
 };
-
-/// How long an agent is given to tell how its DNS interface is set.
-const PATIENCE: Duration = Duration::from_millis(150);
-
-/// Connections to the HTTP API that look-ups have at once, each one or two at most. Those above wait for their turn: a flood of names is not to use up what Consul allows
-/// a client, which names that are followed need too.
-const LOOKUPS: usize = 64;
-
-/// The same where names that are followed may use up all connections.
-const FEWEST_LOOKUPS: usize = catalog::reverse::AT_ONCE;
 
 /// A set, and what its source says of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,9 +97,7 @@ impl Sources {
         Ok(Self {
             dns: DnsSource::new(&config.dns),
             http_circuits: Circuits::new(Source::Http, agent.addresses().map(ToString::to_string)),
-            http_seats: Semaphore::new(
-                (CONNECTIONS.saturating_sub(config.watches)).clamp(FEWEST_LOOKUPS, LOOKUPS),
-            ),
+            http_seats: http_rung::seats(config.watches),
             agent: Arc::new(agent),
             defaults: config.defaults.clone(),
             catalog,
@@ -249,30 +227,6 @@ impl Sources {
         }
     }
 
-    async fn look_up_over_http(
-        &self,
-        question: Question<'_>,
-        limit: Instant,
-    ) -> (Heard<Finding>, Vec<Attempt>) {
-        let start = clock::now();
-        // Whoever has an address may be looked for in the whole catalog.
-        let seats = match question.name.subject() {
-            Subject::Reverse(_) => catalog::reverse::AT_ONCE,
-            _ => 1,
-        };
-        let seats = self
-            .http_seats
-            .acquire_many(u32::try_from(seats).unwrap_or(u32::MAX));
-        let Ok(Ok(_seats)) = timeout_at(limit.into(), seats).await else {
-            let elapsed = clock::now().saturating_duration_since(start);
-            let detail = "too many others were asked for first".to_owned();
-            let (whom, outcome) = (self.first_address(), Outcome::TimedOut);
-            let attempt = unanswered(Rung::Http, &whom, outcome, elapsed, detail);
-            return (Heard::TimedOut, attempt.into_iter().collect());
-        };
-        self.ask(Rung::Http, question, Mode::Ask, limit).await
-    }
-
     /// Asks one rung, at most until `limit`; gives each step that was made.
     pub(crate) async fn ask(
         &self,
@@ -341,234 +295,6 @@ impl Sources {
         Some(judged(finding))
     }
 
-    async fn ask_http(
-        &self,
-        question: Question<'_>,
-        asker: Asker,
-        limit: Instant,
-        attempts: &mut Vec<Attempt>,
-    ) -> Option<Heard<Finding>> {
-        if self.is_beyond(question.name, limit).await {
-            attempts.push(Attempt {
-                source: Source::Http,
-                address: self.first_address(),
-                transport: Transport::Http,
-                outcome: Outcome::NotFound,
-                elapsed: Duration::ZERO,
-                received: 0,
-                count: 0,
-                detail: "this version or edition of Consul has no such names".into(),
-            });
-            return Some(said_nothing(None));
-        }
-        let asked = self.asked(question)?;
-        let circuits = &self.http_circuits;
-        let told = catalog::ask(&self.agent, &asked, circuits, asker, limit, clock::now);
-        let ((told, made), ()) = tokio::join!(told, self.refresh_manners(limit));
-        attempts.extend(made);
-        match (asked.ask, self.by_catalog(question.name, told)) {
-            (Ask::Reverse { ip }, Some(Heard::Nothing(nothing))) => {
-                self.search(ip, nothing, limit, attempts).await
-            }
-            (_, heard) => heard,
-        }
-    }
-
-    /// An address that no node has: does a service?
-    async fn search(
-        &self,
-        ip: IpAddr,
-        nothing: Nothing,
-        limit: Instant,
-        attempts: &mut Vec<Attempt>,
-    ) -> Option<Heard<Finding>> {
-        let address = self.well()?;
-        let searched = catalog::reverse::service_at(&self.agent, address, ip, limit);
-        let (found, attempt) = searched.await;
-        attempts.push(attempt);
-        let Some(pointer) = found? else {
-            return Some(Heard::Nothing(nothing));
-        };
-        let name = pointer.fqdn(self.zones.first()?.as_str())?;
-        Some(Heard::Whole(Finding {
-            found: Found::Pointers(vec![name.into()]),
-            source: Source::Http,
-            transport: Transport::Http,
-            ttl: Some(Duration::ZERO),
-            doubt: None,
-        }))
-    }
-
-    /// Whether the agent does not know of such names at all.
-    async fn is_beyond(&self, name: &ConsulName, limit: Instant) -> bool {
-        if !Lacks::everything().has(name) {
-            return false;
-        }
-        self.refresh_manners(limit).await;
-        self.manners.known().has_no_such(name)
-    }
-
-    /// The first address of the HTTP API that is not known to fail.
-    fn well(&self) -> Option<&HttpAddress> {
-        let states = self.http_circuits.states();
-        let well = states.iter().position(|(_, since)| since.is_none())?;
-        self.agent.addresses().nth(well)
-    }
-
-    fn first_address(&self) -> Box<str> {
-        let first = self.agent.addresses().next();
-        first.map(ToString::to_string).unwrap_or_default().into()
-    }
-
-    /// Asks the first agent that is well how its DNS interface is set, if that is due.
-    async fn refresh_manners(&self, limit: Instant) {
-        let now = clock::now();
-        if let Some(address) = self.well() {
-            let limit = limit.saturating_duration_since(now).min(PATIENCE);
-            self.manners.refresh(&self.agent, address, now, limit).await;
-        }
-    }
-
-    /// The question as the catalog is asked it; `None` where it has no answer to it.
-    fn asked<'a>(&'a self, question: Question<'a>) -> Option<ask::Question<'a>> {
-        let locality = question.name.locality();
-        Some(ask::Question {
-            ask: ask_of(question.name)?,
-            place: Place {
-                datacenter: locality.datacenter.as_deref(),
-                namespace: locality.namespace.as_deref(),
-                partition: locality.partition.as_deref(),
-                peer: locality.peer.as_deref(),
-                sameness_group: locality.sameness_group.as_deref(),
-            },
-            domain: self.zones.first()?.as_str(),
-            name: question.fqdn,
-        })
-    }
-
-    /// Whether the agent tells of changes of this name by itself. A prepared query
-    /// it does not (Consul docs: Blocking Queries).
-    pub(crate) fn can_follow(&self, name: &ConsulName) -> bool {
-        self.agent.addresses().len() > 0
-            && ask_of(name)
-                .is_some_and(|ask| !matches!(ask, Ask::Query { .. } | Ask::Reverse { .. }))
-    }
-
-    /// The first address of the HTTP API, from this place in the list on, that may be asked
-    /// for the state of a name that is followed. One that is well comes before one that this
-    /// question probes.
-    pub(crate) fn followed_at(
-        &self,
-        name: &ConsulName,
-        from: usize,
-    ) -> Option<(usize, Asking<'_>)> {
-        let count = self.agent.addresses().len();
-        let home = self.is_home(name.locality());
-        [Mode::Ask, Mode::Probe].into_iter().find_map(|mode| {
-            let mut places = (from..from + count).map(|place| place % count);
-            places.find_map(|place| {
-                let asking = self.http_circuits.begin(place, Asker { mode, home })?;
-                // Whoever followed may be told that nobody wants it any more.
-                Some((place, asking.without_blame()))
-            })
-        })
-    }
-
-    /// One query of a name that is followed, to the address of that place. `asking`: where it
-    /// asks for the state.
-    pub(crate) async fn block(
-        &self,
-        question: Question<'_>,
-        address: usize,
-        asking: Option<Asking<'_>>,
-        turn: &Turn,
-    ) -> Option<(Option<Heard<Finding>>, Blocked)> {
-        let asked = self.asked(question)?;
-        let blocking = async {
-            let blocked = catalog::block(&self.agent, &asked, address, turn).await;
-            match asking {
-                // That is about those who follow, who have a pause of their own.
-                Some(asking) if blocked.outcome == Outcome::Throttled => asking.unheard(),
-                Some(asking) => asking.heard(blocked.outcome),
-                // Its connection may have been cut because nothing was said on it. But who
-                // answers is well, whatever its circuit says.
-                None if matches!(blocked.told, Ok(_) | Err(Miss::NotFound { .. })) => {
-                    let asker = Asker {
-                        mode: Mode::Ask,
-                        home: self.is_home(question.name.locality()),
-                    };
-                    (self.http_circuits).hear(address, Outcome::Answered, asker, None);
-                }
-                None => {}
-            }
-            blocked
-        };
-        let manners = self.refresh_manners(clock::now() + PATIENCE);
-        let (blocked, ()) = tokio::join!(blocking, manners);
-        let heard = self.by_catalog(question.name, blocked.told.clone());
-        Some((heard, blocked))
-    }
-
-    /// What the catalog told, in the ladder's words and as the agent's own DNS
-    /// interface would give it; `None`: nothing.
-    fn by_catalog(&self, name: &ConsulName, told: Result<Told, Miss>) -> Option<Heard<Finding>> {
-        let Told {
-            mut read,
-            filtered_by_acls,
-            known_leader,
-            ..
-        } = match told {
-            Ok(told) => told,
-            Err(Miss::NotFound {
-                unhealthy,
-                confirmed,
-                index,
-            }) => {
-                return Some(Heard::Nothing(Nothing {
-                    ttl: None,
-                    unhealthy,
-                    leader: Some(confirmed),
-                    index,
-                }));
-            }
-            Err(Miss::Denied(_) | Miss::Failed { .. }) => return None,
-        };
-        let manners = self.manners.known();
-        if let Found::Instances(instances) = &mut read.found
-            && manners.gives_only_passing(name)
-        {
-            let all = instances.len();
-            instances.retain(Instance::is_passing);
-            if instances.is_empty() {
-                return Some(Heard::Nothing(Nothing {
-                    ttl: None,
-                    unhealthy: all,
-                    leader: Some(known_leader != Some(false)),
-                    index: None,
-                }));
-            }
-        }
-        let mut doubt = None;
-        if filtered_by_acls {
-            doubt = Some("the token may not see all instances".into());
-        } else if read.skipped > 0 {
-            let (skipped, first) = (read.skipped, read.first_reason.unwrap_or_default());
-            let text = format!("{skipped} instances of the catalog were left out: {first}");
-            doubt = Some(text.into());
-        }
-        let ttl = read.ttl.or_else(|| {
-            let told = self.manners.are_told();
-            told.then(|| manners.ttl(name, read.service.as_deref()))
-        });
-        Some(judged(Finding {
-            found: read.found,
-            source: Source::Http,
-            transport: Transport::Http,
-            ttl,
-            doubt,
-        }))
-    }
-
     /// Whether a name asks for no other place than our own.
     fn is_home(&self, asked: &Locality) -> bool {
         let own = |asked: &Option<Box<str>>, own: &Option<Box<str>>| match (asked, own) {
@@ -623,29 +349,6 @@ fn judged(finding: Finding) -> Heard<Finding> {
     } else {
         Heard::Whole(finding)
     }
-}
-
-/// What the catalog is asked for a name. `None`: it has no answer to that.
-fn ask_of(name: &ConsulName) -> Option<Ask<'_>> {
-    // An agent that does not know sameness groups, or named ports, answers in
-    // silence as if none had been asked for, and nothing in its reply tells.
-    let locality = name.locality();
-    if locality.sameness_group.is_some() || locality.port.is_some() {
-        return None;
-    }
-    Some(match name.subject() {
-        Subject::Service { service, tag } => Ask::Service {
-            name: service,
-            tag: tag.as_deref(),
-        },
-        Subject::Connect { service } => Ask::Connect { name: service },
-        Subject::Ingress { service } => Ask::Ingress { name: service },
-        Subject::Node(node) => Ask::Node { name: node },
-        Subject::Query(query) => Ask::Query { name: query },
-        Subject::Apex => Ask::Servers,
-        Subject::Reverse(ip) => Ask::Reverse { ip: *ip },
-        Subject::Virtual { .. } | Subject::Address(_) => return None,
-    })
 }
 
 /// What a rung that gave nothing comes to, by its attempts.

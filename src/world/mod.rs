@@ -244,25 +244,21 @@ impl World {
     pub(super) fn ask(&mut self, name: &str, wish: Wish) {
         let (asked, at) = (self.now, self.now);
         let known = match self.cache.look(name, at) {
-            Look::Fresh(held, age) if wish.takes(age, true) => {
+            Look::Fresh(held, age, rest) if wish.takes(age, true) => {
+                self.renew(name, rest);
                 return self.give(name, asked, Ok(self.set_of(&held, age, true)), Vec::new());
             }
-            Look::Stale(held, age, Rest::Resting) if wish.takes(age, false) => {
+            Look::Stale(held, age, rest @ (Rest::Resting | Rest::Aside))
+                if wish.takes(age, false) =>
+            {
+                self.renew(name, rest);
                 return self.give(name, asked, Ok(self.set_of(&held, age, false)), Vec::new());
             }
             Look::Nothing => return self.give(name, asked, Err(ErrorKind::NotFound), Vec::new()),
             Look::Stale(held, age, _) if wish.takes(age, false) => Some((held, at - age)),
             Look::Fresh(..) | Look::Stale(..) | Look::Unknown => None,
         };
-        let lands = match self.flights.get(name) {
-            Some((_, lands, _)) => *lands,
-            None => {
-                let (end, lands, steps) = self.climb(name);
-                self.flights.insert(name.to_owned(), (at, lands, steps));
-                self.later(lands, Event::Land(name.to_owned(), end));
-                lands
-            }
-        };
+        let lands = self.fly(name);
         let until = match &known {
             None => lands,
             Some(_) if self.slow => lands.min(at),
@@ -271,6 +267,25 @@ impl World {
         };
         let name = name.to_owned();
         self.later(until, Event::Answer(Waiting { name, asked, known }));
+    }
+
+    /// `Inner::renew`.
+    fn renew(&mut self, name: &str, rest: Rest) {
+        if rest == Rest::Aside && self.cache.renews(name, self.now, self.now + REST) {
+            self.fly(name);
+        }
+    }
+
+    /// `Inner::fly`: when the question lands.
+    fn fly(&mut self, name: &str) -> Instant {
+        if let Some((_, lands, _)) = self.flights.get(name) {
+            return *lands;
+        }
+        let (end, lands, steps) = self.climb(name);
+        self.flights
+            .insert(name.to_owned(), (self.now, lands, steps));
+        self.later(lands, Event::Land(name.to_owned(), end));
+        lands
     }
 
     /// Moves the clock, and lets happen what is due; gives what callers were given.
@@ -515,7 +530,7 @@ impl World {
 
     fn knows(&mut self, name: &str) -> bool {
         match self.cache.look(name, self.now) {
-            Look::Fresh(held, _) | Look::Stale(held, ..) => held.source != Source::Static,
+            Look::Fresh(held, ..) | Look::Stale(held, ..) => held.source != Source::Static,
             Look::Nothing | Look::Unknown => false,
         }
     }
@@ -539,7 +554,7 @@ impl World {
             (Some(Landed::Found(held)), _) => Ok(self.set_of(&held, Duration::ZERO, true)),
             (Some(Landed::Nothing), _) => Err(ErrorKind::NotFound),
             (kept, known) => match (self.cache.look(&name, self.now), known) {
-                (Look::Fresh(held, age), _) => Ok(self.set_of(&held, age, true)),
+                (Look::Fresh(held, age, _), _) => Ok(self.set_of(&held, age, true)),
                 (Look::Stale(held, age, _), Some(_)) => Ok(self.set_of(&held, age, false)),
                 (_, Some((held, since))) => Ok(self.set_of(&held, self.now - since, false)),
                 (_, None) => match kept {

@@ -118,7 +118,10 @@ fn set(world: &mut World, at: Instant, words: &[&str]) -> Result<(), String> {
         ["snapshot", name, age, rest @ ..] => {
             world.snapshot(name, duration(age)?, &ports(rest)?);
         }
-        ["release"] => world.evidence.release(),
+        ["release"] => {
+            let released = world.evidence.release();
+            released.for_each(|name| world.cache.wake(&name));
+        }
         _ => return Err("unknown words".to_owned()),
     }
     Ok(())
