@@ -117,7 +117,7 @@ pub(crate) struct Others {
 }
 
 /// What was seen of names that vanish.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Evidence {
     protection: Protection,
     /// Places whose canary was asked for.
@@ -152,6 +152,14 @@ impl Evidence {
             protection,
             ..Self::default()
         }
+    }
+
+    /// Begins with what another one has seen.
+    pub(crate) fn take_over(&mut self, other: &Self) {
+        *self = Self {
+            protection: self.protection,
+            ..other.clone()
+        };
     }
 
     /// Whether it is worth asking for the canary before this is judged.

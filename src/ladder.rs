@@ -86,10 +86,12 @@ pub(crate) struct Start<'a> {
     /// How long DNS is given before HTTP is asked beside it.
     pub(crate) hedge: Duration,
     pub(crate) deadline: Instant,
+    /// What is on this machine has until then.
+    pub(crate) end: Instant,
 }
 
 /// One look-up on its way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ladder<S> {
     /// The rungs not yet asked, last first.
     left: Vec<Rung>,
@@ -98,6 +100,7 @@ pub(crate) struct Ladder<S> {
     known: bool,
     hedge: Duration,
     deadline: Instant,
+    last: Instant,
     partial: Option<S>,
     nothing: Option<(Rung, Nothing)>,
     end: Option<Step<S>>,
@@ -115,6 +118,7 @@ impl<S> Ladder<S> {
             known: start.known,
             hedge: start.hedge,
             deadline: start.deadline,
+            last: start.end,
             partial: None,
             nothing: None,
             end: None,
@@ -129,8 +133,10 @@ impl<S> Ladder<S> {
             return end;
         }
         if now >= self.deadline {
-            let late = !self.in_air.is_empty() || self.left.iter().any(|rung| !rung.is_local());
-            self.in_air.clear();
+            let asked = self.in_air.iter().map(|(rung, _)| rung);
+            let late = asked.chain(&self.left).any(|rung| !rung.is_local());
+            let has_time = now < self.last;
+            (self.in_air).retain(|(rung, _)| rung.is_local() && has_time);
             self.left.retain(Rung::is_local);
             if late {
                 self.failed(ErrorKind::Timeout);
@@ -147,7 +153,7 @@ impl<S> Ladder<S> {
                     Step::Wait(beside.min(self.deadline))
                 }
             }
-            (Some(_), _) => Step::Wait(self.deadline),
+            (Some((rung, _)), _) => Step::Wait(self.until(*rung)),
         }
     }
 
@@ -195,9 +201,16 @@ impl<S> Ladder<S> {
         match self.left.pop() {
             Some(rung) if !(settled && rung.is_local()) => {
                 self.in_air.push((rung, now));
-                Step::Ask(rung, self.deadline)
+                Step::Ask(rung, self.until(rung))
             }
             _ => self.finish(),
+        }
+    }
+
+    fn until(&self, rung: Rung) -> Instant {
+        match rung.is_local() {
+            true => self.last,
+            false => self.deadline,
         }
     }
 

@@ -2,7 +2,7 @@
 //! [`Resolver::records`] both ask here; the shapes are
 //! [`records::write`](crate::records::write)'s.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     cache::fate::Term,
@@ -25,11 +25,13 @@ const LONGEST: Duration = Duration::from_secs(10);
 const STALE: Duration = Duration::from_secs(1);
 
 /// The sections of the answer, and the set that they were made of, if one was
-/// needed. `runs`: where the question for it does.
+/// needed. `runs`: where the question for it does; `by`: when that ends, where it is sooner than
+/// ever.
 pub(crate) async fn answer(
     resolver: &Resolver,
     asked: &Asked,
     runs: Runs,
+    by: Option<Instant>,
 ) -> (Sections, Result<Option<Answer>, Error>) {
     let settings = resolver.dns_settings();
     let zone = Zone {
@@ -53,7 +55,7 @@ pub(crate) async fn answer(
         }
         _ => {}
     }
-    let found = resolver.lookup(name).runs(runs).await;
+    let found = resolver.lookup(name).runs(runs).by(by).await;
     // They may have been learned by this very question.
     let settings = resolver.dns_settings();
     let zone = Zone {

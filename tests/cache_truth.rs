@@ -527,3 +527,38 @@ async fn an_upstream_does_not_answer_for_consuls_names_behind_an_alias() {
     }
     assert_eq!(counted.load(Ordering::Relaxed), 1);
 }
+
+#[tokio::test]
+async fn another_place_that_is_silent_makes_nothing_of_ours_stale() {
+    let silent = Arc::new(AtomicBool::new(false));
+    let is_silent = Arc::clone(&silent);
+    let server = Server::start(move |question, _| {
+        let elsewhere = name(question).contains(".dc2.") && is_silent.load(Ordering::Relaxed);
+        let replies = (!elsewhere).then(|| srv(question, 3).with_text());
+        replies.into_iter().collect()
+    })
+    .await;
+    let builder = consul(&server).ttl_floor(Duration::ZERO).datacenter("dc1");
+    let resolver = builder.build().unwrap();
+    let look = async |name: &str| resolver.lookup(name).await.unwrap().freshness();
+    assert_eq!(look("db.service.dc2.consul").await, Freshness::Fresh);
+    assert_eq!(look("web").await, Freshness::Fresh);
+    silent.store(true, Ordering::Relaxed);
+    assert_eq!(look("db.service.dc2.consul").await, Freshness::Stale);
+    assert_eq!(look("web").await, Freshness::Fresh);
+}
+
+#[tokio::test]
+async fn what_comes_after_silent_sources_is_there_before_the_stubs_time_is_over() {
+    let server = Server::start(|_, _| Vec::new()).await;
+    let web = consul(&server).default_address("web", "127.0.0.1:8443");
+    let builder = web.default_address("api", "127.0.0.1:8444");
+    let stub = stub_of(builder.build().unwrap(), &[]).await;
+    // Twice, for a machine that is busy; the third would find the server left alone.
+    let mut found = 0;
+    for name in ["web.service.consul.", "api.service.consul."] {
+        let reply = ask_udp(stub, name, RecordType::SRV).await.unwrap();
+        found += reply.answers.len();
+    }
+    assert!(found > 0);
+}

@@ -199,7 +199,19 @@ async fn one_client_that_asks_for_more_than_its_share_is_told_so() {
     let builder = Resolver::builder()
         .dns(&silent.address().to_string())
         .http("none");
-    let stub = stub_of(builder.build().unwrap(), &["127.0.0.1:9"]).await;
+    let stub = stub_of(builder.clone().build().unwrap(), &["127.0.0.1:9"]).await;
+    is_told_of_its_share(stub).await;
+    // A socket for every address has to look where each datagram was sent to.
+    let every = SocketAddr::from(([0, 0, 0, 0], 0));
+    let stub = Stub::bind(builder.build().unwrap(), &[every])
+        .await
+        .unwrap();
+    let port = stub.addresses()[0].port();
+    tokio::spawn(stub.run(std::future::pending()));
+    is_told_of_its_share(SocketAddr::from(([127, 0, 0, 1], port))).await;
+}
+
+async fn is_told_of_its_share(stub: SocketAddr) {
     let greedy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     greedy.connect(stub).await.unwrap();
     let ask = async {
@@ -271,6 +283,38 @@ async fn where_nobody_has_time_what_was_known_is_given_as_stale() {
     assert!(refused > 50, "{refused} were refused");
     assert_eq!(reply[6..8], [0, 3]);
     assert!(tells_why(&reply[..length]) && reply[..length].ends_with(&[0, 3]));
+}
+
+#[tokio::test]
+async fn time_that_a_question_waits_for_its_turn_is_not_given_to_it_again() {
+    let silent = Server::start(|_, _| Vec::new()).await;
+    let builder = Resolver::builder().dns(&silent.address().to_string());
+    let stub = stub_of(builder.http("none").build().unwrap(), &["127.0.0.1:9"]).await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(stub).await.unwrap();
+    // It has begun to serve.
+    assert_eq!(
+        ask_udp(stub, "x.example.", RecordType::A)
+            .await
+            .unwrap()
+            .answers,
+        []
+    );
+    let asked = Instant::now();
+    client
+        .send(&question("web.service.consul.", 33))
+        .await
+        .unwrap();
+    // The stub's slow lane runs on this thread.
+    thread::sleep(Duration::from_millis(700));
+    let mut reply = [0; 512];
+    client.recv(&mut reply).await.unwrap();
+    assert_eq!(code(&reply), 2);
+    assert!(
+        asked.elapsed() < Duration::from_millis(1_400),
+        "{:?}",
+        asked.elapsed()
+    );
 }
 
 #[tokio::test]

@@ -174,6 +174,16 @@ impl PartialEq for Known {
 
 impl Eq for Known {}
 
+impl Drop for Cache {
+    /// Whoever gives on what stood here looks where it is known now.
+    fn drop(&mut self) {
+        let sets = self.entries.iter_mut();
+        for (_, entry) in sets.chain(self.nothing.iter_mut()) {
+            entry.end();
+        }
+    }
+}
+
 impl Cache {
     pub(crate) fn new(limits: Limits) -> Self {
         // Not allocated ahead: a service that knows ten names pays for ten.
@@ -405,20 +415,25 @@ impl Cache {
         asked.map(std::mem::take).unwrap_or_default()
     }
 
-    /// Takes over the sets of another cache; whoever holds what is there is told to look
-    /// here. Nobody follows them here yet: they hold for the floor at most.
-    pub(crate) fn take_over(&mut self, other: &mut Self, now: Instant) {
+    /// Takes over the sets of another cache, which stays as it is. Nobody follows them here
+    /// yet: they hold for the floor at most.
+    pub(crate) fn take_over(&mut self, other: &Self, now: Instant) {
         let longest = now + self.limits.floor;
-        while let Some((known, mut entry)) = other.nothing.pop_lru() {
-            other.left(&known, &mut entry);
-        }
-        while let Some((known, mut entry)) = other.entries.pop_lru() {
-            other.left(&known, &mut entry);
-            if matches!(known, Known::Set(_)) {
-                entry.until = entry.until.min(longest);
-                entry.renew = entry.renew.min(longest);
-                self.insert(known, entry);
-            }
+        // What was used last comes last, and stays.
+        for (known, entry) in other.entries.iter().rev() {
+            let Known::Set(held) = known else { continue };
+            let shrunk = entry.shrunk().map(|when| Rare {
+                shrunk: Some(when),
+                ..Rare::default()
+            });
+            let taken = Entry {
+                until: entry.until.min(longest),
+                renew: entry.renew.min(longest),
+                set: None,
+                rare: shrunk.map(Box::new),
+                ..*entry
+            };
+            self.insert(Known::Set(Arc::clone(held)), taken);
         }
     }
 

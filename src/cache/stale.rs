@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | holds still, and is as young as the caller wants it | at once, as fresh |
 //! | holds no more, younger than [`Limits::keep`](super::Limits::keep) | when nothing newer came within [`PATIENCE`], as stale |
-//! | the same, and the sources kept somebody waiting for that long just now | at once, while it is asked for |
+//! | the same, and the sources of this place kept somebody waiting for that long within [`SLOW`] | at once, while it is asked for |
 //! | the same, and it was itself asked for in vain within [`LATELY`] before that | at once, while it is asked for |
 //! | the same, but from the snapshot of an earlier run | the same, within [`SNAPSHOT_PATIENCE`] |
 //! | the caller wants none that is stale, or younger ones | not at all |
@@ -24,6 +24,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(150);
 /// The same for a set of an earlier run: a process that starts while everything is
 /// down is to answer at once.
 pub(crate) const SNAPSHOT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// After somebody waited in vain nobody waits for so long, whatever the name: a source that is
+/// slow for one is slow for the next.
+pub(crate) const SLOW: Duration = Duration::from_secs(10);
 
 /// After a set was asked for in vain nobody waits for it for so long, beyond the time that it is
 /// left alone: who asks often waits once.

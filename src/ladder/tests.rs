@@ -21,6 +21,7 @@ fn ladder(rungs: &[Rung], known: bool, now: Instant) -> Ladder<u8> {
         known,
         hedge: HEDGE,
         deadline: now + Duration::from_secs(1),
+        end: now + Duration::from_millis(1_100),
     })
 }
 
@@ -159,6 +160,7 @@ fn a_name_that_is_not_in_the_static_catalog_is_not_gone_while_consul_is_passed_o
         known: false,
         hedge: HEDGE,
         deadline: now + Duration::from_secs(1),
+        end: now + Duration::from_millis(1_100),
     });
     assert!(matches!(ladder.step(now), Step::Ask(Rung::Static, _)));
     ladder.hear(Rung::Static, Heard::Nothing(nothing(0)));
@@ -197,9 +199,18 @@ fn after_the_deadline_only_what_is_on_this_machine_is_asked() {
     let now = clock::now();
     let mut ladder = ladder(ALL, false, now);
     let deadline = now + Duration::from_secs(1);
+    let end = now + Duration::from_millis(1_100);
     assert_eq!(ladder.step(now), Step::Ask(Rung::Dns, deadline));
-    assert_eq!(ladder.step(deadline), Step::Ask(Rung::Static, deadline));
+    assert_eq!(ladder.step(deadline), Step::Ask(Rung::Static, end));
+    // It may take a moment to be read.
+    let later = deadline + Duration::from_millis(50);
+    assert_eq!(ladder.step(later), Step::Wait(end));
     ladder.hear(Rung::Dns, Heard::Whole(1));
+    let mut found = ladder.clone();
+    found.hear(Rung::Static, Heard::Whole(2));
+    assert_eq!(found.step(later), Step::Give(2));
+    let mut unheard = ladder.clone();
+    assert_eq!(unheard.step(end), Step::GiveUp(ErrorKind::Timeout));
     ladder.hear(Rung::Static, Heard::Nothing(nothing(0)));
-    assert_eq!(ladder.step(deadline), Step::GiveUp(ErrorKind::Timeout));
+    assert_eq!(ladder.step(later), Step::GiveUp(ErrorKind::Timeout));
 }

@@ -39,6 +39,7 @@ use crate::{
 
 /// Extended errors (RFC 8914, section 5.2).
 pub(crate) const STALE_ANSWER: u16 = 3;
+pub(crate) const STALE_NXDOMAIN: u16 = 19;
 const FILTERED: u16 = 17;
 const PROHIBITED: u16 = 18;
 const NO_REACHABLE_AUTHORITY: u16 = 22;

@@ -118,6 +118,7 @@ impl Inner {
             known,
             hedge: self.sources.hedge(),
             deadline: until,
+            end: deadline,
         });
         let mut air = Air::default();
         let landed = loop {
@@ -175,7 +176,7 @@ impl Inner {
         if clock::now().saturating_duration_since(start) < PATIENCE
             && !matches!(landed, Landed::Kept(_))
         {
-            self.slow.store(false, Ordering::Relaxed);
+            *self.slow() = None;
         }
         for attempt in landed.attempts() {
             self.counters.attempted(attempt.source, attempt.outcome);
@@ -220,7 +221,7 @@ impl Inner {
             .ask(rung, question, Mode::Probe, deadline)
             .await;
         if let Heard::Whole(finding) = heard {
-            self.slow.store(false, Ordering::Relaxed);
+            *self.slow() = None;
             let addresses = self.addresses(&finding.found, deadline, 0).await;
             self.keep(question, finding, addresses);
         }

@@ -420,7 +420,10 @@ impl Following {
     /// Asks all rungs once. `None`: there is no resolver any more.
     async fn poll(&self) -> Option<()> {
         let inner = self.inner.upgrade()?;
-        match inner.wait(&self.name, Wish::default(), Runs::Apart).await {
+        match inner
+            .wait(&self.name, Wish::default(), Runs::Apart, None)
+            .await
+        {
             Ok(answer) if answer.is_fresh() => self.tell(Known::Set(answer.held)),
             Err(error) if error.is_not_found() => self.tell(Known::Gone),
             // What is stale was told before.

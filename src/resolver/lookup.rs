@@ -7,9 +7,9 @@ use std::{
     fmt,
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::time::timeout;
@@ -18,7 +18,7 @@ use super::{Inner, Name, Resolver, climb::Landed, fresh, told};
 use crate::{
     cache::{
         Look,
-        stale::{PATIENCE, SNAPSHOT_PATIENCE, Wish},
+        stale::{PATIENCE, SLOW, SNAPSHOT_PATIENCE, Wish},
     },
     clock,
     endpoint::{Answer, Source},
@@ -36,6 +36,7 @@ pub struct Lookup<'a, N> {
     name: N,
     wish: Wish,
     runs: Runs,
+    by: Option<Instant>,
     waiting: Option<Waiting>,
 }
 
@@ -46,6 +47,7 @@ impl<'a, N: Name> Lookup<'a, N> {
             name,
             wish: Wish::default(),
             runs: Runs::Apart,
+            by: None,
             waiting: None,
         }
     }
@@ -53,6 +55,12 @@ impl<'a, N: Name> Lookup<'a, N> {
     /// Where the question runs that has to be asked for it.
     pub(crate) fn runs(mut self, runs: Runs) -> Self {
         self.runs = runs;
+        self
+    }
+
+    /// The question that has to be asked for it ends then, if not sooner.
+    pub(crate) fn by(mut self, by: Option<Instant>) -> Self {
+        self.by = by;
         self
     }
 
@@ -92,10 +100,10 @@ impl<N: Name> Future for Lookup<'_, N> {
             return Poll::Ready(known);
         }
         let (inner, name) = (Arc::clone(&resolver.0), Cow::into_owned(name));
-        let (wish, runs) = (this.wish, this.runs);
+        let (wish, runs, by) = (this.wish, this.runs, this.by);
         let waiting = this.waiting.insert(Box::pin(async move {
             let start = clock::now();
-            let given = inner.wait(&name, wish, runs).await;
+            let given = inner.wait(&name, wish, runs, by).await;
             inner.count(&given);
             let source = given.as_ref().ok().map(Answer::source);
             let time = clock::now().saturating_duration_since(start);
@@ -118,6 +126,7 @@ impl Inner {
     /// Waits for a question as long as somebody should who has a stale set already.
     async fn wait_a_moment<T>(
         &self,
+        name: &ConsulName,
         source: Source,
         landing: impl Future<Output = T>,
     ) -> Option<T> {
@@ -127,7 +136,10 @@ impl Inner {
         if let Poll::Ready(landed) = at_once {
             return Some(landed);
         }
-        if self.slow.load(Ordering::Relaxed) {
+        // Another place is as slow as the way there.
+        let is_home = self.sources.is_home(name.locality());
+        let slow = *self.slow();
+        if slow.is_some_and(|when| is_home && clock::now().saturating_duration_since(when) < SLOW) {
             return None;
         }
         let patience = match source {
@@ -135,24 +147,26 @@ impl Inner {
             _ => PATIENCE,
         };
         let landed = timeout(patience, landing).await.ok();
-        if landed.is_none() {
-            self.slow.store(true, Ordering::Relaxed);
+        if landed.is_none() && is_home {
+            *self.slow() = Some(clock::now());
         }
         landed
     }
 
     /// Puts a question into the air, or joins it there. `landed`: what one that has just ended
-    /// may have left.
+    /// may have left. `by`: when it ends, where that is sooner than ever.
     pub(super) async fn fly(
         self: &Arc<Self>,
         name: &ConsulName,
         runs: Runs,
+        by: Option<Instant>,
         landed: impl FnOnce() -> Option<Landed>,
     ) -> Option<Landed> {
         let start = || {
             let (inner, name) = (Arc::clone(self), name.clone());
             async move {
                 let deadline = clock::now() + inner.config.timeout;
+                let deadline = by.map_or(deadline, |by| by.min(deadline));
                 inner.find(&name, deadline, 0).await
             }
         };
@@ -172,17 +186,18 @@ impl Inner {
         name: &ConsulName,
         wish: Wish,
         runs: Runs,
+        by: Option<Instant>,
     ) -> Result<Answer, Error> {
         self.warm().await;
         let landed = || self.cached(name, wish).map(Landed::of);
-        let landing = self.fly(name, runs, landed);
+        let landing = self.fly(name, runs, by, landed);
         let known = match self.look(name) {
             Look::Stale(held, age, _) if wish.takes(age, false) => Some((held, age)),
             _ => None,
         };
         let landed = match &known {
             None => Some(landing.await),
-            Some((held, _)) => self.wait_a_moment(held.source, landing).await,
+            Some((held, _)) => self.wait_a_moment(name, held.source, landing).await,
         };
         let (error, attempts) = match landed {
             Some(Some(Landed::Found(answer))) => return Ok(answer),

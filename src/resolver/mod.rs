@@ -13,8 +13,8 @@ mod warm;
 
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 pub use self::{
@@ -81,9 +81,10 @@ struct Inner {
     evidence: Mutex<Evidence>,
     flights: Flights<ConsulName, Landed>,
     counters: Arc<Counters>,
-    /// The sources kept somebody waiting for longer than a stale set is waited for:
-    /// until one answers in time nobody waits for them who has such a set.
-    slow: AtomicBool,
+    /// When the sources last kept somebody waiting for longer than a stale set is waited for:
+    /// for [`SLOW`](crate::cache::stale::SLOW), or until one answers in time, nobody waits for them who has
+    /// such a set. A std mutex: held for one look.
+    slow: Mutex<Option<Instant>>,
     followers: Followers,
     snapshot: Option<Snapshot>,
 }
@@ -98,9 +99,9 @@ impl ResolverBuilder {
         Resolver::new(self.finish()?, None)
     }
 
-    /// Makes a resolver that takes over what another one knows and has counted, which
-    /// goes on without and writes no snapshot any more: for settings that change while a
-    /// process runs. Nothing is taken over where the domain is another one.
+    /// Makes a resolver that begins with what another one knows, holds and has counted; that
+    /// one goes on by itself and writes no snapshot any more: for settings that change while a
+    /// process runs. Only the counts are taken over where the domain is another one.
     ///
     /// # Errors
     ///
@@ -109,8 +110,8 @@ impl ResolverBuilder {
     pub fn build_after(self, before: &Resolver) -> Result<Resolver, Error> {
         let resolver = Resolver::new(self.finish()?, Some(&before.0))?;
         if resolver.domain() == before.domain() {
-            let mut cache = resolver.0.cache();
-            cache.take_over(&mut before.0.cache(), clock::now());
+            (resolver.0.cache()).take_over(&before.0.cache(), clock::now());
+            (resolver.0.evidence()).take_over(&before.0.evidence());
         }
         Ok(resolver)
     }
@@ -155,7 +156,7 @@ impl Resolver {
             cache,
             evidence,
             counters,
-            slow: AtomicBool::new(false),
+            slow: Mutex::default(),
             followers,
             snapshot,
             flights,
@@ -364,7 +365,7 @@ impl Resolver {
                 format!("there is no record type {kind}: try SRV, A, AAAA, TXT, PTR, ANY, SOA, NS");
             Error::new(ErrorKind::Invalid, message)
         })?;
-        let (sections, answer) = zone::answer(self, &asked, Runs::Apart).await;
+        let (sections, answer) = zone::answer(self, &asked, Runs::Apart, None).await;
         let (code, records) = records::printed(&sections);
         match answer {
             Err(error) if !error.is_not_found() => Err(error),
@@ -475,7 +476,7 @@ impl Inner {
         if self.cache().renews(name.key(), now, now + climb::REST) {
             let (inner, name) = (Arc::clone(self), name.clone());
             // Ends within the time limit of a look-up.
-            runtime.spawn(async move { inner.fly(&name, Runs::Here, || None).await });
+            runtime.spawn(async move { inner.fly(&name, Runs::Here, None, || None).await });
         }
     }
 
@@ -491,6 +492,10 @@ impl Inner {
             protected,
             ..fresh(held, age)
         }
+    }
+
+    fn slow(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {

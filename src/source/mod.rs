@@ -296,7 +296,7 @@ impl Sources {
     }
 
     /// Whether a name asks for no other place than our own.
-    fn is_home(&self, asked: &Locality) -> bool {
+    pub(crate) fn is_home(&self, asked: &Locality) -> bool {
         let own = |asked: &Option<Box<str>>, own: &Option<Box<str>>| match (asked, own) {
             (None, _) => true,
             (Some(asked), Some(own)) => asked.eq_ignore_ascii_case(own),

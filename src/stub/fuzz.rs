@@ -53,7 +53,7 @@ pub fn stub(packet: &[u8]) {
     let packet = &packet[..packet.len().min(4_096)];
     runtime().block_on(async {
         let server = server();
-        let reply = server.answer(packet, Transport::Udp).await;
+        let reply = server.answer(packet, Transport::Udp, clock::now()).await;
         let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
         check(packet, bytes.as_deref());
         let plain = shortcut::read(packet, false);
@@ -226,7 +226,7 @@ async fn converse(manner: u8, piece: usize, sent: &[u8]) {
     let mut expected: BTreeMap<Reply, i32> = BTreeMap::new();
     let twin = server();
     for message in &messages {
-        if let Some(reply) = twin.answer(message, Transport::Tcp).await {
+        if let Some(reply) = twin.answer(message, Transport::Tcp, clock::now()).await {
             *expected.entry(essence(message, &reply.bytes)).or_default() += 1;
         }
     }

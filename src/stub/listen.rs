@@ -5,6 +5,7 @@ pub(super) mod connection;
 mod datagrams;
 #[cfg(target_os = "linux")]
 mod lane;
+mod share;
 
 use std::{
     io,
@@ -26,12 +27,14 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use self::datagrams::Datagrams;
+use self::{
+    datagrams::{Datagrams, Peer},
+    share::Shares,
+};
 use super::{Server, shortcut};
-use crate::endpoint::Transport;
+use crate::{clock, endpoint::Transport};
 
-/// Questions over UDP that are worked on at once, per socket. Above it new ones
-/// wait in the socket's queue, where they cost nothing.
+/// Questions over UDP that are worked on at once, per socket.
 const MOST_DATAGRAMS: usize = 1_024;
 
 /// Connections at once, per address. No more than a quarter of the descriptors that this
@@ -209,36 +212,40 @@ async fn told(stopped: &mut watch::Receiver<()>) {
 
 async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
     let mut buffer = vec![0; usize::from(u16::MAX)];
-    let mut asked = JoinSet::new();
+    let (mut asked, mut shares) = (JoinSet::new(), Shares::default());
     loop {
-        let full = asked.len() >= MOST_DATAGRAMS;
         tokio::select! {
             () = told(&mut stopped) => break,
-            _ = asked.join_next(), if !asked.is_empty() => {}
-            received = socket.receive(&mut buffer), if !full => match received {
+            Some(client) = asked.join_next(), if !asked.is_empty() => shares.give_back(client.ok()),
+            received = socket.receive(&mut buffer) => match received {
                 Ok((length, peer)) => {
-                    let plain = shortcut::read(&buffer[..length], false);
+                    let packet = &buffer[..length];
+                    let plain = shortcut::read(packet, false);
                     let mut reply = Vec::new();
                     if let Some(plain) = plain
-                        && server.remembered(&buffer[..length], &plain, Transport::Udp, &mut reply)
+                        && server.remembered(packet, &plain, Transport::Udp, &mut reply)
                     {
                         // Behind the length, which a datagram needs not.
-                        if let Err(error) = socket.send(&reply[2..], peer).await {
-                            debug!(client = %peer.client, %error, "reply not sent");
+                        send(&socket, &reply[2..], peer).await;
+                        continue;
+                    }
+                    // Who is turned away is told so, and keeps nobody waiting.
+                    if asked.len() >= MOST_DATAGRAMS || !shares.take(peer.client) {
+                        if let Some(reply) = server.late(packet, plain.as_ref()) {
+                            send(&socket, &reply, peer).await;
                         }
                         continue;
                     }
-                    let packet: Box<[u8]> = buffer[..length].into();
+                    let (packet, since): (Box<[u8]>, _) = (packet.into(), clock::now());
                     let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
                     asked.spawn(async move {
-                        if let Some(reply) = server.answer(&packet, Transport::Udp).await {
-                            if let Err(error) = socket.send(&reply.bytes, peer).await {
-                                debug!(client = %peer.client, %error, "reply not sent");
-                            }
+                        if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
+                            send(&socket, &reply.bytes, peer).await;
                             if let Some(fill) = reply.fill {
                                 server.keep(fill);
                             }
                         }
+                        peer.client
                     });
                 }
                 // An earlier reply met a closed port; nothing is wrong with ours.
@@ -251,6 +258,12 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
         }
     }
     while asked.join_next().await.is_some() {}
+}
+
+async fn send(socket: &Datagrams, reply: &[u8], peer: Peer) {
+    if let Err(error) = socket.send(reply, peer).await {
+        debug!(client = %peer.client, %error, "reply not sent");
+    }
 }
 
 fn most_connections() -> usize {

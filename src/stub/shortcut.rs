@@ -40,8 +40,10 @@ pub(crate) const EXTENDED: usize = 6;
 /// An entry is made anew after so long at most: what it was asked is told then.
 pub(crate) const LONGEST: Duration = Duration::from_secs(10);
 
-/// While one question renews an entry, the others are given the old one for so long.
+/// While one question renews an entry, the others are given the old one for so long, if it has
+/// not been over for long itself.
 const GRACE: Duration = Duration::from_millis(20);
+const JUST_OVER: Duration = Duration::from_secs(1);
 
 /// TTL in seconds of what nobody has time to ask for anew: the next may have it.
 const LATE_TTL: u32 = 1;
@@ -130,7 +132,6 @@ impl Plain {
 
     /// Writes SERVFAIL, with an extended error for who speaks EDNS: nobody has time for
     /// the question. Takes no more than a look at the packet.
-    #[cfg(any(target_os = "linux", test))]
     pub(crate) fn overload(&self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
         const SERVFAIL: u8 = 2;
         /// An extended error (RFC 8914, section 4.15).
@@ -335,7 +336,8 @@ impl Shortcuts {
         let over = entry.is_over();
         if over || now >= entry.term.until {
             // Once: what cannot be renewed is not given for ever.
-            if !over && !std::mem::replace(&mut entry.graced, true) {
+            let late = now.saturating_duration_since(entry.term.until);
+            if !over && late < JUST_OVER && !std::mem::replace(&mut entry.graced, true) {
                 entry.term.until = now + GRACE;
             }
             return Given::Miss {

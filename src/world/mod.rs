@@ -32,7 +32,7 @@ use self::{
 use crate::{
     cache::{
         Cache, Limits, Look, Rest,
-        stale::{PATIENCE, SNAPSHOT_PATIENCE, Wish},
+        stale::{PATIENCE, SLOW, SNAPSHOT_PATIENCE, Wish},
     },
     circuit::{Asker, Circuit, Gate, Mode, Pace},
     endpoint::{Outcome, Source},
@@ -46,6 +46,9 @@ use crate::{
 
 /// Limit of a look-up, as by default.
 const LIMIT: Duration = Duration::from_secs(1);
+
+/// And what is on this machine has so much more.
+const SPARE: Duration = Duration::from_millis(100);
 
 const ASKS: Asker = Asker {
     mode: Mode::Ask,
@@ -151,7 +154,7 @@ pub(super) struct World {
     found: HashMap<String, Instant>,
     given: Vec<Given>,
     /// As in `Inner`.
-    slow: bool,
+    slow: Option<Instant>,
     /// Every question to a source.
     pub(super) asked: Vec<(Instant, Rung, String)>,
     /// Names that are followed, and every blocking query.
@@ -186,7 +189,7 @@ impl World {
             landed: HashMap::new(),
             found: HashMap::new(),
             given: Vec::new(),
-            slow: false,
+            slow: None,
             asked: Vec::new(),
             followers: BTreeMap::new(),
             blocked: Vec::new(),
@@ -261,12 +264,17 @@ impl World {
         let lands = self.fly(name);
         let until = match &known {
             None => lands,
-            Some(_) if self.slow => lands.min(at),
+            Some(_) if self.is_slow() => lands.min(at),
             Some((held, _)) if held.source == Source::Snapshot => lands.min(at + SNAPSHOT_PATIENCE),
             Some(_) => lands.min(at + PATIENCE),
         };
         let name = name.to_owned();
         self.later(until, Event::Answer(Waiting { name, asked, known }));
+    }
+
+    fn is_slow(&self) -> bool {
+        let slow = |when| self.now.saturating_duration_since(when) < SLOW;
+        self.slow.is_some_and(slow)
     }
 
     /// `Inner::renew`.
@@ -299,7 +307,7 @@ impl World {
             match event {
                 Event::Land(name, end) => self.land(&name, end),
                 Event::Probed(name, held) => {
-                    self.slow = false;
+                    self.slow = None;
                     self.keep(&name, held);
                 }
                 Event::Answer(waiting) => self.answer(waiting),
@@ -343,6 +351,7 @@ impl World {
             known,
             hedge: self.pace.hedge(),
             deadline: start + LIMIT,
+            end: start + LIMIT + SPARE,
         });
         let mut now = start;
         let mut air: Vec<(Instant, Rung, Heard<Arc<Held>>, Outcome)> = Vec::new();
@@ -428,7 +437,7 @@ impl World {
         let (began, lands, steps) =
             (self.flights.remove(name)).unwrap_or((self.now, self.now, Vec::new()));
         if lands - began < PATIENCE && !matches!(landed, Landed::Kept(_)) {
-            self.slow = false;
+            self.slow = None;
         }
         self.landed.insert(name.to_owned(), (lands, steps, landed));
     }
@@ -546,7 +555,9 @@ impl World {
         let (steps, landed) = match landed {
             Some((_, steps, landed)) => (steps, Some(landed)),
             None => {
-                self.slow = true;
+                if self.now > asked {
+                    self.slow = Some(self.now);
+                }
                 (Vec::new(), None)
             }
         };

@@ -99,9 +99,10 @@ pub(in crate::stub) async fn over(
             }
             pending += 1;
             let (packet, server, replies) = (packet.to_vec(), Arc::clone(server), replies.clone());
+            let since = clock::now();
             // Bounded by the seats, and by the time that a question may take.
             tokio::spawn(async move {
-                let reply = server.answer(&packet, Transport::Tcp).await;
+                let reply = server.answer(&packet, Transport::Tcp, since).await;
                 let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
                 // The client may be gone.
                 _ = replies.send(bytes).await;

@@ -10,7 +10,6 @@
 
 use std::{
     array,
-    collections::HashMap,
     io::{self, IoSlice, IoSliceMut},
     net::{SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd as _,
@@ -21,7 +20,7 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -40,7 +39,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::MOST_DATAGRAMS;
+use super::{MOST_DATAGRAMS, share::Shares};
 use crate::{
     clock,
     endpoint::Transport,
@@ -69,10 +68,6 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Bytes that may wait in a socket, where the kernel allows it.
 const WAITING: usize = 4 << 20;
 
-/// The same for one socket of a client: who asks a thousand things at once does not
-/// keep the others waiting.
-const MOST_OF_ONE: u32 = 128;
-
 /// Misses that wait for the slow lane, and replies that wait for the fast one.
 const MOST_WAITING: usize = 1_024;
 
@@ -90,6 +85,7 @@ pub(in crate::stub) struct Lane {
 struct Miss {
     packet: Box<[u8]>,
     client: SocketAddr,
+    since: Instant,
     /// How often the answer was given that holds no more.
     hits: u32,
 }
@@ -101,6 +97,8 @@ struct Work {
     bytes: usize,
     misses: Sender<Miss>,
     fills: Receiver<Fill>,
+    /// Set by the slow lane while it takes nobody in.
+    full: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     tally: Arc<Tally>,
 }
@@ -123,12 +121,13 @@ pub(super) fn spawn(
     for (number, lane) in lanes.into_iter().enumerate() {
         let (miss, missed) = mpsc::channel(MOST_WAITING);
         let (fill, fills) = sync_channel(MOST_WAITING);
-        let lane = Arc::new(lane);
+        let (lane, full) = (Arc::new(lane), Arc::<AtomicBool>::default());
         let work = Work {
             lane: Arc::clone(&lane),
             bytes,
             misses: miss,
             fills,
+            full: Arc::clone(&full),
             stop: Arc::clone(stop),
             tally: server.counted.lane(),
         };
@@ -137,7 +136,7 @@ pub(super) fn spawn(
             Ok(ended) => _ = loops.spawn(async move { _ = ended.await }),
             Err(error) => warn!(%error, "a thread cannot be started"),
         }
-        loops.spawn(misses(lane, missed, fill, Arc::clone(server)));
+        loops.spawn(misses(lane, missed, fill, full, Arc::clone(server)));
     }
 }
 
@@ -232,6 +231,7 @@ fn serve<S: Address>(work: &Work) {
         bytes,
         misses,
         fills,
+        full,
         stop,
         tally,
     } = work;
@@ -284,26 +284,34 @@ fn serve<S: Address>(work: &Work) {
                     replies += 1;
                 }
                 Given::Miss { hits } => {
-                    let miss = Miss {
-                        packet: packet.into(),
-                        client: client.client(),
-                        hits,
-                    };
+                    let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
+                    let late =
+                        |room: &mut [u8]| shortcuts.answer_late(packet, plain.as_ref()?, now, room);
                     // Too many wait already: what was known is given, or told so at once.
-                    if misses.try_send(miss).is_err() {
-                        let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
-                        let known = (plain.as_ref())
-                            .and_then(|plain| shortcuts.answer_late(packet, plain, now, room));
-                        match known {
-                            Some(_) => tally.gave(room[3]),
-                            None => shed += 1,
+                    let known = (full.load(Ordering::Relaxed)).then(|| late(room)).flatten();
+                    let reply = match known {
+                        Some(length) => Some(length),
+                        None => {
+                            let miss = Miss {
+                                packet: packet.into(),
+                                client: client.client(),
+                                since: clock::now(),
+                                hits,
+                            };
+                            if misses.try_send(miss).is_ok() {
+                                continue;
+                            }
+                            late(room)
                         }
-                        let reply = known.or_else(|| plain?.overload(packet, room));
-                        if let Some(length) = reply {
-                            lengths[replies] = length;
-                            to[replies] = Some(*client);
-                            replies += 1;
-                        }
+                    };
+                    match reply {
+                        Some(_) => tally.gave(room[3]),
+                        None => shed += 1,
+                    }
+                    if let Some(length) = reply.or_else(|| plain?.overload(packet, room)) {
+                        lengths[replies] = length;
+                        to[replies] = Some(*client);
+                        replies += 1;
                     }
                 }
             }
@@ -387,41 +395,29 @@ async fn misses(
     lane: Arc<Lane>,
     mut missed: mpsc::Receiver<Miss>,
     fills: SyncSender<Fill>,
+    turned_away: Arc<AtomicBool>,
     server: Arc<Server>,
 ) {
     let mut asked = JoinSet::new();
-    let mut by_client: HashMap<SocketAddr, u32> = HashMap::new();
-    let done = |by_client: &mut HashMap<SocketAddr, u32>, client| {
-        let Ok(client) = client else {
-            // Nobody knows whose question it was that panicked: all are counted anew.
-            return by_client.clear();
-        };
-        if let Some(count) = by_client.get_mut(&client) {
-            *count -= 1;
-            if *count == 0 {
-                by_client.remove(&client);
-            }
-        }
-    };
+    let mut shares = Shares::default();
     loop {
         let full = asked.len() >= MOST_DATAGRAMS;
+        turned_away.store(full, Ordering::Relaxed);
         tokio::select! {
             // Who is done leaves before the next comes in: nobody is turned away for
             // questions that are answered.
             biased;
-            Some(client) = asked.join_next(), if !asked.is_empty() => done(&mut by_client, client),
+            Some(client) = asked.join_next(), if !asked.is_empty() => shares.give_back(client.ok()),
             miss = missed.recv(), if !full => {
-                let Some(Miss { packet, client, hits }) = miss else { break };
-                let count = by_client.entry(client).or_default();
-                if *count >= MOST_OF_ONE {
+                let Some(Miss { packet, client, since, hits }) = miss else { break };
+                if !shares.take(client) {
                     refuse(&lane, &packet, client, &server);
                     continue;
                 }
-                *count += 1;
                 let (lane, server, fills) = (Arc::clone(&lane), Arc::clone(&server), fills.clone());
                 asked.spawn(async move {
                     server.served(&packet, hits);
-                    if let Some(reply) = server.answer(&packet, Transport::Udp).await {
+                    if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
                         if let Err(error) = lane.send(&reply.bytes, client) {
                             debug!(%client, %error, "reply not sent");
                         }

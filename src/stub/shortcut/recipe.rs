@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::{EXTENDED, HEADER, OPT, OVERHEAD, Plain, TYPE_OPT, pair};
-use crate::records::write::STALE_ANSWER;
+use crate::records::write::{STALE_ANSWER, STALE_NXDOMAIN};
 
 const A: u16 = 1;
 const SOA: u16 = 6;
@@ -32,8 +32,9 @@ pub(crate) struct Recipe {
     end: usize,
     /// Where a name behind the answers points into one of them.
     pointers: Box<[u16]>,
-    /// Where a TTL that is not 0 stands.
+    /// Where a TTL stands, and where one of 0 does, which does not count down.
     ttls: Box<[u16]>,
+    zeros: Box<[u16]>,
     /// Extended error for clients that speak EDNS.
     extended: Option<u16>,
 }
@@ -42,7 +43,8 @@ impl Recipe {
     /// Of a reply without OPT. `None`: it is none that can be given again.
     pub(crate) fn of(reply: &[u8], extended: Option<u16>) -> Option<Self> {
         let mut records = Records::of(reply)?;
-        let (mut starts, mut ttls, mut pointers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut starts, mut pointers) = (Vec::new(), Vec::new());
+        let (mut ttls, mut zeros) = (Vec::new(), Vec::new());
         let question = records.at;
         let mut end = question;
         let mut first = None;
@@ -52,8 +54,9 @@ impl Recipe {
             starts.push(small(record.start)?);
             let owner = pair(reply, record.start)?;
             alike &= owner == QUESTION && *first.get_or_insert(record.kind) == record.kind;
-            if record.ttl != 0 {
-                ttls.push(small(record.ttl_at)?);
+            match record.ttl {
+                0 => zeros.push(small(record.ttl_at)?),
+                _ => ttls.push(small(record.ttl_at)?),
             }
             end = records.at;
         }
@@ -63,8 +66,9 @@ impl Recipe {
         }
         for _ in 0..records.others {
             let record = records.next()?;
-            if record.ttl != 0 {
-                ttls.push(small(record.ttl_at)?);
+            match record.ttl {
+                0 => zeros.push(small(record.ttl_at)?),
+                _ => ttls.push(small(record.ttl_at)?),
             }
             if let Some(at) = record.pointer
                 && (question..end).contains(&usize::from(pair(reply, at)? & 0x3FFF))
@@ -94,6 +98,7 @@ impl Recipe {
             end,
             pointers: pointers.into(),
             ttls: ttls.into(),
+            zeros: zeros.into(),
             extended,
         })
     }
@@ -174,6 +179,7 @@ impl Recipe {
             end: question,
             pointers: Box::default(),
             ttls: ttls.into(),
+            zeros: Box::default(),
             extended: None,
         };
         Some((recipe, holds))
@@ -213,7 +219,8 @@ impl Recipe {
     }
 
     fn bytes(&self) -> usize {
-        let places = self.starts.len() + self.pointers.len() + self.ttls.len();
+        let ttls = self.ttls.len() + self.zeros.len();
+        let places = self.starts.len() + self.pointers.len() + ttls;
         self.bytes.len() + 2 * places
     }
 
@@ -227,15 +234,16 @@ impl Recipe {
         out: &mut [u8],
     ) -> Option<usize> {
         let length = self.bytes.len();
-        let extended = match age {
+        let mut extended = match age {
             Age::Fresh(_) => self.extended,
+            Age::Stale(_) if self.bytes.get(3)? & 0x0F == NXDOMAIN => Some(STALE_NXDOMAIN),
             Age::Stale(_) => Some(STALE_ANSWER),
         };
-        let opt = plain
-            .edns
-            .map_or(0, |_| OPT + extended.map_or(0, |_| EXTENDED));
-        if length + opt > plain.size {
-            return None;
+        let room = plain.size.checked_sub(length)?;
+        if plain.edns.is_some() {
+            // What is said of a reply is worth less than the reply.
+            let more = room.checked_sub(OPT)?;
+            extended = extended.filter(|_| more >= EXTENDED);
         }
         let body = out.get_mut(..length)?;
         let start = self
@@ -272,16 +280,20 @@ impl Recipe {
                     .copy_from_slice(&moved.to_be_bytes());
             }
         }
-        if age != Age::Fresh(0) {
-            for &at in &self.ttls {
-                let at = turned.to(usize::from(at));
-                let ttl: &mut [u8; 4] = body.get_mut(at..at + 4)?.try_into().ok()?;
-                let told = match age {
-                    Age::Fresh(elapsed) => u32::from_be_bytes(*ttl).saturating_sub(elapsed),
-                    Age::Stale(ttl) => ttl,
-                };
-                *ttl = told.to_be_bytes();
-            }
+        let (ttls, zeros): (&[u16], &[u16]) = match age {
+            Age::Fresh(0) => (&[], &[]),
+            Age::Fresh(_) => (&self.ttls, &[]),
+            // One of 0 would have it asked for again at once (RFC 8767, section 4).
+            Age::Stale(_) => (&self.ttls, &self.zeros),
+        };
+        for &at in ttls.iter().chain(zeros) {
+            let at = turned.to(usize::from(at));
+            let ttl: &mut [u8; 4] = body.get_mut(at..at + 4)?.try_into().ok()?;
+            let told = match age {
+                Age::Fresh(elapsed) => u32::from_be_bytes(*ttl).saturating_sub(elapsed),
+                Age::Stale(ttl) => ttl,
+            };
+            *ttl = told.to_be_bytes();
         }
         // The question in the asker's case, its id, and what is copied of its flags.
         let question = self.question;

@@ -192,6 +192,53 @@ fn what_is_not_so_any_more_is_never_given_again() {
 }
 
 #[test]
+fn what_has_been_over_for_long_is_given_to_nobody_while_it_is_asked_for() {
+    let now = clock::now();
+    let mut shortcuts = Shortcuts::new(1 << 20);
+    let packet = question("web.service.consul.", RecordType::SRV, None);
+    let (_, fill) = fill(&packet, &services(1, 0), now);
+    shortcuts.keep(fill, now);
+    assert!(ask(&mut shortcuts, &packet, now + JUST_OVER).is_none());
+    assert!(ask(&mut shortcuts, &packet, now + JUST_OVER).is_none());
+}
+
+#[test]
+fn a_late_reply_has_a_ttl_and_is_given_where_it_cannot_say_that_it_is_late() {
+    let now = clock::now();
+    let packet = question("web.service.consul.", RecordType::SRV, Some(512));
+    let sizes = (0..250).map(|at| {
+        let mut sections = services(4, 0);
+        sections
+            .additionals
+            .retain(|record| record.record_type() == RecordType::A);
+        let text = RData::TXT(TXT::new(vec!["x".repeat(at)]));
+        sections
+            .additionals
+            .push(Record::from_rdata(name("n."), 0, text));
+        let mut shortcuts = Shortcuts::new(1 << 20);
+        let (slow, fill) = fill(&packet, &sections, now);
+        shortcuts.keep(fill, now);
+        let (plain, mut out) = (read(&packet, false).unwrap(), [0; 512]);
+        let length = shortcuts
+            .answer_late(&packet, &plain, now, &mut out)
+            .unwrap();
+        let given = Message::from_vec(&out[..length]).unwrap();
+        assert!(given.answers.iter().all(|record| record.ttl == LATE_TTL));
+        assert!(
+            given
+                .additionals
+                .iter()
+                .all(|record| record.ttl == LATE_TTL)
+        );
+        let says = !given.edns.unwrap().options().as_ref().is_empty();
+        assert_eq!(says, slow.len() + EXTENDED <= 512, "{} bytes", slow.len());
+        says
+    });
+    let (says, silent): (Vec<_>, Vec<_>) = sizes.partition(|says| *says);
+    assert!(!says.is_empty() && !silent.is_empty());
+}
+
+#[test]
 fn what_nobody_has_time_to_ask_for_anew_is_given_as_stale_until_it_is_known_not_to_be_so() {
     let now = clock::now();
     let mut shortcuts = Shortcuts::new(1 << 20);
