@@ -520,3 +520,30 @@ async fn a_resolver_built_after_another_keeps_what_was_known_in_the_snapshot() {
     assert!(third.lookup("api").await.is_err());
     third.save_snapshot().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_resolver_built_after_another_holds_what_that_one_held_and_leaves_it_all_it_knew() {
+    let names = ["web", "api", "db", "mail", "auth"];
+    let agent = agent_with(&names).await;
+    let first = builder(&agent).build().unwrap();
+    for name in names {
+        fresh(&first, name).await;
+    }
+    for name in names {
+        agent.deregister_service(name).await;
+    }
+    wait_for("the protection of all", async || {
+        for name in names {
+            _ = first.lookup(name).await;
+        }
+        (first.protected().len() == names.len()).then_some(())
+    })
+    .await;
+    let second = builder(&agent).build_after(&first).unwrap();
+    assert_eq!(second.protected(), first.protected());
+    for resolver in [&second, &first] {
+        let answer = resolver.lookup("web").await.unwrap();
+        assert_eq!(answer.endpoints().len(), 1);
+        assert_eq!(answer.protected(), Some(Reason::Mass));
+    }
+}
