@@ -88,6 +88,20 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Whether Consul shows the same to both.
+    pub(crate) fn sees_as(&self, other: &Self) -> bool {
+        let place = |one: &Self| {
+            (
+                one.dns.clone(),
+                one.datacenter.clone(),
+                one.partition.clone(),
+            )
+        };
+        self.http == other.http && place(self) == place(other)
+    }
+}
+
 /// Sets up a [`Resolver`](crate::Resolver). The first setting that is not valid is kept and told
 /// by [`build`](Self::build).
 #[derive(Clone)]

@@ -154,10 +154,20 @@ impl Evidence {
         }
     }
 
-    /// Begins with what another one has seen.
-    pub(crate) fn take_over(&mut self, other: &Self) {
+    /// Begins with what another one has seen. `same_rights`: what could be seen then can be seen
+    /// now.
+    pub(crate) fn take_over(&mut self, other: &Self, same_rights: bool) {
+        self.progress = other.progress.clone();
+        if self.protection != other.protection {
+            return;
+        }
+        let (met, canaries) = match same_rights {
+            true => (other.met.clone(), other.canaries.clone()),
+            false => Default::default(),
+        };
         *self = Self {
-            protection: self.protection,
+            met,
+            canaries,
             ..other.clone()
         };
     }

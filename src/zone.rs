@@ -25,8 +25,8 @@ const LONGEST: Duration = Duration::from_secs(10);
 const STALE: Duration = Duration::from_secs(1);
 
 /// The sections of the answer, and the set that they were made of, if one was
-/// needed. `runs`: where the question for it does; `by`: when that ends, where it is sooner than
-/// ever.
+/// needed. `runs`: where the question for it does; `by`: from then on what is known, or written
+/// down, is as good as an answer.
 pub(crate) async fn answer(
     resolver: &Resolver,
     asked: &Asked,

@@ -4,23 +4,37 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     time::Instant,
 };
 
 /// Of one entry of the cache.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Fate(Arc<AtomicBool>);
+pub(crate) struct Fate(Arc<AtomicU8>);
+
+const HOLDS: u8 = 0;
+const RENEWED: u8 = 1;
+const GONE: u8 = 2;
 
 impl Fate {
-    /// It is not so any more.
-    pub(crate) fn end(&self) {
-        self.0.store(true, Ordering::Release);
+    /// It was found again, with the same members: the newer one is to be given.
+    pub(crate) fn renew(&self) {
+        self.0.store(RENEWED, Ordering::Release);
     }
 
+    /// It is not so any more.
+    pub(crate) fn end(&self) {
+        self.0.store(GONE, Ordering::Release);
+    }
+
+    /// Whether something newer is known.
     pub(crate) fn is_over(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.load(Ordering::Acquire) != HOLDS
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.load(Ordering::Acquire) == GONE
     }
 }
 

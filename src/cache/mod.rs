@@ -36,6 +36,7 @@ use self::fate::{Fate, Term};
 use crate::{
     endpoint::{Endpoint, Freshness},
     found::{Found, Held, Instance},
+    records,
 };
 
 /// A set is asked for anew, by whoever is given it, when it holds for no longer than one part in
@@ -108,8 +109,8 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Rare {
-    /// A refresh failed: when the next one is due.
-    again: Option<Instant>,
+    /// A refresh failed: when the next one is due, and until when nobody waits for it.
+    again: Option<(Instant, Instant)>,
     /// When the set last lost instances.
     shrunk: Option<Instant>,
     /// For who gives it without asking here, if anybody does.
@@ -131,9 +132,13 @@ impl Entry {
 
     /// Tells who gives it without asking here that it is not so any more.
     fn end(&mut self) {
-        if let Some(fate) = self.rare.as_mut().and_then(|rare| rare.fate.take()) {
+        if let Some(fate) = self.fate() {
             fate.end();
         }
+    }
+
+    fn fate(&mut self) -> Option<Fate> {
+        self.rare.as_mut()?.fate.take()
     }
 }
 
@@ -175,12 +180,8 @@ impl PartialEq for Known {
 impl Eq for Known {}
 
 impl Drop for Cache {
-    /// Whoever gives on what stood here looks where it is known now.
     fn drop(&mut self) {
-        let sets = self.entries.iter_mut();
-        for (_, entry) in sets.chain(self.nothing.iter_mut()) {
-            entry.end();
-        }
+        self.end();
     }
 }
 
@@ -225,13 +226,14 @@ impl Cache {
         if holds {
             self.hits[held.source as usize] += 1;
             entry.asked = entry.asked.saturating_add(1);
-            let ageing = now >= entry.renew;
+            // Who asks once may not come back.
+            let ageing = now >= entry.renew && entry.asked > 1;
             let rest = if ageing { Rest::Aside } else { Rest::Resting };
             Look::Fresh(Arc::clone(held), age, rest)
         } else if age < self.limits.keep {
             let rest = match entry.rare.as_ref().and_then(|rare| rare.again) {
-                Some(again) if now < again => Rest::Resting,
-                Some(again) if now < again + stale::LATELY => Rest::Aside,
+                Some((again, _)) if now < again => Rest::Resting,
+                Some((_, aside)) if now < aside => Rest::Aside,
                 _ => Rest::Due,
             };
             Look::Stale(Arc::clone(held), age, rest)
@@ -274,6 +276,12 @@ impl Cache {
             let lost = before.found.len() > held.found.len();
             if lost { Some(since) } else { *shrunk }
         });
+        if let Some((before, _)) = &before
+            && records::same_members(&before.endpoints, &held.endpoints)
+            && let Some(fate) = (self.entries.peek_mut(&*held.key)).and_then(Entry::fate)
+        {
+            fate.renew();
+        }
         let entry = Entry {
             until,
             renew,
@@ -347,7 +355,7 @@ impl Cache {
     /// A refresh of the name failed: none is due before then.
     pub(crate) fn rest(&mut self, key: &str, until: Instant) {
         if let Some(entry) = self.entries.peek_mut(key) {
-            entry.rare().again = Some(until);
+            entry.rare().again = Some((until, until + stale::LATELY));
         }
     }
 
@@ -362,10 +370,13 @@ impl Cache {
             entry.renew = entry.until;
             return renews;
         }
-        let again = &mut entry.rare().again;
-        let renews = again.is_some_and(|again| now >= again);
+        let Some((again, _)) = &mut entry.rare().again else {
+            return false;
+        };
+        let renews = now >= *again;
         if renews {
-            *again = Some(rest);
+            // What comes of it says more; nobody waits no longer for it.
+            *again = rest;
         }
         renews
     }
@@ -413,6 +424,14 @@ impl Cache {
     pub(crate) fn take_asked(&mut self, key: &str) -> u32 {
         let asked = self.entries.peek_mut(key).map(|entry| &mut entry.asked);
         asked.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Whoever gives on what stands here looks anew where it is known.
+    pub(crate) fn end(&mut self) {
+        let sets = self.entries.iter_mut();
+        for (_, entry) in sets.chain(self.nothing.iter_mut()) {
+            entry.end();
+        }
     }
 
     /// Takes over the sets of another cache, which stays as it is. Nobody follows them here

@@ -55,7 +55,7 @@ const IDLE: Duration = Duration::from_secs(10);
 const TEXT_LIMIT: usize = 4 << 10;
 
 /// Where an agent is, and how it is spoken to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct AgentSettings {
     pub(crate) addresses: Vec<HttpAddress>,
     pub(crate) token: Option<Token>,

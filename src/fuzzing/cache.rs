@@ -59,7 +59,9 @@ enum Known {
         until: Instant,
         /// When it is to be asked for anew, ahead of its time.
         renew: Instant,
-        again: Option<Instant>,
+        again: Option<(Instant, Instant)>,
+        /// How often it was given.
+        asked: u32,
     },
     Nothing {
         until: Instant,
@@ -149,7 +151,7 @@ impl Model {
                 let at = now + Duration::from_millis(u64::from(more) * 10);
                 cache.rest(&key, at);
                 if let Some(Known::Set { again, .. }) = self.known.get_mut(&name) {
-                    *again = Some(at);
+                    *again = Some((at, at + LATELY));
                 }
             }
             5 => {
@@ -191,10 +193,16 @@ impl Model {
                     (*since, *until, *renew) = (now, end, end);
                 }
             }
-            7 => cache.served(&key, u32::from(more)),
+            7 => {
+                cache.served(&key, u32::from(more));
+                if let Some(Known::Set { asked, .. }) = self.known.get_mut(&name) {
+                    *asked += u32::from(more);
+                }
+            }
             8 => {
                 // Of all who are told to ask one does.
                 let was = cache.look(&key, now);
+                self.given(&was, name);
                 let aside = matches!(
                     was,
                     Look::Fresh(.., Rest::Aside) | Look::Stale(.., Rest::Aside)
@@ -212,7 +220,7 @@ impl Model {
                 {
                     match again {
                         _ if now < *until => *renew = *until,
-                        Some(again) if now >= *again => *again = rest,
+                        Some((again, _)) if now >= *again => *again = rest,
                         _ => {}
                     }
                 }
@@ -233,6 +241,7 @@ impl Model {
             until,
             renew: until - ((until - since) / 8).min(Duration::from_secs(1)),
             again: None,
+            asked: 0,
         };
         self.known.insert(name, known);
         self.press(limits);
@@ -258,7 +267,14 @@ impl Model {
             || nothing * 300 > limits.bytes / 8;
     }
 
-    fn check(&self, cache: &mut Cache, limits: &Limits, name: u8) {
+    fn given(&mut self, look: &Look, name: u8) {
+        if let (Look::Fresh(..), Some(Known::Set { asked, .. })) = (look, self.known.get_mut(&name))
+        {
+            *asked += 1;
+        }
+    }
+
+    fn check(&mut self, cache: &mut Cache, limits: &Limits, name: u8) {
         let now = self.now;
         assert!(
             cache.bytes() <= limits.bytes + limits.bytes / 8,
@@ -275,7 +291,9 @@ impl Model {
             assert!(age < KEEP && listed.contains(&held.key));
         }
         let key = format!("n{name}.node");
-        match (cache.look(&key, now), self.known.get(&name)) {
+        let look = cache.look(&key, now);
+        self.given(&look, name);
+        match (look, self.known.get(&name)) {
             (
                 Look::Fresh(given, age, rest),
                 Some(Known::Set {
@@ -283,6 +301,7 @@ impl Model {
                     since,
                     until,
                     renew,
+                    asked,
                     ..
                 }),
             ) => {
@@ -293,7 +312,7 @@ impl Model {
                     "an age of its own"
                 );
                 assert!(now < *until, "given as fresh when it is due");
-                assert_eq!(rest == Rest::Aside, now >= *renew);
+                assert_eq!(rest == Rest::Aside, now >= *renew && *asked > 1);
             }
             (
                 Look::Stale(given, age, rest),
@@ -314,8 +333,8 @@ impl Model {
                 assert!(age < KEEP, "given when it is too old");
                 assert!(now >= *until || *since >= *until, "stale before it is due");
                 let told = match again {
-                    Some(again) if now < *again => Rest::Resting,
-                    Some(again) if now < *again + LATELY => Rest::Aside,
+                    Some((again, _)) if now < *again => Rest::Resting,
+                    Some((_, aside)) if now < *aside => Rest::Aside,
                     _ => Rest::Due,
                 };
                 assert_eq!(rest, told);

@@ -89,11 +89,13 @@ impl Landed {
 }
 
 impl Inner {
-    /// Climbs the ladder and keeps what was found.
+    /// Climbs the ladder and keeps what was found. `by`: when what is written down on this
+    /// machine is asked, whatever the sources are doing.
     pub(super) async fn find(
         self: &Arc<Self>,
         name: &ConsulName,
         deadline: Instant,
+        by: Option<Instant>,
         depth: u8,
     ) -> Landed {
         let fqdn = name.fqdn(&self.config.domain);
@@ -110,6 +112,10 @@ impl Inner {
         let until = deadline - deadline.saturating_duration_since(start) / SPARE;
         let question = Question { name, fqdn: &fqdn };
         let known = self.knows(name);
+        let is_written_down = !known && self.sources.rungs().contains(&Rung::Static);
+        let until = by
+            .filter(|_| is_written_down)
+            .map_or(until, |by| by.min(until));
         let mut attempts = Vec::new();
         let rungs = self.open_rungs(name, start, &mut attempts);
         let mut ladder = Ladder::start(Start {
@@ -584,7 +590,7 @@ impl Inner {
         deadline: Instant,
         depth: u8,
     ) -> Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>> {
-        Box::pin(async move { self.find(&name, deadline, depth).await.into_result() })
+        Box::pin(async move { self.find(&name, deadline, None, depth).await.into_result() })
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use super::{Inner, Name, Resolver, climb::Landed, fresh, told};
 use crate::{
@@ -58,7 +58,7 @@ impl<'a, N: Name> Lookup<'a, N> {
         self
     }
 
-    /// The question that has to be asked for it ends then, if not sooner.
+    /// From then on what is known, or written down, is as good as an answer.
     pub(crate) fn by(mut self, by: Option<Instant>) -> Self {
         self.by = by;
         self
@@ -128,6 +128,7 @@ impl Inner {
         &self,
         name: &ConsulName,
         source: Source,
+        by: Option<Instant>,
         landing: impl Future<Output = T>,
     ) -> Option<T> {
         let mut landing = pin!(landing);
@@ -146,15 +147,18 @@ impl Inner {
             Source::Snapshot => SNAPSHOT_PATIENCE,
             _ => PATIENCE,
         };
-        let landed = timeout(patience, landing).await.ok();
-        if landed.is_none() && is_home {
-            *self.slow() = Some(clock::now());
+        let start = clock::now();
+        let until = by.map_or(start + patience, |by| by.min(start + patience));
+        let landed = timeout_at(until.into(), landing).await.ok();
+        let now = clock::now();
+        if landed.is_none() && is_home && now >= start + patience {
+            *self.slow() = Some(now);
         }
         landed
     }
 
     /// Puts a question into the air, or joins it there. `landed`: what one that has just ended
-    /// may have left. `by`: when it ends, where that is sooner than ever.
+    /// may have left. `by`: what is written down on this machine is asked then.
     pub(super) async fn fly(
         self: &Arc<Self>,
         name: &ConsulName,
@@ -166,8 +170,7 @@ impl Inner {
             let (inner, name) = (Arc::clone(self), name.clone());
             async move {
                 let deadline = clock::now() + inner.config.timeout;
-                let deadline = by.map_or(deadline, |by| by.min(deadline));
-                inner.find(&name, deadline, 0).await
+                inner.find(&name, deadline, by, 0).await
             }
         };
         self.flights.join(name, runs, landed, start).await
@@ -197,7 +200,7 @@ impl Inner {
         };
         let landed = match &known {
             None => Some(landing.await),
-            Some((held, _)) => self.wait_a_moment(name, held.source, landing).await,
+            Some((held, _)) => self.wait_a_moment(name, held.source, by, landing).await,
         };
         let (error, attempts) = match landed {
             Some(Some(Landed::Found(answer))) => return Ok(answer),

@@ -111,7 +111,8 @@ impl ResolverBuilder {
         let resolver = Resolver::new(self.finish()?, Some(&before.0))?;
         if resolver.domain() == before.domain() {
             (resolver.0.cache()).take_over(&before.0.cache(), clock::now());
-            (resolver.0.evidence()).take_over(&before.0.evidence());
+            let same_rights = resolver.0.config.sees_as(&before.0.config);
+            (resolver.0.evidence()).take_over(&before.0.evidence(), same_rights);
         }
         Ok(resolver)
     }
@@ -396,6 +397,11 @@ impl Resolver {
         let name = self.complete(Cow::Borrowed(name)).ok()?;
         let held = answer.map(|answer| &answer.held);
         self.0.cache().hold(name.key(), held)
+    }
+
+    /// Whoever [holds](Self::hold) something of this one looks into another one from now on.
+    pub(crate) fn is_replaced(&self) {
+        self.0.cache().end();
     }
 
     /// A name was given so often by whoever [holds](Self::hold) it.

@@ -37,6 +37,9 @@ use crate::{clock, endpoint::Transport};
 /// Questions over UDP that are worked on at once, per socket.
 const MOST_DATAGRAMS: usize = 1_024;
 
+/// From so many on a client has its share and no more.
+const CROWDED: usize = MOST_DATAGRAMS / 2;
+
 /// Connections at once, per address. No more than a quarter of the descriptors that this
 /// process may have: questions to Consul need some too.
 const MOST_CONNECTIONS: usize = 256;
@@ -230,7 +233,9 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
                         continue;
                     }
                     // Who is turned away is told so, and keeps nobody waiting.
-                    if asked.len() >= MOST_DATAGRAMS || !shares.take(peer.client) {
+                    if asked.len() >= MOST_DATAGRAMS
+                        || !shares.take(peer.client, asked.len() >= CROWDED)
+                    {
                         if let Some(reply) = server.late(packet, plain.as_ref()) {
                             send(&socket, &reply, peer).await;
                         }

@@ -53,9 +53,8 @@ pub struct Stub {
 /// Every question is answered within 900 ms, before clients ask again after a second.
 const LIMIT: Duration = Duration::from_millis(850);
 
-/// What the resolver has for a question of ours: its sources get seven eighths of it, so that
-/// what comes after them, as the static catalog, is there before [`LIMIT`].
-const ASKING: Duration = Duration::from_millis(880);
+/// So much of the time is kept for what is known, or written down, where no source answers.
+const SPARE: Duration = Duration::from_millis(80);
 
 /// A reply without records: header, question, OPT record.
 const SHORTEST: usize = 512;
@@ -206,6 +205,7 @@ impl Server {
     }
 
     fn replace(&self, resolver: Resolver, upstreams: Upstreams) {
+        let before = self.current();
         let own = self.addresses.clone();
         let forwarder = (!upstreams.is_none()).then(|| Arc::new(Forwarder::new(upstreams, own)));
         let current = Arc::new(Current {
@@ -213,6 +213,7 @@ impl Server {
             forwarder,
         });
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
+        before.resolver.is_replaced();
     }
 
     /// Adds the reply to a packet, with its length before it, where one is remembered.
@@ -249,7 +250,7 @@ impl Server {
     /// For a datagram that nobody has time for: what was known, or that it is so.
     fn late(&self, packet: &[u8], plain: Option<&Plain>) -> Option<Vec<u8>> {
         let reply = plain.and_then(|plain| {
-            let shortcuts = self.shortcuts();
+            let mut shortcuts = self.shortcuts();
             let mut out = vec![0; shortcuts.room(plain).max(SHORTEST)];
             let known = shortcuts.answer_late(packet, plain, clock::lately(), &mut out);
             let length = known.or_else(|| plain.overload(packet, &mut out))?;
@@ -301,7 +302,7 @@ impl Server {
         // An address that Consul does not know may be known to others, who need time too.
         let others = forwarder.as_ref().filter(|_| question.asked.is_reverse());
         let own = if others.is_some() { LIMIT / 2 } else { LIMIT };
-        let by = Some(since + ASKING);
+        let by = Some(since + own - SPARE);
         let answer = zone::answer(resolver, &question.asked, Runs::Here, by);
         let answer = timeout_at((since + own).into(), answer).await;
         let nobodys = match &answer {

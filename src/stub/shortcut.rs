@@ -282,7 +282,11 @@ struct Entry {
 }
 
 impl Entry {
-    fn is_over(&self) -> bool {
+    fn is_gone(&self) -> bool {
+        self.term.fate.as_ref().is_some_and(Fate::is_gone)
+    }
+
+    fn is_renewed(&self) -> bool {
         self.term.fate.as_ref().is_some_and(Fate::is_over)
     }
 }
@@ -333,11 +337,11 @@ impl Shortcuts {
         let Some(entry) = self.entries.get(plain.key.as_bytes()) else {
             return Given::Miss { hits: 0 };
         };
-        let over = entry.is_over();
-        if over || now >= entry.term.until {
+        let (gone, renewed) = (entry.is_gone(), entry.is_renewed());
+        if gone || now >= entry.term.until || (renewed && !entry.graced) {
             // Once: what cannot be renewed is not given for ever.
             let late = now.saturating_duration_since(entry.term.until);
-            if !over && late < JUST_OVER && !std::mem::replace(&mut entry.graced, true) {
+            if !gone && late < JUST_OVER && !std::mem::replace(&mut entry.graced, true) {
                 entry.term.until = now + GRACE;
             }
             return Given::Miss {
@@ -359,16 +363,17 @@ impl Shortcuts {
     /// The reply to a packet that nobody has time for: what is known, as stale, where nobody
     /// knows that it is not so any more.
     pub(crate) fn answer_late(
-        &self,
+        &mut self,
         packet: &[u8],
         plain: &Plain,
         now: Instant,
         out: &mut [u8],
     ) -> Option<usize> {
-        let entry = self.entries.peek(plain.key.as_bytes())?;
-        if entry.is_over() || now >= entry.term.kept {
+        let entry = self.entries.get(plain.key.as_bytes())?;
+        if entry.is_gone() || now >= entry.term.kept {
             return None;
         }
+        entry.hits = entry.hits.saturating_add(1);
         let (turn, age) = (entry.turn as usize, Age::Stale(LATE_TTL));
         entry.recipe.write(packet, plain, turn, age, out)
     }

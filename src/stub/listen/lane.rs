@@ -39,7 +39,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{MOST_DATAGRAMS, share::Shares};
+use super::{CROWDED, MOST_DATAGRAMS, share::Shares};
 use crate::{
     clock,
     endpoint::Transport,
@@ -285,7 +285,7 @@ fn serve<S: Address>(work: &Work) {
                 }
                 Given::Miss { hits } => {
                     let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
-                    let late =
+                    let mut late =
                         |room: &mut [u8]| shortcuts.answer_late(packet, plain.as_ref()?, now, room);
                     // Too many wait already: what was known is given, or told so at once.
                     let known = (full.load(Ordering::Relaxed)).then(|| late(room)).flatten();
@@ -410,7 +410,7 @@ async fn misses(
             Some(client) = asked.join_next(), if !asked.is_empty() => shares.give_back(client.ok()),
             miss = missed.recv(), if !full => {
                 let Some(Miss { packet, client, since, hits }) = miss else { break };
-                if !shares.take(client) {
+                if !shares.take(client, asked.len() >= CROWDED) {
                     refuse(&lane, &packet, client, &server);
                     continue;
                 }

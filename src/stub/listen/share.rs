@@ -1,5 +1,5 @@
-//! **Pure.** What one client has in the air: who asks a thousand things at once does not keep the
-//! others waiting.
+//! **Pure.** What one client has in the air: where there is no room for all, who asks a thousand
+//! things at once does not keep the others waiting.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -11,10 +11,10 @@ const MOST_OF_ONE: u32 = 128;
 pub(super) struct Shares(HashMap<SocketAddr, u32>);
 
 impl Shares {
-    /// One more question, if it is not one too many.
-    pub(super) fn take(&mut self, client: SocketAddr) -> bool {
+    /// One more question, if it is not one too many. `crowded`: others may need the room.
+    pub(super) fn take(&mut self, client: SocketAddr, crowded: bool) -> bool {
         let count = self.0.entry(client).or_default();
-        let takes = *count < MOST_OF_ONE;
+        let takes = !crowded || *count < MOST_OF_ONE;
         *count += u32::from(takes);
         takes
     }
@@ -45,14 +45,16 @@ mod tests {
             "192.0.2.1:54".parse().unwrap(),
         );
         let mut shares = Shares::default();
-        assert!((0..MOST_OF_ONE).all(|_| shares.take(one)));
-        assert!(!shares.take(one) && shares.take(other));
+        assert!((0..MOST_OF_ONE).all(|_| shares.take(one, true)));
+        assert!(!shares.take(one, true) && shares.take(other, true));
         shares.give_back(Some(one));
-        assert!(shares.take(one) && !shares.take(one));
+        assert!(shares.take(one, true) && !shares.take(one, true));
         shares.give_back(Some(other));
         assert_eq!(shares.0.len(), 1);
+        // There is room: nobody is turned away.
+        assert!((0..1_000).all(|_| shares.take(other, false)));
         shares.give_back(None);
-        assert!(shares.take(one));
+        assert!(shares.take(one, true));
         // Of those that were counted before.
         shares.give_back(Some(other));
     }

@@ -246,7 +246,7 @@ fn what_nobody_has_time_to_ask_for_anew_is_given_as_stale_until_it_is_known_not_
     let (slow, fill) = fill(&packet, &services(2, 30), now);
     let (kept, fate) = (fill.term.kept, fill.term.fate.clone().unwrap());
     shortcuts.keep(fill, now);
-    let late = |now| {
+    let mut late = |now| {
         let (plain, mut out) = (read(&packet, false).unwrap(), [0; 4096]);
         let length = shortcuts.answer_late(&packet, &plain, now, &mut out)?;
         Some(Message::from_vec(&out[..length]).unwrap())
