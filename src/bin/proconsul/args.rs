@@ -424,8 +424,8 @@ pub(crate) struct Serve {
     /// domains with upstreams of their own
     #[arg(long)]
     stop_rebind: bool,
-    /// Become this user once all ports are bound; files are read as that user from then
-    /// on
+    /// Become this user, with its groups, once all ports are bound; files are read as that
+    /// user from then on
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
     #[command(flatten)]
