@@ -299,9 +299,17 @@ async fn doctor_says_what_is_wrong_and_what_mends_it() {
     agent.kill();
 }
 
+/// Runs what follows with another list of groups.
+const WITH_GROUPS: &str = r#"mount --bind "$1" /etc/group && shift && exec "$@""#;
+
 #[tokio::test]
 async fn root_is_given_up_once_the_ports_are_bound() {
-    let mut command = program();
+    let groups = directory("groups").join("group");
+    fs::write(&groups, "secret:x:7654:root,nobody\nother:x:7655:root\n").unwrap();
+    let mut command = Command::new("unshare");
+    command.env_clear().env("PATH", "/usr/bin:/bin:/sbin");
+    command.args(["-m", "sh", "-c", WITH_GROUPS, "sh"]);
+    command.arg(&groups).arg(env!("CARGO_BIN_EXE_proconsul"));
     command.args([
         "serve",
         "--listen",
@@ -327,11 +335,17 @@ async fn root_is_given_up_once_the_ports_are_bound() {
         user.iter().all(|id| *id == user[0] && id != "0"),
         "{user:?}"
     );
-    assert!(of("Gid:").iter().all(|id| id != "0"));
-    assert_eq!(of("Groups:"), Vec::<String>::new());
+    let own = &of("Gid:")[0];
+    assert_ne!(own, "0");
+    assert!(of("Gid:").iter().all(|id| id == own));
+    // What they may read is read again: a token file of mode 640.
+    let mut groups = of("Groups:");
+    groups.retain(|id| id != own);
+    assert_eq!(groups, ["7654"]);
     for thread in fs::read_dir(format!("/proc/{}/task", serving.id())).unwrap() {
         let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
         assert!(!status.contains("Uid:\t0"), "{status}");
+        assert!(status.contains("7654"), "{status}");
     }
     assert_eq!(serving.instances().await, 1);
 

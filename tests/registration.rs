@@ -5,6 +5,7 @@
 mod support;
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -431,6 +432,32 @@ async fn a_signal_deregisters_first_and_then_reaches_the_program() {
         .read_to_string(&mut told)
         .unwrap();
     assert_eq!(told, "hup\n");
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_does_not_keep_a_signal_from_the_program() {
+    let agent = Agent::start().await;
+    let script = "trap 'echo told; exit 9' TERM; while :; do sleep 0.05; done";
+    let mut child = program(&agent, &["job", "--port", "7"])
+        .args(["--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    agent.wait_for_instances("job", 1).await;
+    let mut said = BufReader::new(child.stdout.take().unwrap());
+    agent.pause();
+    signal(child.id(), "TERM");
+    let start = Instant::now();
+    let told = tokio::task::spawn_blocking(move || {
+        let mut told = String::new();
+        said.read_line(&mut told).map(|_| told)
+    });
+    assert_eq!(told.await.unwrap().unwrap(), "told\n");
+    // All that is tried at the agent takes longer.
+    assert!(start.elapsed() < Duration::from_secs(6));
+    agent.resume();
+    agent.wait_for_instances("job", 0).await;
+    assert_eq!(ended(&mut child).await, Some(9));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -68,6 +68,11 @@ fn puts(server: &ScriptedHttp, path: &str) -> Vec<Asked> {
     let mut asked = server.asked();
     asked.retain(|one| one.what().starts_with("PUT ") && one.what().contains(path));
     asked
+}
+
+/// The id stands for an instance elsewhere.
+fn anothers() -> Step {
+    ok("", r#"{"Service":"web","Address":"10.0.0.8","Port":8080}"#)
 }
 
 #[tokio::test]
@@ -151,6 +156,58 @@ async fn a_deregistration_that_is_lost_is_tried_again_and_told_at_last() {
     });
     registered(&server.url()).await.shutdown().await.unwrap();
     assert_eq!(puts(&server, "/service/deregister").len(), 2);
+}
+
+#[tokio::test]
+async fn what_became_somebody_elses_is_left_alone_though_the_agent_does_not_say_so_at_the_end() {
+    for drops in [false, true] {
+        let turn = Arc::new(AtomicUsize::new(0));
+        let turns = Arc::clone(&turn);
+        let server = agent(move |asked| {
+            let looked = asked.what().starts_with("GET /v1/agent/service/");
+            match turns.load(Ordering::SeqCst) {
+                1 if looked => Some(vec![anothers()]),
+                2 if looked => Some(vec![status("500 X", "busy")]),
+                _ => None,
+            }
+        });
+        let mut registration = registered(&server.url()).await;
+        turn.store(1, Ordering::SeqCst);
+        let is_taken = |state: &RegistrationState| matches!(state, RegistrationState::Taken(_));
+        let taken = async { while !is_taken(&registration.changed().await[0].1) {} };
+        timeout(PATIENCE, taken).await.unwrap();
+        turn.store(2, Ordering::SeqCst);
+        // Looks that fail do not make it ours.
+        sleep(Duration::from_millis(1_500)).await;
+        match drops {
+            true => drop(registration),
+            false => registration.shutdown().await.unwrap(),
+        }
+        assert_eq!(puts(&server, "/service/deregister").len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_look_that_fails_at_the_end_is_tried_again_before_anything_is_taken_away() {
+    for (busy, is_anothers, deregistered) in [(1, true, 0), (1, false, 1), (9, false, 1)] {
+        // Zero until the end.
+        let looks = Arc::new(AtomicUsize::new(0));
+        let left = Arc::clone(&looks);
+        let server = agent(move |asked| {
+            if !asked.what().starts_with("GET /v1/agent/service/") {
+                return None;
+            }
+            let less = |left: usize| (left > 1).then(|| left - 1);
+            match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
+                Ok(_) => Some(vec![status("500 X", "busy")]),
+                Err(left) => (left == 1 && is_anothers).then(|| vec![anothers()]),
+            }
+        });
+        let registration = registered(&server.url()).await;
+        looks.store(1 + busy, Ordering::SeqCst);
+        registration.shutdown().await.unwrap();
+        assert_eq!(puts(&server, "/service/deregister").len(), deregistered);
+    }
 }
 
 #[tokio::test]

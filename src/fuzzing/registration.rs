@@ -7,10 +7,10 @@ use crate::{
     registration::agenda::{Agenda, Failed, Seen, Step, Wishes},
 };
 
-/// A world made of bytes: the agent forgets, is away, has the id of somebody else, and the
-/// user changes his mind. Whatever happened, five quiet seconds later the service is there,
-/// once, with all that was said; what belongs to somebody else never is overwritten; and no
-/// agent is asked more than a few times a second.
+/// A world made of bytes: the agent forgets, is away, has the id of somebody else, the servers
+/// lose their data, and the user changes his mind. Whatever happened, five quiet seconds later
+/// the service is there and in the catalog, once, with all that was said; what belongs to
+/// somebody else never is overwritten; and no agent is asked more than a few times a second.
 pub fn registration(bytes: &[u8]) {
     const TTL: Duration = Duration::from_secs(9);
     let start = clock::now();
@@ -19,6 +19,7 @@ pub fn registration(bytes: &[u8]) {
         agenda: Agenda::new(Some(TTL), start),
         wishes: Wishes::default(),
         there: None,
+        in_catalog: false,
         told: (None, None),
         away: false,
         asked: 0,
@@ -37,6 +38,8 @@ pub fn registration(bytes: &[u8]) {
             5 => world.wishes.health = (Health::Warning, byte.to_string().into()),
             // The heartbeat's check alone is gone.
             6 => world.told.1 = None,
+            // The agent has not noticed.
+            7 if std::mem::take(&mut world.in_catalog) => world.agenda.is_missed(),
             _ => {}
         }
         changes += 1;
@@ -46,6 +49,7 @@ pub fn registration(bytes: &[u8]) {
     world.pass(Duration::from_secs(5));
     if world.there != Some(Owner::Another) {
         assert_eq!(world.there, Some(Owner::Ours), "it is not registered");
+        assert!(world.in_catalog, "the catalog misses it");
         assert_eq!(world.told.0, world.wishes.maintenance, "maintenance");
         assert_eq!(world.told.1.as_ref(), Some(&world.wishes.health), "health");
     }
@@ -72,6 +76,8 @@ struct World {
     agenda: Agenda,
     wishes: Wishes,
     there: Option<Owner>,
+    /// Ours; told by the agent when it is told.
+    in_catalog: bool,
     /// Maintenance and heartbeat, as the agent has them.
     told: (Option<Box<str>>, Option<Word>),
     away: bool,
@@ -120,7 +126,7 @@ impl World {
                     Some(Owner::Another),
                     "somebody else's is overwritten"
                 );
-                self.there = Some(Owner::Ours);
+                (self.there, self.in_catalog) = (Some(Owner::Ours), true);
                 self.told = (None, Some((Health::Critical, Box::default())));
                 self.agenda.has_registered(now);
             }

@@ -164,10 +164,12 @@ impl Agenda {
         std::mem::replace(&mut self.registered, true)
     }
 
-    /// The catalog had it, and has it no more, whatever the agent says.
+    /// The catalog had it, and has it no more, whatever the agent says. That is said once,
+    /// and so remembered until it is registered again.
     pub(crate) fn is_missed(&mut self) {
+        self.renew = true;
         if self.known == Known::Present {
-            (self.known, self.renew) = (Known::Nothing, true);
+            self.known = Known::Nothing;
         }
     }
 
@@ -259,6 +261,24 @@ mod tests {
         agenda.saw(Seen::Another, now);
         agenda.is_missed();
         assert_eq!(agenda.next(&Wishes::default(), now), Step::Rest(now + LOOK));
+    }
+
+    #[test]
+    fn what_the_catalog_misses_while_the_agent_is_left_alone_is_not_forgotten() {
+        for how in [Failed::Other, Failed::Denied] {
+            let now = clock::now();
+            let mut agenda = Agenda::new(None, now);
+            agenda.saw(Seen::Nothing, now);
+            agenda.has_registered(now);
+            agenda.failed(how, now);
+            agenda.is_missed();
+            let Step::Rest(until) = agenda.next(&Wishes::default(), now) else {
+                panic!("it does not rest");
+            };
+            assert_eq!(agenda.next(&Wishes::default(), until), Step::Look);
+            agenda.saw(Seen::Ours, until);
+            assert_eq!(agenda.next(&Wishes::default(), until), Step::Register);
+        }
     }
 
     #[test]

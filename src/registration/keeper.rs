@@ -148,39 +148,26 @@ impl Line {
         api.follow(&path, heard).await;
     }
 
-    /// Takes it away where the agent knows it as ours. `may_arrive`: a registration had no
-    /// answer, and may still be carried out; it is looked at once more then.
-    pub(super) async fn leave(&self, may_arrive: bool) -> Result<(), Error> {
-        let done = self.deregister_ours().await;
+    /// Takes it away where it is ours. `last`: whose it was when that was seen last.
+    /// `may_arrive`: a registration had no answer, and may still be carried out; it is looked
+    /// at once more then.
+    pub(super) async fn leave(&self, mut last: Seen, may_arrive: bool) -> Result<(), Error> {
+        let done = self.deregister(&mut last).await;
         if !may_arrive {
             return done;
         }
         sleep(ARRIVES).await;
-        self.deregister_ours().await
+        self.deregister(&mut last).await
     }
 
-    async fn deregister_ours(&self) -> Result<(), Error> {
-        match self.look().await {
-            Ok((Seen::Another | Seen::Nothing, _)) => Ok(()),
-            Ok((Seen::Ours, _)) | Err(_) => self.deregister().await,
-        }
-    }
-
-    /// Takes it away from the agent; where it is not there, that is done.
-    async fn deregister(&self) -> Result<(), Error> {
-        let id = self.definition.id();
-        let path = format!("/v1/agent/service/deregister/{}?", escaped(&id));
+    async fn deregister(&self, last: &mut Seen) -> Result<(), Error> {
         let mut tried = 1;
         loop {
-            let trouble = match self.put(&path, String::new()).await {
-                Ok(()) => return Ok(()),
-                Err(Trouble::Status { code: 404, .. }) => return Ok(()),
-                Err(Trouble::Status { text, .. }) if text.contains("Unknown service") => {
-                    return Ok(());
-                }
-                Err(trouble) => trouble,
+            let Err(trouble) = self.take_away(last, tried == TRIES).await else {
+                return Ok(());
             };
             if tried == TRIES || matches!(trouble, Trouble::Denied(_)) {
+                let id = self.definition.id();
                 let message = format!(
                     "{id} could not be deregistered: {trouble}; the agent does so when its \
                      checks have failed for long enough, or: consul services deregister -id {id}"
@@ -189,6 +176,30 @@ impl Line {
             }
             tried += 1;
             sleep(PAUSE).await;
+        }
+    }
+
+    /// One try. An agent that does not say whose it is may still hear: in the end it is told
+    /// all the same, unless it was somebody else's.
+    async fn take_away(&self, last: &mut Seen, is_end: bool) -> Result<(), Trouble> {
+        let is_ours = match self.look().await {
+            Ok((seen, _)) => {
+                *last = seen;
+                seen == Seen::Ours
+            }
+            Err(trouble) if !is_end => return Err(trouble),
+            Err(_) => *last != Seen::Another,
+        };
+        if !is_ours {
+            return Ok(());
+        }
+        let id = escaped(&self.definition.id());
+        let path = format!("/v1/agent/service/deregister/{id}?");
+        match self.put(&path, String::new()).await {
+            // It was not there any more.
+            Err(Trouble::Status { code: 404, .. }) => Ok(()),
+            Err(Trouble::Status { text, .. }) if text.contains("Unknown service") => Ok(()),
+            done => done,
         }
     }
 }
@@ -205,6 +216,8 @@ pub(super) async fn keep(
     let mut agenda = Agenda::new(shortest, clock::now());
     // What is sent may be carried out, whatever comes back, and later than that.
     let (mut sent, mut may_arrive) = (false, false);
+    // Believed until the agent says otherwise.
+    let mut last = Seen::Nothing;
     // What is said beside the registration itself is not taken.
     let mut ailing = false;
     let missed = Arc::new(Notify::new());
@@ -231,6 +244,7 @@ pub(super) async fn keep(
                 continue;
             }
             Step::Look => line.look().await.map(|(seen, whose)| {
+                last = seen;
                 agenda.saw(seen, clock::now());
                 match whose {
                     Some(whose) => tell(&state, &id, RegistrationState::Taken(whose)),
@@ -252,6 +266,7 @@ pub(super) async fn keep(
                 registered
             }
             .map(|()| {
+                last = Seen::Ours;
                 let again = agenda.has_registered(clock::now());
                 counters.registered(again);
                 if again {
@@ -284,7 +299,9 @@ pub(super) async fn keep(
             debug!(%id, %trouble, "the agent did not take it");
             agenda.failed(how, clock::now());
             ailing |= says_more;
-            if how != Failed::Forgotten || agenda.is_in_vain() {
+            let is_failing = how != Failed::Forgotten || agenda.is_in_vain();
+            // Somebody else's stays told as such, and so stays left alone.
+            if is_failing && last != Seen::Another {
                 let kind = trouble.kind();
                 let whom = line.agent.addresses().next();
                 let whom = whom.map_or_else(String::new, ToString::to_string);
@@ -301,10 +318,11 @@ pub(super) async fn keep(
             }
         }
     }
-    if !sent {
+    // Nothing there is ours.
+    if !sent || last == Seen::Another && !may_arrive {
         return Ok(());
     }
-    let done = line.leave(may_arrive).await;
+    let done = line.leave(last, may_arrive).await;
     if done.is_ok() {
         tell(&state, &id, RegistrationState::Gone);
     }

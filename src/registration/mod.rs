@@ -18,7 +18,10 @@ use std::{
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::warn;
 
-use self::{agenda::Wishes, keeper::Line};
+use self::{
+    agenda::{Seen, Wishes},
+    keeper::Line,
+};
 pub use self::{check::Check, definition::ServiceDefinition};
 use crate::{
     consul::{
@@ -97,6 +100,15 @@ impl RegistrationState {
             | (Self::Gone, Self::Gone)
             | (Self::Pending, Self::Pending) => true,
             _ => false,
+        }
+    }
+
+    /// Whose it was when that was seen last.
+    fn last_seen(&self) -> Seen {
+        match self {
+            Self::Registered => Seen::Ours,
+            Self::Taken(_) => Seen::Another,
+            Self::Pending | Self::Failing(_) | Self::Gone => Seen::Nothing,
         }
     }
 }
@@ -283,7 +295,8 @@ impl Registration {
         Ok(())
     }
 
-    /// Deregisters all of them, then waits for the [`drain`](Self::drain).
+    /// Deregisters all of them that are still ours, then waits for the
+    /// [`drain`](Self::drain).
     ///
     /// # Errors
     ///
@@ -298,16 +311,17 @@ impl Registration {
             kept.wishes.send_modify(|wishes| wishes.stop = true);
         }
         let mut failed = None;
-        for kept in &mut self.kept {
+        for (at, kept) in self.kept.iter_mut().enumerate() {
             let Some(task) = &mut kept.task else { continue };
             let ended = task.await;
             kept.task = None;
+            let last = self.states.borrow()[at].last_seen();
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => _ = failed.get_or_insert(error),
                 // Its runtime is shutting down.
                 Err(_) => {
-                    if let Err(error) = kept.line.leave(true).await {
+                    if let Err(error) = kept.line.leave(last, true).await {
                         failed.get_or_insert(error);
                     }
                 }
@@ -356,13 +370,9 @@ impl Drop for Registration {
             let Some(task) = &kept.task else { continue };
             // Else it would go on after us.
             task.abort();
-            let is_sure = match state {
-                RegistrationState::Registered => true,
-                // What was sent may still arrive.
-                RegistrationState::Pending | RegistrationState::Failing(_) => false,
-                RegistrationState::Taken(_) | RegistrationState::Gone => continue,
-            };
-            lines.push((kept.line.clone(), is_sure));
+            if !matches!(state, RegistrationState::Taken(_) | RegistrationState::Gone) {
+                lines.push((kept.line.clone(), state.last_seen()));
+            }
         }
         // The runtime may end before a task has done it: a thread of our own does it.
         if lines.is_empty() {
@@ -380,12 +390,13 @@ impl Drop for Registration {
             };
             let agent = Arc::new(agent);
             runtime.block_on(async {
-                for (line, is_sure) in lines {
+                for (line, last) in lines {
                     let line = Line {
                         agent: Arc::clone(&agent),
                         ..line
                     };
-                    if let Err(error) = line.leave(!is_sure).await {
+                    // What was sent may still arrive.
+                    if let Err(error) = line.leave(last, last != Seen::Ours).await {
                         warn!("{error}");
                     }
                 }

@@ -46,8 +46,9 @@ pub(super) struct Keeper {
     pub(super) unheard: u32,
     /// When one of those came: the fault that it is of lasted until then.
     pub(super) disturbed: Option<Instant>,
-    /// Tries to take it away that are left.
+    /// Tries to take it away that are left, and whether it is the turn of a look.
     tries: u32,
+    looks: bool,
     /// The agent was told to take it away, and did.
     pub(super) deregistered: bool,
     /// An event that was planned for another turn is void.
@@ -66,6 +67,7 @@ impl World {
             unheard: 0,
             disturbed: None,
             tries: TRIES,
+            looks: true,
             deregistered: false,
             turn: 0,
         });
@@ -91,7 +93,7 @@ impl World {
         };
         let step = match keeper.wishes.stop {
             true if keeper.tries == 0 => return,
-            true => None,
+            true => keeper.looks.then_some(Step::Look),
             false => match keeper.agenda.next(&keeper.wishes, now) {
                 Step::Rest(until) => return self.later(until, Event::Keep(turn)),
                 step => Some(step),
@@ -197,13 +199,26 @@ impl World {
         let Some(keeper) = self.keeper.as_mut().filter(|keeper| keeper.turn == turn) else {
             return;
         };
+        if keeper.wishes.stop {
+            match result {
+                Ok(None) => return,
+                Ok(Some(Seen::Nothing)) => {
+                    keeper.deregistered = true;
+                    return;
+                }
+                Ok(Some(_)) => keeper.looks = false,
+                // In the end it is told in the dark.
+                Err(_) if keeper.looks && keeper.tries == 1 => keeper.looks = false,
+                Err(_) => {
+                    (keeper.tries, keeper.looks) = (keeper.tries - 1, true);
+                    return self.later(now + PAUSE, Event::Keep(turn));
+                }
+            }
+            return self.later(now, Event::Keep(turn));
+        }
         let agenda = &mut keeper.agenda;
         match (result, step) {
-            (Ok(_), None) => return,
-            (Err(_), None) => {
-                keeper.tries -= 1;
-                return self.later(now + PAUSE, Event::Keep(turn));
-            }
+            (_, None) => return,
             (Err(how), Some(_)) => agenda.failed(how, now),
             (Ok(Some(seen)), _) => agenda.saw(seen, now),
             (Ok(None), Some(Step::Register)) => _ = agenda.has_registered(now),

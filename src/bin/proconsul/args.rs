@@ -284,9 +284,10 @@ waited for, one that forgets is told again within 2 s. Of several addresses of t
 the first is this machine's agent, and only that is told.
 
 At SIGTERM, SIGINT and SIGQUIT it is deregistered first; after --drain the signal is passed
-on to COMMAND. SIGHUP, SIGUSR1 and SIGUSR2 are passed on at once. Without another check
-COMMAND has a heartbeat: 15 s after both are gone it is critical. Exit status: COMMAND's own
-(128 and the signal that ended it), 127 where there is none of that name; without COMMAND 0.
+on to COMMAND, which an agent that hangs holds up by 2 s at most. SIGHUP, SIGUSR1 and SIGUSR2
+are passed on at once. Without another check COMMAND has a heartbeat: 15 s after both are gone
+it is critical. Exit status: COMMAND's own (128 and the signal that ended it), 127 where there
+is none of that name; without COMMAND 0.
 
 Environment, each where its flag is not given: SERVICE_NAME, SERVICE_PORT, SERVICE_ADDRESS or
 SERVICE_HOST, SERVICE_TAGS (separated by commas), SERVICE_TYPE (kept as the metadata type).";
@@ -423,8 +424,8 @@ pub(crate) struct Serve {
     /// domains with upstreams of their own
     #[arg(long)]
     stop_rebind: bool,
-    /// Become this user once all ports are bound; files are read as that user from then
-    /// on
+    /// Become this user, with its groups, once all ports are bound; files are read as that
+    /// user from then on
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
     #[command(flatten)]

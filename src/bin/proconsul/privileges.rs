@@ -1,6 +1,8 @@
 //! Root is needed to bind port 53, and for nothing after that.
 
-use nix::unistd::{Uid, User, setgid, setgroups, setuid};
+use std::ffi::CString;
+
+use nix::unistd::{Uid, User, initgroups, setgid, setuid};
 
 /// No program that is run from here on gives more rights than this one has. For the thread
 /// that calls it and those that it starts: to be called before there are others.
@@ -18,8 +20,10 @@ pub(crate) fn drop_to(name: &str) -> Result<(), String> {
     if Uid::effective() == user.uid {
         return Ok(());
     }
-    // Groups first: afterwards they are not ours to change.
-    setgroups(&[]).map_err(failed)?;
+    // Groups first: afterwards they are not ours to change. All those of the user: a token
+    // file may be for one of them alone, and is read again later.
+    let own = CString::new(name).map_err(|error| format!("--user {name}: {error}"))?;
+    initgroups(&own, user.gid).map_err(failed)?;
     setgid(user.gid).map_err(failed)?;
     setuid(user.uid).map_err(failed)?;
     if Uid::current().is_root() || Uid::effective().is_root() {

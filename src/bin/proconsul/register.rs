@@ -29,6 +29,10 @@ use crate::{
 /// check.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
+/// So long, and for the drain, a signal is held back at most, whatever the agent does: whoever
+/// sent it kills after a while.
+const HELD: Duration = Duration::from_secs(2);
+
 /// What the shell says of a command that cannot be run, and that there is not.
 const NOT_RUN: u8 = 126;
 const NO_COMMAND: u8 = 127;
@@ -197,7 +201,7 @@ struct Ending<'a> {
 impl Ending<'_> {
     /// Keeps it registered until the command ends or a signal comes; then deregisters, and
     /// drains while the command still runs and no second signal comes. Gives the signal that
-    /// is still to be passed on.
+    /// is still to be passed on: where the agent hangs, none is.
     async fn registered(
         mut self,
         mut registration: Registration,
@@ -214,11 +218,15 @@ impl Ending<'_> {
             .into_iter()
             .map(|(id, _)| id)
             .collect();
-        let mut hurries = first.is_none();
+        let (mut held, mut hurries) = (first, first.is_none());
         let mut ending = std::pin::pin!(registration.shutdown());
+        let mut latest = std::pin::pin!(tokio::time::sleep(HELD.saturating_add(drain)));
         let ended = loop {
             tokio::select! {
                 ended = &mut ending => break ended,
+                () = &mut latest, if held.is_some() => {
+                    self.pass(held.take());
+                }
                 // What was sent is waited for, but not longer than that.
                 signal = self.end(), if !hurries => {
                     hurries = true;
@@ -229,13 +237,14 @@ impl Ending<'_> {
         if ended.is_ok() {
             output::remark(self.form, &format!("{}: deregistered", ids.join(", ")));
         }
-        if !hurries {
+        if held.is_some() && !hurries {
             tokio::select! {
                 () = tokio::time::sleep(drain) => {}
+                () = &mut latest => {}
                 signal = self.end() => self.pass(signal),
             }
         }
-        (ended, first)
+        (ended, held)
     }
 
     /// Waits for a signal that ends the program, or for the command's end, which is `None`.
