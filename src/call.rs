@@ -17,9 +17,6 @@ use crate::{
     retry::{Blame, CallError, Retry},
 };
 
-/// Picks that may meet an endpoint that was called already.
-const TRIES: usize = 16;
-
 /// Repeats that are free, and the most that are saved up, in thousandths.
 const FREE: i64 = 10_000;
 
@@ -184,19 +181,15 @@ impl<'a, E> Attempts<'a, E> {
                 Some(pause) => sleep(pause).await,
                 None => self.service.pool().budget.deposit(self.retry.budget),
             }
-            let first = self.service.pick().await?;
             // Another one than before, if there is any.
-            let mut lease = first;
-            for _ in 0..TRIES {
-                if !self.called.contains(&lease.socket_addr()) {
-                    break;
-                }
-                match self.service.try_pick() {
-                    Ok(other) => lease = other,
-                    Err(_) => break,
-                }
+            let other = match self.called.as_slice() {
+                [] => None,
+                called => self.service.pool().pick_other(called),
+            };
+            match other {
+                Some(other) => Ok(other),
+                None => self.service.pick().await,
             }
-            Ok(lease)
         };
         let lease = match self.deadline {
             None => picked.await,

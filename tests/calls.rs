@@ -363,6 +363,41 @@ async fn a_call_of_any_kind_goes_elsewhere_where_one_fails() {
 }
 
 #[tokio::test]
+async fn a_repeat_goes_to_whoever_was_not_called_however_endpoints_are_chosen() {
+    let agent = Agent::start().await;
+    // First in order, at no cost, and with all the weight: nobody listens there.
+    for port in [1, 2] {
+        let body = json!({
+            "Name": "web", "ID": format!("dead-{port}"), "Address": "127.0.0.1", "Port": port,
+            "Weights": { "Passing": 1_000, "Warning": 1 },
+        });
+        agent.register_service(body).await;
+    }
+    let web = Web::registered(&agent, json!({})).await;
+    let retry = Retry::http();
+    for strategy in Strategy::ALL {
+        let policy = Policy::new(strategy);
+        let service = resolver(&agent).service_with("web", policy).unwrap();
+        wait_for("all instances", async || {
+            (service.endpoints().len() == 3).then_some(())
+        })
+        .await;
+        for _ in 0..20 {
+            let connect = async |endpoint: proconsul::Endpoint| {
+                let stream = TcpStream::connect(endpoint.socket_addr()).await?;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                stream.peer_addr()
+            };
+            let called = service.call_if(&retry, connect, |_| Blame::Unreached);
+            let called = called
+                .await
+                .unwrap_or_else(|why| panic!("{strategy}: {why}"));
+            assert_eq!(called, web.address);
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_preferred_is_called_while_it_is_there() {
     let agent = Agent::start().await;
     let near = Web::registered(&agent, json!({ "zone": "a" })).await;
