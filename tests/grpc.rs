@@ -6,6 +6,8 @@
 mod support;
 
 use std::{
+    convert::Infallible,
+    io::{self, Read as _, Write as _},
     net::SocketAddr,
     sync::{
         Arc,
@@ -299,6 +301,72 @@ async fn all_who_want_a_connection_wait_for_it_together() {
         "{:?}",
         start.elapsed()
     );
+}
+
+/// A server that takes calls and answers none. Counts the frames of each type that it gets.
+fn silent() -> (SocketAddr, Arc<[AtomicUsize; 10]>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let frames = Arc::default();
+    let counted = Arc::clone(&frames);
+    // A thread, whose time nobody moves by hand. It ends with the connection.
+    std::thread::spawn(move || listen(&listener, &counted));
+    (address, frames)
+}
+
+fn listen(listener: &std::net::TcpListener, frames: &[AtomicUsize; 10]) -> io::Result<Infallible> {
+    let (mut stream, _) = listener.accept()?;
+    stream.read_exact(&mut [0; 24])?;
+    stream.write_all(&[0, 0, 0, SETTINGS as u8, 0, 0, 0, 0, 0])?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream.read_exact(&mut vec![0; length as usize])?;
+        let (kind, flags) = (usize::from(head[3]), head[4]);
+        frames[kind].fetch_add(1, Ordering::Relaxed);
+        if (kind, flags) == (SETTINGS, 0) {
+            stream.write_all(&[0, 0, 0, SETTINGS as u8, 1, 0, 0, 0, 0])?;
+        }
+    }
+}
+
+/// Types of frames: RFC 9113, section 6.
+const HEADERS: usize = 1;
+const RESET: usize = 3;
+const SETTINGS: usize = 4;
+const PING: usize = 6;
+
+/// A service that is at this address, without Consul.
+fn service_at(address: SocketAddr) -> Service {
+    let builder = Resolver::builder().dns("none").http("none");
+    let builder = builder.default_address("orders", &address.to_string());
+    builder.build().unwrap().service("orders").unwrap()
+}
+
+#[tokio::test]
+async fn a_server_that_thinks_for_long_is_not_pinged() {
+    let (address, frames) = silent();
+    let seen = |kind: usize| frames[kind].load(Ordering::Relaxed);
+    let channel = Channel::new(service_at(address));
+    let call = tokio::spawn(async move { call(&channel).await });
+    wait_for("the call, and the question for its health", async || {
+        (seen(HEADERS) == 2).then_some(())
+    })
+    .await;
+    tokio::time::pause();
+    for _ in 0..60 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::task::yield_now().await;
+    }
+    tokio::time::resume();
+    // What was sent before the call ended is read before that is.
+    call.abort();
+    wait_for("the end of the call", async || {
+        (seen(RESET) + seen(PING) > 0).then_some(())
+    })
+    .await;
+    assert_eq!(seen(PING), 0);
 }
 
 #[tokio::test]
