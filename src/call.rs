@@ -265,11 +265,13 @@ impl<'a, E> Attempts<'a, E> {
             }
             Err(failed) => failed,
         };
-        let feedback = match blame {
-            Blame::Question => Feedback::Success,
-            Blame::Endpoint | Blame::Unreached | Blame::Unsafe => Feedback::Failure,
-        };
-        lease.report(feedback, took);
+        match blame {
+            // It may never have left: nothing is known of the endpoint.
+            Blame::Question => drop(lease),
+            Blame::Endpoint | Blame::Unreached | Blame::Unsafe => {
+                lease.report(Feedback::Failure, took);
+            }
+        }
         self.failed(error, blame).map(Err)
     }
 
@@ -366,6 +368,17 @@ mod tests {
         // All that a short deadline of one's own allows is enough.
         service.call(&retry(20), hang).await.unwrap_err();
         assert_eq!(failures(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_question_that_is_wrong_says_nothing_of_who_was_asked() {
+        let service = service(Policy::default());
+        let retry = Retry::none();
+        for (blame, failures) in [(Blame::Unsafe, 1), (Blame::Question, 1), (Blame::Unsafe, 2)] {
+            let call = service.call_if(&retry, async |_| Err::<(), _>("no"), |_| blame);
+            call.await.unwrap_err();
+            assert_eq!(service.standings()[0].failures, failures, "{blame:?}");
+        }
     }
 
     #[tokio::test]
