@@ -295,6 +295,12 @@ async fn what_is_no_service_is_refused_by_name() {
         ("http://127.0.0.1/", "any HTTP client"),
         ("http://web@dc2/", "dc2.consul"),
         ("http://user:secret@web/", "as a header"),
+        ("http://secret@web/", "as a header"),
+        (
+            "http://web:8080/secret?key=secret#secret",
+            "leave :8080 out",
+        ),
+        ("ws://web/", "only http"),
     ] {
         let (kind, said) = refusal(url).await;
         assert!(kind == ErrorKind::Invalid && said.contains(why), "{said}");
