@@ -19,7 +19,7 @@ use proconsul::{
     Strategy,
 };
 use serde_json::json;
-use support::{Agent, closed_port, wait_for};
+use support::{Agent, black_hole, closed_port, wait_for};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -481,6 +481,19 @@ async fn hyper_connects_and_tower_balances_by_name() {
         assert!(webs.iter().any(known), "{body:?}");
     }
     assert!(client.get("http://nosuch/".parse().unwrap()).await.is_err());
+
+    // Where nearly all connections would go nobody answers.
+    let (address, _held) = black_hole("127.0.0.1:0".parse().unwrap()).unwrap();
+    let body = json!({
+        "Name": "half", "ID": "hole", "Address": "127.0.0.1", "Port": address.port(),
+        "Weights": { "Passing": 65_000, "Warning": 1 },
+    });
+    agent.register_service(body).await;
+    let body = json!({ "Name": "half", "Address": "127.0.0.1", "Port": webs[0].address.port() });
+    agent.register_service(body).await;
+    let got = client.get("http://half/".parse().unwrap());
+    let got = tokio::time::timeout(Duration::from_secs(20), got).await;
+    assert_eq!(got.expect("another is tried").unwrap().status(), 200);
 
     let service = resolver.service("web").unwrap();
     let connect = |endpoint: &proconsul::Endpoint| {
