@@ -17,8 +17,9 @@ use crate::{
     retry::{Blame, CallError, Retry},
 };
 
-/// Picks that may meet an endpoint that was called already.
-const TRIES: usize = 16;
+/// Who was given less time than this has not failed: it is the caller's deadline that was
+/// over. At most half of what a [`Retry`] allows.
+const FAIR: Duration = Duration::from_millis(50);
 
 /// Repeats that are free, and the most that are saved up, in thousandths.
 const FREE: i64 = 10_000;
@@ -179,24 +180,23 @@ impl<'a, E> Attempts<'a, E> {
 
     /// The endpoint for the next attempt, after a pause where there was one before.
     pub(crate) async fn next(&mut self) -> Result<Lease, CallError<E>> {
+        if self.deadline.is_some_and(|then| then <= clock::now()) {
+            return Err(self.late());
+        }
         let picked = async {
             match self.pause.take() {
                 Some(pause) => sleep(pause).await,
                 None => self.service.pool().budget.deposit(self.retry.budget),
             }
-            let first = self.service.pick().await?;
             // Another one than before, if there is any.
-            let mut lease = first;
-            for _ in 0..TRIES {
-                if !self.called.contains(&lease.socket_addr()) {
-                    break;
-                }
-                match self.service.try_pick() {
-                    Ok(other) => lease = other,
-                    Err(_) => break,
-                }
+            let other = match self.called.as_slice() {
+                [] => None,
+                called => self.service.pool().pick_other(called),
+            };
+            match other {
+                Some(other) => Ok(other),
+                None => self.service.pick().await,
             }
-            Ok(lease)
         };
         let lease = match self.deadline {
             None => picked.await,
@@ -246,16 +246,17 @@ impl<'a, E> Attempts<'a, E> {
     ) -> Option<Result<T, CallError<E>>> {
         let start = clock::now();
         let given = match self.deadline {
-            None => attempt.await,
-            Some(deadline) => match timeout_at(deadline.into(), attempt).await {
-                Ok(given) => given,
-                Err(_) => {
-                    lease.failed();
-                    return Some(Err(self.late()));
-                }
-            },
+            None => Some(attempt.await),
+            Some(deadline) => timeout_at(deadline.into(), attempt).await.ok(),
         };
         let took = clock::now().saturating_duration_since(start);
+        let Some(given) = given else {
+            let fair = self.retry.deadline.map_or(FAIR, |all| FAIR.min(all / 2));
+            if took >= fair {
+                lease.report(Feedback::Failure, took);
+            }
+            return Some(Err(self.late()));
+        };
         let (error, blame) = match given {
             Ok(value) => {
                 lease.report(Feedback::Success, took);
@@ -264,11 +265,13 @@ impl<'a, E> Attempts<'a, E> {
             }
             Err(failed) => failed,
         };
-        let feedback = match blame {
-            Blame::Question => Feedback::Success,
-            Blame::Endpoint | Blame::Unreached | Blame::Unsafe => Feedback::Failure,
-        };
-        lease.report(feedback, took);
+        match blame {
+            // It may never have left: nothing is known of the endpoint.
+            Blame::Question => drop(lease),
+            Blame::Endpoint | Blame::Unreached | Blame::Unsafe => {
+                lease.report(Feedback::Failure, took);
+            }
+        }
         self.failed(error, blame).map(Err)
     }
 
@@ -339,6 +342,43 @@ mod tests {
             failed.await.unwrap_err();
         }
         assert_eq!(made.into_inner(), 15 + 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_given_hardly_any_time_has_not_failed() {
+        let service = service(Policy::default());
+        let retry = |millis| Retry::http().deadline(Duration::from_millis(millis));
+        let failures = || service.standings()[0].failures;
+        drop(service.pick().await.unwrap());
+        let hang = async |_| std::future::pending::<Result<(), &str>>().await;
+        let late = service.call(&retry(0), hang).await.unwrap_err();
+        assert!(matches!(late, CallError::Deadline { attempts: 0, .. }));
+        assert_eq!(failures(), 0);
+        // The first takes nearly all, the second has what is left.
+        let made = AtomicUsize::new(0);
+        let slow = async |_| match made.fetch_add(1, Ordering::Relaxed) {
+            0 => {
+                sleep(Duration::from_millis(900)).await;
+                Err::<(), _>("no")
+            }
+            _ => std::future::pending().await,
+        };
+        service.call(&retry(960), slow).await.unwrap_err();
+        assert_eq!((made.into_inner(), failures()), (2, 1));
+        // All that a short deadline of one's own allows is enough.
+        service.call(&retry(20), hang).await.unwrap_err();
+        assert_eq!(failures(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_question_that_is_wrong_says_nothing_of_who_was_asked() {
+        let service = service(Policy::default());
+        let retry = Retry::none();
+        for (blame, failures) in [(Blame::Unsafe, 1), (Blame::Question, 1), (Blame::Unsafe, 2)] {
+            let call = service.call_if(&retry, async |_| Err::<(), _>("no"), |_| blame);
+            call.await.unwrap_err();
+            assert_eq!(service.standings()[0].failures, failures, "{blame:?}");
+        }
     }
 
     #[tokio::test]

@@ -16,18 +16,24 @@
 
 use std::{
     collections::HashMap,
-    fmt,
+    error::Error,
+    fmt, io,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::Full;
-use tokio::{sync::OnceCell, time::sleep};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::{
+    net::TcpStream,
+    sync::OnceCell,
+    time::{error::Elapsed, sleep},
+};
 use tonic::{
     Code, ConnectError, Status,
     body::Body,
@@ -54,6 +60,9 @@ const MOST_KEPT: usize = 256 << 10;
 
 /// A server that was lost is asked for its health again after so long.
 const REWATCH: Duration = Duration::from_secs(1);
+
+/// Who says nothing for so long, though asked, is gone.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// How long a call may take: gRPC's own header.
 const TIMEOUT: &str = "grpc-timeout";
@@ -127,7 +136,9 @@ impl Builder {
         self
     }
 
-    /// What else is to hold of each connection: keepalive, time limits, TLS.
+    /// What else is to hold of each connection: keepalive, time limits, TLS. Pings
+    /// (`http2_keep_alive_interval`) only as often as the servers allow. A local address is
+    /// not taken.
     #[must_use]
     pub fn configure(
         mut self,
@@ -160,8 +171,9 @@ impl fmt::Debug for Builder {
 }
 
 impl Channel {
-    /// A channel with the defaults: a connection within 1 s, asked for a sign of life every
-    /// 10 s while it is used.
+    /// A channel with the defaults: a connection within 1 s, TLS included, which is given up where the
+    /// other machine's kernel gives no sign of life for 20 s. No HTTP/2 pings: servers as
+    /// they come allow one in five minutes, and end the connection of who sends more.
     pub fn new(service: Service) -> Self {
         Self::builder().build(service)
     }
@@ -224,7 +236,7 @@ impl Channel {
                             false if again => Blame::Endpoint,
                             _ => Blame::Unsafe,
                         };
-                        Err((Status::from_error(Box::new(error)), blame))
+                        Err((failed(error), blame))
                     }
                 }
             };
@@ -266,17 +278,20 @@ impl Inner {
     }
 
     async fn connect(&self, address: SocketAddr) -> Result<Connection, Status> {
-        let failed = |error: transport::Error| Status::from_error(Box::new(error));
         let endpoint = Endpoint::from_shared(format!("{}://{address}", self.scheme))
             .map_err(failed)?
             .connect_timeout(Duration::from_secs(1))
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(5));
+            .tcp_keepalive(Some(SILENCE / 2))
+            .tcp_keepalive_interval(Some(SILENCE / 4))
+            .tcp_keepalive_retries(Some(2));
         let endpoint = match self.origin() {
             Some(origin) => endpoint.origin(origin),
             None => endpoint,
         };
-        let channel = (self.configure)(endpoint).connect().await.map_err(failed)?;
+        let endpoint = (self.configure)(endpoint);
+        let dial = Dial::new(&endpoint);
+        let made = endpoint.connect_with_connector(dial).await;
+        let channel = made.map_err(failed)?;
         let watching = watch(channel.clone(), self.service.downgrade(), address);
         Ok(Connection {
             channel,
@@ -289,6 +304,59 @@ impl Inner {
         let name = self.service.fqdn();
         let name = name.trim_end_matches('.');
         format!("{}://{name}", self.scheme).parse().ok()
+    }
+}
+
+/// Connects, and again where a connection was lost. Calls that wait for one queue up in its
+/// channel, which would make an attempt for each: those that waited for one that took all
+/// its time share what came of it.
+struct Dial {
+    http: HttpConnector,
+    /// The time for an attempt, TLS included: the endpoint sees to it.
+    limit: Option<Duration>,
+    began: Option<Instant>,
+}
+
+impl Dial {
+    fn new(endpoint: &Endpoint) -> Self {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(endpoint.get_tcp_nodelay());
+        http.set_keepalive(endpoint.get_tcp_keepalive());
+        http.set_keepalive_interval(endpoint.get_tcp_keepalive_interval());
+        http.set_keepalive_retries(endpoint.get_tcp_keepalive_retries());
+        // Keepalive asks only where nothing is on its way.
+        #[cfg(target_os = "linux")]
+        http.set_tcp_user_timeout(Some(SILENCE));
+        Self {
+            http,
+            limit: endpoint.get_connect_timeout(),
+            began: None,
+        }
+    }
+}
+
+impl tower_service::Service<http::Uri> for Dial {
+    type Response = TokioIo<TcpStream>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.http.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: http::Uri) -> Self::Future {
+        let now = clock::now();
+        let since = self.began.map(|began| now.saturating_duration_since(began));
+        // They are told within a tenth of it.
+        let has_just_failed =
+            |limit: Duration| since.is_some_and(|since| limit <= since && since < limit * 11 / 10);
+        if self.limit.is_some_and(has_just_failed) {
+            return Box::pin(async { Err("the attempt before was in vain".into()) });
+        }
+        self.began = Some(now);
+        let connecting = self.http.call(uri);
+        Box::pin(async { Ok(connecting.await?) })
     }
 }
 
@@ -412,14 +480,24 @@ fn is_unavailable(answer: &http::Response<Body>) -> bool {
 
 /// Whether a call failed before there was a connection to send it by.
 fn is_unsent(error: &transport::Error) -> bool {
-    let mut next = std::error::Error::source(error);
-    while let Some(error) = next {
-        if error.is::<ConnectError>() {
-            return true;
-        }
-        next = error.source();
+    is_late(error) || sources(error).any(|error| error.is::<ConnectError>())
+}
+
+/// Whether there was no connection in time.
+fn is_late(error: &transport::Error) -> bool {
+    let is_late = |error: &io::Error| error.get_ref().is_some_and(|inner| inner.is::<Elapsed>());
+    sources(error).any(|error| error.downcast_ref().is_some_and(is_late))
+}
+
+fn sources(error: &dyn Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |&error| error.source())
+}
+
+fn failed(error: transport::Error) -> Status {
+    match is_late(&error) {
+        true => Status::unavailable("no connection was made in time"),
+        false => Status::from_error(Box::new(error)),
     }
-    false
 }
 
 fn status(error: CallError<Status>) -> Status {

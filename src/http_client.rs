@@ -390,12 +390,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The service that a URL names.
 fn service_of<'a>(url: &'a Url, domain: &Domain) -> Result<&'a str, Error> {
     let refuse = |why: &str| {
-        let mut shown = url.clone();
-        // A password is no one's to read.
-        _ = shown.set_password(None);
-        let message = format!("{shown} names no service: {why}");
+        // All else may be a secret: a user, a path, a query.
+        let (scheme, host) = (url.scheme(), url.host_str().unwrap_or_default());
+        let message = format!("{scheme}://{host} names no service: {why}");
         Error::new(ErrorKind::Invalid, message)
     };
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(refuse("only http and https are spoken"));
+    }
     let host = url.host_str().ok_or_else(|| refuse("it has no host"))?;
     if let Some(port) = url.port() {
         let why = format!("the port comes from Consul: leave :{port} out");

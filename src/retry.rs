@@ -84,7 +84,8 @@ impl Retry {
         self
     }
 
-    /// All attempts and pauses together end then. Default: no end.
+    /// All attempts and pauses together end then. Default: no end. It counts against an
+    /// endpoint that had 50 ms, or half of it where that is less.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);

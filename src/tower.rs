@@ -8,12 +8,13 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_core::Stream;
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tower::discover;
 
 use crate::{
@@ -92,12 +93,15 @@ impl<F> fmt::Debug for Discover<F> {
     }
 }
 
+/// The time for a connection to one address.
+const LIMIT: Duration = Duration::from_secs(1);
+
 /// Connects to services by name, for hyper's clients: `http://web/`. Names in Consul's
 /// domain and names of one label are found with the resolver, their port too where the URI
 /// has none; others are the system's.
 ///
-/// A connection goes to one endpoint, drawn by weight; where it cannot be made, to the
-/// others in turn.
+/// A connection goes to one endpoint, drawn by weight; where it cannot be made within 1 s,
+/// to the others in turn.
 #[derive(Clone, Debug)]
 pub struct Connector(Resolver);
 
@@ -125,7 +129,8 @@ impl Connector {
                 None if address.port() == 0 => address.set_port(usual),
                 None => {}
             }
-            match TcpStream::connect(address).await {
+            let connecting = timeout(LIMIT, TcpStream::connect(address));
+            match connecting.await.unwrap_or_else(|late| Err(late.into())) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
                     return Ok(TokioIo::new(stream));

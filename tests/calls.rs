@@ -19,7 +19,7 @@ use proconsul::{
     Strategy,
 };
 use serde_json::json;
-use support::{Agent, closed_port, wait_for};
+use support::{Agent, black_hole, closed_port, wait_for};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -295,6 +295,12 @@ async fn what_is_no_service_is_refused_by_name() {
         ("http://127.0.0.1/", "any HTTP client"),
         ("http://web@dc2/", "dc2.consul"),
         ("http://user:secret@web/", "as a header"),
+        ("http://secret@web/", "as a header"),
+        (
+            "http://web:8080/secret?key=secret#secret",
+            "leave :8080 out",
+        ),
+        ("ws://web/", "only http"),
     ] {
         let (kind, said) = refusal(url).await;
         assert!(kind == ErrorKind::Invalid && said.contains(why), "{said}");
@@ -360,6 +366,41 @@ async fn a_call_of_any_kind_goes_elsewhere_where_one_fails() {
             last: None
         })
     ));
+}
+
+#[tokio::test]
+async fn a_repeat_goes_to_whoever_was_not_called_however_endpoints_are_chosen() {
+    let agent = Agent::start().await;
+    // First in order, at no cost, and with all the weight: nobody listens there.
+    for port in [1, 2] {
+        let body = json!({
+            "Name": "web", "ID": format!("dead-{port}"), "Address": "127.0.0.1", "Port": port,
+            "Weights": { "Passing": 1_000, "Warning": 1 },
+        });
+        agent.register_service(body).await;
+    }
+    let web = Web::registered(&agent, json!({})).await;
+    let retry = Retry::http();
+    for strategy in Strategy::ALL {
+        let policy = Policy::new(strategy);
+        let service = resolver(&agent).service_with("web", policy).unwrap();
+        wait_for("all instances", async || {
+            (service.endpoints().len() == 3).then_some(())
+        })
+        .await;
+        for _ in 0..20 {
+            let connect = async |endpoint: proconsul::Endpoint| {
+                let stream = TcpStream::connect(endpoint.socket_addr()).await?;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                stream.peer_addr()
+            };
+            let called = service.call_if(&retry, connect, |_| Blame::Unreached);
+            let called = called
+                .await
+                .unwrap_or_else(|why| panic!("{strategy}: {why}"));
+            assert_eq!(called, web.address);
+        }
+    }
 }
 
 #[tokio::test]
@@ -440,6 +481,19 @@ async fn hyper_connects_and_tower_balances_by_name() {
         assert!(webs.iter().any(known), "{body:?}");
     }
     assert!(client.get("http://nosuch/".parse().unwrap()).await.is_err());
+
+    // Where nearly all connections would go nobody answers.
+    let (address, _held) = black_hole("127.0.0.1:0".parse().unwrap()).unwrap();
+    let body = json!({
+        "Name": "half", "ID": "hole", "Address": "127.0.0.1", "Port": address.port(),
+        "Weights": { "Passing": 65_000, "Warning": 1 },
+    });
+    agent.register_service(body).await;
+    let body = json!({ "Name": "half", "Address": "127.0.0.1", "Port": webs[0].address.port() });
+    agent.register_service(body).await;
+    let got = client.get("http://half/".parse().unwrap());
+    let got = tokio::time::timeout(Duration::from_secs(20), got).await;
+    assert_eq!(got.expect("another is tried").unwrap().status(), 200);
 
     let service = resolver.service("web").unwrap();
     let connect = |endpoint: &proconsul::Endpoint| {

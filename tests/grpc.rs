@@ -6,7 +6,9 @@
 mod support;
 
 use std::{
-    net::SocketAddr,
+    convert::Infallible,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,11 +18,11 @@ use std::{
 
 use proconsul::{Policy, Resolver, Retry, Service, Strategy, grpc::Channel};
 use serde_json::json;
-use support::{Agent, closed_port, wait_for};
+use support::{Agent, black_hole, closed_port, wait_for};
 use tokio::{net::TcpListener, runtime::Runtime};
 use tonic::{
     Code, Request, Response, Status,
-    transport::{Server, server::TcpIncoming},
+    transport::{Certificate, ClientTlsConfig, Server, server::TcpIncoming},
 };
 use tonic_health::{
     pb::{
@@ -30,6 +32,9 @@ use tonic_health::{
     },
     server::{HealthReporter, HealthService},
 };
+
+/// Any port of this machine.
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// A server whose calls are counted; gone with its connections when dropped.
 struct Grpc {
@@ -76,12 +81,12 @@ impl Health for Counted {
 
 impl Grpc {
     async fn registered(agent: &Agent) -> Self {
-        let server = Self::at("127.0.0.1:0".parse().unwrap()).unwrap();
+        let server = Self::at(ANY).unwrap();
         register(agent, server.address).await;
         server
     }
 
-    fn at(address: SocketAddr) -> std::io::Result<Self> {
+    fn at(address: SocketAddr) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -256,33 +261,9 @@ async fn without_an_endpoint_a_call_fails_at_once_and_says_why() {
     );
 }
 
-/// A port where connections are neither made nor refused: its queue is full.
-async fn black_hole() -> (SocketAddr, Vec<socket2::Socket>) {
-    use socket2::{Domain, Socket, Type};
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    listener.bind(&any.into()).unwrap();
-    listener.listen(0).unwrap();
-    let address = listener.local_addr().unwrap().as_socket().unwrap();
-    let mut held = vec![listener];
-    for _ in 0..4 {
-        let filler = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        filler.set_nonblocking(true).unwrap();
-        // In progress: that is what it is for.
-        _ = filler.connect(&address.into());
-        held.push(filler);
-    }
-    (address, held)
-}
-
-#[tokio::test]
-async fn all_who_want_a_connection_wait_for_it_together() {
-    let agent = Agent::start().await;
-    let (address, _held) = black_hole().await;
-    register(&agent, address).await;
-    let channel = Channel::builder()
-        .retry(Retry::none())
-        .build(service(&agent, 1).await);
+/// Eight calls at once, none of which finds anybody. One after another they would need a
+/// second each.
+async fn eight_fail_together(channel: &Channel) {
     let start = tokio::time::Instant::now();
     let calls: Vec<_> = (0..8)
         .map(|_| {
@@ -293,20 +274,118 @@ async fn all_who_want_a_connection_wait_for_it_together() {
     for call in calls {
         assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Unavailable);
     }
-    // One after another they would need a second each.
-    assert!(
-        start.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        start.elapsed()
-    );
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[tokio::test]
+async fn all_who_want_a_connection_wait_for_it_together() {
+    let (address, _held) = black_hole(ANY).unwrap();
+    let channel = Channel::builder().retry(Retry::none());
+    eight_fail_together(&channel.build(service_at(address))).await;
+}
+
+#[tokio::test]
+async fn all_who_want_a_connection_again_wait_for_it_together() {
+    let server = Grpc::at(ANY).unwrap();
+    let address = server.address;
+    let channel = Channel::builder().retry(Retry::none());
+    let channel = channel.build(service_at(address));
+    call(&channel).await.unwrap();
+    drop(server);
+    let _held = wait_for("its port", async || black_hole(address).ok()).await;
+    eight_fail_together(&channel).await;
+}
+
+#[tokio::test]
+async fn the_handshake_has_to_be_done_in_time_too() {
+    // Connections are made, and nobody says a word.
+    let listener = TcpListener::bind(ANY).await.unwrap();
+    let service = service_at(listener.local_addr().unwrap());
+    let made = rcgen::generate_simple_self_signed(["orders".to_owned()]).unwrap();
+    let trusted = Certificate::from_pem(made.cert.pem());
+    let tls = ClientTlsConfig::new().ca_certificate(trusted);
+    let channel = Channel::builder()
+        .tls(true)
+        .retry(Retry::none())
+        .configure(move |endpoint| endpoint.tls_config(tls.clone()).unwrap());
+    let channel = channel.build(service.clone());
+    let called = tokio::time::timeout(Duration::from_secs(20), call(&channel));
+    let failed = called.await.expect("an end").unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable, "{failed}");
+    assert_eq!(service.standings()[0].failures, 1);
+}
+
+/// A server that takes calls and answers none. Counts the frames of each type that it gets.
+fn silent() -> (SocketAddr, Arc<[AtomicUsize; 10]>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let frames = Arc::default();
+    let counted = Arc::clone(&frames);
+    // A thread, whose time nobody moves by hand. It ends with the connection.
+    std::thread::spawn(move || listen(&listener, &counted));
+    (address, frames)
+}
+
+fn listen(listener: &std::net::TcpListener, frames: &[AtomicUsize; 10]) -> io::Result<Infallible> {
+    let (mut stream, _) = listener.accept()?;
+    stream.read_exact(&mut [0; 24])?;
+    stream.write_all(&[0, 0, 0, SETTINGS as u8, 0, 0, 0, 0, 0])?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream.read_exact(&mut vec![0; length as usize])?;
+        let (kind, flags) = (usize::from(head[3]), head[4]);
+        frames[kind].fetch_add(1, Ordering::Relaxed);
+        if (kind, flags) == (SETTINGS, 0) {
+            stream.write_all(&[0, 0, 0, SETTINGS as u8, 1, 0, 0, 0, 0])?;
+        }
+    }
+}
+
+/// Types of frames: RFC 9113, section 6.
+const HEADERS: usize = 1;
+const RESET: usize = 3;
+const SETTINGS: usize = 4;
+const PING: usize = 6;
+
+/// A service that is at this address, without Consul.
+fn service_at(address: SocketAddr) -> Service {
+    let builder = Resolver::builder().dns("none").http("none");
+    let builder = builder.default_address("orders", &address.to_string());
+    builder.build().unwrap().service("orders").unwrap()
+}
+
+#[tokio::test]
+async fn a_server_that_thinks_for_long_is_not_pinged() {
+    let (address, frames) = silent();
+    let seen = |kind: usize| frames[kind].load(Ordering::Relaxed);
+    let channel = Channel::new(service_at(address));
+    let call = tokio::spawn(async move { call(&channel).await });
+    wait_for("the call, and the question for its health", async || {
+        (seen(HEADERS) == 2).then_some(())
+    })
+    .await;
+    tokio::time::pause();
+    for _ in 0..60 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::task::yield_now().await;
+    }
+    tokio::time::resume();
+    // What was sent before the call ended is read before that is.
+    call.abort();
+    wait_for("the end of the call", async || {
+        (seen(RESET) + seen(PING) > 0).then_some(())
+    })
+    .await;
+    assert_eq!(seen(PING), 0);
 }
 
 #[tokio::test]
 async fn a_deadline_is_that_of_the_connection_too() {
-    let agent = Agent::start().await;
-    let (address, _held) = black_hole().await;
-    register(&agent, address).await;
-    let service = service(&agent, 1).await;
+    let (address, _held) = black_hole(ANY).unwrap();
+    let service = service_at(address);
     let mut client = HealthClient::new(Channel::new(service.clone()));
     let mut request = Request::new(HealthCheckRequest::default());
     request.set_timeout(Duration::from_millis(100));

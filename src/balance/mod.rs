@@ -42,7 +42,7 @@ pub enum Strategy {
     LeastLoaded,
     /// Of two drawn at random, the one that is likely to answer first: by the latencies
     /// that were reported (a moving average that rises at once and falls slowly, Peak
-    /// EWMA), times what is in the air there.
+    /// EWMA), times what is in the air there. A failure doubles it.
     Latency,
     /// The one that a key belongs to, the same for all who know the same set; without a
     /// key any.

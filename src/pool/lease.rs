@@ -61,7 +61,11 @@ impl Lease {
         if self.since != 0 {
             let now = clock::nanoseconds();
             let took = || Duration::from_nanos(now.saturating_sub(self.since));
-            member.place.took(latency.unwrap_or_else(took), now);
+            let took = latency.unwrap_or_else(took);
+            match feedback {
+                Feedback::Success => member.place.took(took, now),
+                Feedback::Failure => member.place.took_in_vain(took, now),
+            }
         }
         if is_no_news {
             return;

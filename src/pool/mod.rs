@@ -33,7 +33,7 @@ pub use self::{
 use self::{
     loads::Slots,
     place::{Failing, Place, Turn},
-    set::{Caller, Hold, Member, Seats, Set},
+    set::{Caller, Hold, Member, Seats, Set, View},
 };
 use crate::{
     balance::{self, Strategy},
@@ -189,6 +189,15 @@ impl Pool {
 
     /// An endpoint to call. Without a lock or an allocation.
     pub(crate) fn pick(&self, key: Option<u64>) -> Option<Lease> {
+        self.pick_by(|view, caller| view.pick(key, caller))
+    }
+
+    /// One that was not called before; `None`: all were.
+    pub(crate) fn pick_other(&self, called: &[SocketAddr]) -> Option<Lease> {
+        self.pick_by(|view, caller| view.pick_other(called, caller))
+    }
+
+    fn pick_by(&self, pick: impl Fn(&View, &mut Here<'_>) -> Option<(u32, bool)>) -> Option<Lease> {
         // The set is read after it: at worst it is read once more.
         let version = self.version.load(Ordering::Acquire);
         let look = || self.set.load().view(clock::thread()).map(Arc::clone);
@@ -197,7 +206,7 @@ impl Pool {
                 pool: self,
                 since: 0,
             };
-            let (at, trial) = view.pick(key, &mut caller)?;
+            let (at, trial) = pick(&view, &mut caller)?;
             let hold = Hold::new(view.handle(), at);
             Some(Lease::new(hold, trial, caller.since))
         })

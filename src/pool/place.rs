@@ -31,6 +31,10 @@ const SOON: u64 = 100_000_000;
 /// What a call is reckoned to cost, in nanoseconds, where nothing was reported yet.
 const UNKNOWN: f64 = 1e6;
 
+/// What calls that fail are reckoned to cost at most, in nanoseconds, if they do not take
+/// longer.
+const SLOW: f64 = 1e9;
+
 /// What is left after so many nanoseconds: close to an exponential decay, and cheaper.
 fn decayed(gone: u64) -> f64 {
     let gone = gone as f64 / DECAY;
@@ -332,6 +336,15 @@ impl Place {
         // Two at once may lose one: the next says the same.
         self.told.store(now, Ordering::Relaxed);
         self.latency.store(average.to_bits(), Ordering::Relaxed);
+    }
+
+    /// A call failed: whoever refuses at once is not the fastest. Twice as slow as it was, so
+    /// that one failure costs little and several do not.
+    pub(crate) fn took_in_vain(&self, latency: Duration, now: u64) {
+        let known = Some(self.average()).filter(|average| *average >= 0.0);
+        let before = known.unwrap_or(UNKNOWN);
+        let slower = before.max((2.0 * before).min(SLOW));
+        self.took(latency.max(Duration::from_nanos(slower as u64)), now);
     }
 
     /// What a call is likely to cost with so many in the air, in nanoseconds. `now`: as

@@ -199,7 +199,21 @@ impl View {
         Some((at, false))
     }
 
-    /// The first who may be given from that draw on, and whether that is a trial.
+    /// As [`pick`](Self::pick), but none of these. `None`: there is nobody else.
+    pub(super) fn pick_other(
+        &self,
+        called: &[SocketAddr],
+        caller: &mut impl Caller,
+    ) -> Option<(u32, bool)> {
+        let mut own = Own {
+            view: self,
+            caller,
+            now: None,
+        };
+        let at = self.core.plan.draw(None, &mut own)?;
+        self.seek(at, None, called, &mut own)
+    }
+
     #[cold]
     fn pick_watched<C: Caller>(
         &self,
@@ -207,13 +221,34 @@ impl View {
         key: Option<u64>,
         own: &mut Own<'_, C>,
     ) -> Option<(u32, bool)> {
+        // All begin at once, or are being tried: somebody has to.
+        let calm = || {
+            let calm = |member: &Arc<Member>| member.place.rests().is_none();
+            let at = self.core.members.iter().position(calm);
+            (at.map_or(first, |at| at as u32), false)
+        };
+        Some((self.seek(first, key, &[], own)).unwrap_or_else(calm))
+    }
+
+    /// The first who may be given from that draw on and was not called, and whether that is
+    /// a trial. Where draws do not lead to one, all are looked at.
+    #[cold]
+    fn seek<C: Caller>(
+        &self,
+        first: u32,
+        key: Option<u64>,
+        called: &[SocketAddr],
+        own: &mut Own<'_, C>,
+    ) -> Option<(u32, bool)> {
         let (now, core) = (own.caller.now(), &self.core);
         let count = u32::try_from(core.members.len()).ok()?;
         let mut at = first;
         for again in 0..TRIES.saturating_add(count) {
             let lot = (own.caller.bits() >> 11) as f64 / (1_u64 << 53) as f64;
-            let place = &core.members.get(at as usize)?.place;
-            if let Some(trial) = place.admits(now, core.slow_start, lot) {
+            let admits = || core.places[at as usize].admits(now, core.slow_start, lot);
+            if !called.contains(&core.addresses[at as usize])
+                && let Some(trial) = admits()
+            {
                 return Some((at, trial));
             }
             at = match again < TRIES && key.is_none() {
@@ -221,12 +256,7 @@ impl View {
                 false => (at + 1) % count,
             };
         }
-        // All begin at once, or are being tried: somebody has to.
-        let calm = |at: &u32| {
-            let member = core.members.get(*at as usize);
-            member.is_some_and(|member| member.place.rests().is_none())
-        };
-        Some(((0..count).find(calm).unwrap_or(first), false))
+        None
     }
 }
 

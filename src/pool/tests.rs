@@ -171,6 +171,23 @@ async fn the_least_loaded_gets_the_next_call_and_twice_as_much_for_twice_the_wei
     );
 }
 
+#[tokio::test]
+async fn who_fails_at_once_is_not_the_fastest() {
+    let breaker = Breaker::default().failures(0);
+    let pool = pool(Policy::new(Strategy::Latency).breaker(breaker), set(2));
+    let mut failed = 0;
+    for _ in 0..1_000 {
+        let lease = pool.pick(None).unwrap();
+        if last(&lease) == 1 {
+            lease.report(Feedback::Failure, Duration::from_micros(200));
+            failed += 1;
+        } else {
+            lease.report(Feedback::Success, Duration::from_millis(20));
+        }
+    }
+    assert!((1..20).contains(&failed), "{failed}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn latency_sends_less_to_the_slow_one_and_looks_at_it_again() {
     let pool = pool(Policy::new(Strategy::Latency), set(3));

@@ -29,7 +29,7 @@ pub(crate) use {
     agent::{Agent, Builder},
     cluster::{cluster, leader},
     folder::Folder,
-    peers::{SilentDns, closed_port},
+    peers::{SilentDns, black_hole, closed_port},
     process::{example, signal},
     proxy::{Proxy, Weather},
     serving::{Serving, serve, serve_at},

@@ -1,6 +1,11 @@
 //! Peers that fail in ways a real agent does not.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+};
+
+use socket2::{Domain, Socket, Type};
 
 use super::ports;
 
@@ -8,6 +13,24 @@ use super::ports;
 /// the kernel with "port unreachable".
 pub(crate) fn closed_port() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, ports::free()).into()
+}
+
+/// A port where connections are neither made nor refused: its queue is full.
+pub(crate) fn black_hole(at: SocketAddr) -> io::Result<(SocketAddr, Vec<Socket>)> {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    listener.set_reuse_address(true)?;
+    listener.bind(&at.into())?;
+    listener.listen(0)?;
+    let address = listener.local_addr()?.as_socket().expect("it is of IP");
+    let mut held = vec![listener];
+    for _ in 0..4 {
+        let filler = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        filler.set_nonblocking(true)?;
+        // In progress: that is what it is for.
+        _ = filler.connect(&address.into());
+        held.push(filler);
+    }
+    Ok((address, held))
 }
 
 /// Takes questions over UDP and connections over TCP, and never answers.
