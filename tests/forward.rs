@@ -322,16 +322,50 @@ async fn answers_that_lead_into_this_network_are_held_back_where_that_is_wished(
 }
 
 #[tokio::test]
-async fn an_address_is_asked_of_others_in_time_while_consul_is_silent() {
+async fn addresses_are_asked_of_others_in_time_however_long_consul_is_gone() {
     let name = b"\x04host\x07example\x00";
     let upstream = Upstream::start(|packet| Some(record(packet, 12, 60, name))).await;
     let silent = SilentDns::start();
-    let builder = Resolver::builder()
-        .dns(&silent.address().to_string())
-        .http("none");
-    let stub = stub_of(builder.build().unwrap(), &[&upstream.address.to_string()]).await;
-    let reply = ask_udp(stub, "9.9.9.10.in-addr.arpa.", RecordType::PTR).await;
-    assert_eq!(reply.unwrap().answers[0].data.to_string(), "host.example.");
+    for consul in [silent.address(), closed_port()] {
+        let builder = Resolver::builder().dns(&consul.to_string()).http("none");
+        let stub = stub_of(builder.build().unwrap(), &[&upstream.address.to_string()]).await;
+        // Often enough for whoever failed to be left alone.
+        for last in 1..=6 {
+            let name = format!("{last}.9.9.10.in-addr.arpa.");
+            let reply = ask_udp(stub, &name, RecordType::PTR).await.unwrap();
+            assert_eq!(reply.answers.len(), 1, "{name} while {consul} is gone");
+            assert_eq!(reply.answers[0].data.to_string(), "host.example.");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_has_an_address_is_consuls_to_say_again_as_soon_as_it_can() {
+    let back = Arc::new(AtomicBool::new(false));
+    let well = Arc::clone(&back);
+    let consul = Upstream::start(move |packet| {
+        let name = b"\x05known\x04node\x03dc1\x06consul\x00";
+        (well.load(Ordering::Relaxed)).then(|| record(packet, 12, 0, name))
+    })
+    .await;
+    let others = Upstream::start(|packet| Some(record(packet, 12, 60, b"\x04host\x00"))).await;
+    let builder = Resolver::builder().dns(&consul.address.to_string());
+    let resolver = builder.http("none").build().unwrap();
+    let stub = stub_of(resolver, &[&others.address.to_string()]).await;
+    let told = async || {
+        let reply = ask_udp(stub, "7.7.7.10.in-addr.arpa.", RecordType::PTR).await;
+        reply.unwrap().answers[0].data.to_string()
+    };
+    for _ in 0..2 {
+        assert_eq!(told().await, "host.");
+    }
+    back.store(true, Ordering::Relaxed);
+    let truth = wait_for("Consul's word", async || {
+        (told().await == "known.node.dc1.consul.").then_some(())
+    });
+    // What is remembered by a lane is so for ten seconds.
+    let truth = tokio::time::timeout(Duration::from_secs(8), truth).await;
+    assert!(truth.is_ok(), "what others said was kept");
 }
 
 #[tokio::test]

@@ -279,16 +279,17 @@ impl Server {
         let others = forwarder.as_ref().filter(|_| question.asked.is_reverse());
         let own = if others.is_some() { LIMIT / 2 } else { LIMIT };
         let answer = timeout(own, zone::answer(resolver, &question.asked, Runs::Here)).await;
-        let nobodys = match &answer {
-            Ok((_, Err(error))) => error.is_not_found(),
-            Ok((_, Ok(answer))) => answer.is_none(),
-            Err(_) => true,
-        };
-        if let Some(others) = others.filter(|_| nobodys) {
+        // What Consul cannot tell others may know as well.
+        let told = answer.as_ref().ok().map(|(_, told)| told);
+        let is_known = matches!(told, Some(Ok(Some(_))));
+        if let Some(others) = others.filter(|_| !is_known) {
             let reply = self.forwarded(others, packet, &question, plain.as_ref(), transport);
             let reply = timeout_at(deadline.into(), Box::pin(reply)).await;
-            if let Ok(Some(reply)) = reply {
-                return Some(reply);
+            if let Ok(Some(Reply { bytes, fill })) = reply {
+                // As soon as Consul can tell, its word comes first again.
+                let no = told.filter(|told| told.as_ref().err().is_none_or(Error::is_not_found));
+                let fill = fill.filter(|_| no.is_some());
+                return Some(Reply { bytes, fill });
             }
         }
         let Ok((sections, answer)) = answer else {
