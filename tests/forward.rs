@@ -369,6 +369,43 @@ async fn who_has_an_address_is_consuls_to_say_again_as_soon_as_it_can() {
 }
 
 #[tokio::test]
+async fn what_others_cannot_be_asked_for_is_no_proof_that_nobody_has_an_address() {
+    let agent = Agent::start().await;
+    let silent = SilentDns::start();
+    let well = Arc::new(AtomicBool::new(false));
+    let is_well = Arc::clone(&well);
+    let name = b"\x04host\x07example\x00";
+    let lossy = Upstream::start(move |packet| {
+        (is_well.load(Ordering::Relaxed)).then(|| record(packet, 12, 60, name))
+    })
+    .await;
+    // Whole addresses, of which Consul knows none, and names that are none.
+    let names = ["9.9.9.10.in-addr.arpa.", "x.0-25.2.0.192.in-addr.arpa."];
+    for others in [closed_port(), silent.address(), lossy.address] {
+        let builder = Resolver::builder().dns(&agent.dns().to_string());
+        let resolver = builder.http("none").build().unwrap();
+        let stub = stub_of(resolver, &[&others.to_string()]).await;
+        for name in names.into_iter().cycle().take(4) {
+            let reply = ask_udp(stub, name, RecordType::PTR).await.unwrap();
+            let told = (reply.metadata.response_code, reply.authorities.len());
+            assert_eq!(told, (ResponseCode::ServFail, 0), "{name} by {others}");
+        }
+        if others == lossy.address {
+            well.store(true, Ordering::Relaxed);
+            for name in names {
+                wait_for(name, async || {
+                    let reply = ask_udp(stub, name, RecordType::PTR).await.unwrap();
+                    let code = reply.metadata.response_code;
+                    assert_ne!(code, ResponseCode::NXDomain, "remembered as nobody's");
+                    (reply.answers.len() == 1).then_some(())
+                })
+                .await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn upstreams_that_are_silent_keep_nobody_from_consuls_names() {
     let agent = Agent::start().await;
     agent.register_instances("web", 2).await;

@@ -48,7 +48,7 @@ const TRY: Duration = Duration::from_millis(400);
 /// Who has a stale answer waits so long for a newer one.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-/// All of them together.
+/// All of them together, at most.
 const LIMIT: Duration = Duration::from_millis(820);
 
 /// Whoever failed is asked last for so long, doubled with each failure.
@@ -160,16 +160,18 @@ impl Forwarder {
         }
     }
 
-    /// The answer to a packet about the name with these labels. `plain`: the packet, if
-    /// it is an ordinary question.
+    /// The answer to a packet about the name with these labels, by that time. `plain`: the
+    /// packet, if it is an ordinary question.
     pub(super) async fn answer(
         self: &Arc<Self>,
         packet: &[u8],
         labels: &[&[u8]],
         plain: Option<&Plain>,
         transport: Transport,
+        deadline: Instant,
     ) -> Forwarded {
-        let forwarded = self.ask_or_remember(packet, labels, plain, transport).await;
+        let asking = self.ask_or_remember(packet, labels, plain, transport, deadline);
+        let forwarded = asking.await;
         if let Forwarded::Reply(reply) = &forwarded
             && !(self.upstreams).trusts(labels, || addresses(reply))
         {
@@ -185,6 +187,7 @@ impl Forwarder {
         labels: &[&[u8]],
         plain: Option<&Plain>,
         transport: Transport,
+        deadline: Instant,
     ) -> Forwarded {
         if self.is_probe(labels) {
             return Forwarded::Nobody;
@@ -203,14 +206,16 @@ impl Forwarder {
         let Ok(_seat) = self.seats.try_acquire() else {
             return stale().map_or(Forwarded::Failed, Forwarded::Reply);
         };
-        let deadline = clock::now() + LIMIT;
+        let now = clock::now();
+        let deadline = deadline.min(now + LIMIT);
         let asking = self.ask(packet, key, servers, transport, deadline);
         let patience = if key.is_some_and(|key| self.knows(key)) {
             PATIENCE
         } else {
             LIMIT
         };
-        let told = timeout(patience, asking).await.ok().flatten();
+        let until = deadline.min(now + patience);
+        let told = timeout_at(until.into(), asking).await.ok().flatten();
         // Whoever says that it cannot tell knows less than what was known.
         if told.as_deref().is_none_or(|told| cannot_tell(told))
             && let Some(reply) = stale()
