@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::{op::ResponseCode, rr::RecordType};
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{Record, RecordType},
+};
 use proconsul::{
     Resolver,
     stub::{Stub, Upstreams},
@@ -23,7 +26,9 @@ use support::{
     Agent, Over, Serving, SilentDns, ask, ask_tcp, ask_udp, closed_port, exchange, wait_for,
 };
 use tokio::net::UdpSocket;
-use upstream::{Upstream, a, addresses, coded, forwarding, record, stub, stub_of};
+use upstream::{
+    Upstream, a, addresses, coded, end, forwarding, record, reply, soa, stub, stub_of, wire,
+};
 
 #[tokio::test]
 async fn other_names_go_on_and_their_answers_are_kept_for_their_ttl() {
@@ -319,6 +324,38 @@ async fn answers_that_lead_into_this_network_are_held_back_where_that_is_wished(
         addresses(&a(open, "evil.example.").await),
         ["60 192.168.0.1"]
     );
+}
+
+#[tokio::test]
+async fn a_reverse_zone_is_not_consuls_zone() {
+    let agent = Agent::start().await;
+    let upstream = Upstream::start(|packet| match packet[end(packet) - 3] {
+        2 => Some(record(packet, 2, 60, &wire("ns.example."))),
+        _ => Some(reply(
+            packet,
+            0,
+            [&[soa("10.in-addr.arpa.", 60, 60)], &[], &[]],
+        )),
+    })
+    .await;
+    let resolver = || {
+        let builder = Resolver::builder().dns(&agent.dns().to_string());
+        builder.http("none").build().unwrap()
+    };
+    let others = upstream.address.to_string();
+    for (others, code, told) in [
+        (Some(&others[..]), ResponseCode::NoError, 1),
+        (None, ResponseCode::NXDomain, 0),
+    ] {
+        let stub = stub_of(resolver(), &[others.unwrap_or("none")]).await;
+        for kind in [RecordType::SOA, RecordType::NS] {
+            let reply = ask_udp(stub, "10.in-addr.arpa.", kind).await.unwrap();
+            let seen = (reply.metadata.response_code, reply.answers.len());
+            assert_eq!(seen, (code, told), "{kind} of {others:?}");
+            let its_own = |record: &Record| record.name.to_ascii() == "10.in-addr.arpa.";
+            assert!(reply.answers.iter().all(its_own), "{kind} of {others:?}");
+        }
+    }
 }
 
 #[tokio::test]
