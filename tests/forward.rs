@@ -327,6 +327,35 @@ async fn answers_that_lead_into_this_network_are_held_back_where_that_is_wished(
 }
 
 #[tokio::test]
+async fn what_is_held_back_since_a_reload_is_given_by_nobodys_memory() {
+    let upstream = Upstream::start(|packet| Some(record(packet, 1, 60, &[192, 168, 0, 1]))).await;
+    let resolver = || {
+        let builder = Resolver::builder().dns("none").http("none");
+        builder.build().unwrap()
+    };
+    let upstreams = Upstreams::parse([upstream.address.to_string()]).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let stub = Stub::bind(resolver(), &[any]).await.unwrap();
+    let stub = stub.forwarding(upstreams.clone());
+    let (address, control) = (stub.addresses()[0], stub.control());
+    tokio::spawn(stub.run(std::future::pending()));
+    let over = [Over::Udp, Over::Tcp];
+    let told = async |over| {
+        let (reply, _) = ask(address, "evil.example.", RecordType::A, over)
+            .await
+            .unwrap();
+        reply.answers.len()
+    };
+    for over in over.into_iter().cycle().take(6) {
+        assert_eq!(told(over).await, 1);
+    }
+    control.replace(resolver(), upstreams.stop_rebind(true));
+    for over in over {
+        assert_eq!(told(over).await, 0, "{over:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_reverse_zone_is_not_consuls_zone() {
     let agent = Agent::start().await;
     let upstream = Upstream::start(|packet| match packet[end(packet) - 3] {

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     bounded::{Bounded, Weigh},
-    cache::fate::Term,
+    cache::fate::{Fate, Term},
     clock,
     endpoint::Transport,
     flight::{Flights, Runs},
@@ -123,6 +123,14 @@ struct Kept {
     recipe: Recipe,
     since: Instant,
     ttl: Duration,
+    fate: Fate,
+}
+
+impl Drop for Kept {
+    /// It was replaced or forgotten: whoever gives it on is to ask again.
+    fn drop(&mut self) {
+        self.fate.end();
+    }
 }
 
 impl Weigh for Kept {
@@ -446,7 +454,7 @@ impl Forwarder {
             term: Term {
                 until,
                 kept: kept.since + KEEP,
-                fate: None,
+                fate: Some(kept.fate.clone()),
             },
         })
     }
@@ -457,12 +465,17 @@ impl Forwarder {
 
     fn keep(&self, key: Box<[u8]>, reply: &[u8]) {
         let Some((recipe, ttl)) = Recipe::of_forwarded(reply, LONGEST_TTL, LONGEST_NEGATIVE) else {
+            if is_told(reply) {
+                // What was known before is not so any more.
+                lock(&self.answers).forget(&key);
+            }
             return;
         };
         let kept = Kept {
             recipe,
             since: clock::now(),
             ttl: Duration::from_secs(ttl.into()),
+            fate: Fate::default(),
         };
         lock(&self.answers).keep(key, kept);
     }
@@ -477,6 +490,11 @@ fn cannot_tell(reply: &[u8]) -> bool {
     reply
         .get(3)
         .is_none_or(|flags| matches!(flags & 0x0F, 2 | 4 | 5))
+}
+
+/// Whether a reply is NOERROR or NXDOMAIN, and whole.
+fn is_told(reply: &[u8]) -> bool {
+    matches!(reply, [_, _, flags, code, ..] if flags & 0x02 == 0 && matches!(code & 0x0F, 0 | 3))
 }
 
 /// A reply with the client's own id and the case of its question.
