@@ -20,7 +20,7 @@ use hickory_proto::{
 };
 use proconsul::{
     Resolver,
-    stub::{Stub, Upstreams},
+    stub::{Control, Stub, Upstreams},
 };
 use support::{
     Agent, Over, Serving, SilentDns, ask, ask_tcp, ask_udp, closed_port, exchange, wait_for,
@@ -222,15 +222,8 @@ async fn a_domain_has_its_own_servers() {
 async fn an_upstream_that_sends_questions_back_is_found_out() {
     // Two stubs that forward to each other, as a stub and a cache in front of it may.
     let any = "127.0.0.1:0".parse().unwrap();
-    let resolver = || {
-        Resolver::builder()
-            .dns("none")
-            .http("none")
-            .build()
-            .unwrap()
-    };
-    let one = Stub::bind(resolver(), &[any]).await.unwrap();
-    let other = Stub::bind(resolver(), &[any]).await.unwrap();
+    let one = Stub::bind(nobody(), &[any]).await.unwrap();
+    let other = Stub::bind(nobody(), &[any]).await.unwrap();
     let (at_one, at_other) = (one.addresses()[0], other.addresses()[0]);
     let to = |address: SocketAddr| Upstreams::parse([address.to_string()]).unwrap();
     tokio::spawn(one.forwarding(to(at_other)).run(std::future::pending()));
@@ -326,19 +319,47 @@ async fn answers_that_lead_into_this_network_are_held_back_where_that_is_wished(
     );
 }
 
+fn nobody() -> Resolver {
+    let builder = Resolver::builder().dns("none").http("none");
+    builder.build().unwrap()
+}
+
+/// A stub that knows no Consul, and what changes it.
+async fn controlled(upstream: &Upstream) -> (SocketAddr, Control) {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let stub = Stub::bind(nobody(), &[any]).await.unwrap();
+    let upstreams = Upstreams::parse([upstream.address.to_string()]).unwrap();
+    let stub = stub.forwarding(upstreams);
+    let (address, control) = (stub.addresses()[0], stub.control());
+    tokio::spawn(stub.run(std::future::pending()));
+    (address, control)
+}
+
+#[tokio::test]
+async fn what_upstreams_said_outlasts_a_reload_that_leaves_them_alone() {
+    let well = Arc::new(AtomicBool::new(true));
+    let is_well = Arc::clone(&well);
+    let upstream = Upstream::start(move |packet| {
+        (is_well.load(Ordering::Relaxed)).then(|| record(packet, 1, 0, &[10, 0, 0, 1]))
+    })
+    .await;
+    let (address, control) = controlled(&upstream).await;
+    assert_eq!(addresses(&a(address, "a.example.").await), ["0 10.0.0.1"]);
+    well.store(false, Ordering::Relaxed);
+    for (others, told) in [
+        (upstream.address, &["30 10.0.0.1"][..]),
+        (closed_port(), &[]),
+    ] {
+        let upstreams = Upstreams::parse([others.to_string()]).unwrap();
+        control.replace(nobody(), upstreams);
+        assert_eq!(addresses(&a(address, "a.example.").await), told);
+    }
+}
+
 #[tokio::test]
 async fn what_is_held_back_since_a_reload_is_given_by_nobodys_memory() {
     let upstream = Upstream::start(|packet| Some(record(packet, 1, 60, &[192, 168, 0, 1]))).await;
-    let resolver = || {
-        let builder = Resolver::builder().dns("none").http("none");
-        builder.build().unwrap()
-    };
-    let upstreams = Upstreams::parse([upstream.address.to_string()]).unwrap();
-    let any = "127.0.0.1:0".parse().unwrap();
-    let stub = Stub::bind(resolver(), &[any]).await.unwrap();
-    let stub = stub.forwarding(upstreams.clone());
-    let (address, control) = (stub.addresses()[0], stub.control());
-    tokio::spawn(stub.run(std::future::pending()));
+    let (address, control) = controlled(&upstream).await;
     let over = [Over::Udp, Over::Tcp];
     let told = async |over| {
         let (reply, _) = ask(address, "evil.example.", RecordType::A, over)
@@ -349,7 +370,8 @@ async fn what_is_held_back_since_a_reload_is_given_by_nobodys_memory() {
     for over in over.into_iter().cycle().take(6) {
         assert_eq!(told(over).await, 1);
     }
-    control.replace(resolver(), upstreams.stop_rebind(true));
+    let upstreams = Upstreams::parse([upstream.address.to_string()]).unwrap();
+    control.replace(nobody(), upstreams.stop_rebind(true));
     for over in over {
         assert_eq!(told(over).await, 0, "{over:?}");
     }

@@ -155,7 +155,7 @@ pub(super) enum Forwarded {
 }
 
 impl Forwarder {
-    pub(super) fn new(upstreams: Upstreams, own: Vec<SocketAddr>) -> Self {
+    fn new(upstreams: Upstreams, own: Vec<SocketAddr>) -> Self {
         Self {
             upstreams,
             own,
@@ -166,6 +166,24 @@ impl Forwarder {
             seats: Semaphore::new(MOST_SEATS),
             probes: Mutex::default(),
         }
+    }
+
+    /// The one for these upstreams, if there are any: the one before, with what it knows,
+    /// where they are the same.
+    pub(super) fn after(
+        before: Option<&Arc<Self>>,
+        upstreams: Upstreams,
+        own: &[SocketAddr],
+    ) -> Option<Arc<Self>> {
+        if upstreams.is_none() {
+            return None;
+        }
+        let Some(before) = before.filter(|before| before.upstreams == upstreams) else {
+            return Some(Arc::new(Self::new(upstreams, own.to_vec())));
+        };
+        // Whoever sent questions back has another chance: that may have been mended.
+        lock(&before.health).retain(|_, health| !health.loops);
+        Some(Arc::clone(before))
     }
 
     /// The answer to a packet about the name with these labels, by that time. `plain`: the

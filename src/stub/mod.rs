@@ -199,13 +199,13 @@ impl Server {
     }
 
     fn replace(&self, resolver: Resolver, upstreams: Upstreams) {
-        let own = self.addresses.clone();
-        let forwarder = (!upstreams.is_none()).then(|| Arc::new(Forwarder::new(upstreams, own)));
-        let current = Arc::new(Current {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let before = current.forwarder.as_ref();
+        let forwarder = Forwarder::after(before, upstreams, &self.addresses);
+        *current = Arc::new(Current {
             resolver,
             forwarder,
         });
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
     }
 
     /// Adds the reply to a packet, with its length before it, where one is remembered.
