@@ -1,4 +1,5 @@
 //! Names that are not Consul's: the stub sends them on, and remembers.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 #[path = "support/upstream.rs"]
@@ -25,9 +26,10 @@ use proconsul::{
 use support::{
     Agent, Over, Serving, SilentDns, ask, ask_tcp, ask_udp, closed_port, exchange, wait_for,
 };
-use tokio::net::UdpSocket;
+use tokio::{net::UdpSocket, time::Instant};
 use upstream::{
-    Upstream, a, addresses, coded, end, forwarding, record, reply, soa, stub, stub_of, wire,
+    Upstream, a, addresses, coded, crowd, end, forwarding, question, record, reply, soa, stub,
+    stub_of, wire,
 };
 
 #[tokio::test]
@@ -123,6 +125,96 @@ async fn when_all_upstreams_are_gone_known_names_are_stale_and_others_fail() {
         (addresses(&reply) == ["0 10.0.0.1"]).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_known_is_waited_for_no_longer_once_its_upstreams_are_silent() {
+    let well = Arc::new(AtomicBool::new(true));
+    let is_well = Arc::clone(&well);
+    let upstream = Upstream::start(move |packet| {
+        (is_well.load(Ordering::Relaxed)).then(|| record(packet, 1, 0, &[10, 0, 0, 1]))
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    for name in ["a.example.", "b.example."] {
+        assert_eq!(addresses(&a(stub, name).await), ["0 10.0.0.1"]);
+    }
+    well.store(false, Ordering::Relaxed);
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["30 10.0.0.1"]);
+    let before = (Instant::now(), upstream.asked());
+    for _ in 0..20 {
+        assert_eq!(addresses(&a(stub, "a.example.").await), ["30 10.0.0.1"]);
+    }
+    let took = before.0.elapsed();
+    assert!(
+        took < Duration::from_secs(5),
+        "{took:?}, and 14 s if each is waited for"
+    );
+    let asked = upstream.asked() - before.1;
+    assert!(asked <= 2 + took.as_secs() as usize, "{asked} in {took:?}");
+    // Nor is another one, as soon as nothing is heard from there.
+    let new = ["x.example.", "y.example.", "z.example."];
+    let [x, y, z] = new.map(|name| a(stub, name));
+    tokio::join!(x, y, z);
+    let start = Instant::now();
+    assert_eq!(addresses(&a(stub, "b.example.").await), ["30 10.0.0.1"]);
+    assert!(
+        start.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        start.elapsed()
+    );
+    // Each is asked for beside it.
+    well.store(true, Ordering::Relaxed);
+    for name in ["a.example.", "b.example."] {
+        wait_for("the truth again", async || {
+            (addresses(&a(stub, name).await) == ["0 10.0.0.1"]).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_could_tell_is_asked_for_again_after_a_second() {
+    let upstream = Upstream::start(|packet| Some(coded(packet, 2))).await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let start = Instant::now();
+    let mut asks = 0;
+    while start.elapsed() < Duration::from_millis(1_500) {
+        let code = a(stub, "a.example.").await.metadata.response_code;
+        assert_eq!(code, ResponseCode::ServFail);
+        asks += 1;
+    }
+    let most = 1 + start.elapsed().as_secs() as usize;
+    let asked = upstream.asked();
+    assert!(
+        (2..=most).contains(&asked) && asks > asked,
+        "{asked} of {asks}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_ask_for_a_silent_domain_others_are_answered() {
+    let (silent, well) = (
+        SilentDns::start(),
+        Upstream::start(|packet| Some(record(packet, 1, 60, &[10, 0, 0, 1]))).await,
+    );
+    let routes = [
+        well.address.to_string(),
+        format!("corp.example={}", silent.address()),
+    ];
+    let stub = stub(&[&routes[0], &routes[1]]).await;
+    let packets = vec![question("a.corp.example.", 1); 700];
+    let flood = crowd(stub, packets, 100, Duration::from_secs(3));
+    let flood = tokio::spawn(flood);
+    wait_for("somebody who waits", async || {
+        (!silent.questions().is_empty()).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(addresses(&a(stub, "www.example.").await), ["60 10.0.0.1"]);
+    for (reply, took) in flood.await.unwrap().into_iter().flatten() {
+        assert_eq!(reply[3] & 0x0F, 2, "in {took:?}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
 
-use super::*;
+use super::{message::question_end, *};
 use crate::stub::shortcut;
 
 /// An ordinary question for the address of `www.example.com`.
@@ -156,10 +156,10 @@ async fn a_failure_of_an_upstream_is_remembered_for_half_a_minute_at_most() {
             .map_or(Duration::ZERO, |until| until - clock::now())
     };
     for failures in 0..100 {
-        forwarder.heard(server, false);
+        forwarder.heard(server, None);
         let expected = Duration::from_secs(1 << failures.min(5)).min(LONGEST_REST);
         assert_eq!(rests(), expected, "after {failures}");
     }
-    forwarder.heard(server, true);
+    forwarder.heard(server, Some(&answer(60)));
     assert_eq!(rests(), Duration::ZERO);
 }
