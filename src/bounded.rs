@@ -54,6 +54,12 @@ impl<V: Weigh> Bounded<V> {
         }
     }
 
+    pub(crate) fn forget(&mut self, key: &[u8]) {
+        if let Some((key, value)) = self.values.pop_entry(key) {
+            self.bytes -= value.weigh(&key);
+        }
+    }
+
     /// Values kept, and the bytes they are reckoned at.
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.values.len(), self.bytes)
@@ -88,6 +94,16 @@ mod tests {
             .sum();
         assert_eq!(kept.size().1, sum);
         assert!(kept.peek(b"a").is_some());
+    }
+
+    #[test]
+    fn what_is_forgotten_costs_nothing() {
+        let mut kept = Bounded::new(40);
+        kept.keep(b"a".to_vec().into(), 5);
+        kept.forget(b"b");
+        assert_eq!(kept.size(), (1, 6));
+        kept.forget(b"a");
+        assert_eq!((kept.peek(b"a"), kept.size()), (None, (0, 0)));
     }
 
     #[test]

@@ -45,6 +45,12 @@ where
         Self(Arc::default())
     }
 
+    /// Whether whoever asks now joins a question.
+    pub(crate) fn is_airborne(&self, key: &K) -> bool {
+        let airborne = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        airborne.contains_key(key)
+    }
+
     /// Joins the question about `key`, or starts it. `landed` looks once more,
     /// under the lock, whether a question that has just ended left a result;
     /// `None` comes back only when the question panicked or its runtime was shut

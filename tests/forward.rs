@@ -1,4 +1,5 @@
 //! Names that are not Consul's: the stub sends them on, and remembers.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 #[path = "support/upstream.rs"]
@@ -14,16 +15,22 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::{op::ResponseCode, rr::RecordType};
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{Record, RecordType},
+};
 use proconsul::{
     Resolver,
-    stub::{Stub, Upstreams},
+    stub::{Control, Stub, Upstreams},
 };
 use support::{
     Agent, Over, Serving, SilentDns, ask, ask_tcp, ask_udp, closed_port, exchange, wait_for,
 };
-use tokio::net::UdpSocket;
-use upstream::{Upstream, a, addresses, coded, forwarding, record, stub, stub_of};
+use tokio::{net::UdpSocket, time::Instant};
+use upstream::{
+    Upstream, a, addresses, coded, crowd, end, forwarding, question, record, reply, soa, stub,
+    stub_of, wire,
+};
 
 #[tokio::test]
 async fn other_names_go_on_and_their_answers_are_kept_for_their_ttl() {
@@ -118,6 +125,96 @@ async fn when_all_upstreams_are_gone_known_names_are_stale_and_others_fail() {
         (addresses(&reply) == ["0 10.0.0.1"]).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_known_is_waited_for_no_longer_once_its_upstreams_are_silent() {
+    let well = Arc::new(AtomicBool::new(true));
+    let is_well = Arc::clone(&well);
+    let upstream = Upstream::start(move |packet| {
+        (is_well.load(Ordering::Relaxed)).then(|| record(packet, 1, 0, &[10, 0, 0, 1]))
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    for name in ["a.example.", "b.example."] {
+        assert_eq!(addresses(&a(stub, name).await), ["0 10.0.0.1"]);
+    }
+    well.store(false, Ordering::Relaxed);
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["30 10.0.0.1"]);
+    let before = (Instant::now(), upstream.asked());
+    for _ in 0..20 {
+        assert_eq!(addresses(&a(stub, "a.example.").await), ["30 10.0.0.1"]);
+    }
+    let took = before.0.elapsed();
+    assert!(
+        took < Duration::from_secs(5),
+        "{took:?}, and 14 s if each is waited for"
+    );
+    let asked = upstream.asked() - before.1;
+    assert!(asked <= 2 + took.as_secs() as usize, "{asked} in {took:?}");
+    // Nor is another one, as soon as nothing is heard from there.
+    let new = ["x.example.", "y.example.", "z.example."];
+    let [x, y, z] = new.map(|name| a(stub, name));
+    tokio::join!(x, y, z);
+    let start = Instant::now();
+    assert_eq!(addresses(&a(stub, "b.example.").await), ["30 10.0.0.1"]);
+    assert!(
+        start.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        start.elapsed()
+    );
+    // Each is asked for beside it.
+    well.store(true, Ordering::Relaxed);
+    for name in ["a.example.", "b.example."] {
+        wait_for("the truth again", async || {
+            (addresses(&a(stub, name).await) == ["0 10.0.0.1"]).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_could_tell_is_asked_for_again_after_a_second() {
+    let upstream = Upstream::start(|packet| Some(coded(packet, 2))).await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let start = Instant::now();
+    let mut asks = 0;
+    while start.elapsed() < Duration::from_millis(1_500) {
+        let code = a(stub, "a.example.").await.metadata.response_code;
+        assert_eq!(code, ResponseCode::ServFail);
+        asks += 1;
+    }
+    let most = 1 + start.elapsed().as_secs() as usize;
+    let asked = upstream.asked();
+    assert!(
+        (2..=most).contains(&asked) && asks > asked,
+        "{asked} of {asks}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_ask_for_a_silent_domain_others_are_answered() {
+    let (silent, well) = (
+        SilentDns::start(),
+        Upstream::start(|packet| Some(record(packet, 1, 60, &[10, 0, 0, 1]))).await,
+    );
+    let routes = [
+        well.address.to_string(),
+        format!("corp.example={}", silent.address()),
+    ];
+    let stub = stub(&[&routes[0], &routes[1]]).await;
+    let packets = vec![question("a.corp.example.", 1); 700];
+    let flood = crowd(stub, packets, 100, Duration::from_secs(3));
+    let flood = tokio::spawn(flood);
+    wait_for("somebody who waits", async || {
+        (!silent.questions().is_empty()).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(addresses(&a(stub, "www.example.").await), ["60 10.0.0.1"]);
+    for (reply, took) in flood.await.unwrap().into_iter().flatten() {
+        assert_eq!(reply[3] & 0x0F, 2, "in {took:?}");
+    }
 }
 
 #[tokio::test]
@@ -217,15 +314,8 @@ async fn a_domain_has_its_own_servers() {
 async fn an_upstream_that_sends_questions_back_is_found_out() {
     // Two stubs that forward to each other, as a stub and a cache in front of it may.
     let any = "127.0.0.1:0".parse().unwrap();
-    let resolver = || {
-        Resolver::builder()
-            .dns("none")
-            .http("none")
-            .build()
-            .unwrap()
-    };
-    let one = Stub::bind(resolver(), &[any]).await.unwrap();
-    let other = Stub::bind(resolver(), &[any]).await.unwrap();
+    let one = Stub::bind(nobody(), &[any]).await.unwrap();
+    let other = Stub::bind(nobody(), &[any]).await.unwrap();
     let (at_one, at_other) = (one.addresses()[0], other.addresses()[0]);
     let to = |address: SocketAddr| Upstreams::parse([address.to_string()]).unwrap();
     tokio::spawn(one.forwarding(to(at_other)).run(std::future::pending()));
@@ -321,17 +411,178 @@ async fn answers_that_lead_into_this_network_are_held_back_where_that_is_wished(
     );
 }
 
+fn nobody() -> Resolver {
+    let builder = Resolver::builder().dns("none").http("none");
+    builder.build().unwrap()
+}
+
+/// A stub that knows no Consul, and what changes it.
+async fn controlled(upstream: &Upstream) -> (SocketAddr, Control) {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let stub = Stub::bind(nobody(), &[any]).await.unwrap();
+    let upstreams = Upstreams::parse([upstream.address.to_string()]).unwrap();
+    let stub = stub.forwarding(upstreams);
+    let (address, control) = (stub.addresses()[0], stub.control());
+    tokio::spawn(stub.run(std::future::pending()));
+    (address, control)
+}
+
 #[tokio::test]
-async fn an_address_is_asked_of_others_in_time_while_consul_is_silent() {
+async fn what_upstreams_said_outlasts_a_reload_that_leaves_them_alone() {
+    let well = Arc::new(AtomicBool::new(true));
+    let is_well = Arc::clone(&well);
+    let upstream = Upstream::start(move |packet| {
+        (is_well.load(Ordering::Relaxed)).then(|| record(packet, 1, 0, &[10, 0, 0, 1]))
+    })
+    .await;
+    let (address, control) = controlled(&upstream).await;
+    assert_eq!(addresses(&a(address, "a.example.").await), ["0 10.0.0.1"]);
+    well.store(false, Ordering::Relaxed);
+    for (others, told) in [
+        (upstream.address, &["30 10.0.0.1"][..]),
+        (closed_port(), &[]),
+    ] {
+        let upstreams = Upstreams::parse([others.to_string()]).unwrap();
+        control.replace(nobody(), upstreams);
+        assert_eq!(addresses(&a(address, "a.example.").await), told);
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_back_since_a_reload_is_given_by_nobodys_memory() {
+    let upstream = Upstream::start(|packet| Some(record(packet, 1, 60, &[192, 168, 0, 1]))).await;
+    let (address, control) = controlled(&upstream).await;
+    let over = [Over::Udp, Over::Tcp];
+    let told = async |over| {
+        let (reply, _) = ask(address, "evil.example.", RecordType::A, over)
+            .await
+            .unwrap();
+        reply.answers.len()
+    };
+    for over in over.into_iter().cycle().take(6) {
+        assert_eq!(told(over).await, 1);
+    }
+    let upstreams = Upstreams::parse([upstream.address.to_string()]).unwrap();
+    control.replace(nobody(), upstreams.stop_rebind(true));
+    for over in over {
+        assert_eq!(told(over).await, 0, "{over:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reverse_zone_is_not_consuls_zone() {
+    let agent = Agent::start().await;
+    let upstream = Upstream::start(|packet| match packet[end(packet) - 3] {
+        2 => Some(record(packet, 2, 60, &wire("ns.example."))),
+        _ => Some(reply(
+            packet,
+            0,
+            [&[soa("10.in-addr.arpa.", 60, 60)], &[], &[]],
+        )),
+    })
+    .await;
+    let resolver = || {
+        let builder = Resolver::builder().dns(&agent.dns().to_string());
+        builder.http("none").build().unwrap()
+    };
+    let others = upstream.address.to_string();
+    for (others, code, told) in [
+        (Some(&others[..]), ResponseCode::NoError, 1),
+        (None, ResponseCode::NXDomain, 0),
+    ] {
+        let stub = stub_of(resolver(), &[others.unwrap_or("none")]).await;
+        for kind in [RecordType::SOA, RecordType::NS] {
+            let reply = ask_udp(stub, "10.in-addr.arpa.", kind).await.unwrap();
+            let seen = (reply.metadata.response_code, reply.answers.len());
+            assert_eq!(seen, (code, told), "{kind} of {others:?}");
+            let its_own = |record: &Record| record.name.to_ascii() == "10.in-addr.arpa.";
+            assert!(reply.answers.iter().all(its_own), "{kind} of {others:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn addresses_are_asked_of_others_in_time_however_long_consul_is_gone() {
     let name = b"\x04host\x07example\x00";
     let upstream = Upstream::start(|packet| Some(record(packet, 12, 60, name))).await;
     let silent = SilentDns::start();
-    let builder = Resolver::builder()
-        .dns(&silent.address().to_string())
-        .http("none");
-    let stub = stub_of(builder.build().unwrap(), &[&upstream.address.to_string()]).await;
-    let reply = ask_udp(stub, "9.9.9.10.in-addr.arpa.", RecordType::PTR).await;
-    assert_eq!(reply.unwrap().answers[0].data.to_string(), "host.example.");
+    for consul in [silent.address(), closed_port()] {
+        let builder = Resolver::builder().dns(&consul.to_string()).http("none");
+        let stub = stub_of(builder.build().unwrap(), &[&upstream.address.to_string()]).await;
+        // Often enough for whoever failed to be left alone.
+        for last in 1..=6 {
+            let name = format!("{last}.9.9.10.in-addr.arpa.");
+            let reply = ask_udp(stub, &name, RecordType::PTR).await.unwrap();
+            assert_eq!(reply.answers.len(), 1, "{name} while {consul} is gone");
+            assert_eq!(reply.answers[0].data.to_string(), "host.example.");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_has_an_address_is_consuls_to_say_again_as_soon_as_it_can() {
+    let back = Arc::new(AtomicBool::new(false));
+    let well = Arc::clone(&back);
+    let consul = Upstream::start(move |packet| {
+        let name = b"\x05known\x04node\x03dc1\x06consul\x00";
+        (well.load(Ordering::Relaxed)).then(|| record(packet, 12, 0, name))
+    })
+    .await;
+    let others = Upstream::start(|packet| Some(record(packet, 12, 60, b"\x04host\x00"))).await;
+    let builder = Resolver::builder().dns(&consul.address.to_string());
+    let resolver = builder.http("none").build().unwrap();
+    let stub = stub_of(resolver, &[&others.address.to_string()]).await;
+    let told = async || {
+        let reply = ask_udp(stub, "7.7.7.10.in-addr.arpa.", RecordType::PTR).await;
+        reply.unwrap().answers[0].data.to_string()
+    };
+    for _ in 0..2 {
+        assert_eq!(told().await, "host.");
+    }
+    back.store(true, Ordering::Relaxed);
+    let truth = wait_for("Consul's word", async || {
+        (told().await == "known.node.dc1.consul.").then_some(())
+    });
+    // What is remembered by a lane is so for ten seconds.
+    let truth = tokio::time::timeout(Duration::from_secs(8), truth).await;
+    assert!(truth.is_ok(), "what others said was kept");
+}
+
+#[tokio::test]
+async fn what_others_cannot_be_asked_for_is_no_proof_that_nobody_has_an_address() {
+    let agent = Agent::start().await;
+    let silent = SilentDns::start();
+    let well = Arc::new(AtomicBool::new(false));
+    let is_well = Arc::clone(&well);
+    let name = b"\x04host\x07example\x00";
+    let lossy = Upstream::start(move |packet| {
+        (is_well.load(Ordering::Relaxed)).then(|| record(packet, 12, 60, name))
+    })
+    .await;
+    // Whole addresses, of which Consul knows none, and names that are none.
+    let names = ["9.9.9.10.in-addr.arpa.", "x.0-25.2.0.192.in-addr.arpa."];
+    for others in [closed_port(), silent.address(), lossy.address] {
+        let builder = Resolver::builder().dns(&agent.dns().to_string());
+        let resolver = builder.http("none").build().unwrap();
+        let stub = stub_of(resolver, &[&others.to_string()]).await;
+        for name in names.into_iter().cycle().take(4) {
+            let reply = ask_udp(stub, name, RecordType::PTR).await.unwrap();
+            let told = (reply.metadata.response_code, reply.authorities.len());
+            assert_eq!(told, (ResponseCode::ServFail, 0), "{name} by {others}");
+        }
+        if others == lossy.address {
+            well.store(true, Ordering::Relaxed);
+            for name in names {
+                wait_for(name, async || {
+                    let reply = ask_udp(stub, name, RecordType::PTR).await.unwrap();
+                    let code = reply.metadata.response_code;
+                    assert_ne!(code, ResponseCode::NXDomain, "remembered as nobody's");
+                    (reply.answers.len() == 1).then_some(())
+                })
+                .await;
+            }
+        }
+    }
 }
 
 #[tokio::test]

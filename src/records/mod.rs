@@ -166,11 +166,9 @@ impl Asked {
 
     /// Asks for the zone itself, whatever name of the zone it asks about.
     pub(crate) fn is_about_the_zone(&self) -> bool {
-        let reverse =
-            matches!(&self.meaning, Ok(name) if matches!(name.subject(), Subject::Reverse(_)));
         matches!(self.kind, RecordType::SOA | RecordType::NS)
             && self.meaning != Err(NotAName::Elsewhere)
-            && !reverse
+            && !self.is_reverse()
     }
 
     /// Asks who has an address.

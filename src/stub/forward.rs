@@ -6,10 +6,12 @@
 //! | --- | --- |
 //! | answers | that, kept for its TTL |
 //! | is silent for [`TRY`], refuses, says SERVFAIL, NOTIMP or REFUSED | the next one's answer; whoever failed is asked last for a while |
-//! | all of them, for a name that was answered before | that answer, as stale (RFC 8767), after [`PATIENCE`] at most |
-//! | all of them, otherwise; more than [`MOST_SEATS`] questions are waited for | SERVFAIL and an extended error |
+//! | all of them, for a name that was answered before | that answer, as stale (RFC 8767): after [`PATIENCE`] at most, and at once where that has failed, or [`DOWN`] questions in a row; then it is asked for beside that |
+//! | all of them, otherwise; more than [`MOST_SEATS`] questions are in the air | SERVFAIL and an extended error; what failed is so for [`REST`] (RFC 9520) |
 //! | is drowned by replies under wrong ids | what it says over TCP, where guesses are useless |
 //! | sends the question back to us | it is found out by a question of ours, and asked no more |
+
+mod message;
 
 use std::{
     collections::HashMap,
@@ -23,18 +25,20 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpSocket,
-    sync::Semaphore,
+    sync::{Semaphore, SemaphorePermit},
     time::{timeout, timeout_at},
 };
 use tracing::{debug, info, warn};
 
+pub(crate) use self::message::answers;
+use self::message::{cannot_tell, is_told, own_head, truncated};
 use super::{
     shortcut::{Fill, Plain, Recipe, addresses},
     upstreams::{self, Upstreams},
 };
 use crate::{
     bounded::{Bounded, Weigh},
-    cache::fate::Term,
+    cache::fate::{Fate, Term},
     clock,
     endpoint::Transport,
     flight::{Flights, Runs},
@@ -48,12 +52,17 @@ const TRY: Duration = Duration::from_millis(400);
 /// Who has a stale answer waits so long for a newer one.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-/// All of them together.
+/// All of them together, at most.
 const LIMIT: Duration = Duration::from_millis(820);
 
-/// Whoever failed is asked last for so long, doubled with each failure.
+/// Whoever failed is asked last for so long, doubled with each failure. A question that
+/// failed is not asked again before the shortest of it is over (RFC 9520, section 3.2), and
+/// not waited for by who has a stale answer before the longest is.
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// Nor is who was silent to so many questions in a row, as long as it is asked last.
+const DOWN: u32 = 3;
 
 /// How long an answer is kept to be given as stale, and its TTL then (RFC 8767,
 /// section 4).
@@ -65,12 +74,14 @@ const STALE_TTL: u32 = 30;
 const LONGEST_TTL: u32 = 86_400;
 const LONGEST_NEGATIVE: u32 = 300;
 
-/// Bytes of answers kept.
+/// Bytes of answers kept, and of failures.
 const MOST_BYTES: usize = 8 << 20;
+const MOST_FAILED: usize = 1 << 20;
 
-/// Questions sent on at once, half the seats of a lane: those about Consul's names find
-/// one however long others are waited for.
+/// Questions sent on at once, half the seats of a lane, and those who wait for another's, a
+/// quarter: those about Consul's names find one however long others are waited for.
 const MOST_SEATS: usize = 512;
+const MOST_BESIDE: usize = 256;
 
 /// Bytes that every client takes over UDP (RFC 1035, section 2.3.4).
 const LEAST_ROOM: usize = 512;
@@ -94,8 +105,10 @@ pub(super) struct Forwarder {
     system: Mutex<System>,
     health: Mutex<HashMap<SocketAddr, Health>>,
     answers: Mutex<Bounded<Kept>>,
+    failures: Mutex<Bounded<Failed>>,
     flights: Flights<Box<[u8]>, Option<Reply>>,
     seats: Semaphore,
+    beside: Semaphore,
     /// Names that only we ask for, and of whom.
     probes: Mutex<HashMap<Box<[u8]>, SocketAddr>>,
 }
@@ -109,7 +122,9 @@ struct System {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Health {
+    /// In a row, and those without any reply.
     failures: u32,
+    silent: u32,
     /// It is asked last until then.
     until: Option<Instant>,
     /// It sends questions back to us.
@@ -123,11 +138,33 @@ struct Kept {
     recipe: Recipe,
     since: Instant,
     ttl: Duration,
+    fate: Fate,
+}
+
+impl Drop for Kept {
+    /// It was replaced or forgotten: whoever gives it on is to ask again.
+    fn drop(&mut self) {
+        self.fate.end();
+    }
 }
 
 impl Weigh for Kept {
     fn weigh(&self, key: &[u8]) -> usize {
         self.recipe.weigh(key)
+    }
+}
+
+/// What could not be had.
+#[derive(Debug)]
+struct Failed {
+    at: Instant,
+    told: Option<Reply>,
+}
+
+impl Weigh for Failed {
+    fn weigh(&self, key: &[u8]) -> usize {
+        const OVERHEAD: usize = 256;
+        OVERHEAD + key.len() + self.told.as_ref().map_or(0, |told| told.len())
     }
 }
 
@@ -147,29 +184,51 @@ pub(super) enum Forwarded {
 }
 
 impl Forwarder {
-    pub(super) fn new(upstreams: Upstreams, own: Vec<SocketAddr>) -> Self {
+    fn new(upstreams: Upstreams, own: Vec<SocketAddr>) -> Self {
         Self {
             upstreams,
             own,
             system: Mutex::default(),
             health: Mutex::default(),
             answers: Mutex::new(Bounded::new(MOST_BYTES)),
+            failures: Mutex::new(Bounded::new(MOST_FAILED)),
             flights: Flights::new(),
             seats: Semaphore::new(MOST_SEATS),
+            beside: Semaphore::new(MOST_BESIDE),
             probes: Mutex::default(),
         }
     }
 
-    /// The answer to a packet about the name with these labels. `plain`: the packet, if
-    /// it is an ordinary question.
+    /// The one for these upstreams, if there are any: the one before, with what it knows,
+    /// where they are the same.
+    pub(super) fn after(
+        before: Option<&Arc<Self>>,
+        upstreams: Upstreams,
+        own: &[SocketAddr],
+    ) -> Option<Arc<Self>> {
+        if upstreams.is_none() {
+            return None;
+        }
+        let Some(before) = before.filter(|before| before.upstreams == upstreams) else {
+            return Some(Arc::new(Self::new(upstreams, own.to_vec())));
+        };
+        // Whoever sent questions back has another chance: that may have been mended.
+        lock(&before.health).retain(|_, health| !health.loops);
+        Some(Arc::clone(before))
+    }
+
+    /// The answer to a packet about the name with these labels, by that time. `plain`: the
+    /// packet, if it is an ordinary question.
     pub(super) async fn answer(
         self: &Arc<Self>,
         packet: &[u8],
         labels: &[&[u8]],
         plain: Option<&Plain>,
         transport: Transport,
+        deadline: Instant,
     ) -> Forwarded {
-        let forwarded = self.ask_or_remember(packet, labels, plain, transport).await;
+        let asking = self.ask_or_remember(packet, labels, plain, transport, deadline);
+        let forwarded = asking.await;
         if let Forwarded::Reply(reply) = &forwarded
             && !(self.upstreams).trusts(labels, || addresses(reply))
         {
@@ -185,6 +244,7 @@ impl Forwarder {
         labels: &[&[u8]],
         plain: Option<&Plain>,
         transport: Transport,
+        deadline: Instant,
     ) -> Forwarded {
         if self.is_probe(labels) {
             return Forwarded::Nobody;
@@ -200,17 +260,27 @@ impl Forwarder {
             return Forwarded::Reply(reply);
         }
         let stale = || self.kept(packet, plain?, key?, true);
-        let Ok(_seat) = self.seats.try_acquire() else {
-            return stale().map_or(Forwarded::Failed, Forwarded::Reply);
-        };
-        let deadline = clock::now() + LIMIT;
+        if let Some(key) = key
+            && (self.failure(key, LONGEST_REST).is_some() || self.are_down(&servers))
+            && let Some(reply) = stale()
+        {
+            self.ask_beside(packet, key, servers, transport);
+            return Forwarded::Reply(reply);
+        }
+        let now = clock::now();
+        let deadline = deadline.min(now + LIMIT);
         let asking = self.ask(packet, key, servers, transport, deadline);
         let patience = if key.is_some_and(|key| self.knows(key)) {
             PATIENCE
         } else {
             LIMIT
         };
-        let told = timeout(patience, asking).await.ok().flatten();
+        let until = deadline.min(now + patience);
+        let told = timeout_at(until.into(), asking).await;
+        if let (Err(_), Some(key)) = (&told, key) {
+            self.fails(key.into(), None);
+        }
+        let told = told.ok().flatten();
         // Whoever says that it cannot tell knows less than what was known.
         if told.as_deref().is_none_or(|told| cannot_tell(told))
             && let Some(reply) = stale()
@@ -227,8 +297,8 @@ impl Forwarder {
         }
     }
 
-    /// Asks one upstream after the other; whoever asks the same meanwhile is given the
-    /// same. What was heard is kept even if nobody waits any more.
+    /// Asks one upstream after the other; whoever asks the same meanwhile, or while it has
+    /// just failed, is given the same.
     async fn ask(
         self: &Arc<Self>,
         packet: &[u8],
@@ -237,24 +307,73 @@ impl Forwarder {
         transport: Transport,
         deadline: Instant,
     ) -> Option<Reply> {
-        let (forwarder, question) = (Arc::clone(self), packet.to_vec());
-        let keep: Option<Box<[u8]>> = key.map(Into::into);
-        let asking = async move {
-            let told = forwarder
-                .climb(&question, &servers, transport, deadline)
-                .await;
-            if let (Some(told), Some(key)) = (&told, keep) {
-                forwarder.keep(key, told);
-            }
-            told
+        let question = (packet.to_vec(), key.map(Into::into));
+        let asking = || Arc::clone(self).asked(question, servers, transport, deadline);
+        let Some(key) = key else {
+            return asking().await;
         };
-        match key {
-            Some(key) => {
-                let (flights, key) = (&self.flights, key.into());
-                flights.join(&key, Runs::Here, || None, || asking).await?
-            }
-            None => asking.await,
+        let (flights, key) = (&self.flights, key.into());
+        let _seat = match flights.is_airborne(&key) {
+            true => Some(self.seat_beside()?),
+            false => None,
+        };
+        let failed = || self.failure(&key, REST);
+        flights.join(&key, Runs::Here, failed, asking).await?
+    }
+
+    /// The same, where nobody waits for it: seldom, and with no more than half the seats.
+    fn ask_beside(
+        self: &Arc<Self>,
+        packet: &[u8],
+        key: &[u8],
+        servers: Vec<SocketAddr>,
+        transport: Transport,
+    ) {
+        if self.failure(key, REST).is_some() || !self.has_room() {
+            return;
         }
+        // So it is until more is heard.
+        self.fails(key.into(), None);
+        let question = (packet.to_vec(), Some(key.into()));
+        let deadline = clock::now() + LIMIT;
+        // Bounded by that, and by its seat.
+        tokio::spawn(Arc::clone(self).asked(question, servers, transport, deadline));
+    }
+
+    /// For who waits for another's question: with room, one of those for questions too.
+    fn seat_beside(&self) -> Option<SemaphorePermit<'_>> {
+        let beside = self.beside.try_acquire();
+        let seat = beside.or_else(|full| match self.has_room() {
+            true => self.seats.try_acquire(),
+            false => Err(full),
+        });
+        seat.ok()
+    }
+
+    /// Half the seats are left to questions that somebody waits for.
+    fn has_room(&self) -> bool {
+        self.seats.available_permits() > MOST_SEATS / 2
+    }
+
+    /// One question, which has a seat. What was heard is kept even if nobody waits any more.
+    async fn asked(
+        self: Arc<Self>,
+        (packet, key): (Vec<u8>, Option<Box<[u8]>>),
+        servers: Vec<SocketAddr>,
+        transport: Transport,
+        deadline: Instant,
+    ) -> Option<Reply> {
+        let _seat = self.seats.try_acquire().ok()?;
+        let told = self.climb(&packet, &servers, transport, deadline).await;
+        match (key, &told) {
+            (None, _) => {}
+            (Some(key), Some(told)) if !cannot_tell(told) => {
+                lock(&self.failures).forget(&key);
+                self.keep(key, told);
+            }
+            (Some(key), _) => self.fails(key, told.clone()),
+        }
+        told
     }
 
     async fn climb(
@@ -286,20 +405,19 @@ impl Forwarder {
             match timeout_at(until.into(), asked).await {
                 Ok(Ok(reply)) => {
                     let reply = Arc::new(reply);
-                    let failed = cannot_tell(&reply);
-                    self.heard(server, !failed);
-                    if !failed {
+                    self.heard(server, Some(&reply));
+                    if !cannot_tell(&reply) {
                         return Some(reply);
                     }
                     last = Some(reply);
                 }
                 Ok(Err(error)) => {
                     debug!(%server, %error, "upstream failed");
-                    self.heard(server, false);
+                    self.heard(server, None);
                 }
                 Err(_) => {
                     debug!(%server, "upstream was silent");
-                    self.heard(server, false);
+                    self.heard(server, None);
                 }
             }
         }
@@ -321,10 +439,23 @@ impl Forwarder {
         servers
     }
 
-    fn heard(&self, server: SocketAddr, well: bool) {
+    /// Whether nobody there says anything any more.
+    fn are_down(&self, servers: &[SocketAddr]) -> bool {
+        let (health, now) = (lock(&self.health), clock::now());
+        servers.iter().all(|server| {
+            let health = health.get(server).copied().unwrap_or_default();
+            health.silent >= DOWN && health.until.is_some_and(|until| now < until)
+        })
+    }
+
+    fn heard(&self, server: SocketAddr, reply: Option<&[u8]>) {
         let mut health = lock(&self.health);
         let health = health.entry(server).or_default();
-        if well {
+        health.silent = match reply {
+            Some(_) => 0,
+            None => health.silent.saturating_add(1),
+        };
+        if reply.is_some_and(|reply| !cannot_tell(reply)) {
             health.failures = 0;
             health.until = None;
             return;
@@ -441,9 +572,22 @@ impl Forwarder {
             term: Term {
                 until,
                 kept: kept.since + KEEP,
-                fate: None,
+                fate: Some(kept.fate.clone()),
             },
         })
+    }
+
+    /// What was told where this failed so shortly ago.
+    fn failure(&self, key: &[u8], within: Duration) -> Option<Option<Reply>> {
+        let failures = lock(&self.failures);
+        let failed = failures.peek(key)?;
+        let age = clock::now().saturating_duration_since(failed.at);
+        (age < within).then(|| failed.told.clone())
+    }
+
+    fn fails(&self, key: Box<[u8]>, told: Option<Reply>) {
+        let at = clock::now();
+        lock(&self.failures).keep(key, Failed { at, told });
     }
 
     fn knows(&self, key: &[u8]) -> bool {
@@ -452,12 +596,17 @@ impl Forwarder {
 
     fn keep(&self, key: Box<[u8]>, reply: &[u8]) {
         let Some((recipe, ttl)) = Recipe::of_forwarded(reply, LONGEST_TTL, LONGEST_NEGATIVE) else {
+            if is_told(reply) {
+                // What was known before is not so any more.
+                lock(&self.answers).forget(&key);
+            }
             return;
         };
         let kept = Kept {
             recipe,
             since: clock::now(),
             ttl: Duration::from_secs(ttl.into()),
+            fate: Fate::default(),
         };
         lock(&self.answers).keep(key, kept);
     }
@@ -465,69 +614,6 @@ impl Forwarder {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether a reply is SERVFAIL, NOTIMP or REFUSED.
-fn cannot_tell(reply: &[u8]) -> bool {
-    reply
-        .get(3)
-        .is_none_or(|flags| matches!(flags & 0x0F, 2 | 4 | 5))
-}
-
-/// A reply with the client's own id and the case of its question.
-fn own_head(reply: &[u8], packet: &[u8]) -> Vec<u8> {
-    let mut reply = reply.to_vec();
-    for (own, asked) in reply.iter_mut().zip(packet).take(2) {
-        *own = *asked;
-    }
-    let end = question_end(packet).unwrap_or(12);
-    if let (Some(own), Some(asked)) = (reply.get_mut(12..end), packet.get(12..end))
-        && own.eq_ignore_ascii_case(asked)
-    {
-        own.copy_from_slice(asked);
-    }
-    reply
-}
-
-/// The head of a reply, with TC: the client is to come back over TCP.
-fn truncated(reply: &[u8]) -> Vec<u8> {
-    let end = question_end(reply).unwrap_or(reply.len());
-    let mut head = reply.get(..end).unwrap_or_default().to_vec();
-    if let Some(flags) = head.get_mut(2) {
-        *flags |= 0x02;
-    }
-    if let Some(counts) = head.get_mut(6..12) {
-        counts.fill(0);
-    }
-    head
-}
-
-/// Where the only question of a message ends.
-fn question_end(packet: &[u8]) -> Option<usize> {
-    let mut at = 12;
-    loop {
-        match usize::from(*packet.get(at)?) {
-            0 => return Some(at + 5).filter(|end| *end <= packet.len()),
-            length @ 1..=63 => at += length + 1,
-            _ => return None,
-        }
-    }
-}
-
-/// Whether a datagram answers a packet that went out with this id (RFC 5452, section
-/// 9.1).
-pub(crate) fn answers(reply: &[u8], packet: &[u8], id: [u8; 2]) -> bool {
-    let (Some(head), Some(end)) = (reply.first_chunk::<12>(), question_end(packet)) else {
-        return false;
-    };
-    let is_reply = head[2] & 0x80 != 0 && head[2] & 0x78 == packet[2] & 0x78;
-    // The name in any case, type and class as they are: 65 and 97 are two types.
-    let (Some(ours), Some(told)) = (packet.get(12..end), reply.get(12..end)) else {
-        return false;
-    };
-    let name = ours.len() - 4;
-    let same = ours[..name].eq_ignore_ascii_case(&told[..name]) && ours[name..] == told[name..];
-    head[..2] == id && is_reply && head[4..6] == [0, 1] && same
 }
 
 fn with_id(packet: &[u8]) -> (Vec<u8>, [u8; 2]) {

@@ -205,14 +205,14 @@ impl Server {
     }
 
     fn replace(&self, resolver: Resolver, upstreams: Upstreams) {
-        let before = self.current();
-        let own = self.addresses.clone();
-        let forwarder = (!upstreams.is_none()).then(|| Arc::new(Forwarder::new(upstreams, own)));
-        let current = Arc::new(Current {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let forwarder = Forwarder::after(current.forwarder.as_ref(), upstreams, &self.addresses);
+        let next = Arc::new(Current {
             resolver,
             forwarder,
         });
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
+        let before = std::mem::replace(&mut *current, next);
+        drop(current);
         before.resolver.is_replaced();
     }
 
@@ -292,30 +292,38 @@ impl Server {
             Judged::Ask(question) => question,
         };
         let plain = shortcut::read(packet, transport == Transport::Tcp);
+        let deadline = since + LIMIT;
+        let of_others = |others| {
+            self.forwarded(
+                others,
+                packet,
+                &question,
+                plain.as_ref(),
+                transport,
+                deadline,
+            )
+        };
         if is_elsewhere(&question)
             && let Some(forwarder) = forwarder
         {
-            let reply = self.forwarded(forwarder, packet, &question, plain.as_ref(), transport);
-            return Box::pin(reply).await;
+            return Box::pin(of_others(forwarder)).await;
         }
-        let deadline = since + LIMIT;
         // An address that Consul does not know may be known to others, who need time too.
         let others = forwarder.as_ref().filter(|_| question.asked.is_reverse());
         let own = if others.is_some() { LIMIT / 2 } else { LIMIT };
         let by = Some(since + own - SPARE);
         let answer = zone::answer(resolver, &question.asked, Runs::Here, by);
         let answer = timeout_at((since + own).into(), answer).await;
-        let nobodys = match &answer {
-            Ok((_, Err(error))) => error.is_not_found(),
-            Ok((_, Ok(answer))) => answer.is_none(),
-            Err(_) => true,
-        };
-        if let Some(others) = others.filter(|_| nobodys) {
-            let reply = self.forwarded(others, packet, &question, plain.as_ref(), transport);
-            let reply = timeout_at(deadline.into(), Box::pin(reply)).await;
-            if let Ok(Some(reply)) = reply {
-                return Some(reply);
-            }
+        // What Consul cannot tell others may know as well.
+        let told = answer.as_ref().ok().map(|(_, told)| told);
+        let is_known = matches!(told, Some(Ok(Some(_))));
+        if let Some(others) = others.filter(|_| !is_known)
+            && let Some(Reply { bytes, fill }) = Box::pin(of_others(others)).await
+        {
+            // As soon as Consul can tell, its word comes first again.
+            let no = told.filter(|told| told.as_ref().err().is_none_or(Error::is_not_found));
+            let fill = fill.filter(|_| no.is_some());
+            return Some(Reply { bytes, fill });
         }
         let Ok((sections, answer)) = answer else {
             let sections = Sections::failed(ErrorKind::Timeout);
@@ -340,7 +348,7 @@ impl Server {
         })
     }
 
-    /// The answer of others. `None`: nobody knows who has an address.
+    /// The answer of others. `None`: nobody else is to be asked who has an address.
     async fn forwarded(
         &self,
         forwarder: &Arc<Forwarder>,
@@ -348,6 +356,7 @@ impl Server {
         question: &Question,
         plain: Option<&Plain>,
         transport: Transport,
+        deadline: Instant,
     ) -> Option<Reply> {
         let own = |sections: &Sections| {
             let bytes = question.reply(sections, transport);
@@ -370,13 +379,14 @@ impl Server {
         // What is signed is not taken apart, and what a client says of itself is neither
         // kept nor shared.
         let plain = plain.filter(|plain| !plain.wants_signatures && !plain.has_options);
-        match forwarder.answer(packet, &labels, plain, transport).await {
+        let told = forwarder.answer(packet, &labels, plain, transport, deadline);
+        match told.await {
             Forwarded::Reply(bytes) => {
                 let fill = plain.and_then(|plain| forwarder.fill(plain));
                 Some(Reply { bytes, fill })
             }
             Forwarded::Filtered => own(&Sections::filtered()),
-            Forwarded::Nobody | Forwarded::Failed if question.asked.is_reverse() => None,
+            Forwarded::Nobody if question.asked.is_reverse() => None,
             Forwarded::Nobody => own(&Sections::refused()),
             Forwarded::Failed => own(&Sections::failed(ErrorKind::Unavailable)),
         }

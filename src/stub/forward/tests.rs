@@ -1,6 +1,6 @@
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
 
-use super::*;
+use super::{message::question_end, *};
 use crate::stub::shortcut;
 
 /// An ordinary question for the address of `www.example.com`.
@@ -109,6 +109,44 @@ async fn a_forwarded_answer_is_stale_for_a_day_and_giving_it_renews_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_gives_an_answer_on_is_told_when_it_is_not_so_any_more() {
+    let (forwarder, packet) = (forwarder(), question());
+    let plain = shortcut::read(&packet, false).unwrap();
+    let keep = |reply: &[u8]| forwarder.keep(plain.key.as_bytes().into(), reply);
+    let given_on = || {
+        keep(&answer(60));
+        forwarder.fill(&plain).unwrap().term.fate.unwrap()
+    };
+    let coded = |code: u8| {
+        let mut reply = packet.clone();
+        (reply[2], reply[3]) = (0x80, code);
+        reply
+    };
+    let known = || lock(&forwarder.answers).size().0 == 1;
+    // Newer ones: of no time to live, and one that nobody says how long to keep.
+    for newer in [answer(60), answer(0)] {
+        let fate = given_on();
+        assert!(!fate.is_over());
+        keep(&newer);
+        assert!(fate.is_over() && known());
+    }
+    let fate = given_on();
+    keep(&coded(3));
+    assert!(fate.is_over() && !known());
+    // A failure tells nothing, and neither does what is cut: somebody may have guessed.
+    let fate = given_on();
+    for code in [1, 2, 4, 5] {
+        keep(&coded(code));
+    }
+    let mut cut = answer(60);
+    cut[2] |= 0x02;
+    keep(&cut);
+    assert!(!fate.is_over() && known());
+    drop(forwarder);
+    assert!(fate.is_over(), "nobody is left to say so");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_of_an_upstream_is_remembered_for_half_a_minute_at_most() {
     let (forwarder, server) = (forwarder(), "192.0.2.1:53".parse().unwrap());
     let rests = || {
@@ -118,10 +156,10 @@ async fn a_failure_of_an_upstream_is_remembered_for_half_a_minute_at_most() {
             .map_or(Duration::ZERO, |until| until - clock::now())
     };
     for failures in 0..100 {
-        forwarder.heard(server, false);
+        forwarder.heard(server, None);
         let expected = Duration::from_secs(1 << failures.min(5)).min(LONGEST_REST);
         assert_eq!(rests(), expected, "after {failures}");
     }
-    forwarder.heard(server, true);
+    forwarder.heard(server, Some(&answer(60)));
     assert_eq!(rests(), Duration::ZERO);
 }

@@ -1,0 +1,70 @@
+//! **Pure.** The bytes of a packet that goes on and of what comes back: what is said in its
+//! head, whether it is a reply to ours, and whose head it has.
+
+/// Whether a reply is SERVFAIL, NOTIMP or REFUSED.
+pub(super) fn cannot_tell(reply: &[u8]) -> bool {
+    reply
+        .get(3)
+        .is_none_or(|flags| matches!(flags & 0x0F, 2 | 4 | 5))
+}
+
+/// Whether a reply is NOERROR or NXDOMAIN, and whole.
+pub(super) fn is_told(reply: &[u8]) -> bool {
+    matches!(reply, [_, _, flags, code, ..] if flags & 0x02 == 0 && matches!(code & 0x0F, 0 | 3))
+}
+
+/// A reply with the client's own id and the case of its question.
+pub(super) fn own_head(reply: &[u8], packet: &[u8]) -> Vec<u8> {
+    let mut reply = reply.to_vec();
+    for (own, asked) in reply.iter_mut().zip(packet).take(2) {
+        *own = *asked;
+    }
+    let end = question_end(packet).unwrap_or(12);
+    if let (Some(own), Some(asked)) = (reply.get_mut(12..end), packet.get(12..end))
+        && own.eq_ignore_ascii_case(asked)
+    {
+        own.copy_from_slice(asked);
+    }
+    reply
+}
+
+/// The head of a reply, with TC: the client is to come back over TCP.
+pub(super) fn truncated(reply: &[u8]) -> Vec<u8> {
+    let end = question_end(reply).unwrap_or(reply.len());
+    let mut head = reply.get(..end).unwrap_or_default().to_vec();
+    if let Some(flags) = head.get_mut(2) {
+        *flags |= 0x02;
+    }
+    if let Some(counts) = head.get_mut(6..12) {
+        counts.fill(0);
+    }
+    head
+}
+
+/// Where the only question of a message ends.
+pub(super) fn question_end(packet: &[u8]) -> Option<usize> {
+    let mut at = 12;
+    loop {
+        match usize::from(*packet.get(at)?) {
+            0 => return Some(at + 5).filter(|end| *end <= packet.len()),
+            length @ 1..=63 => at += length + 1,
+            _ => return None,
+        }
+    }
+}
+
+/// Whether a datagram answers a packet that went out with this id (RFC 5452, section
+/// 9.1).
+pub(crate) fn answers(reply: &[u8], packet: &[u8], id: [u8; 2]) -> bool {
+    let (Some(head), Some(end)) = (reply.first_chunk::<12>(), question_end(packet)) else {
+        return false;
+    };
+    let is_reply = head[2] & 0x80 != 0 && head[2] & 0x78 == packet[2] & 0x78;
+    // The name in any case, type and class as they are: 65 and 97 are two types.
+    let (Some(ours), Some(told)) = (packet.get(12..end), reply.get(12..end)) else {
+        return false;
+    };
+    let name = ours.len() - 4;
+    let same = ours[..name].eq_ignore_ascii_case(&told[..name]) && ours[name..] == told[name..];
+    head[..2] == id && is_reply && head[4..6] == [0, 1] && same
+}
