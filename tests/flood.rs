@@ -212,15 +212,18 @@ async fn one_client_that_asks_for_more_than_its_share_is_told_so() {
 }
 
 async fn is_told_of_its_share(stub: SocketAddr) {
+    const ASKED: u16 = 450;
     let greedy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     greedy.connect(stub).await.unwrap();
     let ask = async {
-        for at in 0..300_u16 {
+        for at in 0..ASKED {
             let name = format!("n{at}.service.consul.");
             let mut packet = with_opt(question(&name, 1), 1_232, &[]);
             packet[..2].copy_from_slice(&at.to_be_bytes());
             greedy.send(&packet).await.unwrap();
-            tokio::task::yield_now().await;
+            if at % 32 == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
         }
     };
     let (mut heard, mut at_once) = (BTreeSet::new(), 0);
@@ -232,14 +235,18 @@ async fn is_told_of_its_share(stub: SocketAddr) {
             assert!(heard.insert([reply[0], reply[1]]), "answered twice");
             // "Not ready".
             at_once += usize::from(reply.ends_with(&[0, 14]));
-            if heard.len() == 300 {
+            if heard.len() == usize::from(ASKED) {
                 break;
             }
         }
     };
     tokio::join!(ask, hear);
     // A datagram may be lost on its way through a full queue of the kernel's.
-    assert!(heard.len() > 280, "{} were answered", heard.len());
+    assert!(
+        heard.len() * 10 > usize::from(ASKED) * 9,
+        "{} were answered",
+        heard.len()
+    );
     assert!(at_once > 50, "{at_once} above the share");
 }
 

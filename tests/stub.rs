@@ -69,6 +69,12 @@ async fn tool(tool: &str, server: SocketAddr, arguments: &[&str]) -> String {
 async fn dig_and_kdig_are_content_with_every_type() {
     let agent = Agent::builder().node("vm").start().await;
     agent.register_instances("web", 3).await;
+    // The agent tells of its own node a moment after it is there.
+    wait_for("the node's metadata", async || {
+        let reply = ask_udp(agent.dns(), "vm.node.consul.", RecordType::TXT).await;
+        (!reply?.answers.is_empty()).then_some(())
+    })
+    .await;
     let stub = stub(&agent.dns().to_string(), "none").await;
     for program in ["dig", "kdig"] {
         for (name, kind, expected) in [

@@ -38,7 +38,7 @@ use crate::{clock, endpoint::Transport};
 const MOST_DATAGRAMS: usize = 1_024;
 
 /// From so many on a client has its share and no more.
-const CROWDED: usize = MOST_DATAGRAMS / 2;
+const CROWDED: usize = MOST_DATAGRAMS / 4;
 
 /// Connections at once, per address. No more than a quarter of the descriptors that this
 /// process may have: questions to Consul need some too.
