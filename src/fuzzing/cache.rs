@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    cache::{Cache, Limits, Look, Rest, fate::Fate, stale::LATELY},
+    cache::{Cache, Limits, Look, Rest, ahead, fate::Fate, stale::LATELY},
     clock,
     endpoint::{Source, Transport},
     found::{Found, Held, Host},
@@ -239,7 +239,7 @@ impl Model {
             held,
             since,
             until,
-            renew: until - ((until - since) / 8).min(Duration::from_secs(1)),
+            renew: until - ahead(&format!("n{name}.node"), until - since),
             again: None,
             asked: 0,
         };

@@ -40,7 +40,7 @@ use crate::{
     cache::stale::Wish,
     clock,
     consul::blocking::{self, Blocking, Failure},
-    endpoint::Outcome,
+    endpoint::{Outcome, Source},
     flight::Runs,
     found::Held,
     ladder::{Heard, Rung},
@@ -307,6 +307,9 @@ impl Following {
                     let now = clock::now();
                     before = None;
                     inner.cache().expire(self.name.key(), now);
+                    // It was waited for already: all who are followed there end here at once,
+                    // and whoever has a stale set need not wait again.
+                    *inner.slow() = Some(now);
                     blocking.failed(Failure::Other, None, now, &mut clock::dice());
                     address += 1;
                     continue;
@@ -392,6 +395,8 @@ impl Following {
                         cache.expire(self.name.key(), now);
                         cache.wake(self.name.key());
                     }
+                    // Nobody else may ask there for as long as DNS is well.
+                    inner.counters.attempted(Source::Http, blocked.outcome);
                     let (failure, asked) = failure(&blocked);
                     debug!(name = %self.fqdn, outcome = %blocked.outcome, "not followed for now");
                     blocking.failed(failure, asked, now, &mut dice);
