@@ -77,6 +77,14 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// Whether Consul shows the same to both.
+    pub(crate) fn sees_as(&self, other: &Self) -> bool {
+        self.http == other.http
+            && self.dns == other.dns
+            && self.datacenter == other.datacenter
+            && self.partition == other.partition
+    }
+
     /// Where names are that do not say it.
     pub(crate) fn home(&self) -> Locality {
         Locality {
@@ -85,20 +93,6 @@ impl Config {
             partition: self.partition.clone(),
             ..Locality::default()
         }
-    }
-}
-
-impl Config {
-    /// Whether Consul shows the same to both.
-    pub(crate) fn sees_as(&self, other: &Self) -> bool {
-        let place = |one: &Self| {
-            (
-                one.dns.clone(),
-                one.datacenter.clone(),
-                one.partition.clone(),
-            )
-        };
-        self.http == other.http && place(self) == place(other)
     }
 }
 

@@ -36,7 +36,6 @@ use self::fate::{Fate, Term};
 use crate::{
     endpoint::{Endpoint, Freshness},
     found::{Found, Held, Instance},
-    records,
 };
 
 /// A set is asked for anew, by whoever is given it, when it holds for no longer than one part in
@@ -150,6 +149,31 @@ impl Entry {
     }
 }
 
+/// What a set was put in the place of. Dropped, it tells who gives that on that it is not so
+/// any more.
+#[derive(Debug)]
+pub(crate) struct Before {
+    pub(crate) held: Arc<Held>,
+    fate: Option<Fate>,
+}
+
+impl Before {
+    /// The new one has the same members.
+    pub(crate) fn renewed(mut self) {
+        if let Some(fate) = self.fate.take() {
+            fate.renew();
+        }
+    }
+}
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        if let Some(fate) = &self.fate {
+            fate.end();
+        }
+    }
+}
+
 /// Sets by name, as [`ConsulName::key`](crate::name::ConsulName::key) writes it.
 #[derive(Debug)]
 pub(crate) struct Cache {
@@ -251,7 +275,7 @@ impl Cache {
     }
 
     /// Keeps a set, from the time when it was found. Gives the set of before.
-    pub(crate) fn put(&mut self, held: Arc<Held>, since: Instant) -> Option<Arc<Held>> {
+    pub(crate) fn put(&mut self, held: Arc<Held>, since: Instant) -> Option<Before> {
         let Limits { floor, cap, .. } = self.limits;
         let holds = if held.complete {
             held.ttl.max(floor).min(cap)
@@ -269,7 +293,7 @@ impl Cache {
         held: Arc<Held>,
         since: Instant,
         until: Instant,
-    ) -> Option<Arc<Held>> {
+    ) -> Option<Before> {
         self.put_set(held, since, until, until)
     }
 
@@ -279,18 +303,13 @@ impl Cache {
         since: Instant,
         until: Instant,
         renew: Instant,
-    ) -> Option<Arc<Held>> {
+    ) -> Option<Before> {
         let before = self.set(&held.key);
         let shrunk = before.as_ref().and_then(|(before, shrunk)| {
             let lost = before.found.len() > held.found.len();
             if lost { Some(since) } else { *shrunk }
         });
-        if let Some((before, _)) = &before
-            && records::same_members(&before.endpoints, &held.endpoints)
-            && let Some(fate) = (self.entries.peek_mut(&*held.key)).and_then(Entry::fate)
-        {
-            fate.renew();
-        }
+        let fate = (self.entries.peek_mut(&*held.key)).and_then(Entry::fate);
         let entry = Entry {
             until,
             renew,
@@ -306,7 +325,7 @@ impl Cache {
             }),
         };
         self.insert(Known::Set(held), entry);
-        before.map(|(before, _)| before)
+        before.map(|(held, _)| Before { held, fate })
     }
 
     /// Keeps a set of an earlier run, as stale; what is known already wins.

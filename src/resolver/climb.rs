@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use super::{Inner, fresh, told};
 use crate::{
     air::Air,
-    cache::{Look, stale::PATIENCE},
+    cache::{Before, Look, stale::PATIENCE},
     catalog,
     circuit::{Gate, Mode},
     clock,
@@ -248,7 +248,7 @@ impl Inner {
             (asked, cache.put(Arc::clone(&held), clock::now()))
         };
         self.follow_if_hot(question.name, asked);
-        self.kept(question.name, &held, was.as_deref());
+        self.kept(question.name, &held, was);
         fresh(held, Duration::ZERO)
     }
 
@@ -266,7 +266,7 @@ impl Inner {
             let mut cache = self.cache();
             cache.put_until(Arc::clone(&held), clock::now(), until)
         };
-        self.kept(question.name, &held, was.as_deref());
+        self.kept(question.name, &held, was);
         held
     }
 
@@ -280,12 +280,15 @@ impl Inner {
     }
 
     /// What else is to know of a set that was kept.
-    fn kept(self: &Arc<Self>, name: &ConsulName, held: &Arc<Held>, was: Option<&Held>) {
+    fn kept(self: &Arc<Self>, name: &ConsulName, held: &Arc<Held>, was: Option<Before>) {
         let new = was.is_none();
-        if was.is_some_and(|was| !records::same_members(&was.endpoints, &held.endpoints)) {
-            self.counters
-                .membership_changes
-                .fetch_add(1, Ordering::Relaxed);
+        // Without the cache's lock: there may be thousands of them.
+        match was {
+            Some(was) if records::same_members(&was.held.endpoints, &held.endpoints) => {
+                was.renewed();
+            }
+            Some(_) => _ = (self.counters.membership_changes).fetch_add(1, Ordering::Relaxed),
+            None => {}
         }
         self.evidence().found(name.key());
         self.save_soon();

@@ -17,13 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::runtime::Handle;
+
 pub use self::{
     askable::Name,
     lookup::Lookup,
     service::{Changes, Endpoints, Service},
 };
-use tokio::runtime::Handle;
-
 use self::{climb::Landed, follow::Followers, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
@@ -82,8 +82,8 @@ struct Inner {
     flights: Flights<ConsulName, Landed>,
     counters: Arc<Counters>,
     /// When the sources last kept somebody waiting for longer than a stale set is waited for:
-    /// for [`SLOW`](crate::cache::stale::SLOW), or until one answers in time, nobody waits for them who has
-    /// such a set. A std mutex: held for one look.
+    /// for [`SLOW`](crate::cache::stale::SLOW), or until one answers in time, nobody waits for
+    /// them who has such a set. A std mutex: held for one look.
     slow: Mutex<Option<Instant>>,
     followers: Followers,
     snapshot: Option<Snapshot>,

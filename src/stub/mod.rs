@@ -56,9 +56,6 @@ const LIMIT: Duration = Duration::from_millis(850);
 /// So much of the time is kept for what is known, or written down, where no source answers.
 const SPARE: Duration = Duration::from_millis(80);
 
-/// A reply without records: header, question, OPT record.
-const SHORTEST: usize = 512;
-
 /// What every packet is answered from.
 #[derive(Debug)]
 struct Server {
@@ -251,7 +248,7 @@ impl Server {
     fn late(&self, packet: &[u8], plain: Option<&Plain>) -> Option<Vec<u8>> {
         let reply = plain.and_then(|plain| {
             let mut shortcuts = self.shortcuts();
-            let mut out = vec![0; shortcuts.room(plain).max(SHORTEST)];
+            let mut out = vec![0; shortcuts.room(plain).max(shortcut::REFUSAL)];
             let known = shortcuts.answer_late(packet, plain, clock::lately(), &mut out);
             let length = known.or_else(|| plain.overload(packet, &mut out))?;
             out.truncate(length);

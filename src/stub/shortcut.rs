@@ -34,6 +34,9 @@ const NAME: usize = 255;
 /// Length of an OPT record without options.
 pub(crate) const OPT: usize = 11;
 
+/// Longest reply that nobody has time for a question: header, question, OPT record.
+pub(crate) const REFUSAL: usize = 512;
+
 /// Length of an extended error without text (RFC 8914, section 2), as an option.
 pub(crate) const EXTENDED: usize = 6;
 

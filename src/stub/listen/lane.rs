@@ -59,9 +59,6 @@ const QUESTION: usize = 4_096;
 /// Longest reply over UDP, with its OPT record.
 const REPLY: usize = 4_096;
 
-/// Longest reply that nobody has time for a question: header, question, OPT record.
-const REFUSAL: usize = 512;
-
 /// How often a thread that hears nothing looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -378,7 +375,7 @@ fn give<S: Address>(
 
 /// Says that there is no time for a question, to who can be told.
 fn refuse(lane: &Lane, packet: &[u8], client: SocketAddr, server: &Server) {
-    let mut room = [0; REFUSAL];
+    let mut room = [0; shortcut::REFUSAL];
     let plain = shortcut::read(packet, false);
     let Some(length) = plain.and_then(|plain| plain.overload(packet, &mut room)) else {
         return server.counted.dropped();
