@@ -5,8 +5,6 @@ use std::{future::poll_fn, pin::Pin, task::Poll, time::Instant};
 
 use tokio::time::timeout_at;
 
-use crate::clock;
-
 /// Questions in the air, the oldest first: whom each was put to, since when, and what it
 /// waits for.
 pub(crate) struct Air<'a, K, T>(Vec<(K, Instant, Asking<'a, T>)>);
@@ -30,8 +28,13 @@ impl<'a, K, T> Air<'a, K, T> {
     }
 
     /// One more is asked.
-    pub(crate) fn ask(&mut self, whom: K, asking: impl Future<Output = T> + Send + 'a) {
-        self.0.push((whom, clock::now(), Box::pin(asking)));
+    pub(crate) fn ask(
+        &mut self,
+        whom: K,
+        asking: impl Future<Output = T> + Send + 'a,
+        now: Instant,
+    ) {
+        self.0.push((whom, now, Box::pin(asking)));
     }
 
     /// The first to say something, and since when it was asked, if that is before `until`.

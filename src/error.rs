@@ -14,9 +14,25 @@ pub struct Error(Arc<Inner>);
 
 struct Inner {
     kind: ErrorKind,
-    message: Box<str>,
-    attempts: Box<[Attempt]>,
+    message: Message,
+    attempts: Vec<Attempt>,
     source: Option<Box<dyn error::Error + Send + Sync + 'static>>,
+}
+
+/// The line that an error is told by.
+enum Message {
+    Written(Box<str>),
+    /// Put together when somebody reads it.
+    Told(Box<dyn fmt::Display + Send + Sync>),
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Written(text) => f.write_str(text),
+            Self::Told(told) => told.fmt(f),
+        }
+    }
 }
 
 /// Whose turn it is.
@@ -69,8 +85,22 @@ impl Error {
     ) -> Self {
         Self(Arc::new(Inner {
             kind,
-            message: message.into(),
-            attempts: attempts.into(),
+            message: Message::Written(message.into()),
+            attempts,
+            source: None,
+        }))
+    }
+
+    /// With a message that few will read.
+    pub(crate) fn told(
+        kind: ErrorKind,
+        message: impl fmt::Display + Send + Sync + 'static,
+        attempts: Vec<Attempt>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            message: Message::Told(Box::new(message)),
+            attempts,
             source: None,
         }))
     }
@@ -90,8 +120,8 @@ impl Error {
     ) -> Self {
         Self(Arc::new(Inner {
             kind,
-            message: message.into(),
-            attempts: Box::default(),
+            message: Message::Written(message.into()),
+            attempts: Vec::new(),
             source: Some(Box::new(cause)),
         }))
     }
@@ -135,7 +165,7 @@ impl From<NameError> for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)
+        self.0.message.fmt(f)
     }
 }
 
@@ -143,7 +173,7 @@ impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
-            .field("message", &self.0.message)
+            .field("message", &self.0.message.to_string())
             .field("attempts", &self.0.attempts)
             .field("source", &self.0.source)
             .finish()

@@ -35,7 +35,7 @@ pub(crate) async fn answer(
 ) -> (Sections, Result<Option<Answer>, Error>) {
     let settings = resolver.dns_settings();
     let zone = Zone {
-        domain: resolver.domain(),
+        origin: resolver.origin(),
         serial: clock::serial(),
         settings: &settings,
     };

@@ -41,6 +41,8 @@ use std::{
     sync::Arc,
 };
 
+use compact_str::CompactString;
+
 pub use self::error::NameError;
 use self::{
     error::Fault,
@@ -107,7 +109,7 @@ pub struct ConsulName(Arc<Parts>);
 
 struct Parts {
     /// The canonical name, lower case, without the domain; what is hashed.
-    key: Box<str>,
+    key: CompactString,
     subject: Subject,
     locality: Locality,
 }
@@ -338,7 +340,7 @@ impl ConsulName {
     }
 
     fn new(subject: Subject, locality: Locality) -> Self {
-        let mut key = String::with_capacity(LONGEST);
+        let mut key = CompactString::default();
         // Into a string all can be written.
         _ = write!(key, "{subject}");
         let place = locality.labels(matches!(subject, Subject::Virtual { .. }));
@@ -347,7 +349,7 @@ impl ConsulName {
             key.push_str(&place);
         }
         Self(Arc::new(Parts {
-            key: key.into(),
+            key,
             subject,
             locality,
         }))

@@ -73,14 +73,13 @@ pub(super) fn text(text: &str, domain: &Domain) -> Result<ConsulName, NameError>
 
 /// Labels off the wire, the root's left out.
 pub(super) fn wire(labels: &[&[u8]], srv: bool, domain: &Domain) -> Result<ConsulName, NotAName> {
-    let zone: Vec<&str> = domain.as_str().split('.').collect();
-    if let Some(rest) = below(labels, &zone) {
+    if let Some(rest) = below(labels, domain.as_str().rsplit('.')) {
         let text = lower(rest).ok_or(NotAName::NoSuchName)?;
-        return full(&parted(&text), srv).map_err(|_| NotAName::NoSuchName);
+        return full(&parted(&text, rest), srv).map_err(|_| NotAName::NoSuchName);
     }
     if is_reverse(labels) {
         let text = lower(labels).ok_or(NotAName::NoSuchName)?;
-        let address = target::unreverse(&parted(&text)).ok_or(NotAName::NoSuchName)?;
+        let address = target::unreverse(&parted(&text, labels)).ok_or(NotAName::NoSuchName)?;
         return Ok(ConsulName::new(
             Subject::Reverse(address),
             Locality::default(),
@@ -89,26 +88,27 @@ pub(super) fn wire(labels: &[&[u8]], srv: bool, domain: &Domain) -> Result<Consu
     Err(NotAName::Elsewhere)
 }
 
-/// The labels in lower case, with dots between them: none has one within.
+/// The labels in lower case, one behind the other.
 fn lower(labels: &[&[u8]]) -> Option<String> {
     let mut lower = String::with_capacity(LONGEST);
     for label in labels {
         let text = std::str::from_utf8(label).ok()?;
         check_label(text, text).ok()?;
-        if !lower.is_empty() {
-            lower.push('.');
-        }
         lower.push_str(text);
     }
     lower.make_ascii_lowercase();
     Some(lower)
 }
 
-fn parted(text: &str) -> Vec<&str> {
-    match text {
-        "" => Vec::new(),
-        text => text.split('.').collect(),
-    }
+/// The same, each by itself.
+fn parted<'a>(mut lower: &'a str, labels: &[&[u8]]) -> Vec<&'a str> {
+    let take = |label: &&[u8]| {
+        // As long as before: only ASCII changed, and nothing else got here.
+        let (label, rest) = lower.split_at_checked(label.len()).unwrap_or_default();
+        lower = rest;
+        label
+    };
+    labels.iter().map(take).collect()
 }
 
 /// A name in the domain, which has been taken off. Lower case.

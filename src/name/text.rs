@@ -30,20 +30,25 @@ pub(crate) fn text<'a>(labels: impl IntoIterator<Item = &'a [u8]>) -> String {
 }
 
 /// The labels left of a domain, which the name lies in. `None`: it does not. Case does
-/// not count.
-pub(crate) fn below<'a, 'b, T: AsRef<[u8]>>(
-    labels: &'a [&'b [u8]],
-    domain: &[T],
+/// not count. `domain`: its labels from the right.
+pub(crate) fn below<'a, 'b>(
+    mut labels: &'a [&'b [u8]],
+    domain: impl IntoIterator<Item: AsRef<[u8]>>,
 ) -> Option<&'a [&'b [u8]]> {
-    let (rest, end) = labels.split_at_checked(labels.len().checked_sub(domain.len())?)?;
-    let same = |(one, other): (&&[u8], &T)| one.eq_ignore_ascii_case(other.as_ref());
-    end.iter().zip(domain).all(same).then_some(rest)
+    for label in domain {
+        let (last, rest) = labels.split_last()?;
+        if !last.eq_ignore_ascii_case(label.as_ref()) {
+            return None;
+        }
+        labels = rest;
+    }
+    Some(labels)
 }
 
 /// Whether a name asks who has an address.
 pub(crate) fn is_reverse(labels: &[&[u8]]) -> bool {
-    let zones: [[&[u8]; 2]; 2] = [[b"in-addr", b"arpa"], [b"ip6", b"arpa"]];
-    zones.iter().any(|zone| below(labels, zone).is_some())
+    let zones = [["arpa", "in-addr"], ["arpa", "ip6"]];
+    (zones.into_iter()).any(|zone| below(labels, zone).is_some())
 }
 
 /// The labels of an absolute name, the root's left out; its final dot may be

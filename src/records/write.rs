@@ -121,8 +121,30 @@ impl Sections {
     /// NXDOMAIN or NODATA, with the zone's SOA.
     fn nothing(code: ResponseCode, zone: &Zone<'_>) -> Self {
         Self {
-            authorities: zone.soa().map_or_else(Vec::new, |soa| vec![soa]),
+            authorities: vec![zone.soa()],
             ..Self::new(code)
+        }
+    }
+}
+
+/// The names of a zone itself, in hickory's form: made once, and told with each name that does
+/// not exist.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    apex: Name,
+    ns: Name,
+    hostmaster: Name,
+}
+
+impl Origin {
+    /// A domain leaves room for a label before it, and has none that the wire does not carry.
+    pub(crate) fn of(domain: &Domain) -> Self {
+        let apex = name(domain.as_str()).unwrap_or_default();
+        let within = |label: &[u8]| apex.prepend_label(label).unwrap_or_default();
+        Self {
+            ns: within(b"ns"),
+            hostmaster: within(b"hostmaster"),
+            apex,
         }
     }
 }
@@ -130,17 +152,19 @@ impl Sections {
 /// The zone, as its SOA tells it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Zone<'a> {
-    pub(crate) domain: &'a Domain,
+    pub(crate) origin: &'a Origin,
     pub(crate) serial: u32,
     /// How Consul's own DNS interface is set.
     pub(crate) settings: &'a DnsSettings,
 }
 
 impl Zone<'_> {
-    fn soa(&self) -> Option<Record> {
-        let apex = name(self.domain.as_str())?;
-        let within = |label: &[u8]| apex.prepend_label(label).ok();
-        let (ns, hostmaster) = (within(b"ns")?, within(b"hostmaster")?);
+    fn soa(&self) -> Record {
+        let Origin {
+            apex,
+            ns,
+            hostmaster,
+        } = self.origin.clone();
         let Soa {
             refresh,
             retry,
@@ -150,7 +174,7 @@ impl Zone<'_> {
         let signed = |seconds| i32::try_from(seconds).unwrap_or(i32::MAX);
         let (refresh, retry, expire) = (signed(refresh), signed(retry), signed(expire));
         let soa = SOA::new(ns, hostmaster, self.serial, refresh, retry, expire, minimum);
-        Some(Record::from_rdata(apex, minimum, RData::SOA(soa)))
+        Record::from_rdata(apex, minimum, RData::SOA(soa))
     }
 }
 
@@ -197,7 +221,7 @@ pub(crate) fn answer(
             let pointers = pointers.map(|target| writer.record(owner, RData::PTR(PTR(target))));
             writer.sections.answers = pointers.collect();
             if kind == RecordType::SOA {
-                writer.sections.authorities.extend(zone.soa());
+                writer.sections.authorities.push(zone.soa());
             }
         }
         Found::Servers(_) => return apex(Some(answer), kind, zone),
@@ -248,7 +272,8 @@ pub(crate) fn apex(servers: Option<&Answer>, kind: RecordType, zone: &Zone<'_>) 
     let ttl = whole_seconds(servers.map_or(Duration::ZERO, Answer::ttl));
     let servers = servers.map(|answer| &answer.held.found);
     let mut records = Vec::new();
-    if let (Some(Found::Servers(servers)), Some(apex)) = (servers, name(zone.domain.as_str())) {
+    if let Some(Found::Servers(servers)) = servers {
+        let apex = &zone.origin.apex;
         for (server, addresses) in servers {
             let Some(server) = name(server) else { continue };
             for &address in addresses {
@@ -259,7 +284,7 @@ pub(crate) fn apex(servers: Option<&Answer>, kind: RecordType, zone: &Zone<'_>) 
         }
     }
     if kind == RecordType::SOA {
-        sections.answers.extend(zone.soa());
+        sections.answers.push(zone.soa());
         sections.authorities = records;
     } else {
         sections.answers = records;

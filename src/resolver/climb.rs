@@ -122,21 +122,24 @@ impl Inner {
             rungs: &rungs,
             shut: !attempts.is_empty(),
             known,
-            hedge: self.sources.hedge(),
+            hedge: self.sources.hedge(start),
             deadline: until,
             end: deadline,
         });
-        let mut air = Air::default();
+        let (mut air, mut now) = (Air::default(), start);
         let landed = loop {
-            match ladder.step(clock::now()) {
+            match ladder.step(now) {
                 Step::Ask(rung, limit) => {
-                    air.ask(rung, self.sources.look_up(rung, question, limit));
+                    air.ask(rung, self.sources.look_up(rung, question, limit), now);
                 }
                 Step::Wait(until) => {
-                    if let Some((rung, _, (mut heard, mut made))) = air.hear(until).await {
+                    let first = air.hear(until).await;
+                    now = clock::now();
+                    if let Some((rung, _, (mut heard, mut made))) = first {
                         if let Heard::Nothing(nothing) = &heard
                             && !known
-                            && self.sees_nothing(rung, name, nothing).await
+                            && self.may_see_nothing(rung, name, nothing)
+                            && Box::pin(self.sees_nothing(rung)).await
                         {
                             heard = Heard::Denied;
                             told::mark_unseen(made.last_mut());
@@ -155,8 +158,9 @@ impl Inner {
                     {
                         self.counters.fell(first.source, finding.source);
                     }
-                    let addresses = self.addresses(&finding.found, deadline, depth).await;
-                    let answer = self.keep(question, finding, addresses);
+                    let addresses = Box::pin(self.addresses(&finding.found, deadline, depth));
+                    let addresses = addresses.await;
+                    let answer = self.keep(question, *finding, addresses);
                     break Landed::Found(Answer {
                         attempts: Some(attempts.into()),
                         ..answer
@@ -171,7 +175,8 @@ impl Inner {
                         denied,
                         known,
                     };
-                    break self.weigh(question, &said, attempts).await;
+                    // In a box, as all that is seldom waited for: no look-up is to carry its room.
+                    break Box::pin(self.weigh(question, &said, attempts)).await;
                 }
                 Step::GiveUp(kind) => {
                     attempts.extend(self.sources.unheard(&air.leave(), until));
@@ -179,18 +184,17 @@ impl Inner {
                 }
             }
         };
-        if clock::now().saturating_duration_since(start) < PATIENCE
-            && !matches!(landed, Landed::Kept(_))
-        {
+        let now = clock::now();
+        if now.saturating_duration_since(start) < PATIENCE && !matches!(landed, Landed::Kept(_)) {
             *self.slow() = None;
         }
         for attempt in landed.attempts() {
             self.counters.attempted(attempt.source, attempt.outcome);
         }
         if let Landed::Kept(_) = landed {
-            self.cache().rest(name.key(), clock::now() + REST);
+            self.cache().rest(name.key(), now + REST);
         }
-        debug!(name = %fqdn, elapsed = ?clock::now().saturating_duration_since(start), ok = matches!(landed, Landed::Found(_)), "looked up");
+        debug!(name = %fqdn, elapsed = ?now.saturating_duration_since(start), ok = matches!(landed, Landed::Found(_)), "looked up");
         landed
     }
 
@@ -229,7 +233,7 @@ impl Inner {
         if let Heard::Whole(finding) = heard {
             *self.slow() = None;
             let addresses = self.addresses(&finding.found, deadline, 0).await;
-            self.keep(question, finding, addresses);
+            self.keep(question, *finding, addresses);
         }
     }
 
@@ -308,14 +312,15 @@ impl Inner {
         let place = name.locality().datacenter.as_deref().unwrap_or_default();
         // Who lost sight of what is known says nothing of what is not.
         let now = clock::now();
-        let (wants, blind, lately) = {
+        let (blind, asks, lately) = {
             let mut evidence = self.evidence();
             let wants = said.known && evidence.wants_canary(&said.nothing);
             let blind = evidence.is_blinded(now) && said.rung != Rung::Static;
-            let lately = evidence.canary_lately(said.rung, place, now);
-            (wants, blind, lately)
+            let asks = wants || blind;
+            let lately = || evidence.canary_lately(said.rung, place, now);
+            (blind, asks, asks.then(lately).flatten())
         };
-        let canary = match (wants || blind, lately) {
+        let canary = match (asks, lately) {
             (false, _) => Canary::Silent,
             (true, Some(canary)) => canary,
             (true, None) => self.ask_canary(said.rung, place).await,
@@ -366,20 +371,22 @@ impl Inner {
         }
     }
 
-    /// Whether an agent that says "there is nothing" may show nothing at all, not even
-    /// Consul's own service, which is always there. Asked until that was seen once.
-    async fn sees_nothing(&self, rung: Rung, name: &ConsulName, nothing: &Nothing) -> bool {
+    /// Whether an agent that says "there is nothing" may show nothing at all: until Consul's
+    /// own service, which is always there, was seen once.
+    fn may_see_nothing(&self, rung: Rung, name: &ConsulName, nothing: &Nothing) -> bool {
         // Another datacenter need not be there itself.
         let place = name.locality().datacenter.as_deref();
         if rung == Rung::Static || (place.is_some() && place != self.config.datacenter.as_deref()) {
             return false;
         }
         // That of the agent's own, which is there whatever datacenter is configured.
-        let asks = {
-            let evidence = self.evidence();
-            evidence.wants_canary(nothing) && !evidence.knows_canary("")
-        };
-        if !asks || self.ask_canary(rung, "").await != Canary::Gone {
+        let evidence = self.evidence();
+        evidence.wants_canary(nothing) && !evidence.knows_canary("")
+    }
+
+    /// Whether an agent shows nothing at all, not even Consul's own service.
+    async fn sees_nothing(&self, rung: Rung) -> bool {
+        if self.ask_canary(rung, "").await != Canary::Gone {
             return false;
         }
         // DNS has other rights, and HTTP is asked next. A token of ours may see a few services

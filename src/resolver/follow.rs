@@ -269,7 +269,7 @@ impl Following {
     async fn block(&self) {
         let mut blocking = Blocking::new(clock::now());
         // What was last told, and what the cache made of it.
-        let mut before: Option<(Finding, Arc<Held>)> = None;
+        let mut before: Option<(Box<Finding>, Arc<Held>)> = None;
         let mut address = 0;
         let mut looked = clock::now();
         loop {
@@ -358,7 +358,8 @@ impl Following {
                     before = match confirmed {
                         Some(known) => Some(known),
                         None => {
-                            let kept = inner.keep_followed(question, finding.clone(), until);
+                            let kept =
+                                inner.keep_followed(question, Finding::clone(&finding), until);
                             let held = kept.await;
                             self.tell(Known::Set(Arc::clone(&held)));
                             Some((finding, held))

@@ -200,7 +200,8 @@ impl Inner {
         };
         let landed = match &known {
             None => Some(landing.await),
-            Some((held, _)) => self.wait_a_moment(name, held.source, by, landing).await,
+            // In a box: who has nothing to be given meanwhile is not to carry its room.
+            Some((held, _)) => Box::pin(self.wait_a_moment(name, held.source, by, landing)).await,
         };
         let (error, attempts) = match landed {
             Some(Some(Landed::Found(answer))) => return Ok(answer),

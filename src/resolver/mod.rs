@@ -46,7 +46,7 @@ use crate::{
     name::{ConsulName, Domain, Locality},
     protection::Reason,
     record::Records,
-    records::{self, Asked},
+    records::{self, Asked, write::Origin},
     source::{Sources, hosts::Hosts},
     status::{Cached, SourceStatus, Status},
     zone,
@@ -72,6 +72,7 @@ pub struct Resolver(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: Config,
+    origin: Origin,
     /// Shared with the queries that follow names, which do not hold the rest.
     sources: Arc<Sources>,
     hosts: Hosts,
@@ -151,6 +152,7 @@ impl Resolver {
         };
         let counters = before.map_or_else(Arc::default, |before| Arc::clone(&before.counters));
         Ok(Self(Arc::new(Inner {
+            origin: Origin::of(&config.domain),
             config,
             sources,
             hosts: Hosts::new(),
@@ -194,6 +196,11 @@ impl Resolver {
 
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.0.counters
+    }
+
+    /// The same in the form of records.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.0.origin
     }
 
     /// The domain whose names this resolver answers.

@@ -1,6 +1,8 @@
 //! **Pure.** What is told of a look-up that gave nothing: one line that says what
 //! was tried and what to do next.
 
+use std::fmt;
+
 use crate::{
     endpoint::{Attempt, Outcome, Source},
     error::{Error, ErrorKind},
@@ -10,39 +12,59 @@ use crate::{
 
 /// Consul says that there is nothing.
 pub(super) fn not_found(name: &ConsulName, domain: &Domain, attempts: Vec<Attempt>) -> Error {
-    let fqdn = name.fqdn(domain);
-    let (what, next) = match name.subject() {
-        Subject::Service {
-            service,
-            tag: Some(tag),
-        } => (
-            ["no healthy instance of ", service, " has the tag ", tag].concat(),
-            "check the tag, and with ACLs in force that the agent's token may read service and node",
-        ),
-        Subject::Service { service, .. } => (
-            [
-                "there is no service ",
-                service,
-                ", or none of its instances is healthy",
-            ]
-            .concat(),
-            "check the name, and with ACLs in force that the agent's token may read service and node",
-        ),
-        Subject::Reverse(address) => (
-            format!("no node and no service has the address {address}"),
-            "Consul looks only in its own datacenter",
-        ),
-        _ => ("there is no such name".to_owned(), "check the name"),
+    let message = NotFound {
+        name: name.clone(),
+        domain: domain.clone(),
+        says: attempts.last().map(|last| last.source),
     };
-    let asked_consul = attempts
-        .last()
-        .is_none_or(|last| last.source != Source::Static);
-    let next = if asked_consul { next } else { "check the name" };
-    let whose = attempts
-        .last()
-        .map_or("the cache", |last| last.source.as_str());
-    let message = [&fqdn, ": ", &what, " (says ", whose, "); ", next].concat();
-    Error::with_attempts(ErrorKind::NotFound, message, attempts)
+    Error::told(ErrorKind::NotFound, message, attempts)
+}
+
+/// That there is nothing behind a name, and who says so; `None`: the cache.
+struct NotFound {
+    name: ConsulName,
+    domain: Domain,
+    says: Option<Source>,
+}
+
+impl fmt::Display for NotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const RIGHTS: &str =
+            "and with ACLs in force that the agent's token may read service and node";
+        write!(f, "{}: ", self.name.fqdn(&self.domain))?;
+        let (check, rights) = match self.name.subject() {
+            Subject::Service {
+                service,
+                tag: Some(tag),
+            } => {
+                write!(f, "no healthy instance of {service} has the tag {tag}")?;
+                ("check the tag", Some(RIGHTS))
+            }
+            Subject::Service { service, .. } => {
+                write!(
+                    f,
+                    "there is no service {service}, or none of its instances is healthy"
+                )?;
+                ("check the name", Some(RIGHTS))
+            }
+            Subject::Reverse(address) => {
+                write!(f, "no node and no service has the address {address}")?;
+                ("Consul looks only in its own datacenter", None)
+            }
+            _ => {
+                f.write_str("there is no such name")?;
+                ("check the name", None)
+            }
+        };
+        let whose = self.says.map_or("the cache", Source::as_str);
+        write!(f, " (says {whose}); ")?;
+        match rights {
+            // What an operator wrote down asks for no token.
+            _ if self.says == Some(Source::Static) => f.write_str("check the name"),
+            Some(rights) => write!(f, "{check}, {rights}"),
+            None => f.write_str(check),
+        }
+    }
 }
 
 /// Nothing is seen there, not even what is always there.

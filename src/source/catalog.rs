@@ -102,13 +102,16 @@ pub(crate) async fn ask(
         }
         let next = (air.len() < BESIDE).then(|| left.pop_front()).flatten();
         if let Some(at) = next {
-            let asking = circuits.begin(at, asker).zip(agent.addresses().nth(at));
+            let asking = circuits
+                .begin(at, asker, start)
+                .zip(agent.addresses().nth(at));
             let Some((asking, address)) = asking else {
                 continue;
             };
             air.ask(
                 (asking, address),
                 agent.get(address, &path, deadline - start),
+                start,
             );
         } else if air.len() == 0 {
             break;

@@ -76,8 +76,7 @@ impl Circuits {
 
     /// A question to one address begins, if it may still be asked: an address is probed by
     /// one question at a time.
-    pub(crate) fn begin(&self, index: usize, asker: Asker) -> Option<Asking<'_>> {
-        let start = clock::now();
+    pub(crate) fn begin(&self, index: usize, asker: Asker, start: Instant) -> Option<Asking<'_>> {
         let mut state = self.state();
         let circuit = state.circuits.get_mut(index)?;
         if !asker.mode.is_let_in(circuit.gate(start)) {
@@ -98,8 +97,7 @@ impl Circuits {
 
     /// How long this rung is given before the next one is asked beside it: as long as its
     /// first address that is asked.
-    pub(crate) fn hedge(&self) -> Duration {
-        let now = clock::now();
+    pub(crate) fn hedge(&self, now: Instant) -> Duration {
         let state = self.state();
         let passes = |circuit: &Circuit| circuit.gate(now) == Gate::Pass;
         let first = state.circuits.iter().position(passes).unwrap_or(0);
@@ -133,8 +131,8 @@ impl Circuits {
         outcome: Outcome,
         asker: Asker,
         took: Option<Duration>,
+        now: Instant,
     ) {
-        let now = clock::now();
         let mut state = self.state();
         if let (Outcome::Answered | Outcome::NotFound, Some(took)) = (outcome, took)
             && let Some(pace) = state.paces.get_mut(index)
@@ -180,8 +178,9 @@ impl Asking<'_> {
     /// What came of it.
     pub(crate) fn heard(mut self, outcome: Outcome) {
         self.heard = true;
-        let took = clock::now().saturating_duration_since(self.start);
-        (self.circuits).hear(self.index, outcome, self.asker, Some(took));
+        let now = clock::now();
+        let took = now.saturating_duration_since(self.start);
+        (self.circuits).hear(self.index, outcome, self.asker, Some(took), now);
     }
 
     /// Nothing came of it, and the address is not to blame.
@@ -199,14 +198,15 @@ impl Asking<'_> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         if !self.heard {
-            let took = clock::now().saturating_duration_since(self.start);
+            let now = clock::now();
+            let took = now.saturating_duration_since(self.start);
             // Whoever was given no time is not to blame.
             if self.blames && took >= self.circuits.hedge_of(self.index) {
-                (self.circuits).hear(self.index, Outcome::Late, self.asker, Some(took));
+                (self.circuits).hear(self.index, Outcome::Late, self.asker, Some(took), now);
             } else if self.asker.mode == Mode::Probe
                 && let Some(circuit) = self.circuits.state().circuits.get_mut(self.index)
             {
-                circuit.unprobed(clock::now());
+                circuit.unprobed(now);
             }
         }
     }

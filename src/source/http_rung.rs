@@ -52,7 +52,7 @@ impl Sources {
         &self,
         question: Question<'_>,
         limit: Instant,
-    ) -> (Heard<Finding>, Vec<Attempt>) {
+    ) -> (Heard<Box<Finding>>, Vec<Attempt>) {
         let start = clock::now();
         // Whoever has an address may be looked for in the whole catalog.
         let seats = match question.name.subject() {
@@ -78,7 +78,7 @@ impl Sources {
         asker: Asker,
         limit: Instant,
         attempts: &mut Vec<Attempt>,
-    ) -> Option<Heard<Finding>> {
+    ) -> Option<Heard<Box<Finding>>> {
         if self.is_beyond(question.name, limit).await {
             attempts.push(Attempt {
                 source: Source::Http,
@@ -112,7 +112,7 @@ impl Sources {
         nothing: Nothing,
         limit: Instant,
         attempts: &mut Vec<Attempt>,
-    ) -> Option<Heard<Finding>> {
+    ) -> Option<Heard<Box<Finding>>> {
         let address = self.well()?;
         let searched = catalog::reverse::service_at(&self.agent, address, ip, limit);
         let (found, attempt) = searched.await;
@@ -121,7 +121,7 @@ impl Sources {
             return Some(Heard::Nothing(nothing));
         };
         let name = pointer.fqdn(self.zones.first()?.as_str())?;
-        Some(Heard::Whole(Finding {
+        Some(judged(Finding {
             found: Found::Pointers(vec![name.into()]),
             source: Source::Http,
             transport: Transport::Http,
@@ -198,7 +198,8 @@ impl Sources {
         [Mode::Ask, Mode::Probe].into_iter().find_map(|mode| {
             let mut places = (from..from + count).map(|place| place % count);
             places.find_map(|place| {
-                let asking = self.http_circuits.begin(place, Asker { mode, home })?;
+                let asker = Asker { mode, home };
+                let asking = self.http_circuits.begin(place, asker, clock::now())?;
                 // Whoever followed may be told that nobody wants it any more.
                 Some((place, asking.without_blame()))
             })
@@ -213,7 +214,7 @@ impl Sources {
         address: usize,
         asking: Option<Asking<'_>>,
         turn: &Turn,
-    ) -> Option<(Option<Heard<Finding>>, Blocked)> {
+    ) -> Option<(Option<Heard<Box<Finding>>>, Blocked)> {
         let asked = self.asked(question)?;
         let blocking = async {
             let blocked = catalog::block(&self.agent, &asked, address, turn).await;
@@ -228,7 +229,13 @@ impl Sources {
                         mode: Mode::Ask,
                         home: self.is_home(question.name.locality()),
                     };
-                    (self.http_circuits).hear(address, Outcome::Answered, asker, None);
+                    (self.http_circuits).hear(
+                        address,
+                        Outcome::Answered,
+                        asker,
+                        None,
+                        clock::now(),
+                    );
                 }
                 None => {}
             }
@@ -242,7 +249,11 @@ impl Sources {
 
     /// What the catalog told, in the ladder's words and as the agent's own DNS
     /// interface would give it; `None`: nothing.
-    fn by_catalog(&self, name: &ConsulName, told: Result<Told, Miss>) -> Option<Heard<Finding>> {
+    fn by_catalog(
+        &self,
+        name: &ConsulName,
+        told: Result<Told, Miss>,
+    ) -> Option<Heard<Box<Finding>>> {
         let Told {
             mut read,
             filtered_by_acls,

@@ -199,8 +199,8 @@ impl Sources {
     }
 
     /// How long DNS is given before HTTP is asked beside it.
-    pub(crate) fn hedge(&self) -> Duration {
-        self.dns.circuits.hedge()
+    pub(crate) fn hedge(&self, now: Instant) -> Duration {
+        self.dns.circuits.hedge(now)
     }
 
     /// The circuits of a rung that has addresses.
@@ -219,7 +219,7 @@ impl Sources {
         rung: Rung,
         question: Question<'_>,
         limit: Instant,
-    ) -> (Heard<Finding>, Vec<Attempt>) {
+    ) -> (Heard<Box<Finding>>, Vec<Attempt>) {
         match rung {
             // Large, and seldom: a question to DNS is not to carry their room with it.
             Rung::Http => Box::pin(self.look_up_over_http(question, limit)).await,
@@ -234,7 +234,7 @@ impl Sources {
         question: Question<'_>,
         mode: Mode,
         limit: Instant,
-    ) -> (Heard<Finding>, Vec<Attempt>) {
+    ) -> (Heard<Box<Finding>>, Vec<Attempt>) {
         let mut attempts = Vec::new();
         let asker = Asker {
             mode,
@@ -256,7 +256,7 @@ impl Sources {
         asker: Asker,
         limit: Instant,
         attempts: &mut Vec<Attempt>,
-    ) -> Option<Heard<Finding>> {
+    ) -> Option<Heard<Box<Finding>>> {
         let asks = Asks::of(question.name);
         let heard = self
             .dns
@@ -336,14 +336,16 @@ fn unanswered(
     })
 }
 
-fn said_nothing(ttl: Option<Duration>) -> Heard<Finding> {
+fn said_nothing(ttl: Option<Duration>) -> Heard<Box<Finding>> {
     Heard::Nothing(Nothing {
         ttl,
         ..Nothing::default()
     })
 }
 
-fn judged(finding: Finding) -> Heard<Finding> {
+/// In a box: a look-up that waits is not to carry its room.
+fn judged(finding: Finding) -> Heard<Box<Finding>> {
+    let finding = Box::new(finding);
     if finding.doubt.is_some() {
         Heard::Partial(finding)
     } else {
@@ -352,7 +354,7 @@ fn judged(finding: Finding) -> Heard<Finding> {
 }
 
 /// What a rung that gave nothing comes to, by its attempts.
-fn failure(attempts: &[Attempt]) -> Heard<Finding> {
+fn failure(attempts: &[Attempt]) -> Heard<Box<Finding>> {
     let all = |outcome| attempts.iter().all(|attempt| attempt.outcome == outcome);
     if attempts
         .iter()

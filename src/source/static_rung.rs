@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Finding, Question, Sources, said_nothing, static_file::StaticFile};
+use super::{Finding, Question, Sources, judged, said_nothing, static_file::StaticFile};
 use crate::{
     clock,
     endpoint::{Attempt, Outcome, Source, Transport},
@@ -20,7 +20,7 @@ impl Sources {
         &self,
         question: Question<'_>,
         attempts: &mut Vec<Attempt>,
-    ) -> Option<Heard<Finding>> {
+    ) -> Option<Heard<Box<Finding>>> {
         let listed = match &self.catalog {
             Some(file) => self.ask_catalog_file(file, question, attempts).await,
             None => Some(said_nothing(None)),
@@ -42,7 +42,7 @@ impl Sources {
             count: 1,
             detail: Box::default(),
         });
-        Some(Heard::Whole(finding))
+        Some(judged(finding))
     }
 
     /// A default is of the service as a whole, here.
@@ -66,7 +66,7 @@ impl Sources {
         file: &StaticFile,
         question: Question<'_>,
         attempts: &mut Vec<Attempt>,
-    ) -> Option<Heard<Finding>> {
+    ) -> Option<Heard<Box<Finding>>> {
         let start = clock::now();
         let loaded = file.load().await;
         let (outcome, count, detail, heard) = match (&loaded, question.name.subject()) {
@@ -87,7 +87,7 @@ impl Sources {
                             ttl: Some(Duration::ZERO),
                             doubt: None,
                         };
-                        let heard = Some(Heard::Whole(finding));
+                        let heard = Some(judged(finding));
                         (
                             Outcome::Answered,
                             count,

@@ -158,13 +158,8 @@ fn bare(to: &Metadata, code: ResponseCode) -> Vec<u8> {
     let mut metadata = Metadata::response_from_request(to);
     metadata.response_code = code;
     metadata.recursion_available = false;
-    metadata.authentic_data = false;
     metadata.truncation = false;
-    let header = Header {
-        metadata,
-        counts: Default::default(),
-    };
-    header.to_bytes().unwrap_or_default()
+    encode::header(&metadata, [0; 4]).to_vec()
 }
 
 impl Question {
@@ -308,7 +303,6 @@ impl Question {
             ResponseCode::Refused | ResponseCode::BADVERS | ResponseCode::NotAuth
         );
         metadata.recursion_available = self.recursion == Recursion::Available;
-        metadata.authentic_data = false;
         metadata.checking_disabled = self.metadata.checking_disabled;
         metadata.truncation = cut == Cut::Yes;
         let parts = Parts {

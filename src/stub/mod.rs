@@ -288,22 +288,12 @@ impl Server {
             Judged::Reply(reply) => return unremembered(reply),
             Judged::Ask(question) => question,
         };
-        let plain = shortcut::read(packet, transport == Transport::Tcp);
-        let deadline = since + LIMIT;
-        let of_others = |others| {
-            self.forwarded(
-                others,
-                packet,
-                &question,
-                plain.as_ref(),
-                transport,
-                deadline,
-            )
-        };
+        let of_others =
+            |others| Box::pin(self.forwarded(others, packet, &question, transport, since + LIMIT));
         if is_elsewhere(&question)
             && let Some(forwarder) = forwarder
         {
-            return Box::pin(of_others(forwarder)).await;
+            return of_others(forwarder).await;
         }
         // An address that Consul does not know may be known to others, who need time too.
         let others = forwarder.as_ref().filter(|_| question.asked.is_reverse());
@@ -315,7 +305,7 @@ impl Server {
         let told = answer.as_ref().ok().map(|(_, told)| told);
         let is_known = matches!(told, Some(Ok(Some(_))));
         if let Some(others) = others.filter(|_| !is_known)
-            && let Some(Reply { bytes, fill }) = Box::pin(of_others(others)).await
+            && let Some(Reply { bytes, fill }) = of_others(others).await
         {
             // As soon as Consul can tell, its word comes first again.
             let no = told.filter(|told| told.as_ref().err().is_none_or(Error::is_not_found));
@@ -331,8 +321,9 @@ impl Server {
         // flood of names that are asked for once takes no room.
         let asked_before = (answer.as_ref().err()).is_none_or(|error| error.attempts().is_empty());
         let fill = || {
+            let plain = shortcut::read(packet, transport == Transport::Tcp)?;
             Some(Fill {
-                key: plain?.key.as_bytes().into(),
+                key: plain.key.as_bytes().into(),
                 recipe: Recipe::of(&body, sections.extended)?,
                 since: clock::lately(),
                 term: zone::hold(resolver, &question.asked, &answer)?,
@@ -351,7 +342,6 @@ impl Server {
         forwarder: &Arc<Forwarder>,
         packet: &[u8],
         question: &Question,
-        plain: Option<&Plain>,
         transport: Transport,
         deadline: Instant,
     ) -> Option<Reply> {
@@ -375,7 +365,9 @@ impl Server {
         }
         // What is signed is not taken apart, and what a client says of itself is neither
         // kept nor shared.
+        let plain = shortcut::read(packet, transport == Transport::Tcp);
         let plain = plain.filter(|plain| !plain.wants_signatures && !plain.has_options);
+        let plain = plain.as_ref();
         let told = forwarder.answer(packet, &labels, plain, transport, deadline);
         match told.await {
             Forwarded::Reply(bytes) => {
@@ -418,7 +410,7 @@ impl Server {
 /// domain is configured: it is never asked of others.
 fn is_elsewhere(question: &Question) -> bool {
     question.asked.meaning == Err(NotAName::Elsewhere)
-        && name::below(&question.labels(), &["consul"]).is_none()
+        && name::below(&question.labels(), ["consul"]).is_none()
 }
 
 fn not_bound(address: SocketAddr, error: io::Error) -> Error {

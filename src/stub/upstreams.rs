@@ -134,7 +134,8 @@ impl Upstreams {
 
     /// The servers of the longest domain that the name is in.
     fn route(&self, labels: &[&[u8]]) -> Option<&[SocketAddr]> {
-        let is_within = |(domain, _): &&(Labels, _)| name::below(labels, domain).is_some();
+        let is_within =
+            |(domain, _): &&(Labels, _)| name::below(labels, domain.iter().rev()).is_some();
         let route = self.routes.iter().find(is_within);
         route.map(|(_, servers)| servers.as_slice())
     }

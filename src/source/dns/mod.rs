@@ -240,16 +240,16 @@ impl DnsSource {
         attempts: &mut Vec<Attempt>,
     ) -> Heard {
         let mut best = Heard::Failed;
-        let admitted = self.circuits.admitted(asker.mode, clock::now());
+        let mut now = clock::now();
+        let admitted = self.circuits.admitted(asker.mode, now);
         let servers = (admitted.iter())
             .filter_map(|&index| Some((index, self.servers.get(index)?)))
             .enumerate();
         for (asked, (index, server)) in servers {
-            let now = clock::now();
             if now >= limit {
                 break;
             }
-            let Some(asking) = self.circuits.begin(index, asker) else {
+            let Some(asking) = self.circuits.begin(index, asker, now) else {
                 continue;
             };
             // The servers still to be asked get their share of the time.
@@ -263,7 +263,8 @@ impl DnsSource {
                 limit,
                 attempts,
             };
-            let heard = round.run().await;
+            // In a box: one that is not too large is had at once.
+            let heard = Box::pin(round.run()).await;
             asking.heard(match &heard {
                 Heard::Records { .. } => Outcome::Answered,
                 Heard::Nothing { .. } => Outcome::NotFound,
@@ -279,6 +280,7 @@ impl DnsSource {
                 heard if heard.records() > best.records() => best = heard,
                 Heard::Records { .. } => {}
             }
+            now = clock::now();
         }
         best
     }

@@ -92,6 +92,12 @@ impl Connection {
                 .is_ok_and(|open| open.as_ref().is_some_and(|open| !open.is_closed()))
     }
 
+    /// There is none, and nobody is about to open one.
+    fn is_closed(&self) -> bool {
+        (self.questions.try_lock())
+            .is_ok_and(|open| open.as_ref().is_none_or(mpsc::Sender::is_closed))
+    }
+
     /// Opens it in the background, unless that was in vain before.
     pub(super) fn open_soon(self: &Arc<Self>) {
         let first = self.ahead.compare_exchange(
@@ -100,7 +106,7 @@ impl Connection {
             Ordering::Relaxed,
             Ordering::Relaxed,
         );
-        if first == Err(WORTH_OPENING) {
+        if first == Err(WORTH_OPENING) && self.is_closed() {
             let connection = Arc::clone(self);
             // Bounded by its own limit, and of no use to anybody who would wait.
             tokio::spawn(async move {

@@ -9,8 +9,9 @@
 
 use std::{collections::HashMap, hash::BuildHasher as _};
 
+use foldhash::fast::RandomState;
 use hickory_proto::{
-    op::{Header, HeaderCounts, Metadata, Query},
+    op::{MessageType, Metadata, Query},
     rr::{Name, RData, Record},
     serialize::binary::BinEncodable as _,
 };
@@ -21,11 +22,9 @@ const POINTABLE: usize = 0x4000;
 /// Suffixes remembered; the 14 bits have room for few more.
 const MOST_SUFFIXES: usize = 4_096;
 
-/// Room for those of an ordinary answer.
+/// Room for those of an ordinary answer, and for its bytes.
 const FEW_SUFFIXES: usize = 14;
-
-/// Longest name on the wire (RFC 1035, section 2.3.4).
-const NAME: usize = 255;
+const ORDINARY: usize = 512;
 
 /// The sections of one message.
 pub(super) struct Parts<'a> {
@@ -39,20 +38,19 @@ pub(super) struct Parts<'a> {
 /// The message, at most `limit` bytes long; `None` if it is longer, or if it
 /// holds what cannot be written.
 pub(super) fn message(parts: &Parts<'_>, limit: usize) -> Option<Vec<u8>> {
-    let count = |records: &[Record]| u16::try_from(records.len()).ok();
-    let mut metadata = parts.metadata;
-    metadata.authentic_data = false;
-    let counts = HeaderCounts {
-        queries: 1,
-        answers: count(parts.answers)?,
-        authorities: count(parts.authorities)?,
-        additionals: count(parts.additionals)?,
-    };
     let mut writer = Writer {
-        bytes: Header { metadata, counts }.to_bytes().ok()?,
-        suffixes: HashMap::with_capacity(FEW_SUFFIXES),
-        name: Vec::with_capacity(NAME),
+        bytes: Vec::with_capacity(ORDINARY),
+        suffixes: HashMap::with_capacity_and_hasher(FEW_SUFFIXES, RandomState::default()),
     };
+    let count = |records: &[Record]| u16::try_from(records.len()).ok();
+    let counts = [
+        1,
+        count(parts.answers)?,
+        count(parts.authorities)?,
+        count(parts.additionals)?,
+    ];
+    let head = header(&parts.metadata, counts);
+    writer.bytes.extend_from_slice(&head);
     writer.name(parts.query.name(), Form::Compressed);
     writer.u16(parts.query.query_type().into());
     writer.u16(parts.query.query_class().into());
@@ -70,6 +68,26 @@ pub(super) fn message(parts: &Parts<'_>, limit: usize) -> Option<Vec<u8>> {
     (writer.bytes.len() <= limit).then_some(writer.bytes)
 }
 
+/// A header (RFC 1035, section 4.1.1), with the records of each section counted. AD (RFC 4035,
+/// section 3.2.3) is never set: nothing is validated here.
+pub(super) fn header(metadata: &Metadata, counts: [u16; 4]) -> [u8; 12] {
+    let bit = |flag: bool, place: u8| u8::from(flag) << place;
+    let mut header = [0; 12];
+    header[..2].copy_from_slice(&metadata.id.to_be_bytes());
+    header[2] = bit(metadata.message_type == MessageType::Response, 7)
+        | u8::from(metadata.op_code) << 3
+        | bit(metadata.authoritative, 2)
+        | bit(metadata.truncation, 1)
+        | bit(metadata.recursion_desired, 0);
+    header[3] = bit(metadata.recursion_available, 7)
+        | bit(metadata.checking_disabled, 4)
+        | metadata.response_code.low();
+    for (place, count) in header[4..].as_chunks_mut().0.iter_mut().zip(counts) {
+        *place = count.to_be_bytes();
+    }
+    header
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Compressed,
@@ -79,9 +97,7 @@ enum Form {
 struct Writer {
     bytes: Vec<u8>,
     /// Where each suffix was written, by its hash.
-    suffixes: HashMap<u64, u16>,
-    /// The name that is being written.
-    name: Vec<u8>,
+    suffixes: HashMap<u64, u16, RandomState>,
 }
 
 impl Writer {
@@ -94,26 +110,23 @@ impl Writer {
     }
 
     fn name(&mut self, name: &Name, form: Form) {
-        let mut wire = std::mem::take(&mut self.name);
-        wire.clear();
+        let mut start = self.bytes.len();
         for label in name {
             // Labels have at most 63 bytes.
-            wire.push(u8::try_from(label.len()).unwrap_or(0));
-            wire.extend_from_slice(label);
+            self.bytes.push(u8::try_from(label.len()).unwrap_or(0));
+            self.bytes.extend_from_slice(label);
         }
-        let (at, mut start) = (self.bytes.len(), 0);
-        while let Some(&length) = wire.get(start) {
-            let suffix = &wire[start..];
+        while let Some(&length) = self.bytes.get(start) {
+            let suffix = &self.bytes[start..];
             let hash = self.suffixes.hasher().hash_one(suffix);
             let known = self.suffixes.get(&hash).copied();
             let known = known.filter(|offset| self.stands_at(usize::from(*offset), suffix));
             if let (Form::Compressed, Some(pointer)) = (form, known) {
-                self.bytes.extend_from_slice(&wire[..start]);
+                self.bytes.truncate(start);
                 self.u16(0xC000 | pointer);
-                self.name = wire;
                 return;
             }
-            if let (None, Ok(offset)) = (known, u16::try_from(at + start))
+            if let (None, Ok(offset)) = (known, u16::try_from(start))
                 && usize::from(offset) < POINTABLE
                 && self.suffixes.len() < MOST_SUFFIXES
             {
@@ -121,9 +134,7 @@ impl Writer {
             }
             start += 1 + usize::from(length);
         }
-        self.bytes.extend_from_slice(&wire);
         self.bytes.push(0);
-        self.name = wire;
     }
 
     /// Whether these labels, and no more, were written there.

@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -395,7 +396,8 @@ async fn misses(
     turned_away: Arc<AtomicBool>,
     server: Arc<Server>,
 ) {
-    let mut asked = JoinSet::new();
+    // In this task, and none of their own: that costs more than all else that is ours to do.
+    let mut asked = FuturesUnordered::new();
     let mut shares = Shares::default();
     loop {
         let full = asked.len() >= MOST_DATAGRAMS;
@@ -404,15 +406,15 @@ async fn misses(
             // Who is done leaves before the next comes in: nobody is turned away for
             // questions that are answered.
             biased;
-            Some(client) = asked.join_next(), if !asked.is_empty() => shares.give_back(client.ok()),
+            Some(client) = asked.next(), if !asked.is_empty() => shares.give_back(client),
             miss = missed.recv(), if !full => {
                 let Some(Miss { packet, client, since, hits }) = miss else { break };
                 if !shares.take(client, asked.len() >= CROWDED) {
                     refuse(&lane, &packet, client, &server);
                     continue;
                 }
-                let (lane, server, fills) = (Arc::clone(&lane), Arc::clone(&server), fills.clone());
-                asked.spawn(async move {
+                let (lane, server, fills) = (&lane, &server, &fills);
+                let answered = async move {
                     server.served(&packet, hits);
                     if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
                         if let Err(error) = lane.send(&reply.bytes, client) {
@@ -425,11 +427,14 @@ async fn misses(
                         }
                     }
                     client
-                });
+                };
+                // One that panics takes nobody along.
+                let answered = AssertUnwindSafe(answered).catch_unwind();
+                asked.push(answered.map(Result::ok));
             }
         }
     }
-    while asked.join_next().await.is_some() {}
+    while asked.next().await.is_some() {}
 }
 
 #[cfg(test)]
