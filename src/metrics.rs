@@ -146,6 +146,12 @@ impl Counters {
         add(&self.lookups[place(source)][stale][0]);
     }
 
+    /// A stale set was given so often without a look-up each time.
+    pub(crate) fn gave_stale(&self, source: Source, times: u32) {
+        let given = &self.lookups[place(source)][1][0];
+        given.fetch_add(u64::from(times), Ordering::Relaxed);
+    }
+
     /// A look-up gave none.
     pub(crate) fn failed(&self, kind: ErrorKind) {
         let outcome = match kind {

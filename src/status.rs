@@ -26,13 +26,14 @@ pub struct Status {
     pub watches: usize,
     /// Names that are given though a source says that they are gone.
     pub protected: usize,
+    pub(crate) ready: bool,
 }
 
 impl Status {
-    /// Whether a question can be answered now: a source is asked, or something is
-    /// known.
+    /// Whether a question can be answered now: a source is asked, something is written down
+    /// on this machine, or a set is known that may still be given.
     pub fn is_ready(&self) -> bool {
-        self.names > 0 || self.sources.iter().any(|source| source.up)
+        self.ready
     }
 }
 

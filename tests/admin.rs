@@ -19,8 +19,12 @@ struct Admin {
 
 impl Admin {
     fn start(dns: &str, http: &str) -> Self {
+        Self::start_with(dns, http, &[])
+    }
+
+    fn start_with(dns: &str, http: &str, more: &[&str]) -> Self {
         let mut command = serve(dns, http);
-        command.args(["--admin", "127.0.0.1:0"]);
+        command.args(["--admin", "127.0.0.1:0"]).args(more);
         let serving = Serving::start(command);
         Self {
             dns: serving.dns,
@@ -122,6 +126,59 @@ async fn what_is_not_there_or_not_allowed_is_said() {
     let status = serving.json("/v1/status").await;
     assert_eq!(status["sources"][0]["up"], false);
     assert!(serving.get("/").await.1.contains("cannot answer"));
+}
+
+#[tokio::test]
+async fn who_has_a_list_of_its_own_is_ready_and_who_knows_only_what_there_is_not_is_none() {
+    let catalog = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/catalog.json");
+    let listed = Admin::start_with("none", "none", &["--catalog", catalog]);
+    assert_eq!(listed.get("/readyz").await.0, 200);
+
+    let mut agent = Agent::start().await;
+    let serving = Admin::start(&agent.dns().to_string(), &agent.http());
+    let ask = async || ask_udp(serving.dns, "nosuch.service.consul.", RecordType::A).await;
+    ask().await.unwrap();
+    assert_eq!(serving.json("/v1/status").await["cache"]["names"], 1);
+    agent.kill();
+    wait_for("the failure to be seen", async || {
+        ask().await;
+        (serving.get("/readyz").await.0 == 503).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_stale_answer_is_counted_as_one() {
+    let mut agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let serving = Admin::start(&agent.dns().to_string(), &agent.http());
+    let ask = async || ask_udp(serving.dns, "web.service.consul.", RecordType::A).await;
+    ask().await.unwrap();
+    agent.kill();
+    let count = async |metric: &str| {
+        let (_, metrics) = serving.get("/metrics").await;
+        let line = metrics.lines().find(|line| line.starts_with(metric));
+        line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    };
+    wait_for("stale answers", async || {
+        ask().await;
+        (count("proconsul_stale_served_total ").await > 0).then_some(())
+    })
+    .await;
+    let fresh = "proconsul_lookups_total{source=\"dns\",freshness=\"fresh\"";
+    let before = count(fresh).await;
+    for _ in 0..500 {
+        assert_eq!(ask().await.unwrap().answers.len(), 2);
+    }
+    // What was given without a look-up is told with the next one.
+    wait_for("the count", async || {
+        ask().await;
+        (count("proconsul_stale_served_total ").await >= 500).then_some(())
+    })
+    .await;
+    // Some that were given before are told late.
+    assert!(count(fresh).await < before + 100);
+    assert_eq!(serving.get("/readyz").await.0, 200);
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ use lru::LruCache;
 
 use self::fate::{Fate, Term};
 use crate::{
-    endpoint::{Endpoint, Freshness},
+    endpoint::{Endpoint, Freshness, Source},
     found::{Found, Held, Instance},
 };
 
@@ -76,6 +76,14 @@ pub(crate) enum Look {
     Nothing,
     /// Nothing that holds.
     Unknown,
+}
+
+/// How often what is known of a name was given by who does not ask here each time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hits {
+    pub(crate) fresh: u32,
+    /// Marked as stale.
+    pub(crate) stale: u32,
 }
 
 /// Whether a set is to be asked for again.
@@ -438,14 +446,14 @@ impl Cache {
         })
     }
 
-    /// A name was given so often by whoever [holds](Self::hold) it.
-    pub(crate) fn served(&mut self, key: &str, times: u32) {
-        if let Some(entry) = self.entries.get_mut(key) {
-            entry.asked = entry.asked.saturating_add(times);
-            if let Some(held) = &entry.set {
-                self.hits[held.source as usize] += u64::from(times);
-            }
-        }
+    /// A name was given so often by whoever [holds](Self::hold) it. Gives the source of the set:
+    /// what was given of it as stale is not counted here.
+    pub(crate) fn served(&mut self, key: &str, given: Hits) -> Option<Source> {
+        let entry = self.entries.get_mut(key)?;
+        entry.asked = (entry.asked.saturating_add(given.fresh)).saturating_add(given.stale);
+        let source = entry.set.as_ref()?.source;
+        self.hits[source as usize] += u64::from(given.fresh);
+        Some(source)
     }
 
     /// How often a name was given since it was put, or since this was asked.
@@ -562,6 +570,11 @@ impl Cache {
     /// [`Source`]: crate::endpoint::Source
     pub(crate) fn hits(&self) -> [u64; 4] {
         self.hits
+    }
+
+    /// Counts on from those of another cache.
+    pub(crate) fn count_on(&mut self, hits: [u64; 4]) {
+        self.hits = hits;
     }
 
     /// Names that have a set, whether or not it still holds.

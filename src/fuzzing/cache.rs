@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    cache::{Cache, Limits, Look, Rest, ahead, fate::Fate, stale::LATELY},
+    cache::{Cache, Hits, Limits, Look, Rest, ahead, fate::Fate, stale::LATELY},
     clock,
     endpoint::{Source, Transport},
     found::{Found, Held, Host},
@@ -194,7 +194,11 @@ impl Model {
                 }
             }
             7 => {
-                cache.served(&key, u32::from(more));
+                let given = Hits {
+                    fresh: u32::from(more),
+                    stale: 0,
+                };
+                cache.served(&key, given);
                 if let Some(Known::Set { asked, .. }) = self.known.get_mut(&name) {
                     *asked += u32::from(more);
                 }

@@ -27,7 +27,7 @@ pub use self::{
 use self::{climb::Landed, follow::Followers, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
-    cache::{Cache, Look, Rest, fate::Term, stale::Wish},
+    cache::{Cache, Hits, Look, Rest, fate::Term, stale::Wish},
     circuit::Gate,
     clock,
     config::{Config, ResolverBuilder},
@@ -136,7 +136,10 @@ impl Resolver {
     }
 
     fn new(config: Config, before: Option<&Inner>) -> Result<Self, Error> {
-        let cache = Mutex::new(Cache::new(config.cache.clone()));
+        let mut cache = Cache::new(config.cache.clone());
+        if let Some(before) = before {
+            cache.count_on(before.cache().hits());
+        }
         let evidence = Mutex::new(Evidence::new(config.protection));
         let sources = Arc::new(Sources::new(&config)?);
         let followers = Followers::new(config.watches);
@@ -156,7 +159,7 @@ impl Resolver {
             config,
             sources,
             hosts: Hosts::new(),
-            cache,
+            cache: Mutex::new(cache),
             evidence,
             counters,
             slow: Mutex::default(),
@@ -275,9 +278,12 @@ impl Resolver {
             };
             inner.sources.rungs().contains(&rung).then_some(status)
         });
-        let sources = sources.collect();
+        let sources: Vec<_> = sources.collect();
         let protected = inner.evidence().held(now).len();
         let cache = inner.cache();
+        let ready = sources.iter().any(|source: &SourceStatus| source.up)
+            || inner.sources.rungs().contains(&Rung::Static)
+            || cache.list(now).next().is_some();
         Status {
             sources,
             names: cache.len(),
@@ -286,6 +292,7 @@ impl Resolver {
             stale: inner.counters.stale(),
             watches: inner.followers.watches(),
             protected,
+            ready,
         }
     }
 
@@ -412,9 +419,13 @@ impl Resolver {
     }
 
     /// A name was given so often by whoever [holds](Self::hold) it.
-    pub(crate) fn served(&self, name: &ConsulName, times: u32) {
-        if let Ok(name) = self.complete(Cow::Borrowed(name)) {
-            self.0.cache().served(name.key(), times);
+    pub(crate) fn served(&self, name: &ConsulName, given: Hits) {
+        let Ok(name) = self.complete(Cow::Borrowed(name)) else {
+            return;
+        };
+        let source = self.0.cache().served(name.key(), given);
+        if let Some(source) = source.filter(|_| given.stale > 0) {
+            self.0.counters.gave_stale(source, given.stale);
         }
     }
 

@@ -33,6 +33,7 @@ use self::{
     upstreams::Local,
 };
 use crate::{
+    cache::Hits,
     clock,
     endpoint::Transport,
     error::{Error, ErrorKind},
@@ -235,7 +236,7 @@ impl Server {
                     self.counted.remembered(&out[start + 2..], transport);
                     return true;
                 }
-                0
+                Hits::default()
             }
             Given::Miss { hits } => hits,
         };
@@ -382,8 +383,8 @@ impl Server {
     }
 
     /// The answer to a question was given so often without asking the resolver.
-    fn served(&self, packet: &[u8], times: u32) {
-        if times == 0 {
+    fn served(&self, packet: &[u8], hits: Hits) {
+        if hits == Hits::default() {
             return;
         }
         let current = self.current();
@@ -391,7 +392,7 @@ impl Server {
         if let Judged::Ask(question) = answer::judge(packet, resolver.domain(), Recursion::None)
             && let Ok(name) = &question.asked.meaning
         {
-            resolver.served(name, times);
+            resolver.served(name, hits);
         }
     }
 

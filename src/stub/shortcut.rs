@@ -21,7 +21,10 @@ use self::recipe::Age;
 pub(crate) use self::recipe::{Recipe, addresses};
 use crate::{
     bounded::{Bounded, Weigh},
-    cache::fate::{Fate, Term},
+    cache::{
+        Hits,
+        fate::{Fate, Term},
+    },
     records::wire::{self, EDNS_SUBNET},
 };
 
@@ -279,7 +282,7 @@ struct Entry {
     /// At most [`LONGEST`] from when it was kept.
     term: Term,
     turn: u32,
-    hits: u32,
+    hits: Hits,
     /// It was given on while it was renewed.
     graced: bool,
 }
@@ -287,6 +290,18 @@ struct Entry {
 impl Entry {
     fn is_gone(&self) -> bool {
         self.term.fate.as_ref().is_some_and(Fate::is_gone)
+    }
+
+    /// How often it was given, told once.
+    fn take_hits(&mut self) -> Hits {
+        let Hits { fresh, stale } = std::mem::take(&mut self.hits);
+        match self.recipe.is_stale() {
+            true => Hits {
+                fresh: 0,
+                stale: fresh.saturating_add(stale),
+            },
+            false => Hits { fresh, stale },
+        }
     }
 
     fn is_renewed(&self) -> bool {
@@ -305,8 +320,8 @@ impl Weigh for Entry {
 pub(crate) enum Given {
     /// So many bytes of the reply.
     Reply(usize),
-    /// Nothing that holds is known. So often it was given since it was last told.
-    Miss { hits: u32 },
+    /// Nothing that holds is known. So often it was given since that was last told.
+    Miss { hits: Hits },
 }
 
 /// The replies that one thread knows.
@@ -338,7 +353,9 @@ impl Shortcuts {
         out: &mut [u8],
     ) -> Given {
         let Some(entry) = self.entries.get(plain.key.as_bytes()) else {
-            return Given::Miss { hits: 0 };
+            return Given::Miss {
+                hits: Hits::default(),
+            };
         };
         let (gone, renewed) = (entry.is_gone(), entry.is_renewed());
         if gone || now >= entry.term.until || (renewed && !entry.graced) {
@@ -348,10 +365,10 @@ impl Shortcuts {
                 entry.term.until = now + GRACE;
             }
             return Given::Miss {
-                hits: std::mem::take(&mut entry.hits),
+                hits: entry.take_hits(),
             };
         }
-        entry.hits = entry.hits.saturating_add(1);
+        entry.hits.fresh = entry.hits.fresh.saturating_add(1);
         entry.turn = entry.turn.wrapping_add(1);
         let (turn, elapsed) = (
             entry.turn as usize,
@@ -360,7 +377,8 @@ impl Shortcuts {
         let elapsed = u32::try_from(elapsed.as_secs()).unwrap_or(u32::MAX);
         let age = Age::Fresh(elapsed);
         let written = entry.recipe.write(packet, plain, turn, age, out);
-        written.map_or(Given::Miss { hits: 0 }, Given::Reply)
+        let hits = Hits::default();
+        written.map_or(Given::Miss { hits }, Given::Reply)
     }
 
     /// The reply to a packet that nobody has time for: what is known, as stale, where nobody
@@ -376,7 +394,7 @@ impl Shortcuts {
         if entry.is_gone() || now >= entry.term.kept {
             return None;
         }
-        entry.hits = entry.hits.saturating_add(1);
+        entry.hits.stale = entry.hits.stale.saturating_add(1);
         let (turn, age) = (entry.turn as usize, Age::Stale(LATE_TTL));
         entry.recipe.write(packet, plain, turn, age, out)
     }
@@ -396,7 +414,7 @@ impl Shortcuts {
             term,
             // Not the same first answer after each renewal.
             turn: self.entries.peek(&key).map_or(0, |before| before.turn),
-            hits: 0,
+            hits: Hits::default(),
             graced: false,
         };
         self.entries.keep(key, entry);

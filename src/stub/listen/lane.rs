@@ -42,6 +42,7 @@ use tracing::{debug, warn};
 
 use super::{CROWDED, MOST_DATAGRAMS, share::Shares};
 use crate::{
+    cache::Hits,
     clock,
     endpoint::Transport,
     stub::{
@@ -85,7 +86,7 @@ struct Miss {
     client: SocketAddr,
     since: Instant,
     /// How often the answer was given that holds no more.
-    hits: u32,
+    hits: Hits,
 }
 
 /// What a thread is given.
@@ -272,7 +273,9 @@ fn serve<S: Address>(work: &Work) {
                     let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
                     shortcuts.answer(packet, plain, now, room)
                 }
-                None => Given::Miss { hits: 0 },
+                None => Given::Miss {
+                    hits: Hits::default(),
+                },
             };
             match given {
                 Given::Reply(length) => {

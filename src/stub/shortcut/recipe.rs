@@ -40,6 +40,11 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
+    /// Whether the reply says of itself that it is stale.
+    pub(super) fn is_stale(&self) -> bool {
+        matches!(self.extended, Some(STALE_ANSWER | STALE_NXDOMAIN))
+    }
+
     /// Of a reply without OPT. `None`: it is none that can be given again.
     pub(crate) fn of(reply: &[u8], extended: Option<u16>) -> Option<Self> {
         let mut records = Records::of(reply)?;

@@ -17,7 +17,7 @@ use crate::{
     clock,
     endpoint::Transport,
     name::Domain,
-    records::write::Sections,
+    records::write::{STALE_ANSWER, Sections},
     stub::answer::{Judged, Recursion, judge},
 };
 
@@ -156,6 +156,37 @@ fn ttls_are_counted_down_wherever_they_stand() {
 }
 
 #[test]
+fn what_was_given_as_stale_is_told_as_such() {
+    let now = clock::now();
+    let packet = question("web.service.consul.", RecordType::SRV, None);
+    let plain = read(&packet, false).unwrap();
+    let until = now + Duration::from_secs(1);
+    for (extended, hits) in [
+        (None, Hits { fresh: 2, stale: 1 }),
+        (Some(STALE_ANSWER), Hits { fresh: 0, stale: 3 }),
+    ] {
+        let sections = Sections {
+            extended,
+            ..services(1, 1)
+        };
+        let mut shortcuts = Shortcuts::new(1 << 20);
+        let (_, fill) = fill(&packet, &sections, until);
+        shortcuts.keep(fill, now);
+        for _ in 0..2 {
+            assert!(ask(&mut shortcuts, &packet, now).is_some());
+        }
+        let late = shortcuts.answer_late(&packet, &plain, now, &mut [0; 512]);
+        assert!(late.is_some());
+        let given = shortcuts.answer(&packet, &plain, until, &mut [0; 512]);
+        assert_eq!(given, Given::Miss { hits });
+        // Once.
+        let given = shortcuts.answer(&packet, &plain, until + GRACE, &mut [0; 512]);
+        let hits = Hits::default();
+        assert_eq!(given, Given::Miss { hits });
+    }
+}
+
+#[test]
 fn what_holds_no_more_is_asked_for_once_and_given_meanwhile() {
     let now = clock::now();
     let mut shortcuts = Shortcuts::new(1 << 20);
@@ -168,7 +199,8 @@ fn what_holds_no_more_is_asked_for_once_and_given_meanwhile() {
     }
     let plain = read(&packet, false).unwrap();
     let given = shortcuts.answer(&packet, &plain, until, &mut [0; 512]);
-    assert_eq!(given, Given::Miss { hits: 3 });
+    let hits = Hits { fresh: 3, stale: 0 };
+    assert_eq!(given, Given::Miss { hits });
     assert!(ask(&mut shortcuts, &packet, until).is_some());
     // Once: what nobody renews is not given for ever.
     for late in 1..4 {
