@@ -15,6 +15,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use foldhash::fast::RandomState;
 use tokio::{runtime::Handle, sync::watch};
 
 /// Where the question of who asks first runs.
@@ -31,7 +32,7 @@ pub(crate) enum Runs {
 type Joined<V> = Option<watch::Sender<Option<V>>>;
 
 /// A std mutex: held for one look-up, never across an await.
-type Airborne<K, V> = Arc<Mutex<HashMap<K, Joined<V>>>>;
+type Airborne<K, V> = Arc<Mutex<HashMap<K, Joined<V>, RandomState>>>;
 
 /// The questions in the air.
 pub(crate) struct Flights<K, V>(Airborne<K, V>);

@@ -11,6 +11,7 @@
 //! | is drowned by replies under wrong ids | what it says over TCP, where guesses are useless |
 //! | sends the question back to us | it is found out by a question of ours, and asked no more |
 
+mod memory;
 mod message;
 
 use std::{
@@ -31,14 +32,15 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 pub(crate) use self::message::answers;
-use self::message::{cannot_tell, is_told, own_head, truncated};
+use self::{
+    memory::{Memory, Reply},
+    message::{cannot_tell, own_head, truncated},
+};
 use super::{
-    shortcut::{Fill, Plain, Recipe, addresses},
+    shortcut::{Fill, Plain, addresses},
     upstreams::{self, Upstreams},
 };
 use crate::{
-    bounded::{Bounded, Weigh},
-    cache::fate::{Fate, Term},
     clock,
     endpoint::Transport,
     flight::{Flights, Runs},
@@ -63,20 +65,6 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 
 /// Nor is who was silent to so many questions in a row, as long as it is asked last.
 const DOWN: u32 = 3;
-
-/// How long an answer is kept to be given as stale, and its TTL then (RFC 8767,
-/// section 4).
-const KEEP: Duration = Duration::from_secs(86_400);
-const STALE_TTL: u32 = 30;
-
-/// TTLs above this are cut (RFC 8767, section 4), those of what does not exist above
-/// that (RFC 2308, section 5, asks for less than three hours).
-const LONGEST_TTL: u32 = 86_400;
-const LONGEST_NEGATIVE: u32 = 300;
-
-/// Bytes of answers kept, and of failures.
-const MOST_BYTES: usize = 8 << 20;
-const MOST_FAILED: usize = 1 << 20;
 
 /// Questions sent on at once, half the seats of a lane, and those who wait for another's, a
 /// quarter: those about Consul's names find one however long others are waited for.
@@ -104,8 +92,7 @@ pub(super) struct Forwarder {
     /// Std mutexes: held for one look, never across an await.
     system: Mutex<System>,
     health: Mutex<HashMap<SocketAddr, Health>>,
-    answers: Mutex<Bounded<Kept>>,
-    failures: Mutex<Bounded<Failed>>,
+    memory: Mutex<Memory>,
     flights: Flights<Box<[u8]>, Option<Reply>>,
     seats: Semaphore,
     beside: Semaphore,
@@ -133,44 +120,6 @@ struct Health {
     probed: bool,
 }
 
-#[derive(Debug)]
-struct Kept {
-    recipe: Recipe,
-    since: Instant,
-    ttl: Duration,
-    fate: Fate,
-}
-
-impl Drop for Kept {
-    /// It was replaced or forgotten: whoever gives it on is to ask again.
-    fn drop(&mut self) {
-        self.fate.end();
-    }
-}
-
-impl Weigh for Kept {
-    fn weigh(&self, key: &[u8]) -> usize {
-        self.recipe.weigh(key)
-    }
-}
-
-/// What could not be had.
-#[derive(Debug)]
-struct Failed {
-    at: Instant,
-    told: Option<Reply>,
-}
-
-impl Weigh for Failed {
-    fn weigh(&self, key: &[u8]) -> usize {
-        const OVERHEAD: usize = 256;
-        OVERHEAD + key.len() + self.told.as_ref().map_or(0, |told| told.len())
-    }
-}
-
-/// What an upstream answered.
-type Reply = Arc<Vec<u8>>;
-
 /// What the client gets.
 #[derive(Debug)]
 pub(super) enum Forwarded {
@@ -190,8 +139,7 @@ impl Forwarder {
             own,
             system: Mutex::default(),
             health: Mutex::default(),
-            answers: Mutex::new(Bounded::new(MOST_BYTES)),
-            failures: Mutex::new(Bounded::new(MOST_FAILED)),
+            memory: Mutex::default(),
             flights: Flights::new(),
             seats: Semaphore::new(MOST_SEATS),
             beside: Semaphore::new(MOST_BESIDE),
@@ -254,15 +202,13 @@ impl Forwarder {
             return Forwarded::Nobody;
         }
         let key = plain.map(|plain| plain.key.as_bytes());
-        if let (Some(plain), Some(key)) = (plain, key)
-            && let Some(reply) = self.kept(packet, plain, key, false)
-        {
+        let kept = |stale| self.memory().answer(packet, plain?, stale, clock::now());
+        if let Some(reply) = kept(false) {
             return Forwarded::Reply(reply);
         }
-        let stale = || self.kept(packet, plain?, key?, true);
         if let Some(key) = key
             && (self.failure(key, LONGEST_REST).is_some() || self.are_down(&servers))
-            && let Some(reply) = stale()
+            && let Some(reply) = kept(true)
         {
             self.ask_beside(packet, key, servers, transport);
             return Forwarded::Reply(reply);
@@ -270,7 +216,7 @@ impl Forwarder {
         let now = clock::now();
         let deadline = deadline.min(now + LIMIT);
         let asking = self.ask(packet, key, servers, transport, deadline);
-        let patience = if key.is_some_and(|key| self.knows(key)) {
+        let patience = if key.is_some_and(|key| self.memory().knows(key)) {
             PATIENCE
         } else {
             LIMIT
@@ -278,12 +224,12 @@ impl Forwarder {
         let until = deadline.min(now + patience);
         let told = timeout_at(until.into(), asking).await;
         if let (Err(_), Some(key)) = (&told, key) {
-            self.fails(key.into(), None);
+            self.fails(key);
         }
         let told = told.ok().flatten();
         // Whoever says that it cannot tell knows less than what was known.
         if told.as_deref().is_none_or(|told| cannot_tell(told))
-            && let Some(reply) = stale()
+            && let Some(reply) = kept(true)
         {
             return Forwarded::Reply(reply);
         }
@@ -333,7 +279,7 @@ impl Forwarder {
             return;
         }
         // So it is until more is heard.
-        self.fails(key.into(), None);
+        self.fails(key);
         let question = (packet.to_vec(), Some(key.into()));
         let deadline = clock::now() + LIMIT;
         // Bounded by that, and by its seat.
@@ -365,13 +311,8 @@ impl Forwarder {
     ) -> Option<Reply> {
         let _seat = self.seats.try_acquire().ok()?;
         let told = self.climb(&packet, &servers, transport, deadline).await;
-        match (key, &told) {
-            (None, _) => {}
-            (Some(key), Some(told)) if !cannot_tell(told) => {
-                lock(&self.failures).forget(&key);
-                self.keep(key, told);
-            }
-            (Some(key), _) => self.fails(key, told.clone()),
+        if let Some(key) = key {
+            self.memory().hear(key, told.as_ref(), clock::now());
         }
         told
     }
@@ -540,75 +481,22 @@ impl Forwarder {
         true
     }
 
-    /// A kept answer, made to fit a packet; `stale`: whatever its TTL.
-    fn kept(&self, packet: &[u8], plain: &Plain, key: &[u8], stale: bool) -> Option<Vec<u8>> {
-        let mut answers = lock(&self.answers);
-        let kept = answers.get(key)?;
-        let age = clock::now().saturating_duration_since(kept.since);
-        if age >= kept.ttl && (!stale || age >= KEEP) {
-            return None;
-        }
-        let mut reply = vec![0; kept.recipe.room()];
-        let length = if age < kept.ttl {
-            let elapsed = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-            kept.recipe.give(packet, plain, elapsed, &mut reply)?
-        } else {
-            kept.recipe
-                .give_stale(packet, plain, STALE_TTL, &mut reply)?
-        };
-        reply.truncate(length);
-        Some(reply)
-    }
-
     /// For the fast lane: what is known and holds.
     pub(super) fn fill(&self, plain: &Plain) -> Option<Fill> {
-        let mut answers = lock(&self.answers);
-        let kept = answers.get(plain.key.as_bytes())?;
-        let until = kept.since.checked_add(kept.ttl)?;
-        (clock::now() < until).then(|| Fill {
-            key: plain.key.as_bytes().into(),
-            recipe: kept.recipe.clone(),
-            since: kept.since,
-            term: Term {
-                until,
-                kept: kept.since + KEEP,
-                fate: Some(kept.fate.clone()),
-            },
-        })
+        self.memory().fill(plain, clock::now())
     }
 
     /// What was told where this failed so shortly ago.
     fn failure(&self, key: &[u8], within: Duration) -> Option<Option<Reply>> {
-        let failures = lock(&self.failures);
-        let failed = failures.peek(key)?;
-        let age = clock::now().saturating_duration_since(failed.at);
-        (age < within).then(|| failed.told.clone())
+        self.memory().failure(key, within, clock::now())
     }
 
-    fn fails(&self, key: Box<[u8]>, told: Option<Reply>) {
-        let at = clock::now();
-        lock(&self.failures).keep(key, Failed { at, told });
+    fn fails(&self, key: &[u8]) {
+        self.memory().fail(key.into(), None, clock::now());
     }
 
-    fn knows(&self, key: &[u8]) -> bool {
-        lock(&self.answers).peek(key).is_some()
-    }
-
-    fn keep(&self, key: Box<[u8]>, reply: &[u8]) {
-        let Some((recipe, ttl)) = Recipe::of_forwarded(reply, LONGEST_TTL, LONGEST_NEGATIVE) else {
-            if is_told(reply) {
-                // What was known before is not so any more.
-                lock(&self.answers).forget(&key);
-            }
-            return;
-        };
-        let kept = Kept {
-            recipe,
-            since: clock::now(),
-            ttl: Duration::from_secs(ttl.into()),
-            fate: Fate::default(),
-        };
-        lock(&self.answers).keep(key, kept);
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        lock(&self.memory)
     }
 }
 

@@ -88,61 +88,57 @@ fn types_are_numbers_and_names_are_not() {
     assert!(!answers(&reply, &packet, [0x12, 0x34]));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_forwarded_answer_is_stale_for_a_day_and_giving_it_renews_nothing() {
-    let (forwarder, packet) = (forwarder(), question());
+#[test]
+fn a_forwarded_answer_is_stale_for_a_day_and_giving_it_renews_nothing() {
+    let (mut memory, packet, start) = (Memory::default(), question(), clock::now());
     let plain = shortcut::read(&packet, false).unwrap();
-    let key = plain.key.as_bytes();
-    forwarder.keep(key.into(), &answer(60));
-    let fresh = || forwarder.kept(&packet, &plain, key, false).is_some();
-    let stale = || forwarder.kept(&packet, &plain, key, true).is_some();
-    assert!(fresh() && stale());
-    tokio::time::advance(Duration::from_secs(60)).await;
-    assert!(!fresh() && stale());
+    memory.hear(plain.key.as_bytes().into(), Some(&answer(60).into()), start);
     // Asked for each minute of that day.
-    for _ in 2..24 * 60 {
-        tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(!fresh() && stale());
+    for minute in 0..=24 * 60 {
+        let now = start + Duration::from_secs(60) * minute;
+        let mut given = |stale| memory.answer(&packet, &plain, stale, now).is_some();
+        assert_eq!(given(false), minute == 0, "{minute}");
+        assert_eq!(given(true), minute < 24 * 60, "{minute}");
     }
-    tokio::time::advance(Duration::from_secs(60)).await;
-    assert!(!fresh() && !stale());
 }
 
-#[tokio::test(start_paused = true)]
-async fn who_gives_an_answer_on_is_told_when_it_is_not_so_any_more() {
-    let (forwarder, packet) = (forwarder(), question());
+#[test]
+fn who_gives_an_answer_on_is_told_when_it_is_not_so_any_more() {
+    let (mut memory, packet, now) = (Memory::default(), question(), clock::now());
     let plain = shortcut::read(&packet, false).unwrap();
-    let keep = |reply: &[u8]| forwarder.keep(plain.key.as_bytes().into(), reply);
-    let given_on = || {
-        keep(&answer(60));
-        forwarder.fill(&plain).unwrap().term.fate.unwrap()
+    let key = plain.key.as_bytes();
+    let hear = |memory: &mut Memory, reply: Vec<u8>| {
+        memory.hear(key.into(), Some(&reply.into()), now);
+    };
+    let given_on = |memory: &mut Memory| {
+        hear(memory, answer(60));
+        memory.fill(&plain, now).unwrap().term.fate.unwrap()
     };
     let coded = |code: u8| {
         let mut reply = packet.clone();
         (reply[2], reply[3]) = (0x80, code);
         reply
     };
-    let known = || lock(&forwarder.answers).size().0 == 1;
     // Newer ones: of no time to live, and one that nobody says how long to keep.
     for newer in [answer(60), answer(0)] {
-        let fate = given_on();
+        let fate = given_on(&mut memory);
         assert!(!fate.is_over());
-        keep(&newer);
-        assert!(fate.is_over() && known());
+        hear(&mut memory, newer);
+        assert!(fate.is_over() && memory.knows(key));
     }
-    let fate = given_on();
-    keep(&coded(3));
-    assert!(fate.is_over() && !known());
+    let fate = given_on(&mut memory);
+    hear(&mut memory, coded(3));
+    assert!(fate.is_over() && !memory.knows(key));
     // A failure tells nothing, and neither does what is cut: somebody may have guessed.
-    let fate = given_on();
+    let fate = given_on(&mut memory);
     for code in [1, 2, 4, 5] {
-        keep(&coded(code));
+        hear(&mut memory, coded(code));
     }
     let mut cut = answer(60);
     cut[2] |= 0x02;
-    keep(&cut);
-    assert!(!fate.is_over() && known());
-    drop(forwarder);
+    hear(&mut memory, cut);
+    assert!(!fate.is_over() && memory.knows(key));
+    drop(memory);
     assert!(fate.is_over(), "nobody is left to say so");
 }
 

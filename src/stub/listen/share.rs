@@ -3,12 +3,14 @@
 
 use std::{collections::HashMap, net::SocketAddr};
 
+use foldhash::fast::RandomState;
+
 /// Questions of one socket of a client.
 const MOST_OF_ONE: u32 = 128;
 
 /// Questions in the air, by the client's socket.
 #[derive(Debug, Default)]
-pub(super) struct Shares(HashMap<SocketAddr, u32>);
+pub(super) struct Shares(HashMap<SocketAddr, u32, RandomState>);
 
 impl Shares {
     /// One more question, if it is not one too many. `crowded`: others may need the room.
