@@ -79,10 +79,7 @@ pub(crate) struct Config {
 impl Config {
     /// Whether Consul shows the same to both.
     pub(crate) fn sees_as(&self, other: &Self) -> bool {
-        self.http == other.http
-            && self.dns == other.dns
-            && self.datacenter == other.datacenter
-            && self.partition == other.partition
+        self.http == other.http && self.dns == other.dns && self.home() == other.home()
     }
 
     /// Where names are that do not say it.

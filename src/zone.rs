@@ -79,14 +79,7 @@ pub(crate) fn hold(
     asked: &Asked,
     answer: &Result<Option<Answer>, Error>,
 ) -> Option<Term> {
-    let long = || {
-        let until = clock::now() + LONGEST;
-        Some(Term {
-            until,
-            kept: until,
-            fate: None,
-        })
-    };
+    let long = || Some(Term::of(clock::now() + LONGEST));
     if asked.is_about_the_zone() {
         // Its serial is the time.
         return None;

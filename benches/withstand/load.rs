@@ -103,20 +103,47 @@ impl fmt::Display for Report {
 
 pub(crate) const HEAD: &str = "| what | figures | passed |\n| --- | --- | --- |";
 
-/// Bytes of memory that a process holds, and its open files.
-pub(crate) fn held(process: u32) -> (u64, usize) {
+/// What a process holds.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Held {
+    /// Bytes of memory.
+    pub(crate) memory: u64,
+    /// Those of them that are no part of a file: what it has asked for, and not how much of the
+    /// program has been needed so far.
+    own: u64,
+    files: usize,
+}
+
+impl Held {
+    /// The most that was seen of each.
+    fn most(self, other: Self) -> Self {
+        Self {
+            memory: self.memory.max(other.memory),
+            own: self.own.max(other.own),
+            files: self.files.max(other.files),
+        }
+    }
+
+    /// MiB that were asked for since.
+    fn grown_since(self, before: Self) -> f64 {
+        mebibytes(self.own.saturating_sub(before.own))
+    }
+}
+
+pub(crate) fn held(process: u32) -> Held {
     let told = fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
-    let pages = told
-        .split_whitespace()
-        .nth(1)
-        .and_then(|told| told.parse::<u64>().ok());
-    let files = fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count);
-    (pages.unwrap_or_default() * 4_096, files)
+    let pages = |at| -> Option<u64> { told.split_whitespace().nth(at)?.parse().ok() };
+    let (all, of_files) = (pages(1).unwrap_or_default(), pages(2).unwrap_or_default());
+    Held {
+        memory: all * 4_096,
+        own: (all - of_files) * 4_096,
+        files: fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count),
+    }
 }
 
 /// The same when connections that nobody uses any more are closed: only what is left then
 /// can have been forgotten.
-async fn rested(process: u32) -> (u64, usize) {
+async fn rested(process: u32) -> Held {
     sleep(Duration::from_secs(20)).await;
     held(process)
 }
@@ -174,7 +201,7 @@ pub(crate) async fn flood() -> Report {
     let mut report = Report::new("flood of names that nobody has");
     let load = Load::start(stub.dns, &names, &[]);
     sleep(Duration::from_secs(3)).await;
-    let before = held(stub.id()).0;
+    let before = held(stub.id());
     let most: u64 = number("UNKNOWN", 1_350_000);
     let (done, count) = (
         Arc::new(AtomicBool::new(false)),
@@ -188,10 +215,10 @@ pub(crate) async fn flood() -> Report {
             thread::spawn(move || ask_unknown(server, thread, &done, &count))
         })
         .collect();
-    let mut highest = 0;
+    let mut highest = Held::default();
     while count.load(Ordering::Relaxed) < most && began.elapsed() < Duration::from_secs(300) {
         sleep(Duration::from_millis(250)).await;
-        highest = highest.max(held(stub.id()).0);
+        highest = highest.most(held(stub.id()));
     }
     done.store(true, Ordering::Relaxed);
     let took = began.elapsed().as_secs_f64();
@@ -201,12 +228,8 @@ pub(crate) async fn flood() -> Report {
     let count = count.load(Ordering::Relaxed);
     report.note("unknown names", count);
     report.note("a second", format!("{:.0}", count as f64 / took));
-    report.bound(
-        "memory grown by MiB",
-        mebibytes(highest.saturating_sub(before)),
-        9.0,
-    );
-    report.bound("memory MiB", mebibytes(highest), 30.0);
+    report.bound("memory grown by MiB", highest.grown_since(before), 9.0);
+    report.bound("memory MiB", mebibytes(highest.memory), 30.0);
     report.cached(&stop(load).await, 2.0);
     report
 }
@@ -282,29 +305,25 @@ pub(crate) async fn connections() -> Report {
         hostile.push(stream);
     }
     report.note("connected", hostile.len());
-    let mut highest = 0;
+    let mut highest = Held::default();
     let drip = Instant::now();
     while drip.elapsed() < Duration::from_secs(15) {
-        highest = highest.max(held(stub.id()).0);
+        highest = highest.most(held(stub.id()));
         for stream in hostile.iter_mut().skip(1).step_by(4).take(200) {
             _ = timeout(Duration::from_millis(1), stream.write_all(&[0])).await;
         }
         sleep(Duration::from_millis(500)).await;
-        if held(stub.id()).1 <= before.1 + 8 {
+        if held(stub.id()).files <= before.files + 8 {
             break;
         }
     }
     report.bound("all closed after s", began.elapsed().as_secs_f64(), 30.0);
     report.bound(
         "open files left",
-        (held(stub.id()).1 - before.1.min(held(stub.id()).1)) as f64,
+        held(stub.id()).files.saturating_sub(before.files) as f64,
         8.0,
     );
-    report.bound(
-        "memory grown by MiB",
-        mebibytes(highest.saturating_sub(before.0)),
-        16.0,
-    );
+    report.bound("memory grown by MiB", highest.grown_since(before), 16.0);
     let told = ask(stub.dns, &names[0], RecordType::SRV, Over::Tcp).await;
     report.bound(
         "plain TCP question unanswered",
@@ -331,12 +350,12 @@ pub(crate) async fn reloads() -> Report {
     }
     let after = rested(stub.id()).await;
     report.note("reloads", count);
+    report.bound("memory grown by MiB", after.grown_since(before), 8.0);
     report.bound(
-        "memory grown by MiB",
-        mebibytes(after.0.saturating_sub(before.0)),
-        8.0,
+        "open files more",
+        after.files as f64 - before.files as f64,
+        4.0,
     );
-    report.bound("open files more", after.1 as f64 - before.1 as f64, 4.0);
     report.cached(&stop(load).await, 5.0);
     _ = fs::remove_file(file);
     report
@@ -365,7 +384,7 @@ pub(crate) async fn churn() -> Report {
     let began = Instant::now();
     let lasts = Duration::from_secs(number("CHURN_SECONDS", 60));
     let (mut changes, mut turn, mut lags) = (0_usize, 0_usize, Vec::new());
-    let mut highest = 0;
+    let mut highest = Held::default();
     while began.elapsed() < lasts {
         let operations: Vec<_> = (0..BATCH)
             .map(|at| {
@@ -391,7 +410,7 @@ pub(crate) async fn churn() -> Report {
                 (reply.0.answers.len() == 1).then(|| told.elapsed())
             });
             lags.push(seen.await);
-            highest = highest.max(held(stub.id()).0);
+            highest = highest.most(held(stub.id()));
         }
         // A thousand a second, if Consul can.
         let due = Duration::from_secs_f64(changes as f64 / 1_000.0);
@@ -401,8 +420,11 @@ pub(crate) async fn churn() -> Report {
     report.note("changes a second", format!("{:.0}", changes as f64 / took));
     let cores = (spent(stub.id()) - used).as_secs_f64() / took;
     report.bound("processor cores", (cores * 100.0).round() / 100.0, 1.0);
-    report.bound("memory MiB", mebibytes(highest), 64.0);
-    report.note("memory before MiB", format!("{:.1}", mebibytes(before.0)));
+    report.bound("memory MiB", mebibytes(highest.memory), 64.0);
+    report.note(
+        "memory before MiB",
+        format!("{:.1}", mebibytes(before.memory)),
+    );
     let worst = lags.iter().max().copied().unwrap_or_default();
     report.bound(
         "new service found after ms, worst",
@@ -436,7 +458,7 @@ pub(crate) async fn many() -> Report {
     report.bound("processor cores", (cores * 100.0).round() / 100.0, 1.0);
     report.bound(
         "memory grown by MiB",
-        mebibytes(held(stub.id()).0.saturating_sub(before.0)),
+        held(stub.id()).grown_since(before),
         64.0,
     );
     let mut asked = stop(load).await;
@@ -460,6 +482,7 @@ pub(crate) async fn soak() -> Report {
     let began = Instant::now();
     let mut samples: Vec<(f64, f64)> = Vec::new();
     let (mut lost, mut count, mut files) = (0, 0, Vec::new());
+    let mut highest = Held::default();
     while began.elapsed() < Duration::from_secs(minutes * 60) {
         let load = Load::start(stub.dns, &names, &[]);
         sleep(Duration::from_secs(5)).await;
@@ -467,16 +490,19 @@ pub(crate) async fn soak() -> Report {
         sleep(Duration::from_secs(2)).await;
         agent.resume();
         sleep(Duration::from_secs(2)).await;
-        let (memory, open) = rested(stub.id()).await;
+        let held = rested(stub.id()).await;
         let asked = stop(load).await;
         count += asked.len();
         lost += asked.iter().filter(|one| one.reply().is_none()).count();
-        samples.push((began.elapsed().as_secs_f64(), memory as f64 / 1_024.0));
-        files.push(open);
+        samples.push((began.elapsed().as_secs_f64(), held.own as f64 / 1_024.0));
+        files.push(held.files);
+        highest = highest.most(held);
         eprintln!(
-            "{:.0} s: {:.1} MiB, {open} files",
+            "{:.0} s: {:.1} MiB, {:.1} of its own, {} files",
             samples[samples.len() - 1].0,
-            mebibytes(memory)
+            mebibytes(held.memory),
+            mebibytes(held.own),
+            held.files
         );
     }
     agent.kill();
@@ -485,10 +511,7 @@ pub(crate) async fn soak() -> Report {
     let settled = &samples[samples.len() / 3..];
     report.note("questions", count);
     report.bound("lost", lost as f64, 0.0);
-    report.note(
-        "memory MiB",
-        format!("{:.1}", settled[settled.len() - 1].1 / 1_024.0),
-    );
+    report.note("memory MiB", format!("{:.1}", mebibytes(highest.memory)));
     report.bound("memory slope kB/s", slope(settled), 1.0);
     let more = files[files.len() - 1] as f64 - files[0] as f64;
     report.bound("open files more", more, 4.0);

@@ -47,3 +47,14 @@ pub(crate) struct Term {
     /// Who tells if that ends before, if anybody does.
     pub(crate) fate: Option<Fate>,
 }
+
+impl Term {
+    /// For what depends on nobody.
+    pub(crate) fn of(until: Instant) -> Self {
+        Self {
+            until,
+            kept: until,
+            fate: None,
+        }
+    }
+}

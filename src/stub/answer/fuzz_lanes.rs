@@ -47,11 +47,7 @@ pub fn shortcut(bytes: &[u8]) {
             key: plain.key.as_bytes().into(),
             recipe,
             since: now,
-            term: Term {
-                until: now + LONGEST,
-                kept: now + LONGEST,
-                fate: None,
-            },
+            term: Term::of(now + LONGEST),
         },
         now,
     );
