@@ -5,7 +5,7 @@ mod support;
 
 use std::{
     net::UdpSocket,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::{Value, json};
@@ -143,6 +143,31 @@ async fn lookup_with_a_type_prints_records() {
         run_at(&agent, &["lookup", "web", "NONSENSE"]).status.code(),
         Some(2)
     );
+}
+
+#[test]
+fn colour_and_a_terminal_make_the_heading_bold_and_nothing_else() {
+    let lookup = ["lookup", "web", "--source", "static", "--catalog", CATALOG];
+    let told = |output: Output| {
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        [text(&output.stdout), text(&output.stderr)].concat()
+    };
+    let plain = told(run(&lookup));
+    let (heading, rest) = plain.split_once('\n').unwrap();
+    assert!(rest.ends_with("3 endpoints from static (file), fresh, complete, ttl 0 s\n"));
+    let bold = format!("\u{1b}[1m{heading}\u{1b}[0m\n{rest}");
+    for (when, told_so) in [("always", &bold), ("never", &plain)] {
+        let colored = run(&[&lookup[..], &["--color", when]].concat());
+        assert_eq!(told(colored), *told_so, "{when}");
+    }
+    // All that it reads and writes is one terminal, which ends lines with `\r\n`.
+    let words = [&[env!("CARGO_BIN_EXE_proconsul")][..], &lookup].concat();
+    let quoted: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
+    let mut terminal = Command::new("script");
+    terminal.env_clear().env("PATH", "/usr/bin:/bin");
+    terminal.args(["-q", "-e", "-c", &quoted.join(" "), "/dev/null"]);
+    let shown = terminal.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(told(shown).replace('\r', ""), bold);
 }
 
 #[tokio::test]

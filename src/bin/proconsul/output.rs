@@ -35,11 +35,11 @@ pub(crate) fn start_log(output: &Output) {
         (_, _) => "proconsul=trace,debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let color = colored(output, io::stderr().is_terminal());
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| level.into()))
         .with_writer(io::stderr)
-        .with_ansi(color)
+        // Colour is a feature that is not built in, and asking for it panics.
+        .with_ansi(false)
         // A disk that is full is no reason to end: it could not be told either.
         .log_internal_errors(false)
         .finish()
