@@ -443,6 +443,58 @@ fn a_default_address_of_the_environment_is_the_last_source() {
 }
 
 #[tokio::test]
+async fn one_source_alone_is_answered_by_no_other() {
+    let agent = agent().await;
+    let file = std::env::temp_dir().join(format!("proconsul-alone-{}", std::process::id()));
+    let path = file.to_str().unwrap();
+    assert!(
+        run_at(&agent, &["lookup", "web", "--snapshot", path])
+            .status
+            .success()
+    );
+    let closed = closed_port().to_string();
+    let asked = |name: &str, source: &str, more: &[&str]| {
+        let mut command = program(&["lookup", name, "--json", "--source", source]);
+        command
+            .args(["--dns", &closed, "--http", &closed])
+            .args(more);
+        command.env("PROCONSUL_SNAPSHOT", path);
+        command.env("PROCONSUL_DEFAULT_WEB", "http://10.9.9.9:80");
+        let output = command.output().unwrap();
+        (output.status.code(), object(&output))
+    };
+    for source in ["dns", "http"] {
+        let (code, told) = asked("web", source, &["--catalog", CATALOG]);
+        assert_eq!(code, Some(5), "{told}");
+        let attempts = told["attempts"].as_array().unwrap();
+        assert!(!attempts.is_empty(), "{told}");
+        assert!(attempts.iter().all(|one| one["source"] == source), "{told}");
+    }
+    let (code, told) = asked("web", "static", &["--catalog", CATALOG]);
+    assert_eq!((code, &told["source"]), (Some(0), &json!("static")));
+    assert_eq!(
+        told["endpoints"].as_array().unwrap().len(),
+        3,
+        "the catalog's: {told}"
+    );
+    let (_, told) = asked("web", "static", &[]);
+    assert_eq!(told["endpoints"][0]["address"], "10.9.9.9", "{told}");
+    // Nor does the doctor take a default address for what was there before.
+    let mut command = program(&["doctor", "nosuch", "--json", "--stub", &closed]);
+    command
+        .args(at(&agent))
+        .env("PROCONSUL_DEFAULT_NOSUCH", "10.9.9.9:80");
+    let told = object(&command.output().unwrap());
+    assert!(!told.to_string().contains("deregistered\""), "{told}");
+    assert!(
+        told.to_string().contains("no service nosuch is registered"),
+        "{told}"
+    );
+    let _ = std::fs::remove_file(&file);
+    let _ = std::fs::remove_file(format!("{path}.lock"));
+}
+
+#[tokio::test]
 async fn a_snapshot_answers_while_consul_is_gone_unless_nothing_stale_is_wanted() {
     let mut agent = agent().await;
     let file = std::env::temp_dir().join(format!("proconsul-program-{}", std::process::id()));

@@ -360,7 +360,7 @@ pub(crate) struct Lookup {
     /// Only instances with this tag.
     #[arg(long, value_name = "TAG")]
     pub(crate) tag: Option<String>,
-    /// Ask only this source.
+    /// Ask only this source; nothing of a snapshot
     #[arg(long, value_name = "SOURCE")]
     pub(crate) source: Option<OnlySource>,
     /// Nothing of a snapshot: an error where no source answers now.
@@ -453,11 +453,14 @@ pub(crate) enum OnlySource {
     Dns,
     Http,
     Static,
+    // What was found before: `doctor` asks for that.
+    #[value(skip)]
+    Snapshot,
 }
 
 /// Where answers come from. A flag wins over the environment, that over the
 /// configuration.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Where answers come from")]
 pub(crate) struct Sources {
     /// Configuration in TOML; see `proconsul config check --help` [env: PROCONSUL_CONFIG]
@@ -657,8 +660,13 @@ impl Sources {
             if only != OnlySource::Http {
                 builder = builder.http("none");
             }
+            // Neither catalog nor default addresses, and no word about their files.
             if only != OnlySource::Static {
                 builder = builder.no_catalog();
+            }
+            builder = builder.must_be_found(only != OnlySource::Static);
+            if only != OnlySource::Snapshot {
+                builder = builder.no_snapshot();
             }
         }
         if stale == Stale::No {
