@@ -60,6 +60,19 @@ fn a_configuration_is_checked_with_all_that_it_names() {
             "[sources]\ncatalog = \"/nosuch/file\"\n".to_owned(),
             "/nosuch/file",
         ),
+        // What only `serve` refuses.
+        (
+            "[serve]\nupstream = [\"not an address\"]\n".to_owned(),
+            "not an address",
+        ),
+        (
+            "[serve]\nupstream = [\"system\", \"none\"]\n".to_owned(),
+            "--upstream none",
+        ),
+        (
+            "[serve]\nuser = \"no-such-user\"\n".to_owned(),
+            "no-such-user",
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -69,6 +82,31 @@ fn a_configuration_is_checked_with_all_that_it_names() {
         assert_eq!(bad.status.code(), Some(2), "{said}");
         assert!(said.contains(place), "{said}");
     }
+}
+
+#[test]
+fn a_check_of_the_configuration_is_one_object_in_json_however_it_ends() {
+    let file = directory("json").join("config.toml");
+    for (text, key) in [
+        ("[serve]\n", "fine"),
+        ("[serve]\nuser = \"no-such-user\"\n", "error"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let mut command = program();
+        command
+            .args(["config", "check", "--json", "--config"])
+            .arg(&file);
+        let told: serde_json::Value =
+            serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        assert!(told.get(key).is_some(), "{told}");
+    }
+    let mut command = program();
+    let told = command
+        .args(["config", "check", "--json"])
+        .output()
+        .unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told, serde_json::json!({ "fine": true, "file": null }));
 }
 
 #[test]
@@ -403,7 +441,7 @@ async fn root_is_given_up_once_the_ports_are_bound() {
         .args(["--dns", "none", "--http", "none"])
         .output()
         .unwrap();
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no such user"));
 }
 

@@ -223,7 +223,8 @@ A file:
   [default]
   web = \"10.0.0.1:8080\"
 
-Keys have the names of the flags. Exit status: 0 fine, 2 not.";
+Keys have the names of the flags. All that serve would refuse before it binds a port is
+refused. Exit status: 0 fine, 2 not.";
 
 const LOOKUP_HELP: &str = "Names:
   web                   the service web
@@ -405,7 +406,7 @@ pub(crate) struct Watch {
     pub(crate) sources: Sources,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Serve {
     /// Where to answer, on UDP and TCP; may be given several times [default:
     /// 127.0.0.1:8653]
@@ -568,6 +569,14 @@ impl Output {
 }
 
 impl Serve {
+    /// Without a flag of its own.
+    pub(crate) fn with(sources: Sources) -> Self {
+        Self {
+            sources,
+            ..Self::default()
+        }
+    }
+
     /// Flags, then the file, then defaults.
     pub(crate) fn settings(&self) -> Result<ServeSettings, Error> {
         let file = self.sources.file()?.serve;

@@ -14,12 +14,13 @@ use std::{
     time::Duration,
 };
 
-use proconsul::{Protection, ResolverBuilder};
+use proconsul::{Error, Protection, ResolverBuilder};
 use serde::{Deserialize, Deserializer, de};
+use serde_json::json;
 
 use crate::{
-    args::{AdminAddress, Check, Output, Stale},
-    output,
+    args::{self, AdminAddress, Check, Form, Output, Stale},
+    output, serve,
 };
 
 /// Largest file that is taken.
@@ -239,19 +240,23 @@ pub(crate) fn path(flag: Option<&Path>) -> Option<PathBuf> {
 
 /// `proconsul config check`.
 pub(crate) async fn check(command: Check, form: &Output) -> ExitCode {
-    let resolver = match command.sources.resolver(None, Stale::Yes) {
-        Ok(resolver) => resolver,
-        Err(error) => return output::failure(&error, form),
-    };
-    if let Err(error) = resolver.check().await {
+    let file = command.sources.config_path();
+    if let Err(error) = checked(args::Serve::with(command.sources)).await {
         return output::failure(&error, form);
     }
-    let file = command.sources.config_path();
-    let what = file.map_or_else(
-        || "there is no file: flags, environment and defaults".to_owned(),
-        |file| file.display().to_string(),
-    );
-    output::data(&format!("{what}: fine\n"))
+    let file = file.map(|file| file.display().to_string());
+    if form.form() == Form::Json {
+        return output::object(&json!({ "fine": true, "file": file }));
+    }
+    let nothing = || "there is no file: flags, environment and defaults".to_owned();
+    output::data(&format!("{}: fine\n", file.unwrap_or_else(nothing)))
+}
+
+/// All that `serve` would refuse before it binds anything; others need no more.
+async fn checked(command: args::Serve) -> Result<(), Error> {
+    serve::checked(&command.settings()?)?;
+    let resolver = command.sources.resolver(None, Stale::Yes)?;
+    resolver.check().await
 }
 
 #[cfg(test)]
