@@ -385,6 +385,28 @@ async fn a_wrapped_program_is_registered_while_it_runs() {
 }
 
 #[tokio::test]
+async fn each_tag_flag_is_one_tag_and_those_of_the_environment_are_not_added() {
+    let agent = Agent::start().await;
+    let rule = "rule=Host(a),Host(b)";
+    let mut child = program(
+        &agent,
+        &["job", "--port", "7", "--tag", rule, "--tag", "v2"],
+    )
+    .env("SERVICE_TAGS", "v1")
+    .args(["--", "sleep", "60"])
+    .spawn()
+    .unwrap();
+    let there = wait_for("its registration", async || {
+        let all = agent.get("/v1/agent/services").await;
+        all.get("job-7").cloned()
+    })
+    .await;
+    assert_eq!(there["Tags"], json!([rule, "v2"]));
+    signal(child.id(), "TERM");
+    assert_eq!(ended(&mut child).await, Some(143));
+}
+
+#[tokio::test]
 async fn the_exit_status_of_a_wrapped_program_is_passed_on() {
     let agent = Agent::start().await;
     for (command, status) in [

@@ -114,7 +114,8 @@ fn definition(command: &Register) -> Result<ServiceDefinition, Error> {
         "SERVICE_NAME" => command.name.clone(),
         "SERVICE_PORT" => command.port.map(|port| port.to_string()),
         "SERVICE_ADDRESS" => command.address.clone(),
-        "SERVICE_TAGS" if !command.tag.is_empty() => Some(command.tag.join(",")),
+        // Each flag is one tag, commas and all.
+        "SERVICE_TAGS" if !command.tag.is_empty() => Some(String::new()),
         _ => None,
     };
     let mut service = ServiceDefinition::from_variables(|variable| {
@@ -124,6 +125,9 @@ fn definition(command: &Register) -> Result<ServiceDefinition, Error> {
         let mend = "or give them: proconsul register NAME --port P";
         Error::invalid_setting(format!("{error}; {mend}"))
     })?;
+    for tag in command.tag.iter().filter(|tag| !tag.is_empty()) {
+        service = service.tag(tag.as_str());
+    }
     if let Some(id) = &command.id {
         service = service.with_id(id.as_str());
     }
