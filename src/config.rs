@@ -202,6 +202,14 @@ impl ResolverBuilder {
         self
     }
 
+    /// Takes a token and a file of one back, such as those from the environment.
+    pub fn no_token(mut self) -> Self {
+        self.config.http.token = None;
+        self.config.http.token_file = None;
+        self.problems.remove("token");
+        self
+    }
+
     /// PEM file of the authorities that may vouch for the agent. Default: the
     /// system's.
     pub fn ca_file(mut self, file: impl Into<PathBuf>) -> Self {

@@ -649,16 +649,12 @@ impl Sources {
                 $(if let Some(value) = &self.$flag { builder = builder.$flag(value); })*
             };
         }
+        if self.token_file.is_some() {
+            builder = builder.no_token();
+        }
         set!(dns, http, token_file, ca_file, cert_file, key_file);
-        set!(
-            tls_server_name,
-            catalog,
-            snapshot,
-            domain,
-            datacenter,
-            namespace,
-            partition
-        );
+        set!(tls_server_name, catalog, snapshot, domain);
+        set!(datacenter, namespace, partition);
         if let Some(timeout) = self.timeout {
             builder = builder.timeout(timeout);
         }
