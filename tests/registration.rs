@@ -13,7 +13,7 @@ use std::{
 
 use proconsul::{Check, Health, Registration, RegistrationState, Resolver, ServiceDefinition};
 use serde_json::{Value, json};
-use support::{Agent, PATIENCE, Serving, serve, signal, wait_for};
+use support::{Agent, PATIENCE, Serving, closed_port, serve, signal, wait_for};
 use tokio::time::{Instant, sleep, timeout};
 
 fn resolver(agent: &Agent) -> Resolver {
@@ -404,6 +404,17 @@ async fn each_tag_flag_is_one_tag_and_those_of_the_environment_are_not_added() {
     assert_eq!(there["Tags"], json!([rule, "v2"]));
     signal(child.id(), "TERM");
     assert_eq!(ended(&mut child).await, Some(143));
+}
+
+#[test]
+fn what_is_wrong_with_a_registration_is_told_once() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command.env_clear().env("PATH", "/usr/bin:/bin");
+    command.args(["register", "job", "--port", "0"]);
+    command.args(["--http", &closed_port().to_string(), "--", "sleep", "1"]);
+    let said = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert_eq!(said.matches(" is not registered at ").count(), 1, "{said}");
+    assert_eq!(said.matches("port 0").count(), 1, "{said}");
 }
 
 #[tokio::test]

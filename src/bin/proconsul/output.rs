@@ -24,13 +24,12 @@ use crate::args::{Color, Form, Output};
 /// Nothing answered to the name, or nothing healthy.
 const NOT_FOUND: u8 = 3;
 
-/// Events of the library go to stderr: errors by default, since warnings are told
-/// with what they are about; `-v` tells each look-up, `-vv` all, `-q` nothing,
-/// `RUST_LOG` what it says.
-pub(crate) fn start_log(output: &Output) {
+/// Events of the library go to stderr: those of `told` by default, `-v` tells each look-up,
+/// `-vv` all, `-q` nothing, `RUST_LOG` what it says.
+pub(crate) fn start_log(output: &Output, told: &str) {
     let level = match (output.quiet, output.verbose) {
         (true, _) => "off",
-        (_, 0) => "error",
+        (_, 0) => told,
         (_, 1) => "proconsul=debug,warn",
         (_, _) => "proconsul=trace,debug",
     };
