@@ -109,12 +109,10 @@ pub struct ResolverBuilder {
 }
 
 impl fmt::Debug for ResolverBuilder {
-    /// An address with a password is refused by `build`, and is not printed before.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let secret = self.http.contains('@');
         f.debug_struct("ResolverBuilder")
             .field("config", &self.config)
-            .field("http", if secret { &".." } else { &self.http })
+            .field("http", &self.shown_http())
             .field("ssl", &self.ssl)
             .field("problems", &self.problems)
             .finish()
@@ -201,6 +199,14 @@ impl ResolverBuilder {
         self
     }
 
+    /// Takes a token and a file of one back, such as those from the environment.
+    pub fn no_token(mut self) -> Self {
+        self.config.http.token = None;
+        self.config.http.token_file = None;
+        self.problems.remove("token");
+        self
+    }
+
     /// PEM file of the authorities that may vouch for the agent. Default: the
     /// system's.
     pub fn ca_file(mut self, file: impl Into<PathBuf>) -> Self {
@@ -250,7 +256,7 @@ impl ResolverBuilder {
     }
 
     /// The address of a service that is given when nobody knows better: `host:port`
-    /// or a URL. The last source of all; after the static catalog. From the
+    /// or a URL, which says its port unless it is of `http` or `https`. The last source of all; after the static catalog. From the
     /// environment it is `PROCONSUL_DEFAULT_<NAME>`, the name in upper case with `-`
     /// and `.` as `_`. Default: none.
     pub fn default_address(mut self, service: &str, address: &str) -> Self {
@@ -443,6 +449,14 @@ impl ResolverBuilder {
         Ok(self.config)
     }
 
+    /// An address with a password or a token is refused by `build`, and is not printed before.
+    fn shown_http(&self) -> &str {
+        match self.http.contains(['@', '?']) {
+            true => "..",
+            false => &self.http,
+        }
+    }
+
     fn refuse(&mut self, setting: &'static str, message: String) {
         self.problems
             .insert(setting, Error::new(ErrorKind::Invalid, message));
@@ -488,7 +502,7 @@ impl fmt::Display for ResolverBuilder {
     /// Where this resolver would look.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dns: Vec<_> = self.config.dns.iter().map(ToString::to_string).collect();
-        write!(f, "dns {}, http {}", dns.join(","), self.http)
+        write!(f, "dns {}, http {}", dns.join(","), self.shown_http())
     }
 }
 

@@ -65,6 +65,29 @@ fn a_token_file_is_read_wherever_it_leads_and_one_that_is_open_to_all_is_told() 
 }
 
 #[test]
+fn a_stub_tells_warnings_by_default_and_what_runs_once_does_not() {
+    let (folder, server) = (Folder::new("files-warned"), consul());
+    let token = folder.path("token");
+    fs::write(&token, "good-token\n").unwrap();
+    fs::set_permissions(&token, Permissions::from_mode(0o644)).unwrap();
+    let mut command = serve("none", &server.url());
+    command
+        .args(["--admin", "none", "--token-file"])
+        .arg(&token);
+    let serving = Serving::start(command);
+    let warnings = &serving.warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("set its mode to 640"), "{warnings:?}");
+    let mut lookup = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    lookup
+        .env_clear()
+        .args(["lookup", "web", "--dns", "none", "--http", &server.url()]);
+    let output = lookup.arg("--token-file").arg(&token).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success() && !said.contains("WARN"), "{said}");
+}
+
+#[test]
 fn a_token_that_cannot_be_had_is_told_with_its_file_and_nobody_is_asked_without_it() {
     let (folder, server) = (Folder::new("files-no-token"), consul());
     let pipe = folder.path("pipe");
@@ -88,6 +111,51 @@ fn a_token_that_cannot_be_had_is_told_with_its_file_and_nobody_is_asked_without_
         assert!(said.contains(file) && !said.contains("hush"), "{said}");
     }
     assert_eq!(server.times("web"), 0);
+}
+
+#[test]
+fn a_token_of_the_environment_wins_over_the_configuration_and_a_flag_over_both() {
+    let folder = Folder::new("files-order");
+    let secret = |name: &str, token: &str| {
+        let file = folder.path(name);
+        fs::write(&file, token).unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        file
+    };
+    let (low, high, empty) = (
+        secret("low", "low"),
+        secret("high", "high"),
+        secret("empty", ""),
+    );
+    let config = folder.path("config.toml");
+    fs::write(&config, format!("[sources]\ntoken-file = {low:?}\n")).unwrap();
+    for (variable, flag, sent) in [
+        (None, None, Some("low")),
+        (Some(("CONSUL_HTTP_TOKEN", "middle")), None, Some("middle")),
+        (
+            Some(("CONSUL_HTTP_TOKEN_FILE", high.to_str().unwrap())),
+            None,
+            Some("high"),
+        ),
+        (
+            Some(("CONSUL_HTTP_TOKEN", "middle")),
+            Some(&high),
+            Some("high"),
+        ),
+        (Some(("CONSUL_HTTP_TOKEN", "middle")), Some(&empty), None),
+    ] {
+        let server = consul();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().envs(variable);
+        command.args(["lookup", "web", "--dns", "none", "--http", &server.url()]);
+        command.arg("--config").arg(&config);
+        if let Some(file) = flag {
+            command.arg("--token-file").arg(file);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{variable:?} {flag:?}: {output:?}");
+        assert_eq!(shown(&server).as_deref(), sent, "{variable:?} {flag:?}");
+    }
 }
 
 #[tokio::test]

@@ -60,6 +60,19 @@ fn a_configuration_is_checked_with_all_that_it_names() {
             "[sources]\ncatalog = \"/nosuch/file\"\n".to_owned(),
             "/nosuch/file",
         ),
+        // What only `serve` refuses.
+        (
+            "[serve]\nupstream = [\"not an address\"]\n".to_owned(),
+            "not an address",
+        ),
+        (
+            "[serve]\nupstream = [\"system\", \"none\"]\n".to_owned(),
+            "--upstream none",
+        ),
+        (
+            "[serve]\nuser = \"no-such-user\"\n".to_owned(),
+            "no-such-user",
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -69,6 +82,31 @@ fn a_configuration_is_checked_with_all_that_it_names() {
         assert_eq!(bad.status.code(), Some(2), "{said}");
         assert!(said.contains(place), "{said}");
     }
+}
+
+#[test]
+fn a_check_of_the_configuration_is_one_object_in_json_however_it_ends() {
+    let file = directory("json").join("config.toml");
+    for (text, key) in [
+        ("[serve]\n", "fine"),
+        ("[serve]\nuser = \"no-such-user\"\n", "error"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let mut command = program();
+        command
+            .args(["config", "check", "--json", "--config"])
+            .arg(&file);
+        let told: serde_json::Value =
+            serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        assert!(told.get(key).is_some(), "{told}");
+    }
+    let mut command = program();
+    let told = command
+        .args(["config", "check", "--json"])
+        .output()
+        .unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told, serde_json::json!({ "fine": true, "file": null }));
 }
 
 #[test]
@@ -249,6 +287,46 @@ fn what_is_packaged_speaks_to_the_default_address() {
 }
 
 #[tokio::test]
+async fn the_unit_reads_the_configuration_that_its_variables_name_and_keeps_its_own_snapshot() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let unit = fs::read_to_string(root.join("packaging/proconsul.service")).unwrap();
+    let (comment, settings) = unit.split_once("[Unit]").unwrap();
+    assert!(settings.contains("\nEnvironmentFile=-/etc/default/proconsul\n"));
+    // What its comment says is put into /etc/default/proconsul, by the comment's own words.
+    let said = comment.lines().filter_map(|line| line.strip_prefix("#   "));
+    let said: Vec<_> = said.filter_map(|line| line.split_once('=')).collect();
+    assert_eq!(said, [("PROCONSUL_CONFIG", "/etc/proconsul.toml")]);
+
+    let agent = Agent::start().await;
+    agent.register_instances("web", 1).await;
+    let state = directory("unit");
+    fs::create_dir(state.join("proconsul")).unwrap();
+    let own = state.join("snapshot-of-the-file");
+    let file = state.join("proconsul.toml");
+    let more = format!("[sources]\nsnapshot = {own:?}\n");
+    let dns = agent.dns().to_string();
+    let text = config(&dns, "none", "").replace("[sources]\n", &more);
+    fs::write(&file, text).unwrap();
+    let mut command = program();
+    for line in settings.lines() {
+        if let Some((name, value)) = line
+            .strip_prefix("Environment=")
+            .and_then(|set| set.split_once('='))
+        {
+            command.env(name, value.replace("%S", state.to_str().unwrap()));
+        }
+    }
+    let mut serving = Serving::start({
+        command.env(said[0].0, &file).arg("serve");
+        command
+    });
+    assert_eq!(serving.instances().await, 1);
+    serving.signal("-TERM");
+    assert_eq!(serving.wait().code(), Some(0));
+    assert!(state.join("proconsul/snapshot").exists() && !own.exists());
+}
+
+#[tokio::test]
 async fn doctor_says_what_is_wrong_and_what_mends_it() {
     let mut agent = Agent::start().await;
     agent.register_instances("web", 2).await;
@@ -363,7 +441,7 @@ async fn root_is_given_up_once_the_ports_are_bound() {
         .args(["--dns", "none", "--http", "none"])
         .output()
         .unwrap();
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no such user"));
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::{
     net::UdpSocket,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::{Value, json};
@@ -143,6 +143,31 @@ async fn lookup_with_a_type_prints_records() {
         run_at(&agent, &["lookup", "web", "NONSENSE"]).status.code(),
         Some(2)
     );
+}
+
+#[test]
+fn colour_and_a_terminal_make_the_heading_bold_and_nothing_else() {
+    let lookup = ["lookup", "web", "--source", "static", "--catalog", CATALOG];
+    let told = |output: Output| {
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        [text(&output.stdout), text(&output.stderr)].concat()
+    };
+    let plain = told(run(&lookup));
+    let (heading, rest) = plain.split_once('\n').unwrap();
+    assert!(rest.ends_with("3 endpoints from static (file), fresh, complete, ttl 0 s\n"));
+    let bold = format!("\u{1b}[1m{heading}\u{1b}[0m\n{rest}");
+    for (when, told_so) in [("always", &bold), ("never", &plain)] {
+        let colored = run(&[&lookup[..], &["--color", when]].concat());
+        assert_eq!(told(colored), *told_so, "{when}");
+    }
+    // All that it reads and writes is one terminal, which ends lines with `\r\n`.
+    let words = [&[env!("CARGO_BIN_EXE_proconsul")][..], &lookup].concat();
+    let quoted: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
+    let mut terminal = Command::new("script");
+    terminal.env_clear().env("PATH", "/usr/bin:/bin");
+    terminal.args(["-q", "-e", "-c", &quoted.join(" "), "/dev/null"]);
+    let shown = terminal.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(told(shown).replace('\r', ""), bold);
 }
 
 #[tokio::test]
@@ -415,6 +440,58 @@ fn a_default_address_of_the_environment_is_the_last_source() {
         text(&bad.stderr).contains("PROCONSUL_DEFAULT_PAY_API"),
         "{bad:?}"
     );
+}
+
+#[tokio::test]
+async fn one_source_alone_is_answered_by_no_other() {
+    let agent = agent().await;
+    let file = std::env::temp_dir().join(format!("proconsul-alone-{}", std::process::id()));
+    let path = file.to_str().unwrap();
+    assert!(
+        run_at(&agent, &["lookup", "web", "--snapshot", path])
+            .status
+            .success()
+    );
+    let closed = closed_port().to_string();
+    let asked = |name: &str, source: &str, more: &[&str]| {
+        let mut command = program(&["lookup", name, "--json", "--source", source]);
+        command
+            .args(["--dns", &closed, "--http", &closed])
+            .args(more);
+        command.env("PROCONSUL_SNAPSHOT", path);
+        command.env("PROCONSUL_DEFAULT_WEB", "http://10.9.9.9:80");
+        let output = command.output().unwrap();
+        (output.status.code(), object(&output))
+    };
+    for source in ["dns", "http"] {
+        let (code, told) = asked("web", source, &["--catalog", CATALOG]);
+        assert_eq!(code, Some(5), "{told}");
+        let attempts = told["attempts"].as_array().unwrap();
+        assert!(!attempts.is_empty(), "{told}");
+        assert!(attempts.iter().all(|one| one["source"] == source), "{told}");
+    }
+    let (code, told) = asked("web", "static", &["--catalog", CATALOG]);
+    assert_eq!((code, &told["source"]), (Some(0), &json!("static")));
+    assert_eq!(
+        told["endpoints"].as_array().unwrap().len(),
+        3,
+        "the catalog's: {told}"
+    );
+    let (_, told) = asked("web", "static", &[]);
+    assert_eq!(told["endpoints"][0]["address"], "10.9.9.9", "{told}");
+    // Nor does the doctor take a default address for what was there before.
+    let mut command = program(&["doctor", "nosuch", "--json", "--stub", &closed]);
+    command
+        .args(at(&agent))
+        .env("PROCONSUL_DEFAULT_NOSUCH", "10.9.9.9:80");
+    let told = object(&command.output().unwrap());
+    assert!(!told.to_string().contains("deregistered\""), "{told}");
+    assert!(
+        told.to_string().contains("no service nosuch is registered"),
+        "{told}"
+    );
+    let _ = std::fs::remove_file(&file);
+    let _ = std::fs::remove_file(format!("{path}.lock"));
 }
 
 #[tokio::test]

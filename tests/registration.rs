@@ -13,7 +13,7 @@ use std::{
 
 use proconsul::{Check, Health, Registration, RegistrationState, Resolver, ServiceDefinition};
 use serde_json::{Value, json};
-use support::{Agent, PATIENCE, Serving, serve, signal, wait_for};
+use support::{Agent, PATIENCE, Serving, closed_port, serve, signal, wait_for};
 use tokio::time::{Instant, sleep, timeout};
 
 fn resolver(agent: &Agent) -> Resolver {
@@ -385,6 +385,39 @@ async fn a_wrapped_program_is_registered_while_it_runs() {
 }
 
 #[tokio::test]
+async fn each_tag_flag_is_one_tag_and_those_of_the_environment_are_not_added() {
+    let agent = Agent::start().await;
+    let rule = "rule=Host(a),Host(b)";
+    let mut child = program(
+        &agent,
+        &["job", "--port", "7", "--tag", rule, "--tag", "v2"],
+    )
+    .env("SERVICE_TAGS", "v1")
+    .args(["--", "sleep", "60"])
+    .spawn()
+    .unwrap();
+    let there = wait_for("its registration", async || {
+        let all = agent.get("/v1/agent/services").await;
+        all.get("job-7").cloned()
+    })
+    .await;
+    assert_eq!(there["Tags"], json!([rule, "v2"]));
+    signal(child.id(), "TERM");
+    assert_eq!(ended(&mut child).await, Some(143));
+}
+
+#[test]
+fn what_is_wrong_with_a_registration_is_told_once() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command.env_clear().env("PATH", "/usr/bin:/bin");
+    command.args(["register", "job", "--port", "0"]);
+    command.args(["--http", &closed_port().to_string(), "--", "sleep", "1"]);
+    let said = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert_eq!(said.matches(" is not registered at ").count(), 1, "{said}");
+    assert_eq!(said.matches("port 0").count(), 1, "{said}");
+}
+
+#[tokio::test]
 async fn the_exit_status_of_a_wrapped_program_is_passed_on() {
     let agent = Agent::start().await;
     for (command, status) in [
@@ -432,6 +465,71 @@ async fn a_signal_deregisters_first_and_then_reaches_the_program() {
         .read_to_string(&mut told)
         .unwrap();
     assert_eq!(told, "hup\n");
+}
+
+/// Runs the program as a shell on a terminal does: in a group of its own, in front.
+const ON_A_TERMINAL: &str = "
+import os, pty, signal, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+signal.alarm(60)
+print(child, flush=True)
+for line in sys.stdin:
+    os.write(terminal, b'\\x03')
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+";
+
+/// Ends with the number of times that it was interrupted, a moment after the last.
+const COUNTS: &str = "
+import signal, sys, time
+times = []
+signal.signal(signal.SIGINT, lambda *_: times.append(time.monotonic()))
+while not times or time.monotonic() < times[-1] + float(sys.argv[1]):
+    time.sleep(0.05)
+sys.exit(40 + len(times))
+";
+
+#[tokio::test]
+async fn an_interrupt_reaches_the_program_whether_a_terminal_sent_it_or_not() {
+    let agent = Agent::start().await;
+    // One that takes its time has it from the terminal and from us.
+    for (from_terminal, lasts, status) in [(false, "0.1", 41), (true, "0.1", 41), (true, "4", 42)] {
+        let mut command = Command::new("python3");
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap());
+        command.args(["-c", ON_A_TERMINAL, env!("CARGO_BIN_EXE_proconsul")]);
+        command.args(["register", "job", "--port", "7", "--http", &agent.http()]);
+        command.args(["--", "python3", "-c", COUNTS, lasts]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        let id: u32 = said.next().unwrap().unwrap().parse().unwrap();
+        wait_for("its registration", async || {
+            (times(&agent, "job").await.0 == 1).then_some(())
+        })
+        .await;
+        sleep(Duration::from_millis(500)).await;
+        let mut keys = child.stdin.take().unwrap();
+        if from_terminal {
+            use std::io::Write as _;
+            keys.write_all(b"\n").unwrap();
+        } else {
+            signal(id, "INT");
+        }
+        drop(keys);
+        assert_eq!(
+            ended(&mut child).await,
+            Some(status),
+            "{from_terminal} {lasts}"
+        );
+        assert_eq!(times(&agent, "job").await.0, 0);
+    }
 }
 
 #[tokio::test]

@@ -233,5 +233,57 @@ fn an_address_with_a_password_is_refused_and_the_password_is_not_repeated() {
         assert_eq!(refused.status.code(), Some(2), "{refused:?}");
         is_clean("a refused address", &refused.stderr);
         is_clean("a refused address", &refused.stdout);
+        let builder = Resolver::builder().http(&http);
+        is_clean("the builder", format!("{builder:?} {builder}").as_bytes());
     }
+}
+
+/// Told to be wrong by each command that reads it, and not repeated by any.
+fn is_refused_and_not_repeated(set: impl Fn(&mut Command)) {
+    for arguments in [
+        &["lookup", "web"][..],
+        &["lookup", "web", "--json"],
+        &["config", "check"],
+        &["serve"],
+        &["doctor", "--json", "--stub", "127.0.0.1:1"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().env("RUST_LOG", "trace").args(arguments);
+        set(command.args(["--dns", "none", "--http", "none"]));
+        let refused = command.stdin(Stdio::null()).output().unwrap();
+        assert!(!refused.status.success(), "{refused:?}");
+        is_clean("what is refused", &refused.stderr);
+        is_clean("what is refused", &refused.stdout);
+    }
+}
+
+#[test]
+fn a_token_in_the_configuration_is_refused_and_not_repeated() {
+    let directory = directory("secrets-file");
+    let file = directory.join("config.toml");
+    for key in ["token", "[sources]\ntoken", "[sources]\nhttp.token"] {
+        fs::write(&file, format!("{key} = \"{CANARY}\"\n")).unwrap();
+        is_refused_and_not_repeated(|command| _ = command.arg("--config").arg(&file));
+    }
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn a_default_address_with_a_password_is_taken_or_refused_and_the_password_is_not_repeated() {
+    for bad in [
+        format!("postgres://app:{CANARY}@db/app"),
+        format!("app:{CANARY}@db:5432"),
+    ] {
+        is_refused_and_not_repeated(|command| _ = command.env("PROCONSUL_DEFAULT_WEB", &bad));
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command.env_clear().env("RUST_LOG", "trace");
+    command.env(
+        "PROCONSUL_DEFAULT_DB",
+        format!("postgres://app:{CANARY}@127.0.0.1:5432/app"),
+    );
+    command.args(["lookup", "db", "--short", "--dns", "none", "--http", "none"]);
+    let found = command.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "127.0.0.1:5432\n");
+    is_clean("an address with a password", &found.stderr);
 }

@@ -78,6 +78,16 @@ impl ResolverBuilder {
             self = self.http(&address);
             self.http_named = Some(named);
         }
+        // What stands for the same is set whole or not at all: of a token and its file, and of
+        // an authority's file and directory, one of a lower layer would win otherwise.
+        let says = |one, other| value(one).or_else(|| value(other)).is_some();
+        if says("CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE") {
+            self = self.no_token();
+        }
+        if says("CONSUL_CACERT", "CONSUL_CAPATH") {
+            let tls = &mut self.config.http.tls;
+            (tls.ca_file, tls.ca_dir) = (None, None);
+        }
         for (variable, set) in settings {
             if let Some(value) = value(variable) {
                 let before = self.problems.clone();
@@ -131,6 +141,7 @@ fn agent_of_systems(value: impl Fn(&str) -> Option<String>) -> Option<(String, &
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consul::http::AgentSettings;
 
     fn problem(builder: ResolverBuilder) -> String {
         builder.finish().unwrap_err().to_string()
@@ -195,6 +206,43 @@ mod tests {
         assert!(with("CONSUL_HTTP_SSL_VERIFY", "maybe").starts_with("CONSUL_HTTP_SSL_VERIFY: "));
         assert!(with("CONSUL_CLIENT_CERT", "cert.pem").contains("needs its key"));
         assert!(!with("CONSUL_HTTP_TOKEN", "secret\u{7f}token").contains("secret"));
+    }
+
+    #[test]
+    fn what_the_environment_says_of_a_pair_takes_the_place_of_the_whole_pair() {
+        let lower = || {
+            let builder = ResolverBuilder::default()
+                .token("lower")
+                .token_file("lower");
+            builder.ca_file("lower").ca_path("lower")
+        };
+        let read = |variable: &str| {
+            let value = |asked: &str| (asked == variable).then(|| "env".to_owned());
+            let AgentSettings {
+                token,
+                token_file,
+                tls,
+                ..
+            } = lower().read(value).finish().unwrap().http;
+            let token = token.map(|token| token.secret().to_owned());
+            let files = [token_file, tls.ca_file, tls.ca_dir];
+            let [token_file, ca_file, ca_dir] =
+                files.map(|file| file.map(|file| file.display().to_string()));
+            [token, token_file, ca_file, ca_dir].map(Option::unwrap_or_default)
+        };
+        for (variable, [token, token_file, ca_file, ca_dir]) in [
+            ("CONSUL_DATACENTER", ["lower", "lower", "lower", "lower"]),
+            ("CONSUL_HTTP_TOKEN", ["env", "", "lower", "lower"]),
+            ("CONSUL_HTTP_TOKEN_FILE", ["", "env", "lower", "lower"]),
+            ("CONSUL_CACERT", ["lower", "lower", "env", ""]),
+            ("CONSUL_CAPATH", ["lower", "lower", "", "env"]),
+        ] {
+            assert_eq!(
+                read(variable),
+                [token, token_file, ca_file, ca_dir],
+                "{variable}"
+            );
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{sleep, sleep_until},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
     RegistrationState, State,
@@ -247,10 +247,10 @@ pub(super) async fn keep(
                 last = seen;
                 agenda.saw(seen, clock::now());
                 match whose {
-                    Some(whose) => tell(&state, &id, RegistrationState::Taken(whose)),
+                    Some(whose) => state.tell(&id, RegistrationState::Taken(whose)),
                     // The agent was away for a while, and has forgotten nothing.
                     None if agenda.is_present() && !ailing => {
-                        tell(&state, &id, RegistrationState::Registered);
+                        state.tell(&id, RegistrationState::Registered);
                     }
                     None => {}
                 }
@@ -272,7 +272,7 @@ pub(super) async fn keep(
                 if again {
                     warn!(%id, "the agent had forgotten it: registered again");
                 }
-                tell(&state, &id, RegistrationState::Registered);
+                state.tell(&id, RegistrationState::Registered);
             }),
             Step::Maintain(reason) => line
                 .maintain(reason.as_deref())
@@ -284,7 +284,7 @@ pub(super) async fn keep(
                 .map(|()| agenda.has_beaten(wish.health.clone(), clock::now())),
         };
         if done.is_ok() && says_more && std::mem::take(&mut ailing) {
-            tell(&state, &id, RegistrationState::Registered);
+            state.tell(&id, RegistrationState::Registered);
         }
         if let Err(trouble) = done {
             let how = match &trouble {
@@ -310,11 +310,7 @@ pub(super) async fn keep(
                     _ => "; it is tried again until that works",
                 };
                 let message = format!("{id} is not registered at {whom}: {trouble}{mend}");
-                tell(
-                    &state,
-                    &id,
-                    RegistrationState::Failing(Error::new(kind, message)),
-                );
+                state.tell(&id, RegistrationState::Failing(Error::new(kind, message)));
             }
         }
     }
@@ -324,30 +320,7 @@ pub(super) async fn keep(
     }
     let done = line.leave(last, may_arrive).await;
     if done.is_ok() {
-        tell(&state, &id, RegistrationState::Gone);
+        state.tell(&id, RegistrationState::Gone);
     }
     done
-}
-
-/// Only what is new is worth a line.
-fn tell(state: &State, id: &str, now: RegistrationState) {
-    state.all.send_if_modified(|all| {
-        let Some(before) = all.get_mut(state.at) else {
-            return false;
-        };
-        if before.is_like(&now) {
-            return false;
-        }
-        match &now {
-            RegistrationState::Registered => info!(%id, "registered"),
-            RegistrationState::Failing(error) => warn!("{error}"),
-            RegistrationState::Taken(whose) => {
-                warn!(%id, %whose, "the id belongs to another instance, which is left alone");
-            }
-            RegistrationState::Gone => info!(%id, "deregistered"),
-            RegistrationState::Pending => {}
-        }
-        *before = now;
-        true
-    });
 }

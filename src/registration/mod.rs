@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::{
     agenda::{Seen, Wishes},
@@ -88,6 +88,31 @@ pub enum RegistrationState {
 struct State {
     all: watch::Sender<States>,
     at: usize,
+}
+
+impl State {
+    /// Only what is new is worth a line.
+    fn tell(&self, id: &str, now: RegistrationState) {
+        self.all.send_if_modified(|all| {
+            let Some(before) = all.get_mut(self.at) else {
+                return false;
+            };
+            if before.is_like(&now) {
+                return false;
+            }
+            match &now {
+                RegistrationState::Registered => info!(%id, "registered"),
+                RegistrationState::Failing(error) => warn!("{error}"),
+                RegistrationState::Taken(whose) => {
+                    warn!(%id, %whose, "the id belongs to another instance, which is left alone");
+                }
+                RegistrationState::Gone => info!(%id, "deregistered"),
+                RegistrationState::Pending => {}
+            }
+            *before = now;
+            true
+        });
+    }
 }
 
 impl RegistrationState {

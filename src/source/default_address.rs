@@ -5,6 +5,9 @@
 //! | --- | --- |
 //! | `10.0.0.1:8080`, `[2001:db8::1]:8080`, `web.internal:8080` | that host and port |
 //! | `http://web.internal/api`, `https://10.0.0.1:8443` | host and port, 80 or 443 where there is none; the path has no use |
+//! | `postgres://app:secret@db.internal:5432/app` | host and port, which any other scheme has to say; user and password have no use |
+//!
+//! What is refused may hold a password, and is not repeated.
 //!
 //! From the environment it is `PROCONSUL_DEFAULT_<NAME>`, the service's name in
 //! upper case with `-` and `.` as `_`; so is it looked up.
@@ -72,38 +75,43 @@ fn variable(service: &str) -> Box<str> {
     service.replace(['-', '.'], "_").into()
 }
 
+const WRONG: &str = "it is neither host:port nor a URL with a port such as http://host:port; it \
+                     is not shown here, because such a URL may hold a password";
+
 fn read(address: &str) -> Result<DefaultAddress, Box<str>> {
-    let wrong = || {
-        let shown: String = address.chars().take(80).collect();
-        let shown = shown.escape_debug();
-        format!("\"{shown}\" is neither host:port nor a URL such as http://host:port").into()
-    };
-    let (rest, default) = match address.split_once("://") {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (rest, Some(80)),
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (rest, Some(443)),
-        Some(_) => return Err(wrong()),
+    let (authority, default) = match address.split_once("://") {
+        Some((scheme, rest)) => {
+            let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+            let host = authority
+                .rsplit_once('@')
+                .map_or(authority, |(_, host)| host);
+            (host, port_of(scheme))
+        }
         None => (address, None),
-    };
-    let authority = match default {
-        Some(_) => rest.split(['/', '?', '#']).next().unwrap_or_default(),
-        None => rest,
     };
     let (host, port) = match authority.rsplit_once(':') {
         // The colons of an IPv6 address stand in brackets.
         Some((host, port)) if !port.ends_with(']') => {
-            let port = port.parse().ok().filter(|port| *port != 0);
-            (host, port.ok_or_else(wrong)?)
+            (host, port.parse().ok().filter(|port| *port != 0))
         }
-        _ => (authority, default.ok_or_else(wrong)?),
+        _ => (authority, default),
     };
+    let port = port.ok_or(WRONG)?;
     let bare = host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'));
     if bare.is_none() && host.contains(':') {
-        return Err(wrong());
+        return Err(WRONG.into());
     }
-    let host = registered(bare.unwrap_or(host))?;
+    let host = registered(bare.unwrap_or(host)).map_err(|_| WRONG)?;
     Ok(DefaultAddress { host, port })
+}
+
+/// The port of a URL that says none.
+fn port_of(scheme: &str) -> Option<u16> {
+    let known = [("http", 80), ("https", 443)];
+    let same = |(name, _): &&(&str, u16)| scheme.eq_ignore_ascii_case(name);
+    known.iter().find(same).map(|(_, port)| *port)
 }
 
 #[cfg(test)]
@@ -127,6 +135,12 @@ mod tests {
             ("http://web.internal", "web.internal. 80"),
             ("HTTPS://web.internal/api?x=1:2", "web.internal. 443"),
             ("https://10.0.0.1:8443/", "0a000001.addr.consul. 8443"),
+            ("redis://cache:6379", "cache. 6379"),
+            ("postgres://app:p@ss:1@db:5432/app?x=@y", "db. 5432"),
+            (
+                "amqp://app@[::1]:5672",
+                "00000000000000000000000000000001.addr.consul. 5672",
+            ),
             (
                 "[::1]:81",
                 "00000000000000000000000000000001.addr.consul. 81",
@@ -149,12 +163,21 @@ mod tests {
             "web:0",
             "web:99999",
             "::1:80",
-            "ftp://web:1",
+            "ftp://web",
             "http://",
             "0.0.0.0:80",
-            "user@web:80",
+            "hush@web:80",
+            "app:hush@web:80",
+            "postgres://app:hush@db",
+            "postgres://app:hush@:5432",
+            "postgres://app:hu/sh@db:5432",
+            "postgres://app:5432@hush hush:5432",
         ] {
-            assert!(Defaults::default().set("web", bad).is_err(), "{bad:?}");
+            let told = Defaults::default().set("web", bad).unwrap_err();
+            assert!(
+                told.contains("host:port") && !told.contains("hush"),
+                "{told}"
+            );
         }
     }
 }

@@ -17,6 +17,8 @@ use super::{PATIENCE, ask_udp};
 pub(crate) struct Serving {
     child: Child,
     said: mpsc::Receiver<String>,
+    /// What it said before it served, a line each.
+    pub(crate) warnings: Vec<String>,
     /// `serving consul. on 127.0.0.1:1 (udp, tcp), admin 127.0.0.1:2`
     pub(crate) line: String,
     /// Its first address.
@@ -58,11 +60,17 @@ impl Serving {
         let mut serving = Self {
             child,
             said,
+            warnings: Vec::new(),
             line: String::new(),
             dns: SocketAddr::from(([0; 4], 0)),
             admin: String::new(),
         };
-        let line = serving.says();
+        let mut line = serving.says();
+        while line.contains(" WARN ") {
+            serving
+                .warnings
+                .push(std::mem::replace(&mut line, serving.says()));
+        }
         let (_, rest) = line.split_once(" on ").unwrap_or_else(|| panic!("{line}"));
         serving.dns = rest.split([' ', ',']).next().unwrap().parse().unwrap();
         let admin = line.split_once(", admin ").map_or("", |(_, admin)| admin);

@@ -223,7 +223,8 @@ A file:
   [default]
   web = \"10.0.0.1:8080\"
 
-Keys have the names of the flags. Exit status: 0 fine, 2 not.";
+Keys have the names of the flags. All that serve would refuse before it binds a port is
+refused. Exit status: 0 fine, 2 not.";
 
 const LOOKUP_HELP: &str = "Names:
   web                   the service web
@@ -284,8 +285,9 @@ waited for, one that forgets is told again within 2 s. Of several addresses of t
 the first is this machine's agent, and only that is told.
 
 At SIGTERM, SIGINT and SIGQUIT it is deregistered first; after --drain the signal is passed
-on to COMMAND, which an agent that hangs holds up by 2 s at most. SIGHUP, SIGUSR1 and SIGUSR2
-are passed on at once. Without another check COMMAND has a heartbeat: 15 s after both are gone
+on to COMMAND, which an agent that hangs holds up by 2 s at most. On a terminal, whose keys
+interrupt COMMAND too, SIGINT and SIGQUIT are passed on where it still runs 2 s later. SIGHUP,
+SIGUSR1 and SIGUSR2 are passed on at once. Without another check COMMAND has a heartbeat: 15 s after both are gone
 it is critical. Exit status: COMMAND's own (128 and the signal that ended it), 127 where there
 is none of that name; without COMMAND 0.
 
@@ -360,7 +362,7 @@ pub(crate) struct Lookup {
     /// Only instances with this tag.
     #[arg(long, value_name = "TAG")]
     pub(crate) tag: Option<String>,
-    /// Ask only this source.
+    /// Ask only this source; nothing of a snapshot
     #[arg(long, value_name = "SOURCE")]
     pub(crate) source: Option<OnlySource>,
     /// Nothing of a snapshot: an error where no source answers now.
@@ -405,7 +407,7 @@ pub(crate) struct Watch {
     pub(crate) sources: Sources,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Serve {
     /// Where to answer, on UDP and TCP; may be given several times [default:
     /// 127.0.0.1:8653]
@@ -453,11 +455,14 @@ pub(crate) enum OnlySource {
     Dns,
     Http,
     Static,
+    // What was found before: `doctor` asks for that.
+    #[value(skip)]
+    Snapshot,
 }
 
 /// Where answers come from. A flag wins over the environment, that over the
 /// configuration.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Where answers come from")]
 pub(crate) struct Sources {
     /// Configuration in TOML; see `proconsul config check --help` [env: PROCONSUL_CONFIG]
@@ -565,6 +570,14 @@ impl Output {
 }
 
 impl Serve {
+    /// Without a flag of its own.
+    pub(crate) fn with(sources: Sources) -> Self {
+        Self {
+            sources,
+            ..Self::default()
+        }
+    }
+
     /// Flags, then the file, then defaults.
     pub(crate) fn settings(&self) -> Result<ServeSettings, Error> {
         let file = self.sources.file()?.serve;
@@ -637,16 +650,12 @@ impl Sources {
                 $(if let Some(value) = &self.$flag { builder = builder.$flag(value); })*
             };
         }
+        if self.token_file.is_some() {
+            builder = builder.no_token();
+        }
         set!(dns, http, token_file, ca_file, cert_file, key_file);
-        set!(
-            tls_server_name,
-            catalog,
-            snapshot,
-            domain,
-            datacenter,
-            namespace,
-            partition
-        );
+        set!(tls_server_name, catalog, snapshot, domain);
+        set!(datacenter, namespace, partition);
         if let Some(timeout) = self.timeout {
             builder = builder.timeout(timeout);
         }
@@ -657,8 +666,13 @@ impl Sources {
             if only != OnlySource::Http {
                 builder = builder.http("none");
             }
+            // Neither catalog nor default addresses, and no word about their files.
             if only != OnlySource::Static {
                 builder = builder.no_catalog();
+            }
+            builder = builder.must_be_found(only != OnlySource::Static);
+            if only != OnlySource::Snapshot {
+                builder = builder.no_snapshot();
             }
         }
         if stale == Stale::No {

@@ -14,12 +14,13 @@ use std::{
     time::Duration,
 };
 
-use proconsul::{Protection, ResolverBuilder};
+use proconsul::{Error, Protection, ResolverBuilder};
 use serde::{Deserialize, Deserializer, de};
+use serde_json::json;
 
 use crate::{
-    args::{AdminAddress, Check, Output, Stale},
-    output,
+    args::{self, AdminAddress, Check, Form, Output, Stale},
+    output, serve,
 };
 
 /// Largest file that is taken.
@@ -147,7 +148,11 @@ impl File {
         if text.len() as u64 > FILE_LIMIT {
             return Err(failed(&"is larger than 1 MiB"));
         }
-        toml::from_str(&text).map_err(|error| failed(&error))
+        Self::parse(&text).map_err(|why| failed(&why))
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| placed(&error, text))
     }
 
     /// Sets what the file says.
@@ -213,6 +218,20 @@ impl File {
     }
 }
 
+/// What is wrong and where. Not the line itself, as TOML's own errors have it: under a name
+/// that does not exist somebody may have written a secret.
+fn placed(error: &toml::de::Error, text: &str) -> String {
+    let why = error.message().replace('\n', ", ");
+    let at = error.span().map_or(text.len(), |span| span.start);
+    let before = text.get(..at).unwrap_or(text);
+    let (lines, last) = match before.rsplit_once('\n') {
+        Some((lines, last)) => (lines.split('\n').count() + 1, last),
+        None => (1, before),
+    };
+    let column = last.chars().count() + 1;
+    format!("line {lines}, column {column}: {why}")
+}
+
 /// The file that is meant.
 pub(crate) fn path(flag: Option<&Path>) -> Option<PathBuf> {
     let variable = || std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
@@ -221,19 +240,23 @@ pub(crate) fn path(flag: Option<&Path>) -> Option<PathBuf> {
 
 /// `proconsul config check`.
 pub(crate) async fn check(command: Check, form: &Output) -> ExitCode {
-    let resolver = match command.sources.resolver(None, Stale::Yes) {
-        Ok(resolver) => resolver,
-        Err(error) => return output::failure(&error, form),
-    };
-    if let Err(error) = resolver.check().await {
+    let file = command.sources.config_path();
+    if let Err(error) = checked(args::Serve::with(command.sources)).await {
         return output::failure(&error, form);
     }
-    let file = command.sources.config_path();
-    let what = file.map_or_else(
-        || "there is no file: flags, environment and defaults".to_owned(),
-        |file| file.display().to_string(),
-    );
-    output::data(&format!("{what}: fine\n"))
+    let file = file.map(|file| file.display().to_string());
+    if form.form() == Form::Json {
+        return output::object(&json!({ "fine": true, "file": file }));
+    }
+    let nothing = || "there is no file: flags, environment and defaults".to_owned();
+    output::data(&format!("{}: fine\n", file.unwrap_or_else(nothing)))
+}
+
+/// All that `serve` would refuse before it binds anything; others need no more.
+async fn checked(command: args::Serve) -> Result<(), Error> {
+    serve::checked(&command.settings()?)?;
+    let resolver = command.sources.resolver(None, Stale::Yes)?;
+    resolver.check().await
 }
 
 #[cfg(test)]
@@ -242,13 +265,9 @@ mod tests {
 
     use super::*;
 
-    fn read(text: &str) -> Result<File, String> {
-        toml::from_str(text).map_err(|error| error.to_string())
-    }
-
     #[test]
     fn every_key_is_read() {
-        let file = read(
+        let file = File::parse(
             "[sources]\ndns = ['127.0.0.1:8600', '127.0.0.2:8600']\nhttp = 'none'\ntimeout = '500ms'\n\
              domain = 'corp.example'\nmust-be-found = true\n\
              [cache]\nbytes = 1000000\nttl-floor = '2s'\nprotection = 'off'\nwatches = 8\n\
@@ -273,8 +292,25 @@ mod tests {
             ("[cache]\nprotection = 'on'\n", "line 2, column 14"),
             ("[sources\n", "line 1"),
         ] {
-            let error = read(text).unwrap_err();
+            let error = File::parse(text).unwrap_err();
             assert!(error.contains(place), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_not_repeated() {
+        for text in [
+            "token = 'hush'\n",
+            "[sources]\ntoken = \"hush\" # the one of hush\n",
+            "[sources]\ntoken = hush\n",
+            "[sources]\ntoken = 'hush\n",
+            "[sources]\nhttp = { token = 'hush' }\n",
+            "[sources]\ndns = 'none' hush\n",
+            "[serve]\nlisten = ['hush']\n",
+        ] {
+            let error = File::parse(text).unwrap_err();
+            assert!(error.starts_with("line "), "{text}: {error}");
+            assert!(!error.contains("hush"), "{text}: {error}");
         }
     }
 
@@ -348,7 +384,7 @@ mod tests {
             junk in "\\PC{0,20}",
         ) {
             for text in [lines.join("\n"), format!("{}\n{junk}", lines.join("\n"))] {
-                match read(&text) {
+                match File::parse(&text) {
                     Err(error) => prop_assert!(error.contains("line "), "{text}: {error}"),
                     Ok(file) => {
                         if let Err(error) = file.apply(proconsul::Resolver::builder()).build() {

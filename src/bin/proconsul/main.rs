@@ -24,11 +24,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::{Cli, Command, ConfigCommand};
+use crate::args::{Cli, Command, ConfigCommand, KvCommand};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    output::start_log(&cli.output);
+    output::start_log(&cli.output, told_by(&cli.command));
     if matches!(cli.command, Command::Serve(_)) {
         privileges::gain_none();
     }
@@ -60,4 +60,19 @@ fn main() -> ExitCode {
     // A host name that the system's resolver still works on must not hold us up.
     runtime.shutdown_background();
     code
+}
+
+/// The events that a command tells unless it is told otherwise. Where it goes on, nobody else
+/// tells the library's warnings; where it runs once, they are told with what they are about.
+fn told_by(command: &Command) -> &'static str {
+    match command {
+        Command::Serve(_) | Command::Watch(_) | Command::Kv(KvCommand::Watch(_)) => {
+            "error,proconsul=warn"
+        }
+        // What is odd about a registration, and how far it is, it says itself.
+        Command::Register(_) => {
+            "error,proconsul=warn,proconsul::registration=error,proconsul::registration::keeper=warn"
+        }
+        _ => "error",
+    }
 }

@@ -24,22 +24,21 @@ use crate::args::{Color, Form, Output};
 /// Nothing answered to the name, or nothing healthy.
 const NOT_FOUND: u8 = 3;
 
-/// Events of the library go to stderr: errors by default, since warnings are told
-/// with what they are about; `-v` tells each look-up, `-vv` all, `-q` nothing,
-/// `RUST_LOG` what it says.
-pub(crate) fn start_log(output: &Output) {
+/// Events of the library go to stderr: those of `told` by default, `-v` tells each look-up,
+/// `-vv` all, `-q` nothing, `RUST_LOG` what it says.
+pub(crate) fn start_log(output: &Output, told: &str) {
     let level = match (output.quiet, output.verbose) {
         (true, _) => "off",
-        (_, 0) => "error",
+        (_, 0) => told,
         (_, 1) => "proconsul=debug,warn",
         (_, _) => "proconsul=trace,debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let color = colored(output, io::stderr().is_terminal());
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| level.into()))
         .with_writer(io::stderr)
-        .with_ansi(color)
+        // Colour is a feature that is not built in, and asking for it panics.
+        .with_ansi(false)
         // A disk that is full is no reason to end: it could not be told either.
         .log_internal_errors(false)
         .finish()

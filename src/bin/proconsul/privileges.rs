@@ -12,11 +12,16 @@ pub(crate) fn gain_none() {
     let _ = nix::sys::prctl::set_no_new_privs();
 }
 
+/// Whom a name means.
+pub(crate) fn user(name: &str) -> Result<User, String> {
+    let found = User::from_name(name).map_err(|error| format!("--user {name}: {error}"))?;
+    found.ok_or_else(|| format!("--user {name}: there is no such user; name one of this machine"))
+}
+
 /// Becomes this user, for good. Nobody but root can.
 pub(crate) fn drop_to(name: &str) -> Result<(), String> {
     let failed = |error: nix::Error| format!("--user {name}: {error}");
-    let user = User::from_name(name).map_err(failed)?;
-    let user = user.ok_or_else(|| format!("--user {name}: there is no such user"))?;
+    let user = user(name)?;
     if Uid::effective() == user.uid {
         return Ok(());
     }

@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     io::{self, IsTerminal as _},
     os::unix::process::ExitStatusExt as _,
+    pin::Pin,
     process::{ExitCode, ExitStatus},
     time::Duration,
 };
@@ -18,6 +19,7 @@ use tokio::{
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
     sync::mpsc,
+    time::{Sleep, sleep},
 };
 
 use crate::{
@@ -32,6 +34,10 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// So long, and for the drain, a signal is held back at most, whatever the agent does: whoever
 /// sent it kills after a while.
 const HELD: Duration = Duration::from_secs(2);
+
+/// A command that still runs so long after we were interrupted on a terminal may not have been
+/// interrupted by it: time for most to end, and less than a sender waits before it kills.
+const MOMENT: Duration = Duration::from_secs(2);
 
 /// What the shell says of a command that cannot be run, and that there is not.
 const NOT_RUN: u8 = 126;
@@ -63,27 +69,27 @@ pub(crate) async fn run(command: Register, form: &Output) -> ExitCode {
         return output::failure(&error, form);
     }
     // What cannot be run is not registered.
-    let mut child = match spawned(&command.command) {
-        Ok(child) => child,
+    let mut wrapped = match spawned(&command.command) {
+        Ok(child) => child.map(Wrapped::new),
         Err(failed) => return failed,
     };
     let registration = match resolver.register(service) {
         Ok(registration) => registration,
         Err(error) => {
-            if let Some(mut child) = child {
+            if let Some(mut wrapped) = wrapped {
                 // It may have ended by itself.
-                _ = child.kill().await;
+                _ = wrapped.child.kill().await;
             }
             return output::failure(&error, form);
         }
     };
     let end = Ending {
-        child: &mut child,
+        wrapped: &mut wrapped,
         signals: &mut signals,
         form,
     };
     let (ended, signal) = end.registered(registration, command.drain).await;
-    let Some(child) = &mut child else {
+    let Some(wrapped) = &mut wrapped else {
         return ended
             .err()
             .map_or(ExitCode::SUCCESS, |error| output::failure(&error, form));
@@ -92,12 +98,12 @@ pub(crate) async fn run(command: Register, form: &Output) -> ExitCode {
         output::remark(form, &format!("proconsul: {error}"));
     }
     if let Some(signal) = signal {
-        pass(signal, child);
+        wrapped.pass(signal);
     }
     loop {
         tokio::select! {
-            ended = child.wait() => return status(ended),
-            Some(signal) = signals.recv() => pass(signal, child),
+            ended = wrapped.ended() => return status(ended),
+            Some(signal) = signals.recv() => wrapped.pass(signal),
         }
     }
 }
@@ -114,7 +120,8 @@ fn definition(command: &Register) -> Result<ServiceDefinition, Error> {
         "SERVICE_NAME" => command.name.clone(),
         "SERVICE_PORT" => command.port.map(|port| port.to_string()),
         "SERVICE_ADDRESS" => command.address.clone(),
-        "SERVICE_TAGS" if !command.tag.is_empty() => Some(command.tag.join(",")),
+        // Each flag is one tag, commas and all.
+        "SERVICE_TAGS" if !command.tag.is_empty() => Some(String::new()),
         _ => None,
     };
     let mut service = ServiceDefinition::from_variables(|variable| {
@@ -124,6 +131,9 @@ fn definition(command: &Register) -> Result<ServiceDefinition, Error> {
         let mend = "or give them: proconsul register NAME --port P";
         Error::invalid_setting(format!("{error}; {mend}"))
     })?;
+    for tag in command.tag.iter().filter(|tag| !tag.is_empty()) {
+        service = service.tag(tag.as_str());
+    }
     if let Some(id) = &command.id {
         service = service.with_id(id.as_str());
     }
@@ -193,7 +203,7 @@ fn spawned(command: &[OsString]) -> Result<Option<Child>, ExitCode> {
 
 /// What may end a registration: the command, or a signal.
 struct Ending<'a> {
-    child: &'a mut Option<Child>,
+    wrapped: &'a mut Option<Wrapped>,
     signals: &'a mut mpsc::Receiver<Signal>,
     form: &'a Output,
 }
@@ -220,7 +230,7 @@ impl Ending<'_> {
             .collect();
         let (mut held, mut hurries) = (first, first.is_none());
         let mut ending = std::pin::pin!(registration.shutdown());
-        let mut latest = std::pin::pin!(tokio::time::sleep(HELD.saturating_add(drain)));
+        let mut latest = std::pin::pin!(sleep(HELD.saturating_add(drain)));
         let ended = loop {
             tokio::select! {
                 ended = &mut ending => break ended,
@@ -239,7 +249,7 @@ impl Ending<'_> {
         }
         if held.is_some() && !hurries {
             tokio::select! {
-                () = tokio::time::sleep(drain) => {}
+                () = sleep(drain) => {}
                 () = &mut latest => {}
                 signal = self.end() => self.pass(signal),
             }
@@ -252,7 +262,7 @@ impl Ending<'_> {
     async fn end(&mut self) -> Option<Signal> {
         loop {
             tokio::select! {
-                () = gone(self.child) => return None,
+                () = gone(self.wrapped) => return None,
                 Some(signal) = self.signals.recv() => match signal {
                     Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT => return Some(signal),
                     signal => self.pass(Some(signal)),
@@ -261,17 +271,63 @@ impl Ending<'_> {
         }
     }
 
-    fn pass(&self, signal: Option<Signal>) {
-        if let (Some(signal), Some(child)) = (signal, &*self.child) {
-            pass(signal, child);
+    fn pass(&mut self, signal: Option<Signal>) {
+        if let (Some(signal), Some(wrapped)) = (signal, &mut *self.wrapped) {
+            wrapped.pass(signal);
         }
     }
 }
 
-async fn gone(child: &mut Option<Child>) {
-    match child {
-        Some(child) => _ = child.wait().await,
+async fn gone(wrapped: &mut Option<Wrapped>) {
+    match wrapped {
+        Some(wrapped) => _ = wrapped.ended().await,
         None => std::future::pending().await,
+    }
+}
+
+/// The command that runs while it is registered.
+struct Wrapped {
+    child: Child,
+    /// A signal that it may have from the terminal, and the wait after which it has it from us.
+    owed: Option<(Signal, Pin<Box<Sleep>>)>,
+}
+
+impl Wrapped {
+    fn new(child: Child) -> Self {
+        Self { child, owed: None }
+    }
+
+    /// Gives it a signal. What the terminal sent, it sent to the command as well; but nothing
+    /// tells whether the terminal sent it, or somebody else, and then to us alone.
+    fn pass(&mut self, signal: Signal) {
+        let by_keys = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
+        if by_keys && io::stdin().is_terminal() {
+            self.owed = Some((signal, Box::pin(sleep(MOMENT))));
+        } else {
+            self.kill(signal);
+        }
+    }
+
+    fn kill(&self, signal: Signal) {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(id) = id {
+            // It may have ended by itself.
+            _ = kill(Pid::from_raw(id), signal);
+        }
+    }
+
+    /// Waits for its end. Cancel-safe: what is owed stays so.
+    async fn ended(&mut self) -> io::Result<ExitStatus> {
+        if let Some((signal, due)) = &mut self.owed {
+            let signal = *signal;
+            tokio::select! {
+                ended = self.child.wait() => return ended,
+                () = due => {}
+            }
+            self.owed = None;
+            self.kill(signal);
+        }
+        self.child.wait().await
     }
 }
 
@@ -282,19 +338,6 @@ fn tell(states: &[(String, RegistrationState)], form: &Output) {
             state => format!("{id}: {state}"),
         };
         output::remark(form, &text);
-    }
-}
-
-/// Gives a signal to the command. What the terminal sent, it sent to the command as well.
-fn pass(signal: Signal, child: &Child) {
-    let from_terminal = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
-    if from_terminal && io::stdin().is_terminal() {
-        return;
-    }
-    let id = child.id().and_then(|id| i32::try_from(id).ok());
-    if let Some(id) = id {
-        // It may have ended by itself.
-        _ = kill(Pid::from_raw(id), signal);
     }
 }
 

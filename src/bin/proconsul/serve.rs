@@ -108,8 +108,17 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     }
 }
 
+/// Who is asked for other names; an error for each setting that can be refused before anything
+/// is bound.
+pub(crate) fn checked(settings: &ServeSettings) -> Result<Upstreams, Error> {
+    if let Some(user) = &settings.user {
+        privileges::user(user).map_err(Error::invalid_setting)?;
+    }
+    Ok(Upstreams::parse(&settings.upstream)?.stop_rebind(settings.stop_rebind))
+}
+
 async fn bind(command: &Serve, settings: &ServeSettings) -> Result<Stub, Error> {
-    let upstreams = Upstreams::parse(&settings.upstream)?.stop_rebind(settings.stop_rebind);
+    let upstreams = checked(settings)?;
     let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     let sockets = Sockets::handed_over();
@@ -129,7 +138,7 @@ async fn again(
     control: &Control,
 ) -> Result<String, Error> {
     let settings = command.settings()?;
-    let upstreams = Upstreams::parse(&settings.upstream)?.stop_rebind(settings.stop_rebind);
+    let upstreams = checked(&settings)?;
     let old = control.resolver();
     // Tried first: from then on the old one knows nothing.
     let tried: Resolver = command.sources.resolver(None, Stale::Yes)?;

@@ -92,9 +92,8 @@ pub(crate) async fn run(command: Doctor, form: &Output) -> ExitCode {
         if let Some(name) = &command.name {
             let remembered = command
                 .sources
-                .builder(Some(OnlySource::Static), Stale::Yes);
-            let remembered = remembered.ok().map(|builder| builder.no_catalog());
-            service::look(&resolver, remembered, name, &mut findings).await;
+                .builder(Some(OnlySource::Snapshot), Stale::Yes);
+            service::look(&resolver, remembered.ok(), name, &mut findings).await;
         }
     }
     this_machine(Path::new("/etc/resolv.conf"), command.stub, &mut findings);
