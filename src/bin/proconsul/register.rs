@@ -37,7 +37,7 @@ const HELD: Duration = Duration::from_secs(2);
 
 /// A command that still runs so long after we were interrupted on a terminal may not have been
 /// interrupted by it: time for most to end, and less than a sender waits before it kills.
-const MOMENT: Duration = Duration::from_secs(2);
+const MOMENT: Duration = Duration::from_secs(5);
 
 /// What the shell says of a command that cannot be run, and that there is not.
 const NOT_RUN: u8 = 126;
