@@ -485,6 +485,63 @@ async fn a_token_that_lost_its_rights_deletes_nothing_and_hides_behind_no_nxdoma
 }
 
 #[tokio::test]
+async fn rights_that_are_taken_from_strangers_in_silence_delete_nothing() {
+    let master = "b1gs33cr3t-b1gs-33cr-3tb1-gs33cr3tb1gs";
+    let acl = json!({ "acl": {
+        "enabled": true, "default_policy": "deny", "tokens": { "master": master, "agent": master }
+    }});
+    let agent = Agent::builder().config(acl).token(master).start().await;
+    register(&agent, &["web"]).await;
+    let policy = |rules: &str| json!({ "Name": "strangers", "Rules": rules });
+    let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
+    let made = agent.put("/v1/acl/policy", policy(rules)).await;
+    let stranger = "00000000-0000-0000-0000-000000000002";
+    let body = json!({ "AccessorID": stranger, "Policies": [{ "Name": "strangers" }] });
+    agent.put(&format!("/v1/acl/token/{stranger}"), body).await;
+    // One asks now and then, one follows, and one knows it from an earlier run.
+    let file = File::new("strangers");
+    let over_http = || builder(&agent).dns("none");
+    let (asks, follows) = (over_http().snapshot(&file.0), over_http());
+    let (asks, follows) = (asks.build().unwrap(), follows.build().unwrap());
+    wait_for("the strangers' rights", async || {
+        asks.lookup("web").await.ok()
+    })
+    .await;
+    asks.save_snapshot().await.unwrap();
+    let service = follows.service("web").unwrap();
+    service.ready().await;
+
+    let tightened = format!("/v1/acl/policy/{}", made["ID"].as_str().unwrap());
+    agent.put(&tightened, policy("")).await;
+    // Who follows hears of it with the next change.
+    agent
+        .register_service(json!({ "Name": "web", "Address": "10.0.0.1", "Port": 9000 }))
+        .await;
+    let starts = over_http().snapshot(&file.0).build().unwrap();
+    for resolver in [&asks, &follows, &starts] {
+        wait_for("the protection", async || {
+            let answer = resolver.lookup("web").await.unwrap();
+            assert_eq!(ports(&answer), [8000]);
+            answer.protected()
+        })
+        .await;
+    }
+    assert_eq!(service.endpoints().len(), 1);
+    // A new name is not believed away either.
+    let new = asks.lookup("api").await.unwrap_err();
+    assert!(new.is_denied(), "{new}");
+
+    agent.put(&tightened, policy(rules)).await;
+    for resolver in [&asks, &follows, &starts] {
+        assert_eq!(ports(&fresh(resolver, "web").await), [9000]);
+    }
+    agent.deregister_service("web").await;
+    for resolver in [&asks, &follows, &starts] {
+        gone(resolver, "web").await;
+    }
+}
+
+#[tokio::test]
 async fn where_the_operator_says_so_nothing_is_believed_gone() {
     let agent = agent_with(&["web"]).await;
     let keep = proconsul::Protection::KeepAll;

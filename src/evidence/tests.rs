@@ -112,6 +112,26 @@ fn a_canary_that_is_gone_proves_something_only_where_it_was_seen() {
         ..no_canary
     };
     assert_eq!(evidence.judge(elsewhere, now), Belief::Gone);
+    // Another source has rights of its own.
+    let by_dns = Word {
+        by: Rung::Dns,
+        ..no_canary
+    };
+    assert_eq!(evidence.judge(by_dns, now), Belief::Gone);
+}
+
+#[test]
+fn a_canary_that_nobody_answered_for_is_met_again() {
+    let mut evidence = Evidence::default();
+    assert!(evidence.meets_canary("") && !evidence.meets_canary(""));
+    evidence.misses_canary("");
+    assert!(evidence.meets_canary(""));
+    assert!(evidence.is_unmet(Rung::Http, ""));
+    evidence.hides_canary(Rung::Http, "");
+    assert!(!evidence.is_unmet(Rung::Http, "") && !evidence.knows_canary(Rung::Http, ""));
+    assert!(evidence.is_unmet(Rung::Dns, "") && evidence.is_unmet(Rung::Http, "dc2"));
+    evidence.canary(Rung::Http, "", Canary::There, clock::now());
+    assert!(evidence.knows_canary(Rung::Http, ""));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! **Door.** The climb of one question: the [`ladder`](crate::ladder) says what to
-//! do, the sources do it, cache and [`evidence`](crate::evidence) take in what came
-//! of it.
+//! do, the sources do it, the cache takes in what came of it. What is said to be gone is
+//! [weighed](super::weigh).
 
 use std::{
     collections::BTreeMap,
@@ -14,21 +14,17 @@ use compact_str::CompactString;
 use tokio::{sync::Semaphore, time::timeout_at};
 use tracing::{debug, warn};
 
-use super::{Inner, fresh, told};
+use super::{Inner, fresh, told, weigh::Said};
 use crate::{
     air::Air,
     cache::{Before, Look, stale::PATIENCE},
-    catalog,
     circuit::{Gate, Mode},
     clock,
-    consul::api::Api,
     endpoint::{Answer, Attempt, Source, Transport},
     error::{Error, ErrorKind},
-    evidence::{Belief, Canary, Others, WINDOW, Word},
     found::{Found, Held, Host},
-    ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
+    ladder::{Heard, Ladder, Rung, Start, Step},
     name::{ConsulName, Domain, Subject},
-    protection::Reason,
     records,
     source::{Finding, Question},
 };
@@ -49,9 +45,6 @@ const SPARE: u32 = 8;
 /// Names in Consul's zone that stand in one set and are asked for at the same time: a set of
 /// thousands is not to be a flood.
 const HOSTS_AT_ONCE: usize = 64;
-
-/// The canary is to answer within this.
-const CANARY: Duration = Duration::from_millis(150);
 
 /// What a question came to.
 #[derive(Clone, Debug)]
@@ -139,7 +132,7 @@ impl Inner {
                         if let Heard::Nothing(nothing) = &heard
                             && !known
                             && self.may_see_nothing(rung, name, nothing)
-                            && Box::pin(self.sees_nothing(rung)).await
+                            && Box::pin(self.is_blind(rung)).await
                         {
                             heard = Heard::Denied;
                             told::mark_unseen(made.last_mut());
@@ -285,7 +278,6 @@ impl Inner {
 
     /// What else is to know of a set that was kept.
     fn kept(self: &Arc<Self>, name: &ConsulName, held: &Arc<Held>, was: Option<Before>) {
-        let new = was.is_none();
         // Without the cache's lock: there may be thousands of them.
         match was {
             Some(was) if records::same_members(&was.held.endpoints, &held.endpoints) => {
@@ -296,194 +288,9 @@ impl Inner {
         }
         self.evidence().found(name.key());
         self.save_soon();
-        if !new && held.source != Source::Static {
+        if held.source != Source::Static {
             self.meet_canary(name);
         }
-    }
-
-    /// A source says that there is no such name: what is made of that.
-    pub(super) async fn weigh(
-        self: &Arc<Self>,
-        question: Question<'_>,
-        said: &Said,
-        attempts: Vec<Attempt>,
-    ) -> Landed {
-        let Question { name, fqdn } = question;
-        let place = name.locality().datacenter.as_deref().unwrap_or_default();
-        // Who lost sight of what is known says nothing of what is not.
-        let now = clock::now();
-        let (blind, asks, lately) = {
-            let mut evidence = self.evidence();
-            let wants = said.known && evidence.wants_canary(&said.nothing);
-            let blind = evidence.is_blinded(now) && said.rung != Rung::Static;
-            let asks = wants || blind;
-            let lately = || evidence.canary_lately(said.rung, place, now);
-            (blind, asks, asks.then(lately).flatten())
-        };
-        let canary = match (asks, lately) {
-            (false, _) => Canary::Silent,
-            (true, Some(canary)) => canary,
-            (true, None) => self.ask_canary(said.rung, place).await,
-        };
-        let now = clock::now();
-        let belief = match (said.known, blind) {
-            (true, _) => {
-                let (known, trickled) = {
-                    let cache = self.cache();
-                    (
-                        cache.sets_held(),
-                        cache.shrank_within(name.key(), WINDOW, now),
-                    )
-                };
-                let word = Word {
-                    key: name.key(),
-                    place,
-                    by: said.rung,
-                    nothing: &said.nothing,
-                    denied: said.denied,
-                    canary,
-                    trickled,
-                    known,
-                    others: None,
-                };
-                let first = self.evidence().judge(word, now);
-                match first {
-                    Belief::AskOthers(most) => {
-                        let asking = Box::pin(self.ask_others(said.rung, name, most));
-                        let others = Some(asking.await);
-                        self.evidence().judge(Word { others, ..word }, clock::now())
-                    }
-                    belief => belief,
-                }
-            }
-            (false, true) if canary != Canary::There => Belief::Held(Reason::NoCanary),
-            (false, _) => Belief::Gone,
-        };
-        match belief {
-            Belief::Gone | Belief::AskOthers(_) => {
-                self.cache().put_nothing(name.key(), said.nothing.ttl, now);
-                Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
-            }
-            Belief::Held(reason) => {
-                warn!(name = fqdn, %reason, "said to be gone, and not believed");
-                Landed::Kept(told::held(fqdn, reason, attempts))
-            }
-        }
-    }
-
-    /// Whether an agent that says "there is nothing" may show nothing at all: until Consul's
-    /// own service, which is always there, was seen once.
-    fn may_see_nothing(&self, rung: Rung, name: &ConsulName, nothing: &Nothing) -> bool {
-        // Another datacenter need not be there itself.
-        let place = name.locality().datacenter.as_deref();
-        if rung == Rung::Static || (place.is_some() && place != self.config.datacenter.as_deref()) {
-            return false;
-        }
-        // That of the agent's own, which is there whatever datacenter is configured.
-        let evidence = self.evidence();
-        evidence.wants_canary(nothing) && !evidence.knows_canary("")
-    }
-
-    /// Whether an agent shows nothing at all, not even Consul's own service.
-    async fn sees_nothing(&self, rung: Rung) -> bool {
-        if self.ask_canary(rung, "").await != Canary::Gone {
-            return false;
-        }
-        // DNS has other rights, and HTTP is asked next. A token of ours may see a few services
-        // and not Consul's own.
-        let api = Api::new(Arc::clone(self.sources.agent()), CANARY, Box::default());
-        let sees_any = Box::pin(catalog::sees_any(&api));
-        rung == Rung::Dns || !sees_any.await.unwrap_or(true)
-    }
-
-    /// Asks for Consul's own service once a place, to know later whether it can be
-    /// seen at all.
-    fn meet_canary(self: &Arc<Self>, name: &ConsulName) {
-        let place = name.locality().datacenter.clone().unwrap_or_default();
-        if !self.evidence().meets_canary(&place) {
-            return;
-        }
-        let inner = Arc::clone(self);
-        // Bounded by the canary's own limit.
-        tokio::spawn(async move {
-            for &rung in inner.sources.rungs() {
-                if rung != Rung::Static && inner.ask_canary(rung, &place).await == Canary::There {
-                    break;
-                }
-            }
-        });
-    }
-
-    /// Asks for others that are known, and for the name itself once more: does it go
-    /// while they stay?
-    async fn ask_others(self: &Arc<Self>, rung: Rung, name: &ConsulName, most: usize) -> Others {
-        let names = self.cache().others(name.key(), most, WINDOW, clock::now());
-        let others =
-            (names.iter()).filter_map(|fqdn| ConsulName::parse(fqdn, &self.config.domain).ok());
-        let mut asked = tokio::task::JoinSet::new();
-        for (other, is_it) in others
-            .map(|other| (other, false))
-            .chain([(name.clone(), true)])
-        {
-            let inner = Arc::clone(self);
-            asked.spawn(async move {
-                let fqdn = other.fqdn(&inner.config.domain);
-                let question = Question {
-                    name: &other,
-                    fqdn: &fqdn,
-                };
-                let limit = clock::now() + CANARY;
-                let (heard, _) = inner.sources.ask(rung, question, Mode::Ask, limit).await;
-                (is_it, heard)
-            });
-        }
-        let mut others = Others::default();
-        while let Some(one) = asked.join_next().await {
-            let gone = match one {
-                Ok((true, Heard::Whole(_) | Heard::Partial(_))) => {
-                    others.back = true;
-                    continue;
-                }
-                Ok((false, Heard::Whole(_) | Heard::Partial(_))) => false,
-                Ok((false, Heard::Nothing(_) | Heard::Denied)) => true,
-                Ok((true, _)) => continue,
-                Ok((false, Heard::Failed | Heard::TimedOut)) | Err(_) => {
-                    others.silent += 1;
-                    continue;
-                }
-            };
-            others.asked += 1;
-            others.gone += usize::from(gone);
-        }
-        others
-    }
-
-    async fn ask_canary(&self, rung: Rung, place: &str) -> Canary {
-        let Ok(mut name) = ConsulName::service("consul") else {
-            return Canary::Silent;
-        };
-        if !place.is_empty() {
-            let Ok(there) = name.with_datacenter(place) else {
-                return Canary::Silent;
-            };
-            name = there;
-        }
-        let fqdn = name.fqdn(&self.config.domain);
-        let question = Question {
-            name: &name,
-            fqdn: &fqdn,
-        };
-        let limit = clock::now() + CANARY;
-        // In a box, as that is seldom: no look-up is to carry its room.
-        let asking = Box::pin(self.sources.ask(rung, question, Mode::Ask, limit));
-        let (heard, _) = asking.await;
-        let canary = match heard {
-            Heard::Whole(_) | Heard::Partial(_) => Canary::There,
-            Heard::Nothing(_) | Heard::Denied => Canary::Gone,
-            Heard::Failed | Heard::TimedOut => Canary::Silent,
-        };
-        self.evidence().canary(rung, place, canary, clock::now());
-        canary
     }
 
     /// Writes the addresses of host names into a set, and makes endpoints of it.
@@ -602,16 +409,6 @@ impl Inner {
     ) -> Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>> {
         Box::pin(async move { self.find(&name, deadline, None, depth).await.into_result() })
     }
-}
-
-/// That there is no such name, who says so, and against what.
-pub(super) struct Said {
-    pub(super) rung: Rung,
-    pub(super) nothing: Nothing,
-    /// Another source said that we may not know.
-    pub(super) denied: bool,
-    /// There was a set before.
-    pub(super) known: bool,
 }
 
 /// What host names lead to, or why they lead nowhere.

@@ -31,11 +31,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{
-    Inner,
-    climb::{Landed, Said},
-    pulse::Pulses,
-};
+use super::{Inner, climb::Landed, pulse::Pulses, weigh::Said};
 use crate::{
     cache::stale::Wish,
     clock,

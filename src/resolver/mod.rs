@@ -10,6 +10,7 @@ mod pulse;
 mod service;
 mod told;
 mod warm;
+mod weigh;
 
 use std::{
     borrow::Cow,

@@ -4,7 +4,7 @@
 //! [`resolver`](crate::resolver) and [`registration`](crate::registration) do, event by
 //! event, and asks nobody.
 //!
-//! What is `climb.rs` and `lookup.rs` there is [`World::climb`], [`World::land`] and
+//! What is `climb.rs`, `weigh.rs` and `lookup.rs` there is [`World::climb`], [`World::land`] and
 //! [`World::ask`] here; `follow.rs` is in `watch.rs`, `keeper.rs` in `registration.rs`. Read
 //! them side by side.
 
@@ -61,6 +61,7 @@ const PROBES: Asker = Asker {
 
 /// As in `climb.rs`.
 const REST: Duration = Duration::from_millis(500);
+const MEET: Duration = Duration::from_secs(1);
 const CANARY: Duration = Duration::from_millis(150);
 
 /// The ports of a service's instances, from a time on.
@@ -111,6 +112,8 @@ enum Landed {
 enum Event {
     Land(String, End),
     Probed(String, Arc<Held>),
+    /// Consul's own service is met where this was found.
+    Meet(String),
     Answer(Waiting),
     /// The next turn of a name that is followed, and what came of one.
     Turn(String, usize),
@@ -310,6 +313,7 @@ impl World {
                     self.slow = None;
                     self.keep(&name, held);
                 }
+                Event::Meet(name) => self.meet(&name),
                 Event::Answer(waiting) => self.answer(waiting),
                 Event::Turn(name, number) => self.turn(&name, number),
                 Event::Told(name, number, told) => self.told(&name, number, told),
@@ -444,16 +448,52 @@ impl World {
 
     fn keep(&mut self, name: &str, held: Arc<Held>) {
         let of_consul = held.source != Source::Static;
-        let new = self.cache.put(held, self.now).is_none();
+        self.cache.put(held, self.now);
         self.found.insert(name.to_owned(), self.now);
         self.evidence.found(name);
-        if !new && of_consul && self.evidence.meets_canary("") {
-            for rung in [Rung::Dns, Rung::Http] {
-                if self.ask_canary(rung) == Canary::There {
-                    break;
-                }
-            }
+        if of_consul {
+            self.meet_canary(name);
         }
+    }
+
+    pub(super) fn meet_canary(&mut self, name: &str) {
+        if self.evidence.meets_canary("") {
+            self.later(self.now + MEET, Event::Meet(name.to_owned()));
+        }
+    }
+
+    fn meet(&mut self, name: &str) {
+        let mut is_met = false;
+        for rung in [Rung::Dns, Rung::Http] {
+            is_met |= match self.ask_canary(rung) {
+                Canary::There => true,
+                Canary::Silent => false,
+                Canary::Gone => {
+                    let (heard, _, takes) = self.reply(rung, name, self.now);
+                    let there = matches!(heard, Heard::Whole(_) | Heard::Partial(_));
+                    let hidden = there && takes <= CANARY;
+                    if hidden {
+                        self.evidence.hides_canary(rung, "");
+                    }
+                    hidden
+                }
+            };
+        }
+        if !is_met {
+            self.evidence.misses_canary("");
+        }
+    }
+
+    /// `Inner::shows_nothing`.
+    fn shows_nothing(&self, rung: Rung) -> bool {
+        rung == Rung::Dns
+            || match self.condition(rung, self.now) {
+                Some(Condition::Blind | Condition::Leaderless) => true,
+                Some(Condition::Limited) => {
+                    (self.truth.keys()).all(|name| self.truth_at(name, self.now).is_empty())
+                }
+                _ => false,
+            }
     }
 
     /// `Inner::weigh`.
@@ -466,6 +506,8 @@ impl World {
                 .unwrap_or_else(|| self.ask_canary(rung)),
             false => Canary::Silent,
         };
+        let unmet = known && canary == Canary::Gone && self.evidence.is_unmet(rung, "");
+        let denied = denied || (unmet && self.shows_nothing(rung));
         let now = self.now;
         let belief = match (known, blind) {
             (true, _) => {

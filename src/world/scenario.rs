@@ -106,6 +106,7 @@ fn set(world: &mut World, at: Instant, words: &[&str]) -> Result<(), String> {
                 ["denied"] => Condition::Denied,
                 ["lost"] => Condition::Lost,
                 ["blind"] => Condition::Blind,
+                ["limited"] => Condition::Limited,
                 ["leaderless"] => Condition::Leaderless,
                 _ => return Err("a source cannot do that".to_owned()),
             };
