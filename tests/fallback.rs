@@ -3,13 +3,24 @@
 
 mod support;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use proconsul::{
     Answer, Error, ErrorKind, Freshness, Outcome, Reason, Resolver, ResolverBuilder, Source,
 };
 use serde_json::json;
-use support::{Agent, SilentDns, closed_port, wait_for};
+use support::{
+    Agent, SilentDns, closed_port,
+    http::{self, ScriptedHttp},
+    wait_for,
+};
 
 /// A short floor: what is asked again after it has to ask somebody.
 fn builder(agent: &Agent) -> ResolverBuilder {
@@ -539,6 +550,66 @@ async fn rights_that_are_taken_from_strangers_in_silence_delete_nothing() {
     for resolver in [&asks, &follows, &starts] {
         gone(resolver, "web").await;
     }
+}
+
+#[tokio::test]
+async fn a_host_name_whose_addresses_nobody_tells_keeps_those_that_it_had() {
+    let lost = Arc::new(AtomicBool::new(false));
+    let is_lost = Arc::clone(&lost);
+    let instances = |service: &str, address: &str| {
+        let all = json!([{
+            "Node": { "Node": "n1", "Address": "10.0.0.1", "Datacenter": "dc1" },
+            "Service": { "ID": service, "Service": service, "Address": address, "Port": 8000 },
+            "Checks": [],
+        }]);
+        vec![http::ok("", &all.to_string())]
+    };
+    let agent = ScriptedHttp::start(move |asked| match asked.is_about("web") {
+        true => instances("web", "db.service.consul"),
+        false if !asked.is_about("db") => instances("consul", ""),
+        false if is_lost.load(Ordering::SeqCst) => {
+            vec![http::status("500 Internal Server Error", "no")]
+        }
+        false => instances("db", "10.0.0.7"),
+    });
+    let file = File::new("hosts");
+    let resolver = || {
+        let resolver = Resolver::builder().dns("none").http(&agent.url());
+        let resolver = resolver.ttl_floor(Duration::from_millis(20));
+        resolver.snapshot(&file.0).build().unwrap()
+    };
+    let addresses = |answer: &Answer| -> Vec<_> {
+        let endpoints = answer.endpoints().iter();
+        endpoints.map(ToString::to_string).collect()
+    };
+    let first = resolver();
+    let service = first.service("web").unwrap();
+    service.ready().await;
+    let whole = fresh(&first, "web").await;
+    assert!(whole.is_complete(), "{:?}", whole.warnings());
+    lost.store(true, Ordering::SeqCst);
+    let asked = || async {
+        let answer = fresh(&first, "web").await;
+        assert_eq!(addresses(&answer), ["10.0.0.7:8000"]);
+        (!answer.is_complete()).then_some(answer)
+    };
+    let kept = wait_for("the warning", asked).await;
+    assert!(
+        kept.warnings()[0].contains("of before"),
+        "{:?}",
+        kept.warnings()
+    );
+    // Nor is it lost the next time, to whoever follows, or to the next run.
+    let again = first.lookup("web").max_age(Duration::ZERO).await.unwrap();
+    assert_eq!(addresses(&again), ["10.0.0.7:8000"]);
+    assert_eq!(service.endpoints().len(), 1);
+    first.save_snapshot().await.unwrap();
+    let second = resolver();
+    assert_eq!(
+        addresses(&second.lookup("web").await.unwrap()),
+        ["10.0.0.7:8000"]
+    );
+    assert_eq!(addresses(&fresh(&second, "web").await), ["10.0.0.7:8000"]);
 }
 
 #[tokio::test]

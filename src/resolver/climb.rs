@@ -304,13 +304,28 @@ impl Inner {
         } = finding;
         let Question { name, fqdn } = question;
         let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
+        let mut carried = None;
         for (host, told) in addresses {
-            match told {
-                Ok(addresses) => {
-                    records::resolve(&mut found, &host, &addresses, self.sources.zones())
+            let addresses = match told {
+                Ok(addresses) => addresses,
+                Err(Lost::Gone(why)) => {
+                    warnings.push(format!("{host} has no address: {why}").into());
+                    continue;
                 }
-                Err(why) => warnings.push(format!("{host} has no address: {why}").into()),
-            }
+                Err(Lost::Unheard(why)) => {
+                    let (before, since) = self.addresses_before(name, &host);
+                    let addresses = match before.is_empty() {
+                        true => "no address",
+                        false => {
+                            carried = Some(since);
+                            "the addresses of before"
+                        }
+                    };
+                    warnings.push(format!("{host} has {addresses}: {why}").into());
+                    before
+                }
+            };
+            records::resolve(&mut found, &host, &addresses, self.sources.zones());
         }
         for warning in &warnings {
             warn!(name = fqdn, %warning, "answer is not complete");
@@ -331,8 +346,25 @@ impl Inner {
             transport,
             ttl,
             complete,
+            carried,
             warnings,
         }
+    }
+
+    /// The addresses that a host name had in the set that is known, and since when nobody tells
+    /// them anew: they are kept for no longer than a stale set.
+    fn addresses_before(&self, name: &ConsulName, host: &str) -> (Vec<IpAddr>, Instant) {
+        let now = clock::now();
+        let (Look::Fresh(held, ..) | Look::Stale(held, ..)) = self.look(name) else {
+            return (Vec::new(), now);
+        };
+        let since = held.carried.unwrap_or(now);
+        let is_kept = now.saturating_duration_since(since) < self.config.cache.keep;
+        let addresses = match is_kept {
+            true => records::resolved(&held.found, host).to_vec(),
+            false => Vec::new(),
+        };
+        (addresses, since)
     }
 
     /// The TTL that a name had when a source last said one; Consul's default is 0.
@@ -346,7 +378,11 @@ impl Inner {
     /// The addresses of the host names in a set. Those that the deadline comes before have
     /// none.
     async fn addresses(self: &Arc<Self>, found: &Found, deadline: Instant, depth: u8) -> Addresses {
-        let lost = || Err("its look-up was ended from outside".to_owned());
+        let lost = || {
+            Err(Lost::Unheard(
+                "its look-up was ended from outside".to_owned(),
+            ))
+        };
         let names = records::unresolved(found).map(|name| (Arc::clone(name), lost()));
         let mut all: Addresses = names.collect();
         let mut asked = tokio::task::JoinSet::new();
@@ -373,25 +409,38 @@ impl Inner {
         seats: &Semaphore,
         deadline: Instant,
         depth: u8,
-    ) -> Result<Vec<IpAddr>, String> {
+    ) -> Result<Vec<IpAddr>, Lost> {
         let in_zone = |zone: &&Domain| records::is_within(host, zone);
         let Some(zone) = self.sources.zones().iter().find(in_zone) else {
-            return self.hosts.resolve(host, deadline).await;
+            // Which does not tell that there is nothing from that nobody answered.
+            let told = self.hosts.resolve(host, deadline).await;
+            return told.map_err(Lost::Unheard);
         };
         if depth >= DEEPEST {
-            return Err("names in Consul's zone stand for each other in a circle".to_owned());
+            let why = "names in Consul's zone stand for each other in a circle";
+            return Err(Lost::Gone(why.to_owned()));
         }
-        let name = ConsulName::parse(host, zone).map_err(|error| error.to_string())?;
+        let name = ConsulName::parse(host, zone).map_err(|error| Lost::Gone(error.to_string()))?;
         let seat = timeout_at(deadline.into(), seats.acquire()).await;
         let Ok(Ok(_seat)) = seat else {
-            return Err("too many others of the same set were asked for first".to_owned());
+            let why = "too many others of the same set were asked for first";
+            return Err(Lost::Unheard(why.to_owned()));
         };
         let deeper = Arc::clone(self).find_deeper(name, deadline, depth + 1);
-        let found = deeper.await.map_err(|error| error.to_string())?;
+        let found = deeper.await.map_err(|error| match error.is_not_found() {
+            true => Lost::Gone(error.to_string()),
+            false => Lost::Unheard(error.to_string()),
+        })?;
         // Half of what stands behind a name is no answer to what stands before it.
-        if !found.is_complete() || found.endpoints().is_empty() {
-            let why = found.warnings().first().map_or("it has none", |why| why);
-            return Err(why.to_owned());
+        if !found.is_complete() {
+            let why = found
+                .warnings()
+                .first()
+                .map_or("it is not whole", |why| why);
+            return Err(Lost::Unheard(why.to_owned()));
+        }
+        if found.endpoints().is_empty() {
+            return Err(Lost::Gone("it has none".to_owned()));
         }
         Ok(found
             .endpoints()
@@ -412,7 +461,15 @@ impl Inner {
 }
 
 /// What host names lead to, or why they lead nowhere.
-type Addresses = BTreeMap<Arc<str>, Result<Vec<IpAddr>, String>>;
+type Addresses = BTreeMap<Arc<str>, Result<Vec<IpAddr>, Lost>>;
+
+/// Why a host name leads nowhere.
+enum Lost {
+    /// It has no address, as Consul says.
+    Gone(String),
+    /// Nobody said, or not in time.
+    Unheard(String),
+}
 
 /// An address that is written in the name: nobody has to be asked.
 fn decoded(fqdn: &str, address: IpAddr) -> Answer {
@@ -429,6 +486,7 @@ fn decoded(fqdn: &str, address: IpAddr) -> Answer {
         transport: Transport::File,
         ttl: Duration::ZERO,
         complete: true,
+        carried: None,
         warnings: Box::default(),
     };
     fresh(Arc::new(held), Duration::ZERO)

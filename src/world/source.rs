@@ -150,5 +150,6 @@ pub(super) fn held(name: &str, ports: &BTreeSet<u16>, source: Source, complete: 
         complete,
         name: name.into(),
         warnings: Box::default(),
+        carried: None,
     }
 }
