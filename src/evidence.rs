@@ -4,6 +4,7 @@
 //!
 //! | heard where there was a set before | judged |
 //! | --- | --- |
+//! | the operator let the name go | gone at once |
 //! | a lower index than was heard of that name, as long as that may pass ([`Progress`]) | held: [`Reason::Unconfirmed`]: a server that reads its log again |
 //! | instances there are, all critical | gone: that is known, not missing |
 //! | another source says that we may not know, or this one shows nothing at all | held: [`Reason::Denied`] |
@@ -137,6 +138,8 @@ pub(crate) struct Evidence {
     progress: HashMap<Box<str>, Progress>,
     /// Why, and when that was last judged.
     held: HashMap<Box<str>, (Reason, Instant)>,
+    /// Names that the operator let go, until they are found or gone.
+    released: HashSet<Box<str>>,
     mass: Option<Mass>,
 }
 
@@ -182,8 +185,8 @@ impl Evidence {
     }
 
     /// Whether it is worth asking for the canary before this is judged.
-    pub(crate) fn wants_canary(&self, nothing: &Nothing) -> bool {
-        self.protection == Protection::Evidence && nothing.unhealthy == 0
+    pub(crate) fn wants_canary(&self, key: &str, nothing: &Nothing) -> bool {
+        self.protection == Protection::Evidence && nothing.unhealthy == 0 && !self.is_released(key)
     }
 
     /// Whether the canary of a place is still to be met. Says so once, unless it is
@@ -278,6 +281,7 @@ impl Evidence {
     /// A name with a set is said to be gone.
     pub(crate) fn judge(&mut self, word: Word<'_>, now: Instant) -> Belief {
         let belief = match self.doubt(word, now) {
+            _ if self.is_released(word.key) => Belief::Gone,
             None if self.wants_others(word, now) => return Belief::AskOthers(OTHERS),
             None if self.is_mass(word, now) => Belief::Held(Reason::Mass),
             None => Belief::Gone,
@@ -287,6 +291,7 @@ impl Evidence {
             Belief::AskOthers(_) => {}
             Belief::Gone => {
                 self.held.remove(word.key);
+                self.released.remove(word.key);
                 self.by_dns.remove(word.key);
                 self.progress.remove(word.key);
                 if self.held.is_empty() {
@@ -319,6 +324,7 @@ impl Evidence {
     /// A name was found.
     pub(crate) fn found(&mut self, key: &str) {
         self.held.remove(key);
+        self.released.remove(key);
         self.vanished.remove(key);
         self.by_dns.remove(key);
         if self.held.is_empty() {
@@ -332,12 +338,21 @@ impl Evidence {
         self.held.iter().map(|(key, (reason, _))| (&**key, *reason))
     }
 
-    /// Lets go of all that is held: what the sources say next is believed. Gives the names.
-    pub(crate) fn release(&mut self) -> impl Iterator<Item = Box<str>> {
+    /// Lets go of all that is held: what the sources say next of these names is believed.
+    /// Gives them.
+    pub(crate) fn release(&mut self) -> Vec<Box<str>> {
         self.by_dns.clear();
         self.vanished.clear();
         self.mass = None;
-        std::mem::take(&mut self.held).into_keys()
+        let names: Vec<_> = std::mem::take(&mut self.held).into_keys().collect();
+        let room = MOST.saturating_sub(self.released.len());
+        self.released.extend(names.iter().take(room).cloned());
+        names
+    }
+
+    /// Whether the operator let a name go. It says nothing of others either.
+    pub(crate) fn is_released(&self, key: &str) -> bool {
+        self.released.contains(key)
     }
 
     fn doubt(&mut self, word: Word<'_>, now: Instant) -> Option<Reason> {

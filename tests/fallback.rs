@@ -433,6 +433,12 @@ async fn an_agent_that_lost_its_data_deletes_nothing() {
     );
     // The operator knows better.
     resolver.release_protected();
+    for name in ["api", "db", "mail", "auth", "pay"] {
+        let error = resolver.lookup(name).await.unwrap_err();
+        assert!(error.is_not_found(), "{error}");
+    }
+    assert_eq!(resolver.protected(), []);
+    assert_eq!(find(&resolver, &["web"]).await, [Ok(1)]);
     let off = builder(&agent)
         .protection(proconsul::Protection::Off)
         .build()

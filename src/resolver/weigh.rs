@@ -51,7 +51,7 @@ impl Inner {
         let now = clock::now();
         let (blind, asks, lately) = {
             let mut evidence = self.evidence();
-            let wants = said.known && evidence.wants_canary(&said.nothing);
+            let wants = said.known && evidence.wants_canary(name.key(), &said.nothing);
             let blind = evidence.is_blinded(now) && said.rung != Rung::Static;
             let asks = wants || blind;
             let lately = || evidence.canary_lately(said.rung, place, now);
@@ -121,7 +121,7 @@ impl Inner {
         }
         // That of the agent's own, which is there whatever datacenter is configured.
         let evidence = self.evidence();
-        evidence.wants_canary(nothing) && !evidence.knows_canary(rung, "")
+        evidence.wants_canary(name.key(), nothing) && !evidence.knows_canary(rung, "")
     }
 
     /// Whether an agent shows nothing at all, not even Consul's own service.
@@ -192,7 +192,11 @@ impl Inner {
     /// Asks for others that are known, and for the name itself once more: does it go
     /// while they stay?
     async fn ask_others(self: &Arc<Self>, rung: Rung, name: &ConsulName, most: usize) -> Others {
-        let names = self.cache().others(name.key(), most, WINDOW, clock::now());
+        let names = {
+            let evidence = self.evidence();
+            let counts = |key: &str| key != name.key() && !evidence.is_released(key);
+            (self.cache()).others(most, WINDOW, clock::now(), counts)
+        };
         let others =
             (names.iter()).filter_map(|fqdn| ConsulName::parse(fqdn, &self.config.domain).ok());
         let mut asked = tokio::task::JoinSet::new();

@@ -499,7 +499,7 @@ impl World {
     /// `Inner::weigh`.
     fn weigh(&mut self, name: &str, rung: Rung, nothing: &Nothing, denied: bool) -> Landed {
         let known = self.knows(name);
-        let wants = known && self.evidence.wants_canary(nothing);
+        let wants = known && self.evidence.wants_canary(name, nothing);
         let blind = self.evidence.is_blinded(self.now) && rung != Rung::Static;
         let canary = match wants || blind {
             true => (self.evidence.canary_lately(rung, "", self.now))
@@ -563,7 +563,9 @@ impl World {
             back: takes <= CANARY && matches!(again, Heard::Whole(_) | Heard::Partial(_)),
             ..Others::default()
         };
-        for other in self.cache.others(than, most, WINDOW, self.now) {
+        let evidence = &self.evidence;
+        let counts = |key: &str| key != than && !evidence.is_released(key);
+        for other in self.cache.others(most, WINDOW, self.now, counts) {
             let (heard, _, takes) = self.reply(rung, &other, self.now);
             let gone = match heard {
                 Heard::Whole(_) | Heard::Partial(_) if takes <= CANARY => false,
