@@ -4,6 +4,7 @@
 mod support;
 
 use std::{
+    net::Ipv4Addr,
     path::PathBuf,
     sync::{
         Arc,
@@ -17,7 +18,7 @@ use proconsul::{
 };
 use serde_json::json;
 use support::{
-    Agent, SilentDns, closed_port,
+    Agent, Proxy, SilentDns, Weather, closed_port,
     http::{self, ScriptedHttp},
     wait_for,
 };
@@ -378,6 +379,35 @@ async fn a_service_that_was_taken_down_is_gone() {
         assert!(error.to_string().contains("no service web"), "{error}");
         assert_eq!(resolver.protected(), []);
         assert_eq!(find(&resolver, &["api", "db"]).await, [Ok(1), Ok(1)]);
+        register(&agent, &["web"]).await;
+    }
+}
+
+#[tokio::test]
+async fn of_an_agent_that_is_slow_a_service_that_was_taken_down_is_gone_and_none_is_shut_out() {
+    let names = ["web", "api", "db", "mail", "auth"];
+    let agent = agent_with(&names).await;
+    let slow = Weather {
+        delay: Duration::from_millis(250),
+        ..Weather::default()
+    };
+    let http = agent.http().replace("http://", "").parse().unwrap();
+    for (server, over_dns) in [(http, false), (agent.dns(), true)] {
+        let proxy = Proxy::start(Ipv4Addr::LOCALHOST, server).await;
+        let (dns, http) = match over_dns {
+            true => (proxy.address().to_string(), "none".to_owned()),
+            false => ("none".to_owned(), proxy.http()),
+        };
+        let resolver = builder(&agent).dns(&dns).http(&http);
+        let resolver = resolver.timeout(Duration::from_secs(10)).build().unwrap();
+        assert_eq!(find(&resolver, &names).await, [Ok(1); 5]);
+        proxy.set(slow.clone());
+        agent.deregister_service("web").await;
+        gone(&resolver, "web").await;
+        let metrics = resolver.metrics().to_string();
+        let source = if over_dns { "dns" } else { "http" };
+        let none = format!("proconsul_circuit_transitions_total{{source=\"{source}\"}} 0");
+        assert!(metrics.contains(&none), "{metrics}");
         register(&agent, &["web"]).await;
     }
 }

@@ -14,7 +14,10 @@ use compact_str::CompactString;
 use tokio::{sync::Semaphore, time::timeout_at};
 use tracing::{debug, warn};
 
-use super::{Inner, fresh, told, weigh::Said};
+use super::{
+    Inner, fresh, told,
+    weigh::{Patience, Said},
+};
 use crate::{
     air::Air,
     cache::{Before, Look, stale::PATIENCE},
@@ -120,6 +123,7 @@ impl Inner {
             end: deadline,
         });
         let (mut air, mut now) = (Air::default(), start);
+        let mut took = Duration::ZERO;
         let landed = loop {
             match ladder.step(now) {
                 Step::Ask(rung, limit) => {
@@ -128,14 +132,17 @@ impl Inner {
                 Step::Wait(until) => {
                     let first = air.hear(until).await;
                     now = clock::now();
-                    if let Some((rung, _, (mut heard, mut made))) = first {
-                        if let Heard::Nothing(nothing) = &heard
-                            && !known
-                            && self.may_see_nothing(rung, name, nothing)
-                            && Box::pin(self.is_blind(rung)).await
-                        {
-                            heard = Heard::Denied;
-                            told::mark_unseen(made.last_mut());
+                    if let Some((rung, asked, (mut heard, mut made))) = first {
+                        if let Heard::Nothing(nothing) = &heard {
+                            took = now.saturating_duration_since(asked);
+                            let patience = Patience { took, until };
+                            if !known
+                                && self.may_see_nothing(rung, name, nothing)
+                                && Box::pin(self.is_blind(rung, patience)).await
+                            {
+                                heard = Heard::Denied;
+                                told::mark_unseen(made.last_mut());
+                            }
                         }
                         match attempts.is_empty() {
                             true => attempts = made,
@@ -167,6 +174,7 @@ impl Inner {
                         nothing,
                         denied,
                         known,
+                        patience: Patience { took, until },
                     };
                     // In a box, as all that is seldom waited for: no look-up is to carry its room.
                     break Box::pin(self.weigh(question, &said, attempts)).await;

@@ -1,7 +1,10 @@
 //! **Door.** What a source says is gone, weighed: [`evidence`](crate::evidence) judges, and
 //! what it has to know is asked here: Consul's own service, and others that are known.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::time::sleep;
 use tracing::warn;
@@ -24,8 +27,10 @@ use crate::{
 /// ends is to ask for nothing else.
 const MEET: Duration = Duration::from_secs(1);
 
-/// The canary is to answer within this.
-const CANARY: Duration = Duration::from_millis(150);
+/// A question for evidence is to be answered within this, or within so many times what the
+/// word took that it is about: who is slow is slow for all.
+const SOON: Duration = Duration::from_millis(150);
+const TIMES: u32 = 3;
 
 /// That there is no such name, who says so, and against what.
 pub(super) struct Said {
@@ -35,6 +40,24 @@ pub(super) struct Said {
     pub(super) denied: bool,
     /// There was a set before.
     pub(super) known: bool,
+    pub(super) patience: Patience,
+}
+
+/// How long questions for evidence are waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// What the word took that is weighed.
+    pub(super) took: Duration,
+    /// The end of the look-up.
+    pub(super) until: Instant,
+}
+
+impl Patience {
+    fn limit(self) -> Instant {
+        let now = clock::now();
+        let fair = now + (self.took * TIMES).max(SOON);
+        fair.min(self.until.max(now + SOON))
+    }
 }
 
 impl Inner {
@@ -60,11 +83,17 @@ impl Inner {
         let canary = match (asks, lately) {
             (false, _) => Canary::Silent,
             (true, Some(canary)) => canary,
-            (true, None) => self.ask_canary(said.rung, place).await,
+            (true, None) => {
+                self.ask_canary(said.rung, place, said.patience.limit())
+                    .await
+            }
         };
         let unmet = said.known && canary == Canary::Gone;
         let unmet = unmet && self.evidence().is_unmet(said.rung, place);
-        let unseen = unmet && self.shows_nothing(said.rung, place).await;
+        let unseen = unmet
+            && self
+                .shows_nothing(said.rung, place, said.patience.limit())
+                .await;
         let now = clock::now();
         let belief = match (said.known, blind) {
             (true, _) => {
@@ -89,7 +118,7 @@ impl Inner {
                 let first = self.evidence().judge(word, now);
                 match first {
                     Belief::AskOthers(most) => {
-                        let asking = Box::pin(self.ask_others(said.rung, name, most));
+                        let asking = Box::pin(self.ask_others(said, name, most));
                         let others = Some(asking.await);
                         self.evidence().judge(Word { others, ..word }, clock::now())
                     }
@@ -125,12 +154,13 @@ impl Inner {
     }
 
     /// Whether an agent shows nothing at all, not even Consul's own service.
-    pub(super) async fn is_blind(&self, rung: Rung) -> bool {
-        self.ask_canary(rung, "").await == Canary::Gone && self.shows_nothing(rung, "").await
+    pub(super) async fn is_blind(&self, rung: Rung, patience: Patience) -> bool {
+        self.ask_canary(rung, "", patience.limit()).await == Canary::Gone
+            && self.shows_nothing(rung, "", patience.limit()).await
     }
 
     /// The same of one that does not show Consul's own service.
-    async fn shows_nothing(&self, rung: Rung, place: &str) -> bool {
+    async fn shows_nothing(&self, rung: Rung, place: &str, limit: Instant) -> bool {
         // DNS has other rights, and HTTP is asked next. A token of ours may see a few services
         // and not Consul's own.
         if rung == Rung::Dns {
@@ -141,7 +171,8 @@ impl Inner {
             ..Locality::default()
         };
         let agent = Arc::clone(self.sources.agent());
-        let api = Api::new(agent, CANARY, api::place(&place).into());
+        let limit = limit.saturating_duration_since(clock::now());
+        let api = Api::new(agent, limit, api::place(&place).into());
         let sees_any = Box::pin(catalog::sees_any(&api));
         sees_any
             .await
@@ -156,7 +187,7 @@ impl Inner {
             return;
         }
         let (inner, name) = (Arc::downgrade(self), name.clone());
-        // Bounded by the canary's own limit, and does nothing where the resolver is gone.
+        // Ends within the time limit of a look-up, and does nothing where the resolver is gone.
         tokio::spawn(async move {
             sleep(MEET).await;
             let Some(inner) = inner.upgrade() else { return };
@@ -174,12 +205,14 @@ impl Inner {
 
     /// Whether it is known now what a rung shows of Consul's own service.
     async fn meets(&self, rung: Rung, place: &str, name: &ConsulName) -> bool {
-        match self.ask_canary(rung, place).await {
+        // Nobody waits for it.
+        let limit = || clock::now() + self.config.timeout;
+        match self.ask_canary(rung, place, limit()).await {
             Canary::There => true,
             Canary::Silent => false,
             // The rights may have been lost in between.
             Canary::Gone => {
-                let heard = self.ask_again(rung, name).await;
+                let heard = self.ask_again(rung, name, limit()).await;
                 let hidden = matches!(heard, Heard::Whole(_) | Heard::Partial(_));
                 if hidden {
                     self.evidence().hides_canary(rung, place);
@@ -191,7 +224,8 @@ impl Inner {
 
     /// Asks for others that are known, and for the name itself once more: does it go
     /// while they stay?
-    async fn ask_others(self: &Arc<Self>, rung: Rung, name: &ConsulName, most: usize) -> Others {
+    async fn ask_others(self: &Arc<Self>, said: &Said, name: &ConsulName, most: usize) -> Others {
+        let (rung, limit) = (said.rung, said.patience.limit());
         let names = {
             let evidence = self.evidence();
             let counts = |key: &str| key != name.key() && !evidence.is_released(key);
@@ -205,7 +239,7 @@ impl Inner {
             .chain([(name.clone(), true)])
         {
             let inner = Arc::clone(self);
-            asked.spawn(async move { (is_it, inner.ask_again(rung, &other).await) });
+            asked.spawn(async move { (is_it, inner.ask_again(rung, &other, limit).await) });
         }
         let mut others = Others::default();
         while let Some(one) = asked.join_next().await {
@@ -228,7 +262,7 @@ impl Inner {
         others
     }
 
-    async fn ask_canary(&self, rung: Rung, place: &str) -> Canary {
+    async fn ask_canary(&self, rung: Rung, place: &str, limit: Instant) -> Canary {
         let Ok(mut name) = ConsulName::service("consul") else {
             return Canary::Silent;
         };
@@ -238,7 +272,7 @@ impl Inner {
             };
             name = there;
         }
-        let canary = match self.ask_again(rung, &name).await {
+        let canary = match self.ask_again(rung, &name, limit).await {
             Heard::Whole(_) | Heard::Partial(_) => Canary::There,
             Heard::Nothing(_) | Heard::Denied => Canary::Gone,
             Heard::Failed | Heard::TimedOut => Canary::Silent,
@@ -248,12 +282,16 @@ impl Inner {
     }
 
     /// One question for evidence.
-    async fn ask_again(&self, rung: Rung, name: &ConsulName) -> Heard<Box<Finding>> {
+    async fn ask_again(
+        &self,
+        rung: Rung,
+        name: &ConsulName,
+        limit: Instant,
+    ) -> Heard<Box<Finding>> {
         let fqdn = name.fqdn(&self.config.domain);
         let question = Question { name, fqdn: &fqdn };
-        let limit = clock::now() + CANARY;
         // In a box, as that is seldom: no look-up is to carry its room.
-        let asking = Box::pin(self.sources.ask(rung, question, Mode::Ask, limit));
+        let asking = Box::pin(self.sources.ask(rung, question, Mode::Beside, limit));
         let (heard, _) = asking.await;
         heard
     }

@@ -239,7 +239,7 @@ impl World {
             Told::Nothing(nothing, index) => {
                 let news = follower.before.take().is_some();
                 blocking.answered(Some(index), news, took, now, &mut self.dice);
-                match self.weigh(name, Rung::Http, &nothing, false) {
+                match self.weigh(name, Rung::Http, &nothing, false, took) {
                     Landed::Nothing => {}
                     Landed::Found(_) | Landed::Kept(_) => {
                         self.cache.expire(name, now);
