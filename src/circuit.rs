@@ -5,6 +5,7 @@
 //! | an answer, also "no such name" and "not permitted" | closed |
 //! | refused, unreachable, throttled | open at once |
 //! | silent, garbled | open after [`IN_A_ROW`] in a row |
+//! | silent to a question for evidence | unchanged: it may have been given little time |
 //! | SERVFAIL, HTTP 5xx | unchanged: they cost no waiting and may be about one name |
 //!
 //! While a circuit is open the address costs nothing: nobody waits for it. It is
@@ -49,12 +50,14 @@ pub(crate) enum Mode {
     Ask,
     /// A copy of one, to see whether those are back.
     Probe,
+    /// A question for evidence, beside a look-up: that it is late is nobody's failure.
+    Beside,
 }
 
 impl Mode {
     pub(crate) fn is_let_in(self, gate: Gate) -> bool {
         let wanted = match self {
-            Self::Ask => Gate::Pass,
+            Self::Ask | Self::Beside => Gate::Pass,
             Self::Probe => Gate::Probe,
         };
         gate == wanted
@@ -131,6 +134,7 @@ impl Circuit {
             Outcome::Refused | Outcome::Unreachable | Outcome::Throttled => {
                 self.open(outcome, now, dice);
             }
+            Outcome::TimedOut | Outcome::Late if asker.mode == Mode::Beside => {}
             Outcome::TimedOut | Outcome::Late | Outcome::Malformed if home => {
                 self.failures = self.failures.saturating_add(1);
                 if was_open || self.failures >= IN_A_ROW {
@@ -348,6 +352,22 @@ mod tests {
         }
         assert_eq!(circuit.gate(now), Gate::Pass);
         circuit.hear(Outcome::Refused, ELSEWHERE, now, &mut dice);
+        assert_ne!(circuit.gate(now), Gate::Pass);
+    }
+
+    #[test]
+    fn silence_to_questions_for_evidence_opens_nothing_and_a_refusal_does() {
+        let (mut circuit, now) = (Circuit::default(), clock::now());
+        let mut dice = SmallRng::seed_from_u64(1);
+        let beside = Asker {
+            mode: Mode::Beside,
+            ..ASKS
+        };
+        for outcome in [Outcome::TimedOut, Outcome::Late].repeat(5) {
+            circuit.hear(outcome, beside, now, &mut dice);
+        }
+        assert_eq!(circuit.gate(now), Gate::Pass);
+        circuit.hear(Outcome::Refused, beside, now, &mut dice);
         assert_ne!(circuit.gate(now), Gate::Pass);
     }
 

@@ -4,21 +4,23 @@
 //!
 //! | heard where there was a set before | judged |
 //! | --- | --- |
+//! | the operator let the name go | gone at once |
 //! | a lower index than was heard of that name, as long as that may pass ([`Progress`]) | held: [`Reason::Unconfirmed`]: a server that reads its log again |
 //! | instances there are, all critical | gone: that is known, not missing |
-//! | another source says that we may not know | held: [`Reason::Denied`] |
+//! | another source says that we may not know, or this one shows nothing at all | held: [`Reason::Denied`] |
 //! | the server that answered knows no leader | held: [`Reason::NoLeader`] |
-//! | Consul's own service is gone too, which was seen before | held: [`Reason::NoCanary`] |
+//! | Consul's own service is gone too, which that source showed before | held: [`Reason::NoCanary`] |
 //! | DNS alone says so | held until [`DNS_TIMES`] such answers over [`DNS_TIME`]: [`Reason::Unconfirmed`] |
 //! | of [`OTHERS`] other services that are known most are gone as well | held: [`Reason::Mass`] |
 //! | more than [`FEW`] services, and a share of all that are known, vanish within [`WINDOW`] | held: [`Reason::Mass`] |
 //! | asked for once more with those others, it is there, or most do not answer | held: [`Reason::Unconfirmed`] |
 //! | anything else | gone at once |
 //!
-//! The canary is `consul`, which every healthy cluster serves about itself. A token
-//! that never could see it proves nothing by not seeing it: then the other rules
-//! stand alone. While a mass is held, or it is gone itself, what it said holds for
-//! [`LATELY`] for all names.
+//! The canary is `consul`, which every healthy cluster serves about itself. It is met at each
+//! source soon after something was found there. A source that showed a name and not the canary
+//! proves nothing by not showing it: then the other rules stand alone. One where it was not
+//! met yet may not know if it shows nothing else either. While a mass is held, or it is gone
+//! itself, what it said holds for [`LATELY`] for all names.
 //!
 //! Held for a mass means held for at most [`LONGEST`], less when the canary has
 //! been fine for [`WINDOW`] and most others are there: that is a cluster that works
@@ -91,7 +93,7 @@ pub(crate) struct Word<'a> {
     pub(crate) place: &'a str,
     pub(crate) by: Rung,
     pub(crate) nothing: &'a Nothing,
-    /// Another source said that we may not know.
+    /// We may not know, as another source said or as this one shows nothing at all.
     pub(crate) denied: bool,
     pub(crate) canary: Canary,
     /// Its instances went one by one, not long ago.
@@ -120,10 +122,10 @@ pub(crate) struct Others {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Evidence {
     protection: Protection,
-    /// Places whose canary was asked for.
+    /// Places whose canary is being asked for, or is known to be shown or not.
     met: HashSet<Box<str>>,
-    /// Places whose canary was seen.
-    canaries: HashSet<Box<str>>,
+    /// What each rung is known to show of that of each place.
+    canaries: HashMap<Rung, HashMap<Box<str>, Sight>>,
     /// Since when the canaries asked for have all been there.
     canary_fine: Option<Instant>,
     /// What each rung said last of that of each place, and when.
@@ -136,7 +138,17 @@ pub(crate) struct Evidence {
     progress: HashMap<Box<str>, Progress>,
     /// Why, and when that was last judged.
     held: HashMap<Box<str>, (Reason, Instant)>,
+    /// Names that the operator let go, until they are found or gone.
+    released: HashSet<Box<str>>,
     mass: Option<Mass>,
+}
+
+/// Whether a source shows Consul's own service at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sight {
+    Seen,
+    /// Others are shown, and that one is not.
+    Hidden,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -173,17 +185,27 @@ impl Evidence {
     }
 
     /// Whether it is worth asking for the canary before this is judged.
-    pub(crate) fn wants_canary(&self, nothing: &Nothing) -> bool {
-        self.protection == Protection::Evidence && nothing.unhealthy == 0
+    pub(crate) fn wants_canary(&self, key: &str, nothing: &Nothing) -> bool {
+        self.protection == Protection::Evidence && nothing.unhealthy == 0 && !self.is_released(key)
     }
 
-    /// Whether the canary of a place is still to be asked for the first time. Says
-    /// so once.
+    /// Whether the canary of a place is still to be met. Says so once, unless it is
+    /// [missed](Self::misses_canary).
     pub(crate) fn meets_canary(&mut self, place: &str) -> bool {
         self.protection == Protection::Evidence
             && self.met.len() < MOST
             && !self.met.contains(place)
             && self.met.insert(place.into())
+    }
+
+    /// Nobody said anything certain of the canary of a place.
+    pub(crate) fn misses_canary(&mut self, place: &str) {
+        self.met.remove(place);
+    }
+
+    /// This rung shows others at a place, and not the canary.
+    pub(crate) fn hides_canary(&mut self, by: Rung, place: &str) {
+        self.sight(by, place, Sight::Hidden);
     }
 
     /// Whether something is held because of what Consul no longer lets us see.
@@ -208,9 +230,27 @@ impl Evidence {
         self.held.get(key).map(|(reason, _)| *reason)
     }
 
-    /// Whether the canary of a place was ever seen.
-    pub(crate) fn knows_canary(&self, place: &str) -> bool {
-        self.canaries.contains(place)
+    /// Whether this rung ever showed the canary of a place.
+    pub(crate) fn knows_canary(&self, by: Rung, place: &str) -> bool {
+        self.sight_of(by, place) == Some(Sight::Seen)
+    }
+
+    /// Whether this rung is not known to show the canary of a place, nor to hide it.
+    pub(crate) fn is_unmet(&self, by: Rung, place: &str) -> bool {
+        self.sight_of(by, place).is_none()
+    }
+
+    fn sight_of(&self, by: Rung, place: &str) -> Option<Sight> {
+        self.canaries.get(&by)?.get(place).copied()
+    }
+
+    fn sight(&mut self, by: Rung, place: &str, sight: Sight) {
+        let known = self.canaries.entry(by).or_default();
+        if let Some(known) = known.get_mut(place) {
+            *known = sight;
+        } else if known.len() < MOST {
+            known.insert(place.into(), sight);
+        }
     }
 
     /// What this rung said of the canary of a place not long ago, where that is as good as to
@@ -231,9 +271,7 @@ impl Evidence {
         }
         match canary {
             Canary::There => {
-                if !self.canaries.contains(place) && self.canaries.len() < MOST {
-                    self.canaries.insert(place.into());
-                }
+                self.sight(by, place, Sight::Seen);
                 self.canary_fine.get_or_insert(now);
             }
             Canary::Gone | Canary::Silent => self.canary_fine = None,
@@ -243,6 +281,7 @@ impl Evidence {
     /// A name with a set is said to be gone.
     pub(crate) fn judge(&mut self, word: Word<'_>, now: Instant) -> Belief {
         let belief = match self.doubt(word, now) {
+            _ if self.is_released(word.key) => Belief::Gone,
             None if self.wants_others(word, now) => return Belief::AskOthers(OTHERS),
             None if self.is_mass(word, now) => Belief::Held(Reason::Mass),
             None => Belief::Gone,
@@ -252,6 +291,7 @@ impl Evidence {
             Belief::AskOthers(_) => {}
             Belief::Gone => {
                 self.held.remove(word.key);
+                self.released.remove(word.key);
                 self.by_dns.remove(word.key);
                 self.progress.remove(word.key);
                 if self.held.is_empty() {
@@ -284,6 +324,7 @@ impl Evidence {
     /// A name was found.
     pub(crate) fn found(&mut self, key: &str) {
         self.held.remove(key);
+        self.released.remove(key);
         self.vanished.remove(key);
         self.by_dns.remove(key);
         if self.held.is_empty() {
@@ -297,12 +338,21 @@ impl Evidence {
         self.held.iter().map(|(key, (reason, _))| (&**key, *reason))
     }
 
-    /// Lets go of all that is held: what the sources say next is believed. Gives the names.
-    pub(crate) fn release(&mut self) -> impl Iterator<Item = Box<str>> {
+    /// Lets go of all that is held: what the sources say next of these names is believed.
+    /// Gives them.
+    pub(crate) fn release(&mut self) -> Vec<Box<str>> {
         self.by_dns.clear();
         self.vanished.clear();
         self.mass = None;
-        std::mem::take(&mut self.held).into_keys()
+        let names: Vec<_> = std::mem::take(&mut self.held).into_keys().collect();
+        let room = MOST.saturating_sub(self.released.len());
+        self.released.extend(names.iter().take(room).cloned());
+        names
+    }
+
+    /// Whether the operator let a name go. It says nothing of others either.
+    pub(crate) fn is_released(&self, key: &str) -> bool {
+        self.released.contains(key)
     }
 
     fn doubt(&mut self, word: Word<'_>, now: Instant) -> Option<Reason> {
@@ -324,7 +374,7 @@ impl Evidence {
             return Some(Reason::NoLeader);
         }
         // A cluster that cannot be asked for its own service proves nothing either.
-        if word.canary != Canary::There && self.knows_canary(word.place) {
+        if word.canary != Canary::There && self.knows_canary(word.by, word.place) {
             return Some(Reason::NoCanary);
         }
         let counted = word.others.is_some();

@@ -2,7 +2,12 @@
 //! certain form: endpoints for the library, records for a DNS client. Both forms
 //! are made in [`crate::records`].
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
@@ -149,6 +154,9 @@ pub(crate) struct Held {
     pub(crate) source: Source,
     pub(crate) transport: Transport,
     pub(crate) complete: bool,
+    /// Since when addresses of host names in it are those of a set before, as nobody told them
+    /// anew.
+    pub(crate) carried: Option<Instant>,
     pub(crate) name: Box<str>,
     pub(crate) found: Found,
     pub(crate) warnings: Box<[Box<str>]>,

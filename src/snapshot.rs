@@ -158,6 +158,7 @@ fn held(set: Set<Found>) -> Held {
         name: set.name,
         found: set.found,
         warnings: set.warnings,
+        carried: None,
     }
 }
 
@@ -229,6 +230,7 @@ mod tests {
             ttl: Duration::from_secs(7),
             complete: true,
             warnings: Box::new(["something".into()]),
+            carried: None,
         }
     }
 

@@ -3,13 +3,25 @@
 
 mod support;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use proconsul::{
     Answer, Error, ErrorKind, Freshness, Outcome, Reason, Resolver, ResolverBuilder, Source,
 };
 use serde_json::json;
-use support::{Agent, SilentDns, closed_port, wait_for};
+use support::{
+    Agent, Proxy, SilentDns, Weather, closed_port,
+    http::{self, ScriptedHttp},
+    wait_for,
+};
 
 /// A short floor: what is asked again after it has to ask somebody.
 fn builder(agent: &Agent) -> ResolverBuilder {
@@ -372,6 +384,35 @@ async fn a_service_that_was_taken_down_is_gone() {
 }
 
 #[tokio::test]
+async fn of_an_agent_that_is_slow_a_service_that_was_taken_down_is_gone_and_none_is_shut_out() {
+    let names = ["web", "api", "db", "mail", "auth"];
+    let agent = agent_with(&names).await;
+    let slow = Weather {
+        delay: Duration::from_millis(250),
+        ..Weather::default()
+    };
+    let http = agent.http().replace("http://", "").parse().unwrap();
+    for (server, over_dns) in [(http, false), (agent.dns(), true)] {
+        let proxy = Proxy::start(Ipv4Addr::LOCALHOST, server).await;
+        let (dns, http) = match over_dns {
+            true => (proxy.address().to_string(), "none".to_owned()),
+            false => ("none".to_owned(), proxy.http()),
+        };
+        let resolver = builder(&agent).dns(&dns).http(&http);
+        let resolver = resolver.timeout(Duration::from_secs(10)).build().unwrap();
+        assert_eq!(find(&resolver, &names).await, [Ok(1); 5]);
+        proxy.set(slow.clone());
+        agent.deregister_service("web").await;
+        gone(&resolver, "web").await;
+        let metrics = resolver.metrics().to_string();
+        let source = if over_dns { "dns" } else { "http" };
+        let none = format!("proconsul_circuit_transitions_total{{source=\"{source}\"}} 0");
+        assert!(metrics.contains(&none), "{metrics}");
+        register(&agent, &["web"]).await;
+    }
+}
+
+#[tokio::test]
 async fn a_service_whose_instances_are_all_critical_is_not_protected() {
     let agent = Agent::start().await;
     let check = json!({ "CheckID": "c", "TTL": "10m", "Status": "passing" });
@@ -422,6 +463,12 @@ async fn an_agent_that_lost_its_data_deletes_nothing() {
     );
     // The operator knows better.
     resolver.release_protected();
+    for name in ["api", "db", "mail", "auth", "pay"] {
+        let error = resolver.lookup(name).await.unwrap_err();
+        assert!(error.is_not_found(), "{error}");
+    }
+    assert_eq!(resolver.protected(), []);
+    assert_eq!(find(&resolver, &["web"]).await, [Ok(1)]);
     let off = builder(&agent)
         .protection(proconsul::Protection::Off)
         .build()
@@ -482,6 +529,123 @@ async fn a_token_that_lost_its_rights_deletes_nothing_and_hides_behind_no_nxdoma
     ] {
         assert!(!text.contains(secret), "the token is told");
     }
+}
+
+#[tokio::test]
+async fn rights_that_are_taken_from_strangers_in_silence_delete_nothing() {
+    let master = "b1gs33cr3t-b1gs-33cr-3tb1-gs33cr3tb1gs";
+    let acl = json!({ "acl": {
+        "enabled": true, "default_policy": "deny", "tokens": { "master": master, "agent": master }
+    }});
+    let agent = Agent::builder().config(acl).token(master).start().await;
+    register(&agent, &["web"]).await;
+    let policy = |rules: &str| json!({ "Name": "strangers", "Rules": rules });
+    let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
+    let made = agent.put("/v1/acl/policy", policy(rules)).await;
+    let stranger = "00000000-0000-0000-0000-000000000002";
+    let body = json!({ "AccessorID": stranger, "Policies": [{ "Name": "strangers" }] });
+    agent.put(&format!("/v1/acl/token/{stranger}"), body).await;
+    // One asks now and then, one follows, and one knows it from an earlier run.
+    let file = File::new("strangers");
+    let over_http = || builder(&agent).dns("none");
+    let (asks, follows) = (over_http().snapshot(&file.0), over_http());
+    let (asks, follows) = (asks.build().unwrap(), follows.build().unwrap());
+    wait_for("the strangers' rights", async || {
+        asks.lookup("web").await.ok()
+    })
+    .await;
+    asks.save_snapshot().await.unwrap();
+    let service = follows.service("web").unwrap();
+    service.ready().await;
+
+    let tightened = format!("/v1/acl/policy/{}", made["ID"].as_str().unwrap());
+    agent.put(&tightened, policy("")).await;
+    // Who follows hears of it with the next change.
+    agent
+        .register_service(json!({ "Name": "web", "Address": "10.0.0.1", "Port": 9000 }))
+        .await;
+    let starts = over_http().snapshot(&file.0).build().unwrap();
+    for resolver in [&asks, &follows, &starts] {
+        wait_for("the protection", async || {
+            let answer = resolver.lookup("web").await.unwrap();
+            assert_eq!(ports(&answer), [8000]);
+            answer.protected()
+        })
+        .await;
+    }
+    assert_eq!(service.endpoints().len(), 1);
+    // A new name is not believed away either.
+    let new = asks.lookup("api").await.unwrap_err();
+    assert!(new.is_denied(), "{new}");
+
+    agent.put(&tightened, policy(rules)).await;
+    for resolver in [&asks, &follows, &starts] {
+        assert_eq!(ports(&fresh(resolver, "web").await), [9000]);
+    }
+    agent.deregister_service("web").await;
+    for resolver in [&asks, &follows, &starts] {
+        gone(resolver, "web").await;
+    }
+}
+
+#[tokio::test]
+async fn a_host_name_whose_addresses_nobody_tells_keeps_those_that_it_had() {
+    let lost = Arc::new(AtomicBool::new(false));
+    let is_lost = Arc::clone(&lost);
+    let instances = |service: &str, address: &str| {
+        let all = json!([{
+            "Node": { "Node": "n1", "Address": "10.0.0.1", "Datacenter": "dc1" },
+            "Service": { "ID": service, "Service": service, "Address": address, "Port": 8000 },
+            "Checks": [],
+        }]);
+        vec![http::ok("", &all.to_string())]
+    };
+    let agent = ScriptedHttp::start(move |asked| match asked.is_about("web") {
+        true => instances("web", "db.service.consul"),
+        false if !asked.is_about("db") => instances("consul", ""),
+        false if is_lost.load(Ordering::SeqCst) => {
+            vec![http::status("500 Internal Server Error", "no")]
+        }
+        false => instances("db", "10.0.0.7"),
+    });
+    let file = File::new("hosts");
+    let resolver = || {
+        let resolver = Resolver::builder().dns("none").http(&agent.url());
+        let resolver = resolver.ttl_floor(Duration::from_millis(20));
+        resolver.snapshot(&file.0).build().unwrap()
+    };
+    let addresses = |answer: &Answer| -> Vec<_> {
+        let endpoints = answer.endpoints().iter();
+        endpoints.map(ToString::to_string).collect()
+    };
+    let first = resolver();
+    let service = first.service("web").unwrap();
+    service.ready().await;
+    let whole = fresh(&first, "web").await;
+    assert!(whole.is_complete(), "{:?}", whole.warnings());
+    lost.store(true, Ordering::SeqCst);
+    let asked = || async {
+        let answer = fresh(&first, "web").await;
+        assert_eq!(addresses(&answer), ["10.0.0.7:8000"]);
+        (!answer.is_complete()).then_some(answer)
+    };
+    let kept = wait_for("the warning", asked).await;
+    assert!(
+        kept.warnings()[0].contains("of before"),
+        "{:?}",
+        kept.warnings()
+    );
+    // Nor is it lost the next time, to whoever follows, or to the next run.
+    let again = first.lookup("web").max_age(Duration::ZERO).await.unwrap();
+    assert_eq!(addresses(&again), ["10.0.0.7:8000"]);
+    assert_eq!(service.endpoints().len(), 1);
+    first.save_snapshot().await.unwrap();
+    let second = resolver();
+    assert_eq!(
+        addresses(&second.lookup("web").await.unwrap()),
+        ["10.0.0.7:8000"]
+    );
+    assert_eq!(addresses(&fresh(&second, "web").await), ["10.0.0.7:8000"]);
 }
 
 #[tokio::test]

@@ -506,20 +506,20 @@ impl Cache {
         (self.entries.peek(key)).is_some_and(|entry| entry.shrank_within(window, now))
     }
 
-    /// The full names of up to `most` other sets, used last first; without those that
+    /// The full names of up to `most` sets that count, used last first; without those that
     /// lost instances within `window`: they may be on their way out.
     pub(crate) fn others(
         &self,
-        than: &str,
         most: usize,
         window: Duration,
         now: Instant,
+        counts: impl Fn(&str) -> bool,
     ) -> Vec<Box<str>> {
         let others = self
             .entries
             .iter()
             .filter_map(|(known, entry)| match known {
-                Known::Set(held) if held.key != than && !entry.shrank_within(window, now) => {
+                Known::Set(held) if counts(&held.key) && !entry.shrank_within(window, now) => {
                     let age = now.saturating_duration_since(entry.since);
                     (age < self.limits.keep).then(|| held.name.clone())
                 }

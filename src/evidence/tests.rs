@@ -112,6 +112,26 @@ fn a_canary_that_is_gone_proves_something_only_where_it_was_seen() {
         ..no_canary
     };
     assert_eq!(evidence.judge(elsewhere, now), Belief::Gone);
+    // Another source has rights of its own.
+    let by_dns = Word {
+        by: Rung::Dns,
+        ..no_canary
+    };
+    assert_eq!(evidence.judge(by_dns, now), Belief::Gone);
+}
+
+#[test]
+fn a_canary_that_nobody_answered_for_is_met_again() {
+    let mut evidence = Evidence::default();
+    assert!(evidence.meets_canary("") && !evidence.meets_canary(""));
+    evidence.misses_canary("");
+    assert!(evidence.meets_canary(""));
+    assert!(evidence.is_unmet(Rung::Http, ""));
+    evidence.hides_canary(Rung::Http, "");
+    assert!(!evidence.is_unmet(Rung::Http, "") && !evidence.knows_canary(Rung::Http, ""));
+    assert!(evidence.is_unmet(Rung::Dns, "") && evidence.is_unmet(Rung::Http, "dc2"));
+    evidence.canary(Rung::Http, "", Canary::There, clock::now());
+    assert!(evidence.knows_canary(Rung::Http, ""));
 }
 
 #[test]
@@ -366,7 +386,29 @@ fn the_operator_has_the_last_word() {
     assert_eq!(keep.judge(word("web"), now), Belief::Held(Reason::KeepAll));
     let mut evidence = Evidence::default();
     vanish(&mut evidence, 10, 10, now);
-    assert!(evidence.release().count() > 0);
+    assert!(!evidence.release().is_empty());
     assert_eq!(evidence.held(now).len(), 0);
     assert_eq!(evidence.judge(word("web9"), now), Belief::Gone);
+    assert_eq!(keep.release(), ["web".into()]);
+    assert_eq!(keep.judge(word("web"), now), Belief::Gone);
+}
+
+#[test]
+fn what_was_released_is_believed_gone_whatever_speaks_against_it_until_it_is_found() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    let denied = |key| Word {
+        denied: true,
+        ..word(key)
+    };
+    let held = Belief::Held(Reason::Denied);
+    assert_eq!(evidence.judge(denied("web"), now), held);
+    assert_eq!(evidence.judge(denied("db"), now), held);
+    evidence.release();
+    assert!(evidence.is_released("web") && !evidence.wants_canary("web", &NONE));
+    assert_eq!(evidence.judge(denied("web"), now), Belief::Gone);
+    evidence.found("db");
+    for key in ["web", "db", "new"] {
+        assert!(!evidence.is_released(key));
+        assert_eq!(evidence.judge(denied(key), now), held, "{key}");
+    }
 }

@@ -101,6 +101,19 @@ pub(crate) fn unresolved(found: &Found) -> impl Iterator<Item = &Arc<str>> {
         .chain(host)
 }
 
+/// The addresses that one such name had when it was last resolved.
+pub(crate) fn resolved<'a>(found: &'a Found, name: &str) -> &'a [IpAddr] {
+    match found {
+        Found::Instances(instances) => {
+            let mut same = instances.iter().filter(|one| *one.target == *name);
+            let resolved = same.find(|one| !one.addresses.is_empty());
+            resolved.map_or(&[], |one| &one.addresses)
+        }
+        Found::Host(host) if host.alias.as_deref() == Some(name) => &host.addresses,
+        Found::Host(_) | Found::Pointers(_) | Found::Servers(_) => &[],
+    }
+}
+
 /// Writes the addresses of one such name where they belong. Those of a name in
 /// one of Consul's zones are Consul's own word.
 pub(crate) fn resolve(found: &mut Found, name: &str, addresses: &[IpAddr], zones: &[Domain]) {

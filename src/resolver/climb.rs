@@ -1,6 +1,6 @@
 //! **Door.** The climb of one question: the [`ladder`](crate::ladder) says what to
-//! do, the sources do it, cache and [`evidence`](crate::evidence) take in what came
-//! of it.
+//! do, the sources do it, the cache takes in what came of it. What is said to be gone is
+//! [weighed](super::weigh).
 
 use std::{
     collections::BTreeMap,
@@ -14,21 +14,20 @@ use compact_str::CompactString;
 use tokio::{sync::Semaphore, time::timeout_at};
 use tracing::{debug, warn};
 
-use super::{Inner, fresh, told};
+use super::{
+    Inner, fresh, told,
+    weigh::{Patience, Said},
+};
 use crate::{
     air::Air,
     cache::{Before, Look, stale::PATIENCE},
-    catalog,
     circuit::{Gate, Mode},
     clock,
-    consul::api::Api,
     endpoint::{Answer, Attempt, Source, Transport},
     error::{Error, ErrorKind},
-    evidence::{Belief, Canary, Others, WINDOW, Word},
     found::{Found, Held, Host},
-    ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
+    ladder::{Heard, Ladder, Rung, Start, Step},
     name::{ConsulName, Domain, Subject},
-    protection::Reason,
     records,
     source::{Finding, Question},
 };
@@ -49,9 +48,6 @@ const SPARE: u32 = 8;
 /// Names in Consul's zone that stand in one set and are asked for at the same time: a set of
 /// thousands is not to be a flood.
 const HOSTS_AT_ONCE: usize = 64;
-
-/// The canary is to answer within this.
-const CANARY: Duration = Duration::from_millis(150);
 
 /// What a question came to.
 #[derive(Clone, Debug)]
@@ -127,6 +123,7 @@ impl Inner {
             end: deadline,
         });
         let (mut air, mut now) = (Air::default(), start);
+        let mut took = Duration::ZERO;
         let landed = loop {
             match ladder.step(now) {
                 Step::Ask(rung, limit) => {
@@ -135,14 +132,17 @@ impl Inner {
                 Step::Wait(until) => {
                     let first = air.hear(until).await;
                     now = clock::now();
-                    if let Some((rung, _, (mut heard, mut made))) = first {
-                        if let Heard::Nothing(nothing) = &heard
-                            && !known
-                            && self.may_see_nothing(rung, name, nothing)
-                            && Box::pin(self.sees_nothing(rung)).await
-                        {
-                            heard = Heard::Denied;
-                            told::mark_unseen(made.last_mut());
+                    if let Some((rung, asked, (mut heard, mut made))) = first {
+                        if let Heard::Nothing(nothing) = &heard {
+                            took = now.saturating_duration_since(asked);
+                            let patience = Patience { took, until };
+                            if !known
+                                && self.may_see_nothing(rung, name, nothing)
+                                && Box::pin(self.is_blind(rung, patience)).await
+                            {
+                                heard = Heard::Denied;
+                                told::mark_unseen(made.last_mut());
+                            }
                         }
                         match attempts.is_empty() {
                             true => attempts = made,
@@ -174,6 +174,7 @@ impl Inner {
                         nothing,
                         denied,
                         known,
+                        patience: Patience { took, until },
                     };
                     // In a box, as all that is seldom waited for: no look-up is to carry its room.
                     break Box::pin(self.weigh(question, &said, attempts)).await;
@@ -285,7 +286,6 @@ impl Inner {
 
     /// What else is to know of a set that was kept.
     fn kept(self: &Arc<Self>, name: &ConsulName, held: &Arc<Held>, was: Option<Before>) {
-        let new = was.is_none();
         // Without the cache's lock: there may be thousands of them.
         match was {
             Some(was) if records::same_members(&was.held.endpoints, &held.endpoints) => {
@@ -296,194 +296,9 @@ impl Inner {
         }
         self.evidence().found(name.key());
         self.save_soon();
-        if !new && held.source != Source::Static {
+        if held.source != Source::Static {
             self.meet_canary(name);
         }
-    }
-
-    /// A source says that there is no such name: what is made of that.
-    pub(super) async fn weigh(
-        self: &Arc<Self>,
-        question: Question<'_>,
-        said: &Said,
-        attempts: Vec<Attempt>,
-    ) -> Landed {
-        let Question { name, fqdn } = question;
-        let place = name.locality().datacenter.as_deref().unwrap_or_default();
-        // Who lost sight of what is known says nothing of what is not.
-        let now = clock::now();
-        let (blind, asks, lately) = {
-            let mut evidence = self.evidence();
-            let wants = said.known && evidence.wants_canary(&said.nothing);
-            let blind = evidence.is_blinded(now) && said.rung != Rung::Static;
-            let asks = wants || blind;
-            let lately = || evidence.canary_lately(said.rung, place, now);
-            (blind, asks, asks.then(lately).flatten())
-        };
-        let canary = match (asks, lately) {
-            (false, _) => Canary::Silent,
-            (true, Some(canary)) => canary,
-            (true, None) => self.ask_canary(said.rung, place).await,
-        };
-        let now = clock::now();
-        let belief = match (said.known, blind) {
-            (true, _) => {
-                let (known, trickled) = {
-                    let cache = self.cache();
-                    (
-                        cache.sets_held(),
-                        cache.shrank_within(name.key(), WINDOW, now),
-                    )
-                };
-                let word = Word {
-                    key: name.key(),
-                    place,
-                    by: said.rung,
-                    nothing: &said.nothing,
-                    denied: said.denied,
-                    canary,
-                    trickled,
-                    known,
-                    others: None,
-                };
-                let first = self.evidence().judge(word, now);
-                match first {
-                    Belief::AskOthers(most) => {
-                        let asking = Box::pin(self.ask_others(said.rung, name, most));
-                        let others = Some(asking.await);
-                        self.evidence().judge(Word { others, ..word }, clock::now())
-                    }
-                    belief => belief,
-                }
-            }
-            (false, true) if canary != Canary::There => Belief::Held(Reason::NoCanary),
-            (false, _) => Belief::Gone,
-        };
-        match belief {
-            Belief::Gone | Belief::AskOthers(_) => {
-                self.cache().put_nothing(name.key(), said.nothing.ttl, now);
-                Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
-            }
-            Belief::Held(reason) => {
-                warn!(name = fqdn, %reason, "said to be gone, and not believed");
-                Landed::Kept(told::held(fqdn, reason, attempts))
-            }
-        }
-    }
-
-    /// Whether an agent that says "there is nothing" may show nothing at all: until Consul's
-    /// own service, which is always there, was seen once.
-    fn may_see_nothing(&self, rung: Rung, name: &ConsulName, nothing: &Nothing) -> bool {
-        // Another datacenter need not be there itself.
-        let place = name.locality().datacenter.as_deref();
-        if rung == Rung::Static || (place.is_some() && place != self.config.datacenter.as_deref()) {
-            return false;
-        }
-        // That of the agent's own, which is there whatever datacenter is configured.
-        let evidence = self.evidence();
-        evidence.wants_canary(nothing) && !evidence.knows_canary("")
-    }
-
-    /// Whether an agent shows nothing at all, not even Consul's own service.
-    async fn sees_nothing(&self, rung: Rung) -> bool {
-        if self.ask_canary(rung, "").await != Canary::Gone {
-            return false;
-        }
-        // DNS has other rights, and HTTP is asked next. A token of ours may see a few services
-        // and not Consul's own.
-        let api = Api::new(Arc::clone(self.sources.agent()), CANARY, Box::default());
-        let sees_any = Box::pin(catalog::sees_any(&api));
-        rung == Rung::Dns || !sees_any.await.unwrap_or(true)
-    }
-
-    /// Asks for Consul's own service once a place, to know later whether it can be
-    /// seen at all.
-    fn meet_canary(self: &Arc<Self>, name: &ConsulName) {
-        let place = name.locality().datacenter.clone().unwrap_or_default();
-        if !self.evidence().meets_canary(&place) {
-            return;
-        }
-        let inner = Arc::clone(self);
-        // Bounded by the canary's own limit.
-        tokio::spawn(async move {
-            for &rung in inner.sources.rungs() {
-                if rung != Rung::Static && inner.ask_canary(rung, &place).await == Canary::There {
-                    break;
-                }
-            }
-        });
-    }
-
-    /// Asks for others that are known, and for the name itself once more: does it go
-    /// while they stay?
-    async fn ask_others(self: &Arc<Self>, rung: Rung, name: &ConsulName, most: usize) -> Others {
-        let names = self.cache().others(name.key(), most, WINDOW, clock::now());
-        let others =
-            (names.iter()).filter_map(|fqdn| ConsulName::parse(fqdn, &self.config.domain).ok());
-        let mut asked = tokio::task::JoinSet::new();
-        for (other, is_it) in others
-            .map(|other| (other, false))
-            .chain([(name.clone(), true)])
-        {
-            let inner = Arc::clone(self);
-            asked.spawn(async move {
-                let fqdn = other.fqdn(&inner.config.domain);
-                let question = Question {
-                    name: &other,
-                    fqdn: &fqdn,
-                };
-                let limit = clock::now() + CANARY;
-                let (heard, _) = inner.sources.ask(rung, question, Mode::Ask, limit).await;
-                (is_it, heard)
-            });
-        }
-        let mut others = Others::default();
-        while let Some(one) = asked.join_next().await {
-            let gone = match one {
-                Ok((true, Heard::Whole(_) | Heard::Partial(_))) => {
-                    others.back = true;
-                    continue;
-                }
-                Ok((false, Heard::Whole(_) | Heard::Partial(_))) => false,
-                Ok((false, Heard::Nothing(_) | Heard::Denied)) => true,
-                Ok((true, _)) => continue,
-                Ok((false, Heard::Failed | Heard::TimedOut)) | Err(_) => {
-                    others.silent += 1;
-                    continue;
-                }
-            };
-            others.asked += 1;
-            others.gone += usize::from(gone);
-        }
-        others
-    }
-
-    async fn ask_canary(&self, rung: Rung, place: &str) -> Canary {
-        let Ok(mut name) = ConsulName::service("consul") else {
-            return Canary::Silent;
-        };
-        if !place.is_empty() {
-            let Ok(there) = name.with_datacenter(place) else {
-                return Canary::Silent;
-            };
-            name = there;
-        }
-        let fqdn = name.fqdn(&self.config.domain);
-        let question = Question {
-            name: &name,
-            fqdn: &fqdn,
-        };
-        let limit = clock::now() + CANARY;
-        // In a box, as that is seldom: no look-up is to carry its room.
-        let asking = Box::pin(self.sources.ask(rung, question, Mode::Ask, limit));
-        let (heard, _) = asking.await;
-        let canary = match heard {
-            Heard::Whole(_) | Heard::Partial(_) => Canary::There,
-            Heard::Nothing(_) | Heard::Denied => Canary::Gone,
-            Heard::Failed | Heard::TimedOut => Canary::Silent,
-        };
-        self.evidence().canary(rung, place, canary, clock::now());
-        canary
     }
 
     /// Writes the addresses of host names into a set, and makes endpoints of it.
@@ -497,13 +312,28 @@ impl Inner {
         } = finding;
         let Question { name, fqdn } = question;
         let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
+        let mut carried = None;
         for (host, told) in addresses {
-            match told {
-                Ok(addresses) => {
-                    records::resolve(&mut found, &host, &addresses, self.sources.zones())
+            let addresses = match told {
+                Ok(addresses) => addresses,
+                Err(Lost::Gone(why)) => {
+                    warnings.push(format!("{host} has no address: {why}").into());
+                    continue;
                 }
-                Err(why) => warnings.push(format!("{host} has no address: {why}").into()),
-            }
+                Err(Lost::Unheard(why)) => {
+                    let (before, since) = self.addresses_before(name, &host);
+                    let addresses = match before.is_empty() {
+                        true => "no address",
+                        false => {
+                            carried = Some(since);
+                            "the addresses of before"
+                        }
+                    };
+                    warnings.push(format!("{host} has {addresses}: {why}").into());
+                    before
+                }
+            };
+            records::resolve(&mut found, &host, &addresses, self.sources.zones());
         }
         for warning in &warnings {
             warn!(name = fqdn, %warning, "answer is not complete");
@@ -524,8 +354,25 @@ impl Inner {
             transport,
             ttl,
             complete,
+            carried,
             warnings,
         }
+    }
+
+    /// The addresses that a host name had in the set that is known, and since when nobody tells
+    /// them anew: they are kept for no longer than a stale set.
+    fn addresses_before(&self, name: &ConsulName, host: &str) -> (Vec<IpAddr>, Instant) {
+        let now = clock::now();
+        let (Look::Fresh(held, ..) | Look::Stale(held, ..)) = self.look(name) else {
+            return (Vec::new(), now);
+        };
+        let since = held.carried.unwrap_or(now);
+        let is_kept = now.saturating_duration_since(since) < self.config.cache.keep;
+        let addresses = match is_kept {
+            true => records::resolved(&held.found, host).to_vec(),
+            false => Vec::new(),
+        };
+        (addresses, since)
     }
 
     /// The TTL that a name had when a source last said one; Consul's default is 0.
@@ -539,7 +386,11 @@ impl Inner {
     /// The addresses of the host names in a set. Those that the deadline comes before have
     /// none.
     async fn addresses(self: &Arc<Self>, found: &Found, deadline: Instant, depth: u8) -> Addresses {
-        let lost = || Err("its look-up was ended from outside".to_owned());
+        let lost = || {
+            Err(Lost::Unheard(
+                "its look-up was ended from outside".to_owned(),
+            ))
+        };
         let names = records::unresolved(found).map(|name| (Arc::clone(name), lost()));
         let mut all: Addresses = names.collect();
         let mut asked = tokio::task::JoinSet::new();
@@ -566,25 +417,38 @@ impl Inner {
         seats: &Semaphore,
         deadline: Instant,
         depth: u8,
-    ) -> Result<Vec<IpAddr>, String> {
+    ) -> Result<Vec<IpAddr>, Lost> {
         let in_zone = |zone: &&Domain| records::is_within(host, zone);
         let Some(zone) = self.sources.zones().iter().find(in_zone) else {
-            return self.hosts.resolve(host, deadline).await;
+            // Which does not tell that there is nothing from that nobody answered.
+            let told = self.hosts.resolve(host, deadline).await;
+            return told.map_err(Lost::Unheard);
         };
         if depth >= DEEPEST {
-            return Err("names in Consul's zone stand for each other in a circle".to_owned());
+            let why = "names in Consul's zone stand for each other in a circle";
+            return Err(Lost::Gone(why.to_owned()));
         }
-        let name = ConsulName::parse(host, zone).map_err(|error| error.to_string())?;
+        let name = ConsulName::parse(host, zone).map_err(|error| Lost::Gone(error.to_string()))?;
         let seat = timeout_at(deadline.into(), seats.acquire()).await;
         let Ok(Ok(_seat)) = seat else {
-            return Err("too many others of the same set were asked for first".to_owned());
+            let why = "too many others of the same set were asked for first";
+            return Err(Lost::Unheard(why.to_owned()));
         };
         let deeper = Arc::clone(self).find_deeper(name, deadline, depth + 1);
-        let found = deeper.await.map_err(|error| error.to_string())?;
+        let found = deeper.await.map_err(|error| match error.is_not_found() {
+            true => Lost::Gone(error.to_string()),
+            false => Lost::Unheard(error.to_string()),
+        })?;
         // Half of what stands behind a name is no answer to what stands before it.
-        if !found.is_complete() || found.endpoints().is_empty() {
-            let why = found.warnings().first().map_or("it has none", |why| why);
-            return Err(why.to_owned());
+        if !found.is_complete() {
+            let why = found
+                .warnings()
+                .first()
+                .map_or("it is not whole", |why| why);
+            return Err(Lost::Unheard(why.to_owned()));
+        }
+        if found.endpoints().is_empty() {
+            return Err(Lost::Gone("it has none".to_owned()));
         }
         Ok(found
             .endpoints()
@@ -604,18 +468,16 @@ impl Inner {
     }
 }
 
-/// That there is no such name, who says so, and against what.
-pub(super) struct Said {
-    pub(super) rung: Rung,
-    pub(super) nothing: Nothing,
-    /// Another source said that we may not know.
-    pub(super) denied: bool,
-    /// There was a set before.
-    pub(super) known: bool,
-}
-
 /// What host names lead to, or why they lead nowhere.
-type Addresses = BTreeMap<Arc<str>, Result<Vec<IpAddr>, String>>;
+type Addresses = BTreeMap<Arc<str>, Result<Vec<IpAddr>, Lost>>;
+
+/// Why a host name leads nowhere.
+enum Lost {
+    /// It has no address, as Consul says.
+    Gone(String),
+    /// Nobody said, or not in time.
+    Unheard(String),
+}
 
 /// An address that is written in the name: nobody has to be asked.
 fn decoded(fqdn: &str, address: IpAddr) -> Answer {
@@ -632,6 +494,7 @@ fn decoded(fqdn: &str, address: IpAddr) -> Answer {
         transport: Transport::File,
         ttl: Duration::ZERO,
         complete: true,
+        carried: None,
         warnings: Box::default(),
     };
     fresh(Arc::new(held), Duration::ZERO)

@@ -33,8 +33,9 @@ use tracing::debug;
 
 use super::{
     Inner,
-    climb::{Landed, Said},
+    climb::Landed,
     pulse::Pulses,
+    weigh::{Patience, Said},
 };
 use crate::{
     cache::stale::Wish,
@@ -375,6 +376,11 @@ impl Following {
                         nothing,
                         denied: false,
                         known: inner.knows(&self.name),
+                        patience: Patience {
+                            // Who waited for a change says nothing of what an answer takes.
+                            took: turn.index.map_or(took, |_| Duration::ZERO),
+                            until: now + self.limit,
+                        },
                     };
                     match inner.weigh(question, &said, Vec::new()).await {
                         Landed::Nothing(_) => self.tell(Known::Gone),

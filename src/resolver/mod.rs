@@ -10,6 +10,7 @@ mod pulse;
 mod service;
 mod told;
 mod warm;
+mod weigh;
 
 use std::{
     borrow::Cow,
@@ -253,9 +254,10 @@ impl Resolver {
     }
 
     /// Believes from now on what the sources say of the names that are
-    /// [`protected`](Self::protected): the operator knows better.
+    /// [`protected`](Self::protected), each until it is found again or gone: the operator knows
+    /// better.
     pub fn release_protected(&self) {
-        let released: Vec<_> = self.0.evidence().release().collect();
+        let released = self.0.evidence().release();
         let mut cache = self.0.cache();
         released.iter().for_each(|name| cache.wake(name));
     }

@@ -4,7 +4,7 @@
 //! [`resolver`](crate::resolver) and [`registration`](crate::registration) do, event by
 //! event, and asks nobody.
 //!
-//! What is `climb.rs` and `lookup.rs` there is [`World::climb`], [`World::land`] and
+//! What is `climb.rs`, `weigh.rs` and `lookup.rs` there is [`World::climb`], [`World::land`] and
 //! [`World::ask`] here; `follow.rs` is in `watch.rs`, `keeper.rs` in `registration.rs`. Read
 //! them side by side.
 
@@ -59,9 +59,11 @@ const PROBES: Asker = Asker {
     ..ASKS
 };
 
-/// As in `climb.rs`.
+/// As in `climb.rs` and `weigh.rs`.
 const REST: Duration = Duration::from_millis(500);
-const CANARY: Duration = Duration::from_millis(150);
+const MEET: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_millis(150);
+const TIMES: u32 = 3;
 
 /// The ports of a service's instances, from a time on.
 type Truth = BTreeMap<Instant, BTreeSet<u16>>;
@@ -111,6 +113,8 @@ enum Landed {
 enum Event {
     Land(String, End),
     Probed(String, Arc<Held>),
+    /// Consul's own service is met where this was found.
+    Meet(String),
     Answer(Waiting),
     /// The next turn of a name that is followed, and what came of one.
     Turn(String, usize),
@@ -310,6 +314,7 @@ impl World {
                     self.slow = None;
                     self.keep(&name, held);
                 }
+                Event::Meet(name) => self.meet(&name),
                 Event::Answer(waiting) => self.answer(waiting),
                 Event::Turn(name, number) => self.turn(&name, number),
                 Event::Told(name, number, told) => self.told(&name, number, told),
@@ -423,13 +428,18 @@ impl World {
 
     /// `Inner::find`, from the end of the ladder on.
     fn land(&mut self, name: &str, end: End) {
+        let began = self
+            .flights
+            .get(name)
+            .map_or(self.now, |(began, ..)| *began);
+        let took = self.now.saturating_duration_since(began);
         let landed = match end {
             End::Give(held) => {
                 self.keep(name, Arc::clone(&held));
                 Landed::Found(held)
             }
             End::GiveUp(kind) => Landed::Kept(kind),
-            End::Nothing(rung, nothing, denied) => self.weigh(name, rung, &nothing, denied),
+            End::Nothing(rung, nothing, denied) => self.weigh(name, rung, &nothing, denied, took),
         };
         if let Landed::Kept(_) = landed {
             self.cache.rest(name, self.now + REST);
@@ -444,28 +454,74 @@ impl World {
 
     fn keep(&mut self, name: &str, held: Arc<Held>) {
         let of_consul = held.source != Source::Static;
-        let new = self.cache.put(held, self.now).is_none();
+        self.cache.put(held, self.now);
         self.found.insert(name.to_owned(), self.now);
         self.evidence.found(name);
-        if !new && of_consul && self.evidence.meets_canary("") {
-            for rung in [Rung::Dns, Rung::Http] {
-                if self.ask_canary(rung) == Canary::There {
-                    break;
-                }
-            }
+        if of_consul {
+            self.meet_canary(name);
         }
     }
 
+    pub(super) fn meet_canary(&mut self, name: &str) {
+        if self.evidence.meets_canary("") {
+            self.later(self.now + MEET, Event::Meet(name.to_owned()));
+        }
+    }
+
+    fn meet(&mut self, name: &str) {
+        let mut is_met = false;
+        for rung in [Rung::Dns, Rung::Http] {
+            is_met |= match self.ask_canary(rung, LIMIT) {
+                Canary::There => true,
+                Canary::Silent => false,
+                Canary::Gone => {
+                    let (heard, _, takes) = self.reply(rung, name, self.now);
+                    let there = matches!(heard, Heard::Whole(_) | Heard::Partial(_));
+                    let hidden = there && takes <= LIMIT;
+                    if hidden {
+                        self.evidence.hides_canary(rung, "");
+                    }
+                    hidden
+                }
+            };
+        }
+        if !is_met {
+            self.evidence.misses_canary("");
+        }
+    }
+
+    /// `Inner::shows_nothing`.
+    fn shows_nothing(&self, rung: Rung) -> bool {
+        rung == Rung::Dns
+            || match self.condition(rung, self.now) {
+                Some(Condition::Blind | Condition::Leaderless) => true,
+                Some(Condition::Limited) => {
+                    (self.truth.keys()).all(|name| self.truth_at(name, self.now).is_empty())
+                }
+                _ => false,
+            }
+    }
+
     /// `Inner::weigh`.
-    fn weigh(&mut self, name: &str, rung: Rung, nothing: &Nothing, denied: bool) -> Landed {
+    fn weigh(
+        &mut self,
+        name: &str,
+        rung: Rung,
+        nothing: &Nothing,
+        denied: bool,
+        took: Duration,
+    ) -> Landed {
+        let limit = (took * TIMES).min(LIMIT.saturating_sub(took)).max(SOON);
         let known = self.knows(name);
-        let wants = known && self.evidence.wants_canary(nothing);
+        let wants = known && self.evidence.wants_canary(name, nothing);
         let blind = self.evidence.is_blinded(self.now) && rung != Rung::Static;
         let canary = match wants || blind {
             true => (self.evidence.canary_lately(rung, "", self.now))
-                .unwrap_or_else(|| self.ask_canary(rung)),
+                .unwrap_or_else(|| self.ask_canary(rung, limit)),
             false => Canary::Silent,
         };
+        let unmet = known && canary == Canary::Gone && self.evidence.is_unmet(rung, "");
+        let denied = denied || (unmet && self.shows_nothing(rung));
         let now = self.now;
         let belief = match (known, blind) {
             (true, _) => {
@@ -484,7 +540,7 @@ impl World {
                 };
                 match self.evidence.judge(word, now) {
                     Belief::AskOthers(most) => {
-                        let others = Some(self.ask_others(rung, name, most));
+                        let others = Some(self.ask_others(rung, name, most, limit));
                         self.evidence.judge(Word { others, ..word }, now)
                     }
                     belief => belief,
@@ -503,10 +559,10 @@ impl World {
         }
     }
 
-    fn ask_canary(&mut self, rung: Rung) -> Canary {
+    fn ask_canary(&mut self, rung: Rung, limit: Duration) -> Canary {
         let (heard, _, takes) = self.reply(rung, "consul", self.now);
         let canary = match heard {
-            _ if takes > CANARY => Canary::Silent,
+            _ if takes > limit => Canary::Silent,
             Heard::Whole(_) | Heard::Partial(_) => Canary::There,
             Heard::Nothing(_) | Heard::Denied => Canary::Gone,
             Heard::Failed | Heard::TimedOut => Canary::Silent,
@@ -515,17 +571,19 @@ impl World {
         canary
     }
 
-    fn ask_others(&mut self, rung: Rung, than: &str, most: usize) -> Others {
+    fn ask_others(&mut self, rung: Rung, than: &str, most: usize, limit: Duration) -> Others {
         let (again, _, takes) = self.reply(rung, than, self.now);
         let mut others = Others {
-            back: takes <= CANARY && matches!(again, Heard::Whole(_) | Heard::Partial(_)),
+            back: takes <= limit && matches!(again, Heard::Whole(_) | Heard::Partial(_)),
             ..Others::default()
         };
-        for other in self.cache.others(than, most, WINDOW, self.now) {
+        let evidence = &self.evidence;
+        let counts = |key: &str| key != than && !evidence.is_released(key);
+        for other in self.cache.others(most, WINDOW, self.now, counts) {
             let (heard, _, takes) = self.reply(rung, &other, self.now);
             let gone = match heard {
-                Heard::Whole(_) | Heard::Partial(_) if takes <= CANARY => false,
-                Heard::Nothing(_) | Heard::Denied if takes <= CANARY => true,
+                Heard::Whole(_) | Heard::Partial(_) if takes <= limit => false,
+                Heard::Nothing(_) | Heard::Denied if takes <= limit => true,
                 _ => {
                     others.silent += 1;
                     continue;

@@ -105,7 +105,9 @@ impl World {
             .unwrap_or(Condition::Refused)
         {
             Condition::Well(takes) | Condition::Cut(takes) => (Ok(()), now + takes),
-            Condition::Lost | Condition::Leaderless => (Ok(()), now + Duration::from_millis(1)),
+            Condition::Lost | Condition::Leaderless | Condition::Limited => {
+                (Ok(()), now + Duration::from_millis(1))
+            }
             Condition::Lossy(percent, delay) if lossy(&mut self.dice, percent) => {
                 // Whatever is lost of it is sent again; or it comes too late.
                 match self.dice.random_range(0..4_u32) {

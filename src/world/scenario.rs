@@ -106,6 +106,7 @@ fn set(world: &mut World, at: Instant, words: &[&str]) -> Result<(), String> {
                 ["denied"] => Condition::Denied,
                 ["lost"] => Condition::Lost,
                 ["blind"] => Condition::Blind,
+                ["limited"] => Condition::Limited,
                 ["leaderless"] => Condition::Leaderless,
                 _ => return Err("a source cannot do that".to_owned()),
             };
@@ -119,8 +120,9 @@ fn set(world: &mut World, at: Instant, words: &[&str]) -> Result<(), String> {
             world.snapshot(name, duration(age)?, &ports(rest)?);
         }
         ["release"] => {
-            let released = world.evidence.release();
-            released.for_each(|name| world.cache.wake(&name));
+            for name in world.evidence.release() {
+                world.cache.wake(&name);
+            }
         }
         _ => return Err("unknown words".to_owned()),
     }

@@ -31,6 +31,8 @@ pub(super) enum Condition {
     Lost,
     /// The token sees nothing any more, and nobody says so.
     Blind,
+    /// The token sees services, and never saw Consul's own.
+    Limited,
     /// Knows no leader, and nothing.
     Leaderless,
     /// Tells the truth, which may be cut (DNS alone).
@@ -111,6 +113,8 @@ impl World {
                 told(delay + more, true)
             }
             Condition::Lost if name == "consul" => told(quick, true),
+            Condition::Limited if name == "consul" => nothing(leader),
+            Condition::Limited => told(quick, true),
             Condition::Lost | Condition::Blind => nothing(leader),
             Condition::Leaderless => nothing((rung == Rung::Http).then_some(false)),
             Condition::Refused => (Heard::Failed, Outcome::Refused, Duration::ZERO),
@@ -146,5 +150,6 @@ pub(super) fn held(name: &str, ports: &BTreeSet<u16>, source: Source, complete: 
         complete,
         name: name.into(),
         warnings: Box::default(),
+        carried: None,
     }
 }

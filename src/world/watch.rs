@@ -163,6 +163,10 @@ impl World {
                     let index = self.index(name, from);
                     Some((Told::Nothing(nothing(true), index), from + QUICK))
                 }
+                Condition::Limited => {
+                    let at = ripe.max(from);
+                    holds(at).then(|| (told(at), at + QUICK))
+                }
                 Condition::Leaderless if turn.index.is_some() => None,
                 Condition::Leaderless => {
                     let index = self.index(name, from);
@@ -226,6 +230,7 @@ impl World {
                     let held = Arc::new(set);
                     self.cache.put_until(Arc::clone(&held), now, until);
                     self.evidence.found(name);
+                    self.meet_canary(name);
                     held
                 });
                 follower.before = Some(held);
@@ -234,7 +239,7 @@ impl World {
             Told::Nothing(nothing, index) => {
                 let news = follower.before.take().is_some();
                 blocking.answered(Some(index), news, took, now, &mut self.dice);
-                match self.weigh(name, Rung::Http, &nothing, false) {
+                match self.weigh(name, Rung::Http, &nothing, false, took) {
                     Landed::Nothing => {}
                     Landed::Found(_) | Landed::Kept(_) => {
                         self.cache.expire(name, now);

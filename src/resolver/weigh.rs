@@ -1,0 +1,298 @@
+//! **Door.** What a source says is gone, weighed: [`evidence`](crate::evidence) judges, and
+//! what it has to know is asked here: Consul's own service, and others that are known.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::{Inner, climb::Landed, told};
+use crate::{
+    catalog,
+    circuit::Mode,
+    clock,
+    consul::api::{self, Api},
+    endpoint::Attempt,
+    evidence::{Belief, Canary, Others, WINDOW, Word},
+    ladder::{Heard, Nothing, Rung},
+    name::{ConsulName, Locality},
+    protection::Reason,
+    source::{Finding, Question},
+};
+
+/// Consul's own service is met so long after something was found: who looks one name up and
+/// ends is to ask for nothing else.
+const MEET: Duration = Duration::from_secs(1);
+
+/// A question for evidence is to be answered within this, or within so many times what the
+/// word took that it is about: who is slow is slow for all.
+const SOON: Duration = Duration::from_millis(150);
+const TIMES: u32 = 3;
+
+/// That there is no such name, who says so, and against what.
+pub(super) struct Said {
+    pub(super) rung: Rung,
+    pub(super) nothing: Nothing,
+    /// Another source said that we may not know.
+    pub(super) denied: bool,
+    /// There was a set before.
+    pub(super) known: bool,
+    pub(super) patience: Patience,
+}
+
+/// How long questions for evidence are waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// What the word took that is weighed.
+    pub(super) took: Duration,
+    /// The end of the look-up.
+    pub(super) until: Instant,
+}
+
+impl Patience {
+    fn limit(self) -> Instant {
+        let now = clock::now();
+        let fair = now + (self.took * TIMES).max(SOON);
+        fair.min(self.until.max(now + SOON))
+    }
+}
+
+impl Inner {
+    /// A source says that there is no such name: what is made of that.
+    pub(super) async fn weigh(
+        self: &Arc<Self>,
+        question: Question<'_>,
+        said: &Said,
+        attempts: Vec<Attempt>,
+    ) -> Landed {
+        let Question { name, fqdn } = question;
+        let place = name.locality().datacenter.as_deref().unwrap_or_default();
+        // Who lost sight of what is known says nothing of what is not.
+        let now = clock::now();
+        let (blind, asks, lately) = {
+            let mut evidence = self.evidence();
+            let wants = said.known && evidence.wants_canary(name.key(), &said.nothing);
+            let blind = evidence.is_blinded(now) && said.rung != Rung::Static;
+            let asks = wants || blind;
+            let lately = || evidence.canary_lately(said.rung, place, now);
+            (blind, asks, asks.then(lately).flatten())
+        };
+        let canary = match (asks, lately) {
+            (false, _) => Canary::Silent,
+            (true, Some(canary)) => canary,
+            (true, None) => {
+                self.ask_canary(said.rung, place, said.patience.limit())
+                    .await
+            }
+        };
+        let unmet = said.known && canary == Canary::Gone;
+        let unmet = unmet && self.evidence().is_unmet(said.rung, place);
+        let unseen = unmet
+            && self
+                .shows_nothing(said.rung, place, said.patience.limit())
+                .await;
+        let now = clock::now();
+        let belief = match (said.known, blind) {
+            (true, _) => {
+                let (known, trickled) = {
+                    let cache = self.cache();
+                    (
+                        cache.sets_held(),
+                        cache.shrank_within(name.key(), WINDOW, now),
+                    )
+                };
+                let word = Word {
+                    key: name.key(),
+                    place,
+                    by: said.rung,
+                    nothing: &said.nothing,
+                    denied: said.denied || unseen,
+                    canary,
+                    trickled,
+                    known,
+                    others: None,
+                };
+                let first = self.evidence().judge(word, now);
+                match first {
+                    Belief::AskOthers(most) => {
+                        let asking = Box::pin(self.ask_others(said, name, most));
+                        let others = Some(asking.await);
+                        self.evidence().judge(Word { others, ..word }, clock::now())
+                    }
+                    belief => belief,
+                }
+            }
+            (false, true) if canary != Canary::There => Belief::Held(Reason::NoCanary),
+            (false, _) => Belief::Gone,
+        };
+        match belief {
+            Belief::Gone | Belief::AskOthers(_) => {
+                self.cache().put_nothing(name.key(), said.nothing.ttl, now);
+                Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
+            }
+            Belief::Held(reason) => {
+                warn!(name = fqdn, %reason, "said to be gone, and not believed");
+                Landed::Kept(told::held(fqdn, reason, attempts))
+            }
+        }
+    }
+
+    /// Whether an agent that says "there is nothing" may show nothing at all: until Consul's
+    /// own service, which is always there, was seen once.
+    pub(super) fn may_see_nothing(&self, rung: Rung, name: &ConsulName, nothing: &Nothing) -> bool {
+        // Another datacenter need not be there itself.
+        let place = name.locality().datacenter.as_deref();
+        if rung == Rung::Static || (place.is_some() && place != self.config.datacenter.as_deref()) {
+            return false;
+        }
+        // That of the agent's own, which is there whatever datacenter is configured.
+        let evidence = self.evidence();
+        evidence.wants_canary(name.key(), nothing) && !evidence.knows_canary(rung, "")
+    }
+
+    /// Whether an agent shows nothing at all, not even Consul's own service.
+    pub(super) async fn is_blind(&self, rung: Rung, patience: Patience) -> bool {
+        self.ask_canary(rung, "", patience.limit()).await == Canary::Gone
+            && self.shows_nothing(rung, "", patience.limit()).await
+    }
+
+    /// The same of one that does not show Consul's own service.
+    async fn shows_nothing(&self, rung: Rung, place: &str, limit: Instant) -> bool {
+        // DNS has other rights, and HTTP is asked next. A token of ours may see a few services
+        // and not Consul's own.
+        if rung == Rung::Dns {
+            return true;
+        }
+        let place = Locality {
+            datacenter: (!place.is_empty()).then(|| place.into()),
+            ..Locality::default()
+        };
+        let agent = Arc::clone(self.sources.agent());
+        let limit = limit.saturating_duration_since(clock::now());
+        let api = Api::new(agent, limit, api::place(&place).into());
+        let sees_any = Box::pin(catalog::sees_any(&api));
+        sees_any
+            .await
+            .map_or_else(|error| error.is_denied(), |any| !any)
+    }
+
+    /// Asks for Consul's own service once a place, to know later whether it can be
+    /// seen at all. `name`: it was found there.
+    pub(super) fn meet_canary(self: &Arc<Self>, name: &ConsulName) {
+        let place = name.locality().datacenter.as_deref().unwrap_or_default();
+        if !self.evidence().meets_canary(place) {
+            return;
+        }
+        let (inner, name) = (Arc::downgrade(self), name.clone());
+        // Ends within the time limit of a look-up, and does nothing where the resolver is gone.
+        tokio::spawn(async move {
+            sleep(MEET).await;
+            let Some(inner) = inner.upgrade() else { return };
+            let place = name.locality().datacenter.as_deref().unwrap_or_default();
+            let mut is_met = false;
+            // Each has rights of its own.
+            for &rung in inner.sources.rungs() {
+                is_met |= rung != Rung::Static && inner.meets(rung, place, &name).await;
+            }
+            if !is_met {
+                inner.evidence().misses_canary(place);
+            }
+        });
+    }
+
+    /// Whether it is known now what a rung shows of Consul's own service.
+    async fn meets(&self, rung: Rung, place: &str, name: &ConsulName) -> bool {
+        // Nobody waits for it.
+        let limit = || clock::now() + self.config.timeout;
+        match self.ask_canary(rung, place, limit()).await {
+            Canary::There => true,
+            Canary::Silent => false,
+            // The rights may have been lost in between.
+            Canary::Gone => {
+                let heard = self.ask_again(rung, name, limit()).await;
+                let hidden = matches!(heard, Heard::Whole(_) | Heard::Partial(_));
+                if hidden {
+                    self.evidence().hides_canary(rung, place);
+                }
+                hidden
+            }
+        }
+    }
+
+    /// Asks for others that are known, and for the name itself once more: does it go
+    /// while they stay?
+    async fn ask_others(self: &Arc<Self>, said: &Said, name: &ConsulName, most: usize) -> Others {
+        let (rung, limit) = (said.rung, said.patience.limit());
+        let names = {
+            let evidence = self.evidence();
+            let counts = |key: &str| key != name.key() && !evidence.is_released(key);
+            (self.cache()).others(most, WINDOW, clock::now(), counts)
+        };
+        let others =
+            (names.iter()).filter_map(|fqdn| ConsulName::parse(fqdn, &self.config.domain).ok());
+        let mut asked = tokio::task::JoinSet::new();
+        for (other, is_it) in others
+            .map(|other| (other, false))
+            .chain([(name.clone(), true)])
+        {
+            let inner = Arc::clone(self);
+            asked.spawn(async move { (is_it, inner.ask_again(rung, &other, limit).await) });
+        }
+        let mut others = Others::default();
+        while let Some(one) = asked.join_next().await {
+            let gone = match one {
+                Ok((true, Heard::Whole(_) | Heard::Partial(_))) => {
+                    others.back = true;
+                    continue;
+                }
+                Ok((false, Heard::Whole(_) | Heard::Partial(_))) => false,
+                Ok((false, Heard::Nothing(_) | Heard::Denied)) => true,
+                Ok((true, _)) => continue,
+                Ok((false, Heard::Failed | Heard::TimedOut)) | Err(_) => {
+                    others.silent += 1;
+                    continue;
+                }
+            };
+            others.asked += 1;
+            others.gone += usize::from(gone);
+        }
+        others
+    }
+
+    async fn ask_canary(&self, rung: Rung, place: &str, limit: Instant) -> Canary {
+        let Ok(mut name) = ConsulName::service("consul") else {
+            return Canary::Silent;
+        };
+        if !place.is_empty() {
+            let Ok(there) = name.with_datacenter(place) else {
+                return Canary::Silent;
+            };
+            name = there;
+        }
+        let canary = match self.ask_again(rung, &name, limit).await {
+            Heard::Whole(_) | Heard::Partial(_) => Canary::There,
+            Heard::Nothing(_) | Heard::Denied => Canary::Gone,
+            Heard::Failed | Heard::TimedOut => Canary::Silent,
+        };
+        self.evidence().canary(rung, place, canary, clock::now());
+        canary
+    }
+
+    /// One question for evidence.
+    async fn ask_again(
+        &self,
+        rung: Rung,
+        name: &ConsulName,
+        limit: Instant,
+    ) -> Heard<Box<Finding>> {
+        let fqdn = name.fqdn(&self.config.domain);
+        let question = Question { name, fqdn: &fqdn };
+        // In a box, as that is seldom: no look-up is to carry its room.
+        let asking = Box::pin(self.sources.ask(rung, question, Mode::Beside, limit));
+        let (heard, _) = asking.await;
+        heard
+    }
+}
