@@ -287,15 +287,19 @@ impl Inner {
     fn kept(self: &Arc<Self>, name: &ConsulName, held: &Arc<Held>, was: Option<Before>) {
         let new = was.is_none();
         // Without the cache's lock: there may be thousands of them.
-        match was {
+        let same = match was {
             Some(was) if records::same_members(&was.held.endpoints, &held.endpoints) => {
                 was.renewed();
+                true
             }
-            Some(_) => _ = (self.counters.membership_changes).fetch_add(1, Ordering::Relaxed),
-            None => {}
-        }
+            Some(_) => {
+                (self.counters.membership_changes).fetch_add(1, Ordering::Relaxed);
+                false
+            }
+            None => false,
+        };
         self.evidence().found(name.key());
-        self.save_soon();
+        self.will_save(!same);
         if !new && held.source != Source::Static {
             self.meet_canary(name);
         }

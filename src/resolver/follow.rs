@@ -356,7 +356,10 @@ impl Following {
                     });
                     blocking.wait((!settled).then_some(self.pace));
                     before = match confirmed {
-                        Some(known) => Some(known),
+                        Some(known) => {
+                            inner.will_save(false);
+                            Some(known)
+                        }
                         None => {
                             let kept =
                                 inner.keep_followed(question, Finding::clone(&finding), until);
