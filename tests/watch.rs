@@ -6,12 +6,20 @@ mod support;
 use std::{
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use proconsul::{Change, Changes, Endpoint, Freshness, Resolver, ResolverBuilder};
 use serde_json::{Value, json};
-use support::{Agent, PATIENCE, closed_port, wait_for};
+use support::{
+    Agent, PATIENCE, closed_port,
+    http::{ScriptedHttp, Step, entries, ok, status},
+    wait_for,
+};
 
 fn builder(agent: &Agent) -> ResolverBuilder {
     Resolver::builder()
@@ -176,6 +184,57 @@ async fn what_is_followed_at_an_agent_that_hangs_is_not_called_fresh_for_long() 
     wait_for("the truth", async || {
         let answer = resolver.lookup("web").await.unwrap();
         (answer.freshness() == Freshness::Fresh).then_some(())
+    })
+    .await;
+}
+
+/// What an agent says of `web` and of its leader, which a test takes away.
+fn agent_of(led: &Arc<AtomicBool>) -> ScriptedHttp {
+    let led = Arc::clone(led);
+    ScriptedHttp::start(move |asked| {
+        let led = led.load(Ordering::SeqCst);
+        if asked.is_pulse() {
+            return vec![ok("", if led { "\"10.0.0.1:8300\"" } else { "\"\"" })];
+        }
+        if !asked.is_about("web") {
+            return vec![status("403 Forbidden", "Permission denied")];
+        }
+        let headers = format!("X-Consul-Index: 7\r\nX-Consul-KnownLeader: {led}\r\n");
+        let found = ok(&headers, &entries("web", &[80]));
+        // A second, or so long that only the pulse tells.
+        match asked.what().split_once("wait=") {
+            None => vec![found],
+            Some((_, "1s")) => vec![Step::Pause(Duration::from_secs(1)), found],
+            Some(_) => vec![Step::Pause(PATIENCE)],
+        }
+    })
+}
+
+#[tokio::test]
+async fn what_a_server_without_a_leader_confirms_is_marked_and_gets_no_younger() {
+    let led = Arc::new(AtomicBool::new(true));
+    let server = agent_of(&led);
+    let builder = Resolver::builder().dns("none").http(&server.url());
+    let service = builder.build().unwrap().service("web").unwrap();
+    service.ready().await;
+    assert!(service.answer().unwrap().warnings().is_empty());
+    led.store(false, Ordering::SeqCst);
+    let doubted = async || {
+        let answer = service.answer()?;
+        assert_eq!(ports(answer.endpoints()), [80]);
+        let told = answer.warnings().first()?.contains("no leader");
+        (told && answer.is_complete()).then_some(answer)
+    };
+    wait_for("the mark", doubted).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let answer = wait_for("the mark", doubted).await;
+    assert!(answer.age() > Duration::from_secs(3), "{:?}", answer.age());
+    led.store(true, Ordering::SeqCst);
+    wait_for("the leader's word", async || {
+        let answer = service.answer()?;
+        let young = answer.age() < Duration::from_secs(2);
+        (answer.warnings().is_empty() && young && answer.freshness() == Freshness::Fresh)
+            .then_some(())
     })
     .await;
 }

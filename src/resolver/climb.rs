@@ -14,7 +14,7 @@ use compact_str::CompactString;
 use tokio::{sync::Semaphore, time::timeout_at};
 use tracing::{debug, warn};
 
-use super::{Inner, fresh, told};
+use super::{Inner, follow::POLL, fresh, told};
 use crate::{
     air::Air,
     cache::{Before, Look, stale::PATIENCE},
@@ -256,19 +256,19 @@ impl Inner {
         fresh(held, Duration::ZERO)
     }
 
-    /// Keeps a set that is followed: it holds until then.
+    /// Keeps a set that is followed: it is known since then, and holds until then.
     pub(super) async fn keep_followed(
         self: &Arc<Self>,
         question: Question<'_>,
         finding: Finding,
-        until: Instant,
+        (since, until): (Instant, Instant),
     ) -> Arc<Held> {
         let deadline = clock::now() + self.config.timeout;
         let addresses = self.addresses(&finding.found, deadline, 0).await;
         let held = Arc::new(self.settle(question, finding, addresses));
         let was = {
             let mut cache = self.cache();
-            cache.put_until(Arc::clone(&held), clock::now(), until)
+            cache.put_until(Arc::clone(&held), since, until)
         };
         self.kept(question.name, &held, was);
         held
@@ -498,6 +498,7 @@ impl Inner {
             transport,
             ttl,
             doubt,
+            unconfirmed,
         } = finding;
         let Question { name, fqdn } = question;
         let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
@@ -509,15 +510,20 @@ impl Inner {
                 Err(why) => warnings.push(format!("{host} has no address: {why}").into()),
             }
         }
+        let complete = warnings.is_empty();
+        let most = match unconfirmed {
+            Some(_) => self.config.cache.cap.min(POLL),
+            None => self.config.cache.cap,
+        };
+        warnings.extend(unconfirmed);
         for warning in &warnings {
-            warn!(name = fqdn, %warning, "answer is not complete");
+            warn!(name = fqdn, %warning, complete, "answer with a doubt");
         }
         let endpoints = records::endpoints(&found, fqdn);
-        let complete = warnings.is_empty();
         // One with its high bit set is taken as very long (RFC 8767, section 4), and never
         // handed on: a client may take it as zero (RFC 2181, section 8).
         let ttl = ttl.unwrap_or_else(|| self.ttl_before(name));
-        let ttl = ttl.min(self.config.cache.cap);
+        let ttl = ttl.min(most);
         let warnings = warnings.into();
         Held {
             key: name.key().into(),

@@ -58,7 +58,7 @@ const HOT: u32 = 20;
 const WHILE: Duration = Duration::from_secs(5);
 
 /// Least time between two polls of a name that cannot be followed.
-const POLL: Duration = Duration::from_secs(1);
+pub(super) const POLL: Duration = Duration::from_secs(1);
 
 /// What is held is asked about again after so long.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -272,6 +272,9 @@ impl Following {
         let mut before: Option<(Box<Finding>, Arc<Held>)> = None;
         let mut address = 0;
         let mut looked = clock::now();
+        // Whoever told it had heard of the leader; that of another place is asked by nobody.
+        let mut led = true;
+        let home = self.sources.is_home(self.name.locality());
         loop {
             let now = clock::now();
             if now.saturating_duration_since(looked) >= WHILE {
@@ -300,7 +303,7 @@ impl Following {
             let told = tokio::select! {
                 told = self.sources.block(question, address, asking, &turn) => told,
                 // Who waits for a change hears nothing either where nobody is left to tell it.
-                () = pulse.missed(), if turn.index.is_some() => {
+                () = pulse.missed(led && home), if turn.index.is_some() => {
                     let Some(inner) = self.inner.upgrade() else {
                         return;
                     };
@@ -340,29 +343,38 @@ impl Following {
             let mut heard_of = |news| blocking.answered(blocked.index, news, took, now, &mut dice);
             let follows = match heard {
                 Some(Heard::Whole(finding) | Heard::Partial(finding)) => {
-                    let same = before.take().filter(|(told, _)| *told == finding);
+                    let same = before.take().filter(|(told, _)| told.says_as(&finding));
                     let follows = heard_of(same.is_none());
                     // Consul does not tell when a host name in a set moves.
                     let settled = records::unresolved(&finding.found).next().is_none();
+                    led = finding.unconfirmed.is_none();
+                    let brief = !settled || !led;
                     let until = now
-                        + if follows && settled {
+                        + if follows && !brief {
                             blocking::longest()
                         } else {
                             self.pace
                         };
+                    // Who may be behind makes nothing younger.
+                    let known = || inner.cache().known_since(self.name.key(), &finding.found);
+                    let since = if led { None } else { known() }.unwrap_or(now);
                     // Another source may have put something else there meanwhile.
-                    let confirmed = same.filter(|(_, held)| {
-                        settled && inner.cache().confirm(self.name.key(), held, now, until)
+                    let confirmed = same.filter(|(told, held)| {
+                        let alike = settled && told.unconfirmed == finding.unconfirmed;
+                        alike && inner.cache().confirm(self.name.key(), held, since, until)
                     });
-                    blocking.wait((!settled).then_some(self.pace));
+                    blocking.wait(brief.then_some(self.pace));
                     before = match confirmed {
                         Some(known) => {
                             inner.will_save(false);
                             Some(known)
                         }
                         None => {
-                            let kept =
-                                inner.keep_followed(question, Finding::clone(&finding), until);
+                            let kept = inner.keep_followed(
+                                question,
+                                Finding::clone(&finding),
+                                (since, until),
+                            );
                             let held = kept.await;
                             self.tell(Known::Set(Arc::clone(&held)));
                             Some((finding, held))
