@@ -240,6 +240,27 @@ async fn what_a_server_without_a_leader_confirms_is_marked_and_gets_no_younger()
 }
 
 #[tokio::test]
+async fn an_index_that_moves_without_a_change_hides_no_change() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 80, "a").await;
+    // It moves with each query, and what is told of the name by it is always the same.
+    let server = ScriptedHttp::of_web(|asked| {
+        let headers = format!("X-Consul-Index: {}\r\n", 7 + asked.number);
+        vec![ok(&headers, &entries("web", &[80]))]
+    });
+    let service = builder(&agent).http(&server.url());
+    let service = service.build().unwrap().service("web").unwrap();
+    // By then it is asked for seldom.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(server.times("web") < 20);
+    register(&agent, "web", 81, "a").await;
+    wait_for("what DNS knows", async || {
+        (ports(&service.endpoints()) == [80, 81]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_service_that_is_not_there_yet_is_told_when_it_comes() {
     let agent = Agent::start().await;
     let resolver = builder(&agent).build().unwrap();

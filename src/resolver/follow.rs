@@ -349,8 +349,10 @@ impl Following {
                     let settled = records::unresolved(&finding.found).next().is_none();
                     led = finding.unconfirmed.is_none();
                     let brief = !settled || !led;
+                    // In a pause the others are asked, and nobody is told of a change.
+                    let pauses = blocking.turn(self.limit).due > now + self.pace;
                     let until = now
-                        + if follows && !brief {
+                        + if follows && !brief && !pauses {
                             blocking::longest()
                         } else {
                             self.pace

@@ -220,7 +220,8 @@ impl World {
                 let same = follower.before.take();
                 let same = same.filter(|before| before.found == set.found);
                 blocking.answered(Some(index), same.is_none(), took, now, &mut self.dice);
-                let until = now + blocking::longest();
+                let pauses = blocking.turn(LIMIT).due > now + POLL;
+                let until = now + if pauses { POLL } else { blocking::longest() };
                 let confirmed = same.filter(|held| self.cache.confirm(name, held, now, until));
                 let held = confirmed.unwrap_or_else(|| {
                     let held = Arc::new(set);
