@@ -93,9 +93,16 @@ pub(crate) struct Blocking {
 
 impl Blocking {
     pub(crate) fn new(now: Instant) -> Self {
+        Self::after(Progress::default(), now)
+    }
+
+    /// Begins where another one ended, which was told so far: what is older is not believed
+    /// here either.
+    pub(crate) fn after(mut progress: Progress, now: Instant) -> Self {
+        progress.forget_who_is_behind();
         Self {
             index: 0,
-            progress: Progress::default(),
+            progress,
             wait: WAIT,
             due: now,
             heard: 0,

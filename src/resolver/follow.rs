@@ -267,7 +267,9 @@ impl Following {
 
     /// Follows by blocking queries until nobody wants it any more.
     async fn block(&self) {
-        let mut blocking = Blocking::new(clock::now());
+        let known = self.inner.upgrade();
+        let known = known.map(|inner| inner.evidence().progress(self.name.key()));
+        let mut blocking = Blocking::after(known.unwrap_or_default(), clock::now());
         // What was last told, and what the cache made of it.
         let mut before: Option<(Box<Finding>, Arc<Held>)> = None;
         let mut address = 0;
@@ -331,13 +333,14 @@ impl Following {
                 heard,
                 Some(Heard::Whole(_) | Heard::Partial(_) | Heard::Nothing(_))
             );
+            if answered {
+                let mut evidence = inner.evidence();
+                evidence.followed(self.name.key(), blocked.index, now);
+            }
             if answered && !blocking.believes(blocked.index, now) {
                 debug!(name = %self.fqdn, index = blocked.index, "older than what is known");
                 address += 1;
                 continue;
-            }
-            if answered {
-                inner.evidence().followed(self.name.key(), blocked.index);
             }
             let mut dice = clock::dice();
             let mut heard_of = |news| blocking.answered(blocked.index, news, took, now, &mut dice);

@@ -53,7 +53,7 @@ impl World {
     /// From now on a name is followed.
     pub(super) fn follow(&mut self, name: &str) {
         let follower = Follower {
-            blocking: Blocking::new(self.now),
+            blocking: Blocking::after(self.evidence.progress(name), self.now),
             before: None,
             asked: None,
             probes: false,
@@ -211,6 +211,9 @@ impl World {
                 false => ASKS,
             };
             circuit.hear(outcome, asker, now, &mut self.dice);
+        }
+        if let Told::Set(_, index) | Told::Nothing(_, index) = &told {
+            self.evidence.followed(name, Some(*index), now);
         }
         match told {
             Told::Set(_, index) | Told::Nothing(_, index)
