@@ -289,6 +289,26 @@ async fn without_the_http_api_changes_are_told_all_the_same() {
 }
 
 #[tokio::test]
+async fn an_http_api_that_is_silent_keeps_nobody_waiting_for_what_dns_knows() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let server = ScriptedHttp::start(|_| vec![Step::Hang]);
+    let builder = builder(&agent).http(&server.url());
+    let resolver = builder.timeout(Duration::from_secs(10)).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    let ready = tokio::time::timeout(Duration::from_secs(2), service.ready());
+    ready.await.expect("what DNS knows");
+    assert_eq!(ports(&service.endpoints()), [1]);
+    register(&agent, "web", 2, "a").await;
+    let start = tokio::time::Instant::now();
+    wait_for("the change", async || {
+        (ports(&service.endpoints()) == [1, 2]).then_some(())
+    })
+    .await;
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
 async fn an_agent_that_restarts_changes_nothing_and_what_is_new_is_told() {
     let mut agent = Agent::start().await;
     register(&agent, "web", 1, "a").await;

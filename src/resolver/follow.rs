@@ -27,7 +27,7 @@ use std::{
 use tokio::{
     sync::{Semaphore, watch},
     task::AbortHandle,
-    time::sleep_until,
+    time::{sleep, sleep_until},
 };
 use tracing::debug;
 
@@ -319,6 +319,8 @@ impl Following {
                     address += 1;
                     continue;
                 }
+                // Who asks for the state knows nothing, and others may.
+                () = self.poll_beside(address), if turn.index.is_none() => return,
                 () = self.deserted() => return,
             };
             let Some((heard, blocked)) = told else {
@@ -440,6 +442,15 @@ impl Following {
             }
             self.poll().await?;
             sleep_until(due.min(now + self.pace).into()).await;
+        }
+    }
+
+    /// Asks all rungs once a pace while an address is slow. Completes when there is no resolver
+    /// any more.
+    async fn poll_beside(&self, address: usize) {
+        sleep(self.sources.hedge_of(address)).await;
+        while self.poll().await.is_some() {
+            sleep(self.pace).await;
         }
     }
 

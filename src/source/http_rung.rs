@@ -211,6 +211,11 @@ impl Sources {
         })
     }
 
+    /// How long that address is given before others are asked beside it.
+    pub(crate) fn hedge_of(&self, address: usize) -> Duration {
+        self.http_circuits.hedge_of(address)
+    }
+
     /// One query of a name that is followed, to the address of that place. `asking`: where it
     /// asks for the state.
     pub(crate) async fn block(

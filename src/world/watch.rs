@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cache::stale::Wish,
-    circuit::Gate,
+    circuit::{Gate, Pace},
     consul::blocking::{self, Blocking, Failure, Turn},
     endpoint::{Outcome, Source},
     found::Held,
@@ -95,7 +95,21 @@ impl World {
         }
         follower.asked = Some((now, turn, now + turn.limit));
         self.blocked.push(now);
+        if turn.index.is_none() {
+            let late = now + Pace::default().hedge();
+            self.later(late, Event::Beside(name.to_owned(), now));
+        }
         self.expect(name);
+    }
+
+    /// `Following::poll_beside`.
+    pub(super) fn poll_beside(&mut self, name: &str, asked: Instant) {
+        let follower = self.followers.get(name);
+        let in_air = follower.and_then(|follower| follower.asked);
+        if in_air.is_some_and(|(began, turn, _)| began == asked && turn.index.is_none()) {
+            self.later(self.now + POLL, Event::Beside(name.to_owned(), asked));
+            self.ask(name, Wish::default());
+        }
     }
 
     /// Plans what comes of the query that is in the air, as things are now.
