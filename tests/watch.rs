@@ -335,6 +335,33 @@ async fn an_agent_that_restarts_changes_nothing_and_what_is_new_is_told() {
 }
 
 #[tokio::test]
+async fn a_handle_gives_nothing_that_is_older_than_what_may_be_given() {
+    let mut agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let keep = Duration::from_secs(3);
+    let resolver = builder(&agent).keep_stale(keep).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    let mut changes = service.changes();
+    assert_eq!(ports(&next(&mut changes).await.all), [1]);
+    agent.stop().await;
+    assert_eq!(ports(&service.endpoints()), [1]);
+    wait_for("the end of what was known", async || {
+        service.endpoints().is_empty().then_some(())
+    })
+    .await;
+    assert!(service.try_pick().unwrap_err().is_unavailable());
+    assert!(service.pick().await.unwrap_err().is_unavailable());
+    assert_eq!(ports(&next(&mut changes).await.removed), [1]);
+    agent.restart().await;
+    register(&agent, "web", 2, "a").await;
+    wait_for("the truth", async || {
+        (ports(&service.endpoints()) == [2]).then_some(())
+    })
+    .await;
+    drop(service.try_pick().unwrap());
+}
+
+#[tokio::test]
 async fn a_resolver_that_is_dropped_leaves_no_query_behind() {
     let agent = Agent::start().await;
     register(&agent, "web", 1, "a").await;

@@ -68,9 +68,12 @@ const RECHECK: Duration = Duration::from_secs(1);
 pub(super) enum Known {
     /// Nothing yet.
     Unheard,
-    Set(Arc<Held>),
+    /// And when a source last gave it.
+    Set(Arc<Held>, Instant),
     /// There is no such name, or nothing healthy.
     Gone,
+    /// No source has answered for as long as a set may be given.
+    Lost,
 }
 
 /// The names that are followed. Dropped, it ends their queries.
@@ -122,8 +125,9 @@ impl News {
             };
             match &*self.known.borrow() {
                 Known::Unheard => {}
-                Known::Set(held) => pool.feed(*feed, Some(Arc::clone(held))),
+                Known::Set(held, _) => pool.feed(*feed, Some(Arc::clone(held))),
                 Known::Gone => pool.feed(*feed, None),
+                Known::Lost => pool.forget(*feed),
             }
             true
         });
@@ -153,8 +157,8 @@ impl Followers {
     pub(super) fn empty(&self) -> usize {
         let is_empty = |follower: &&Follower| match &*follower.news.known.borrow() {
             Known::Unheard => false,
-            Known::Set(held) => held.endpoints.is_empty(),
-            Known::Gone => true,
+            Known::Set(held, _) => held.endpoints.is_empty(),
+            Known::Gone | Known::Lost => true,
         };
         self.all().values().filter(is_empty).count()
     }
@@ -374,6 +378,7 @@ impl Following {
                     before = match confirmed {
                         Some(known) => {
                             inner.will_save(false);
+                            self.tell(Known::Set(Arc::clone(&known.1), since));
                             Some(known)
                         }
                         None => {
@@ -383,7 +388,7 @@ impl Following {
                                 (since, until),
                             );
                             let held = kept.await;
-                            self.tell(Known::Set(Arc::clone(&held)));
+                            self.tell(Known::Set(Arc::clone(&held), since));
                             Some((finding, held))
                         }
                     };
@@ -457,17 +462,34 @@ impl Following {
     /// Asks all rungs once. `None`: there is no resolver any more.
     async fn poll(&self) -> Option<()> {
         let inner = self.inner.upgrade()?;
-        match inner
-            .wait(&self.name, Wish::default(), Runs::Apart, None)
-            .await
-        {
-            Ok(answer) if answer.is_fresh() => self.tell(Known::Set(answer.held)),
+        let told = inner.wait(&self.name, Wish::default(), Runs::Apart, None);
+        let told = told.await;
+        let now = clock::now();
+        let since = |age| now.checked_sub(age).unwrap_or(now);
+        match told {
+            Ok(answer) if answer.is_fresh() => {
+                let since = since(answer.age);
+                self.tell(Known::Set(answer.held, since));
+            }
             Err(error) if error.is_not_found() => self.tell(Known::Gone),
             // What is stale was told before.
-            Ok(answer) => self.tell_first(Known::Set(answer.held)),
+            Ok(answer) => {
+                let since = since(answer.age);
+                self.tell_first(Known::Set(answer.held, since));
+            }
+            Err(_) if self.is_outdated(now, inner.config.cache.keep) => self.tell(Known::Lost),
+            // The cache may have had no room for it.
             Err(_) => {}
         }
         Some(())
+    }
+
+    /// Whether what was last told is older than what may be given.
+    fn is_outdated(&self, now: Instant, keep: Duration) -> bool {
+        match &*self.news.known.borrow() {
+            Known::Set(_, since) => now.saturating_duration_since(*since) >= keep,
+            Known::Unheard | Known::Gone | Known::Lost => false,
+        }
     }
 
     /// Whether nobody wants it any more, or there is no resolver.
@@ -498,13 +520,11 @@ impl Following {
     fn tell(&self, known: Known) {
         let told = self.news.known.send_if_modified(|before| {
             let same = match (&*before, &known) {
-                (Known::Set(before), Known::Set(held)) => Arc::ptr_eq(before, held),
-                (Known::Gone, Known::Gone) => true,
+                (Known::Set(before, _), Known::Set(held, _)) => Arc::ptr_eq(before, held),
+                (Known::Gone, Known::Gone) | (Known::Lost, Known::Lost) => true,
                 _ => false,
             };
-            if !same {
-                *before = known;
-            }
+            *before = known;
             !same
         });
         if told {
@@ -513,7 +533,8 @@ impl Following {
     }
 
     fn tell_first(&self, known: Known) {
-        if matches!(*self.news.known.borrow(), Known::Unheard) {
+        let is_first = matches!(*self.news.known.borrow(), Known::Unheard | Known::Lost);
+        if is_first {
             self.tell(known);
         }
     }
