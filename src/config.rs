@@ -291,7 +291,8 @@ impl ResolverBuilder {
     }
 
     /// How long a set may be given after a source last confirmed it, while no source
-    /// answers: RFC 8767. Default one day, at most a week; 0 gives nothing stale.
+    /// answers: RFC 8767. A [`Service`](crate::Service) has no endpoint from then on. Default
+    /// one day, at most a week; 0 gives nothing stale.
     pub fn keep_stale(mut self, keep: Duration) -> Self {
         self.problems.remove("keep_stale");
         if keep > KEEP_STALE_MOST {

@@ -307,13 +307,20 @@ impl Evidence {
         belief
     }
 
-    /// What is believed of a name that is followed has this index.
-    pub(crate) fn followed(&mut self, key: &str, index: Option<u64>) {
+    /// What was told of a name that is followed has this index. A lower one counts when that
+    /// does not pass.
+    pub(crate) fn followed(&mut self, key: &str, index: Option<u64>, now: Instant) {
         if let Some(index) = index
             && (self.progress.len() < MOST || self.progress.contains_key(key))
         {
-            self.progress.insert(key.into(), Progress::at(index));
+            let known = self.progress.entry(key.into()).or_default();
+            known.believes(index, now);
         }
+    }
+
+    /// How far was told of a name that was followed.
+    pub(crate) fn progress(&self, key: &str) -> Progress {
+        self.progress.get(key).cloned().unwrap_or_default()
     }
 
     fn is_behind(&mut self, word: Word<'_>, now: Instant) -> bool {

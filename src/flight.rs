@@ -4,6 +4,10 @@
 //! A caller that leaves cancels nothing: whoever joined still gets the result, and so
 //! does the cache. So the question runs in a task of its own, unless its caller is one:
 //! see [`Runs`].
+//!
+//! A task stands still with its runtime, which may be another one than that of who joined.
+//! So a question that takes longer than any may is waited for no longer, and the next to
+//! ask starts anew.
 
 use std::{
     collections::HashMap,
@@ -13,10 +17,13 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use foldhash::fast::RandomState;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{runtime::Handle, sync::watch, time::timeout_at};
+
+use crate::clock;
 
 /// Where the question of who asks first runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,34 +35,58 @@ pub(crate) enum Runs {
     Here,
 }
 
+/// Why nothing came of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// It panicked, or its runtime was shut down.
+    Ended,
+    /// It took longer than any may.
+    Late,
+}
+
 /// Tells those who joined a question; there is none before the first of them.
 type Joined<V> = Option<watch::Sender<Option<V>>>;
 
-/// A std mutex: held for one look-up, never across an await.
-type Airborne<K, V> = Arc<Mutex<HashMap<K, Joined<V>, RandomState>>>;
+/// A question, as those see it who ask the same.
+struct Aloft<V> {
+    joined: Joined<V>,
+    /// One that was started later has the same key and another number.
+    number: u64,
+    /// It is waited for no longer than that.
+    late: Instant,
+}
+
+/// The questions, and how many there were. A std mutex: held for one look-up, never across
+/// an await.
+type Airborne<K, V> = Arc<Mutex<(HashMap<K, Aloft<V>, RandomState>, u64)>>;
 
 /// The questions in the air.
-pub(crate) struct Flights<K, V>(Airborne<K, V>);
+pub(crate) struct Flights<K, V> {
+    airborne: Airborne<K, V>,
+    /// The longest that one may take.
+    longest: Duration,
+}
 
 impl<K, V> Flights<K, V>
 where
     K: Hash + Eq + Clone + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    pub(crate) fn new() -> Self {
-        Self(Arc::default())
+    /// `longest`: that any question takes whose runtime goes on.
+    pub(crate) fn new(longest: Duration) -> Self {
+        let airborne = Arc::new(Mutex::new((HashMap::default(), 0)));
+        Self { airborne, longest }
     }
 
     /// Whether whoever asks now joins a question.
     pub(crate) fn is_airborne(&self, key: &K) -> bool {
-        let airborne = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        airborne.contains_key(key)
+        let airborne = self.airborne.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = airborne.0.get(key);
+        known.is_some_and(|known| clock::now() < known.late)
     }
 
     /// Joins the question about `key`, or starts it. `landed` looks once more,
-    /// under the lock, whether a question that has just ended left a result;
-    /// `None` comes back only when the question panicked or its runtime was shut
-    /// down.
+    /// under the lock, whether a question that has just ended left a result.
     ///
     /// Cancel safe: dropping the future leaves the question in the air.
     pub(crate) async fn join<F>(
@@ -64,31 +95,41 @@ where
         runs: Runs,
         landed: impl FnOnce() -> Option<V>,
         start: impl FnOnce() -> F,
-    ) -> Option<V>
+    ) -> Result<V, Lost>
     where
         F: Future<Output = V> + Send + 'static,
     {
+        let now = clock::now();
         // The task is spawned when the lock is free again: a runtime that does not
         // take it drops it here and now, and with it its seat, which wants the lock.
-        let (landing, starts) = {
-            let mut airborne = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match airborne.get_mut(key) {
-                Some(joined) => (Some(join(joined)), false),
+        let (landing, late, starts) = {
+            let mut airborne = self.airborne.lock().unwrap_or_else(PoisonError::into_inner);
+            let (all, count) = &mut *airborne;
+            match all.get_mut(key).filter(|known| now < known.late) {
+                Some(known) => (Some(join(&mut known.joined)), known.late, None),
                 None => {
                     if let Some(result) = landed() {
-                        return Some(result);
+                        return Ok(result);
                     }
                     let mut joined = None;
                     let landing = (runs == Runs::Apart).then(|| join(&mut joined));
-                    airborne.insert(key.clone(), joined);
-                    (landing, true)
+                    *count += 1;
+                    let (number, late) = (*count, now + self.longest);
+                    let aloft = Aloft {
+                        joined,
+                        number,
+                        late,
+                    };
+                    all.insert(key.clone(), aloft);
+                    (landing, late, Some(number))
                 }
             }
         };
-        if starts {
+        if let Some(number) = starts {
             let seat = Seat {
                 key: Some(key.clone()),
-                airborne: Arc::clone(&self.0),
+                number,
+                airborne: Arc::clone(&self.airborne),
             };
             // In a box: what is spawned is moved about.
             let flight = Flight {
@@ -97,12 +138,17 @@ where
             };
             match runs {
                 Runs::Apart => drop(tokio::spawn(flight)),
-                Runs::Here => return Here(Some(flight)).await,
+                Runs::Here => return Here(Some(flight)).await.ok_or(Lost::Ended),
             }
         }
-        let mut landing = landing?;
-        let result = landing.wait_for(Option::is_some).await;
-        result.ok().and_then(|result| result.clone())
+        let mut landing = landing.ok_or(Lost::Ended)?;
+        match timeout_at(late.into(), landing.wait_for(Option::is_some)).await {
+            Ok(Ok(result)) => result.clone().ok_or(Lost::Ended),
+            // Somebody has started anew.
+            Ok(Err(_)) if clock::now() >= late => Err(Lost::Late),
+            Ok(Err(_)) => Err(Lost::Ended),
+            Err(_) => Err(Lost::Late),
+        }
     }
 }
 
@@ -115,6 +161,7 @@ fn join<V>(joined: &mut Joined<V>) -> watch::Receiver<Option<V>> {
 struct Seat<K: Hash + Eq, V> {
     /// `None`: it is free, and may be another question's.
     key: Option<K>,
+    number: u64,
     airborne: Airborne<K, V>,
 }
 
@@ -122,7 +169,10 @@ impl<K: Hash + Eq, V> Seat<K, V> {
     fn free(&mut self) -> Joined<V> {
         let key = self.key.take()?;
         let mut airborne = self.airborne.lock().unwrap_or_else(PoisonError::into_inner);
-        airborne.remove(&key).flatten()
+        let (all, _) = &mut *airborne;
+        // Who was late may have lost it to another one.
+        let own = all.get(&key).is_some_and(|one| one.number == self.number);
+        own.then(|| all.remove(&key)).flatten()?.joined
     }
 }
 
@@ -206,6 +256,8 @@ mod tests {
     };
     use tokio::time::{sleep, timeout};
 
+    const LONGEST: Duration = Duration::from_secs(1);
+
     const BOTH: [Runs; 2] = [Runs::Apart, Runs::Here];
 
     #[derive(Clone, Default)]
@@ -221,7 +273,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ten_thousand_callers_ask_one_question() {
         for runs in BOTH {
-            let (flights, asked) = (Arc::new(Flights::new()), Counted::default());
+            let (flights, asked) = (Arc::new(Flights::new(LONGEST)), Counted::default());
             let callers: Vec<_> = (0..10_000)
                 .map(|_| {
                     let (flights, asked) = (Arc::clone(&flights), asked.clone());
@@ -231,7 +283,7 @@ mod tests {
                 })
                 .collect();
             for caller in callers {
-                assert_eq!(caller.await.unwrap(), Some(0));
+                assert_eq!(caller.await.unwrap(), Ok(0));
             }
             assert_eq!(asked.0.load(Ordering::Relaxed), 1);
         }
@@ -240,38 +292,65 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_caller_that_leaves_does_not_cancel_the_question() {
         for runs in BOTH {
-            let (flights, asked) = (Flights::new(), Counted::default());
+            let (flights, asked) = (Flights::new(LONGEST), Counted::default());
             let join = || flights.join(&"web", runs, || None, || asked.clone().ask());
             assert!(timeout(Duration::from_millis(1), join()).await.is_err());
             let second = join().await;
-            assert_eq!((second, asked.0.load(Ordering::Relaxed)), (Some(0), 1));
+            assert_eq!((second, asked.0.load(Ordering::Relaxed)), (Ok(0), 1));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_caller_that_is_not_polled_holds_up_nobody_where_the_question_runs_apart() {
-        let (flights, asked) = (Flights::new(), Counted::default());
+        let (flights, asked) = (Flights::new(LONGEST), Counted::default());
         let join = || flights.join(&"web", Runs::Apart, || None, || asked.clone().ask());
         let mut first = Box::pin(join());
         assert!(timeout(Duration::from_millis(1), &mut first).await.is_err());
-        assert_eq!(join().await, Some(0));
-        assert_eq!(first.await, Some(0));
+        assert_eq!(join().await, Ok(0));
+        assert_eq!(first.await, Ok(0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_next_question_starts_when_the_last_has_landed() {
         for runs in BOTH {
-            let (flights, asked) = (Flights::new(), Counted::default());
+            let (flights, asked) = (Flights::new(LONGEST), Counted::default());
             let join = |known| flights.join(&"web", runs, move || known, || asked.clone().ask());
-            assert_eq!(join(None).await, Some(0));
-            assert_eq!(join(None).await, Some(1));
-            assert_eq!(join(Some(9)).await, Some(9));
+            assert_eq!(join(None).await, Ok(0));
+            assert_eq!(join(None).await, Ok(1));
+            assert_eq!(join(Some(9)).await, Ok(9));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_that_stands_still_is_not_waited_for_without_end_and_the_next_starts_anew() {
+        let flights: Flights<&str, usize> = Flights::new(LONGEST);
+        let late = || async {
+            sleep(LONGEST * 4 / 3).await;
+            9
+        };
+        let first = flights.join(&"web", Runs::Here, || None, late);
+        assert!(timeout(Duration::ZERO, first).await.is_err());
+        let well = || async { 7 };
+        let second = flights.join(&"web", Runs::Apart, || None, well);
+        let start = tokio::time::Instant::now();
+        assert_eq!(second.await, Err(Lost::Late));
+        assert_eq!(start.elapsed(), LONGEST);
+        assert!(!flights.is_airborne(&"web"));
+        let slow = || async {
+            sleep(LONGEST / 2).await;
+            7
+        };
+        let mut third = Box::pin(flights.join(&"web", Runs::Here, || None, slow));
+        // Meanwhile the first one ends, and takes nothing along.
+        assert!(timeout(LONGEST * 2 / 5, &mut third).await.is_err());
+        assert!(flights.is_airborne(&"web"));
+        assert_eq!(third.await, Ok(7));
+        assert!(!flights.is_airborne(&"web"));
     }
 
     #[test]
     fn outside_a_runtime_it_panics_and_leaves_the_name_free() {
-        let flights: Flights<&str, usize> = Flights::new();
+        let flights: Flights<&str, usize> = Flights::new(LONGEST);
         let joining = flights.join(&"web", Runs::Apart, || None, || async { 7 });
         let mut joining = std::pin::pin!(joining);
         let mut context = Context::from_waker(std::task::Waker::noop());
@@ -279,31 +358,31 @@ mod tests {
         assert!(catch_unwind(polled).is_err());
         assert!(
             flights
-                .0
+                .airborne
                 .try_lock()
-                .is_ok_and(|airborne| airborne.is_empty())
+                .is_ok_and(|airborne| airborne.0.is_empty())
         );
     }
 
     #[test]
     fn a_caller_that_leaves_when_its_runtime_is_gone_leaves_the_name_free() {
-        let flights: Flights<&str, usize> = Flights::new();
+        let flights: Flights<&str, usize> = Flights::new(LONGEST);
         let mut joining = Box::pin(flights.join(&"web", Runs::Here, || None, std::future::pending));
         let mut context = Context::from_waker(std::task::Waker::noop());
         assert!(joining.as_mut().poll(&mut context).is_pending());
         drop(joining);
-        assert!(flights.0.lock().unwrap().is_empty());
+        assert!(flights.airborne.lock().unwrap().0.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_question_that_panics_frees_its_name() {
         for runs in BOTH {
-            let flights: Flights<&str, usize> = Flights::new();
+            let flights: Flights<&str, usize> = Flights::new(LONGEST);
             let broken = || async { panic!("on purpose") };
             let lost = flights.join(&"web", runs, || None, broken).await;
-            assert_eq!(lost, None);
+            assert_eq!(lost, Err(Lost::Ended));
             let well = || async { 7 };
-            assert_eq!(flights.join(&"web", runs, || None, well).await, Some(7));
+            assert_eq!(flights.join(&"web", runs, || None, well).await, Ok(7));
         }
     }
 }

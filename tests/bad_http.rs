@@ -511,8 +511,7 @@ async fn who_has_lost_its_leader_or_our_rights_is_believed_where_it_gives_and_no
         let resolver = builder(&server.url()).build().unwrap();
         let answer = resolver.lookup("web").await.unwrap();
         assert_eq!((ports(&answer), is_fresh(&answer)), (vec![80, 81], true));
-        let doubted = !answer.is_complete() || !answer.attempts()[0].detail.is_empty();
-        assert!(doubted, "{headers}");
+        assert!(!answer.warnings().is_empty(), "{headers}");
         *given.lock().unwrap() = &[];
         sleep(Duration::from_millis(30)).await;
         let error = resolver.lookup("web").require_fresh().await.unwrap_err();

@@ -37,6 +37,32 @@ fn verdict(checks: &[Value], check: &str) -> (String, String) {
 }
 
 #[tokio::test]
+async fn the_last_of_three_servers_tells_what_it_knows_and_that_it_may_be_of_before() {
+    let mut servers = cluster(json!({}), None).await;
+    let last = servers.swap_remove(0);
+    let service = json!({ "Name": "db", "Address": "10.0.0.1", "Port": 1 });
+    last.register_service(service).await;
+    last.wait_for_instances("db", 1).await;
+    let builder = Resolver::builder().dns("none").http(&last.http());
+    let service = builder.build().unwrap().service("db").unwrap();
+    service.ready().await;
+    assert!(service.answer().unwrap().warnings().is_empty());
+    for gone in &mut servers {
+        gone.kill();
+    }
+    wait_for("the mark", async || {
+        let answer = service.answer()?;
+        assert_eq!(answer.endpoints().len(), 1);
+        let warning = answer.warnings().first()?;
+        assert!(warning.contains("leader"), "{warning}");
+        Some(())
+    })
+    .await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(service.endpoints().len(), 1);
+}
+
+#[tokio::test]
 async fn the_death_of_the_leader_costs_no_look_up() {
     let mut servers = cluster(json!({}), None).await;
     servers[0]

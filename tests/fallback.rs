@@ -5,6 +5,7 @@ mod support;
 
 use std::{
     net::Ipv4Addr,
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{
         Arc,
@@ -19,7 +20,7 @@ use proconsul::{
 use serde_json::json;
 use support::{
     Agent, Proxy, SilentDns, Weather, closed_port,
-    http::{self, ScriptedHttp},
+    http::{self, ScriptedHttp, Step, entries, ok},
     wait_for,
 };
 
@@ -317,6 +318,73 @@ async fn a_process_that_starts_while_everything_is_down_answers_from_the_snapsho
     assert_eq!(find(&third, &["web", "api"]).await, [Ok(1), Ok(1)]);
 }
 
+/// Answers each query that waits after a second, with nothing new.
+fn quiet_server() -> ScriptedHttp {
+    ScriptedHttp::of_web(|asked| {
+        let found = ok("X-Consul-Index: 7\r\n", &entries("web", &[80]));
+        match asked.what().contains("index=") {
+            true => vec![Step::Pause(Duration::from_millis(1_100)), found],
+            false => vec![found],
+        }
+    })
+}
+
+/// What a process finds in the snapshot that starts without any agent.
+async fn left_in(file: &File, keep: Duration) -> Result<Answer, Error> {
+    let nowhere = format!("http://{}", closed_port());
+    let builder = Resolver::builder().dns("none").http(&nowhere);
+    let resolver = builder.snapshot(&file.0).keep_stale(keep).build().unwrap();
+    resolver.lookup("web").await
+}
+
+#[tokio::test]
+async fn what_is_confirmed_and_never_changes_stays_in_the_snapshot_and_young() {
+    let (file, server) = (File::new("quiet"), quiet_server());
+    let keep = Duration::from_secs(6);
+    let builder = Resolver::builder().dns("none").http(&server.url());
+    let resolver = builder.snapshot(&file.0).keep_stale(keep).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    service.ready().await;
+    tokio::time::sleep(keep + Duration::from_secs(3)).await;
+    // As if it was killed: nobody told it to write.
+    let left = left_in(&file, keep).await.unwrap();
+    assert_eq!(ports(&left), [80]);
+    assert!(left.age() < keep, "{:?}", left.age());
+}
+
+#[tokio::test]
+async fn at_the_end_the_snapshot_has_what_was_confirmed_last() {
+    let (file, server) = (File::new("end"), quiet_server());
+    let day = Duration::from_secs(86_400);
+    let builder = Resolver::builder().dns("none").http(&server.url());
+    let resolver = builder.snapshot(&file.0).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    service.ready().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    resolver.save_snapshot().await.unwrap();
+    let left = left_in(&file, day).await.unwrap();
+    assert!(left.age() < Duration::from_secs(3), "{:?}", left.age());
+}
+
+#[tokio::test]
+async fn a_snapshot_is_not_written_again_for_what_stays_as_it_is() {
+    let (file, server) = (File::new("calm"), quiet_server());
+    let builder = Resolver::builder().dns("none").http(&server.url());
+    let resolver = builder.snapshot(&file.0).ttl_floor(Duration::ZERO);
+    let resolver = resolver.watches(0).build().unwrap();
+    // Each is another file that took the place of the one before.
+    let mut written = std::collections::HashSet::new();
+    for _ in 0..80 {
+        resolver.lookup("web").await.unwrap();
+        if let Ok(now) = std::fs::metadata(&file.0) {
+            written.insert((now.ino(), now.mtime_nsec()));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(written.len(), 1, "{written:?}");
+    assert!(server.times("web") > 40);
+}
+
 #[tokio::test]
 async fn a_damaged_snapshot_costs_nothing_but_itself() {
     let file = File::new("damaged");
@@ -598,7 +666,7 @@ async fn a_host_name_whose_addresses_nobody_tells_keeps_those_that_it_had() {
             "Service": { "ID": service, "Service": service, "Address": address, "Port": 8000 },
             "Checks": [],
         }]);
-        vec![http::ok("", &all.to_string())]
+        vec![ok("", &all.to_string())]
     };
     let agent = ScriptedHttp::start(move |asked| match asked.is_about("web") {
         true => instances("web", "db.service.consul"),

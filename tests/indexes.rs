@@ -190,6 +190,36 @@ async fn an_index_that_falls_is_believed_when_that_does_not_pass() {
 }
 
 #[tokio::test]
+async fn who_follows_a_name_anew_knows_how_far_was_told_of_it() {
+    let behind = Arc::new(AtomicBool::new(false));
+    let is_behind = Arc::clone(&behind);
+    let server = ScriptedHttp::of_web(move |asked| match index(asked) {
+        // It reads its log again, in which the service is not yet.
+        _ if is_behind.load(Ordering::SeqCst) => vec![ok("X-Consul-Index: 20\r\n", "[]")],
+        None => vec![ok("X-Consul-Index: 900\r\n", &entries("web", &[80]))],
+        Some(_) => vec![Step::Hang],
+    });
+    let resolver = resolver(&server);
+    let service = resolver.service("web").unwrap();
+    timeout(PATIENCE, service.ready()).await.unwrap();
+    drop(service);
+    wait_for("the end of the query", async || {
+        let metrics = resolver.metrics().to_string();
+        metrics.contains("proconsul_watches 0").then_some(())
+    })
+    .await;
+    behind.store(true, Ordering::SeqCst);
+    let service = resolver.service("web").unwrap();
+    let mut changes = service.changes();
+    let first = timeout(PATIENCE, changes.next()).await.unwrap();
+    assert_eq!(ports(&first.all), [80]);
+    assert_eq!(told(&mut changes, Duration::from_secs(2)).await, 0);
+    // That does not pass: the servers' data are others.
+    let gone = timeout(PATIENCE, changes.next()).await.unwrap();
+    assert_eq!(ports(&gone.removed), [80]);
+}
+
+#[tokio::test]
 async fn a_query_that_never_comes_back_is_given_up_and_asked_anew() {
     let hangs = Arc::new(Mutex::new(true));
     let stuck = Arc::clone(&hangs);

@@ -22,7 +22,7 @@ use hickory_proto::{
     op::{Message, Query, ResponseCode},
     rr::{Name, RecordType},
 };
-use proconsul::Resolver;
+use proconsul::{ErrorKind, Resolver};
 use support::{
     PATIENCE, Serving, SilentDns, ask_udp, closed_port,
     http::{ScriptedHttp, Step, entries, ok},
@@ -325,4 +325,35 @@ fn a_question_that_went_down_with_its_runtime_is_asked_anew_in_the_next() {
         timeout(PATIENCE, found).await.unwrap()
     });
     assert_eq!(answer.endpoints().len(), 1);
+}
+
+#[test]
+fn a_question_in_a_runtime_that_stands_still_keeps_nobody_waiting_without_end() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    // It has nothing to leave a connection open for, which stands still too.
+    let server = ScriptedHttp::start(|_| vec![Step::Hang]);
+    let limit = Duration::from_millis(500);
+    let builder = Resolver::builder().dns("none").http(&server.url());
+    let resolver = builder.timeout(limit).build().unwrap();
+    let (still, other) = (runtime(), runtime());
+    let left =
+        still.block_on(async { timeout(Duration::from_millis(50), resolver.lookup("web")).await });
+    assert!(left.is_err(), "{left:?}");
+    // From now on nobody drives it, and it is not shut down either.
+    let (waited, error) = other.block_on(async {
+        let start = Instant::now();
+        let told = timeout(PATIENCE, resolver.lookup("web")).await;
+        (start.elapsed(), told.expect("its time limit").unwrap_err())
+    });
+    assert!(waited < 4 * limit, "{waited:?}");
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    // Whoever asks next starts anew.
+    let asked = server.times("web");
+    let error = other.block_on(async { resolver.lookup("web").await.unwrap_err() });
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(!error.attempts().is_empty());
+    assert_eq!(server.times("web"), asked + 1);
 }

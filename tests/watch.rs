@@ -6,12 +6,20 @@ mod support;
 use std::{
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use proconsul::{Change, Changes, Endpoint, Freshness, Resolver, ResolverBuilder};
 use serde_json::{Value, json};
-use support::{Agent, PATIENCE, closed_port, wait_for};
+use support::{
+    Agent, PATIENCE, closed_port,
+    http::{ScriptedHttp, Step, entries, ok, status},
+    wait_for,
+};
 
 fn builder(agent: &Agent) -> ResolverBuilder {
     Resolver::builder()
@@ -180,6 +188,78 @@ async fn what_is_followed_at_an_agent_that_hangs_is_not_called_fresh_for_long() 
     .await;
 }
 
+/// What an agent says of `web` and of its leader, which a test takes away.
+fn agent_of(led: &Arc<AtomicBool>) -> ScriptedHttp {
+    let led = Arc::clone(led);
+    ScriptedHttp::start(move |asked| {
+        let led = led.load(Ordering::SeqCst);
+        if asked.is_pulse() {
+            return vec![ok("", if led { "\"10.0.0.1:8300\"" } else { "\"\"" })];
+        }
+        if !asked.is_about("web") {
+            return vec![status("403 Forbidden", "Permission denied")];
+        }
+        let headers = format!("X-Consul-Index: 7\r\nX-Consul-KnownLeader: {led}\r\n");
+        let found = ok(&headers, &entries("web", &[80]));
+        // A second, or so long that only the pulse tells.
+        match asked.what().split_once("wait=") {
+            None => vec![found],
+            Some((_, "1s")) => vec![Step::Pause(Duration::from_secs(1)), found],
+            Some(_) => vec![Step::Pause(PATIENCE)],
+        }
+    })
+}
+
+#[tokio::test]
+async fn what_a_server_without_a_leader_confirms_is_marked_and_gets_no_younger() {
+    let led = Arc::new(AtomicBool::new(true));
+    let server = agent_of(&led);
+    let builder = Resolver::builder().dns("none").http(&server.url());
+    let service = builder.build().unwrap().service("web").unwrap();
+    service.ready().await;
+    assert!(service.answer().unwrap().warnings().is_empty());
+    led.store(false, Ordering::SeqCst);
+    let doubted = async || {
+        let answer = service.answer()?;
+        assert_eq!(ports(answer.endpoints()), [80]);
+        let told = answer.warnings().first()?.contains("no leader");
+        (told && answer.is_complete()).then_some(answer)
+    };
+    wait_for("the mark", doubted).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let answer = wait_for("the mark", doubted).await;
+    assert!(answer.age() > Duration::from_secs(3), "{:?}", answer.age());
+    led.store(true, Ordering::SeqCst);
+    wait_for("the leader's word", async || {
+        let answer = service.answer()?;
+        let young = answer.age() < Duration::from_secs(2);
+        (answer.warnings().is_empty() && young && answer.freshness() == Freshness::Fresh)
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_index_that_moves_without_a_change_hides_no_change() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 80, "a").await;
+    // It moves with each query, and what is told of the name by it is always the same.
+    let server = ScriptedHttp::of_web(|asked| {
+        let headers = format!("X-Consul-Index: {}\r\n", 7 + asked.number);
+        vec![ok(&headers, &entries("web", &[80]))]
+    });
+    let service = builder(&agent).http(&server.url());
+    let service = service.build().unwrap().service("web").unwrap();
+    // By then it is asked for seldom.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(server.times("web") < 20);
+    register(&agent, "web", 81, "a").await;
+    wait_for("what DNS knows", async || {
+        (ports(&service.endpoints()) == [80, 81]).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_service_that_is_not_there_yet_is_told_when_it_comes() {
     let agent = Agent::start().await;
@@ -209,6 +289,26 @@ async fn without_the_http_api_changes_are_told_all_the_same() {
 }
 
 #[tokio::test]
+async fn an_http_api_that_is_silent_keeps_nobody_waiting_for_what_dns_knows() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let server = ScriptedHttp::start(|_| vec![Step::Hang]);
+    let builder = builder(&agent).http(&server.url());
+    let resolver = builder.timeout(Duration::from_secs(10)).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    let ready = tokio::time::timeout(Duration::from_secs(2), service.ready());
+    ready.await.expect("what DNS knows");
+    assert_eq!(ports(&service.endpoints()), [1]);
+    register(&agent, "web", 2, "a").await;
+    let start = tokio::time::Instant::now();
+    wait_for("the change", async || {
+        (ports(&service.endpoints()) == [1, 2]).then_some(())
+    })
+    .await;
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
 async fn an_agent_that_restarts_changes_nothing_and_what_is_new_is_told() {
     let mut agent = Agent::start().await;
     register(&agent, "web", 1, "a").await;
@@ -232,6 +332,33 @@ async fn an_agent_that_restarts_changes_nothing_and_what_is_new_is_told() {
         (ports(&change.all) == [1, 2]).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_handle_gives_nothing_that_is_older_than_what_may_be_given() {
+    let mut agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let keep = Duration::from_secs(3);
+    let resolver = builder(&agent).keep_stale(keep).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    let mut changes = service.changes();
+    assert_eq!(ports(&next(&mut changes).await.all), [1]);
+    agent.stop().await;
+    assert_eq!(ports(&service.endpoints()), [1]);
+    wait_for("the end of what was known", async || {
+        service.endpoints().is_empty().then_some(())
+    })
+    .await;
+    assert!(service.try_pick().unwrap_err().is_unavailable());
+    assert!(service.pick().await.unwrap_err().is_unavailable());
+    assert_eq!(ports(&next(&mut changes).await.removed), [1]);
+    agent.restart().await;
+    register(&agent, "web", 2, "a").await;
+    wait_for("the truth", async || {
+        (ports(&service.endpoints()) == [2]).then_some(())
+    })
+    .await;
+    drop(service.try_pick().unwrap());
 }
 
 #[tokio::test]

@@ -370,22 +370,29 @@ impl Cache {
         self.insert(Known::Nothing(key.into()), entry);
     }
 
-    /// The source of a followed name said just now that nothing changed.
+    /// The source of a followed name says that nothing changed since then.
     /// False: it is not that set which is known now.
     pub(crate) fn confirm(
         &mut self,
         key: &str,
         held: &Arc<Held>,
-        now: Instant,
+        since: Instant,
         until: Instant,
     ) -> bool {
         match self.entries.peek_mut(key) {
             Some(entry) if entry.set.as_ref().is_some_and(|set| Arc::ptr_eq(set, held)) => {
-                (entry.since, entry.until, entry.renew) = (now, until, until);
+                (entry.since, entry.until, entry.renew) = (since, until, until);
                 true
             }
             _ => false,
         }
+    }
+
+    /// When a source last gave just this of a name, if that is what is known of it.
+    pub(crate) fn known_since(&self, key: &str, found: &Found) -> Option<Instant> {
+        let entry = self.entries.peek(key)?;
+        let set = entry.set.as_ref()?;
+        (set.found == *found).then_some(entry.since)
     }
 
     /// A refresh of the name failed: none is due before then.

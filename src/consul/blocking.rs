@@ -11,6 +11,7 @@
 //! | the index asked with, before its time | the state: a snapshot that is restored wakes who waits, with what was before it |
 //! | no index | not to be followed |
 //! | the same content as before, at once | [`BURST`] times at once, then after 1 s, doubling to [`SLOWEST`]: indexes move for other reasons too |
+//! | the same content with another index, right after such a pause | at once, and not counted: the index moved during the pause |
 //! | whatever else | at once; from [`CHANGES`] in a row on, one each [`CHANGE`] |
 //! | refused | after [`REFUSED`]: that costs nothing, and who is back is to be found within a second |
 //! | silence, an error, 429 | after 0.25 s, doubling to [`SLOWEST`], never less than what the server asks for |
@@ -79,8 +80,12 @@ pub(crate) struct Blocking {
     progress: Progress,
     wait: Duration,
     due: Instant,
+    /// That of the last reply, whatever is asked with next.
+    heard: u64,
     /// Replies in a row that came at once and brought nothing.
     idle: u32,
+    /// There was a pause for them before the query that is asked.
+    rested: bool,
     /// When all replies so far would have come at one each [`CHANGE`].
     told: Instant,
     failures: u32,
@@ -88,12 +93,21 @@ pub(crate) struct Blocking {
 
 impl Blocking {
     pub(crate) fn new(now: Instant) -> Self {
+        Self::after(Progress::default(), now)
+    }
+
+    /// Begins where another one ended, which was told so far: what is older is not believed
+    /// here either.
+    pub(crate) fn after(mut progress: Progress, now: Instant) -> Self {
+        progress.forget_who_is_behind();
         Self {
             index: 0,
-            progress: Progress::default(),
+            progress,
             wait: WAIT,
             due: now,
+            heard: 0,
             idle: 0,
+            rested: false,
             told: now,
             failures: 0,
         }
@@ -155,14 +169,22 @@ impl Blocking {
         } else {
             index
         };
+        let moved = std::mem::replace(&mut self.heard, index) != index;
+        let rested = std::mem::take(&mut self.rested);
         if news || took >= WAITED {
             self.idle = 0;
+            return true;
+        }
+        // Whoever asks after a pause is told at once of what happened in it: that says nothing
+        // of how quickly the next one comes.
+        if rested && moved {
             return true;
         }
         self.idle = self.idle.saturating_add(1);
         if let Some(over) = self.idle.checked_sub(BURST + 1) {
             let pause = spread(doubled(Duration::from_secs(1), over), dice);
             self.due = self.due.max(now + pause);
+            self.rested = true;
         }
         true
     }
@@ -183,6 +205,7 @@ impl Blocking {
     ) {
         // What changed in the meantime is not known: the next reply is the state.
         self.index = 0;
+        self.rested = false;
         self.progress.forget_who_is_behind();
         let pause = match failure {
             Failure::Refused => REFUSED,
@@ -292,8 +315,8 @@ mod tests {
     fn replies_that_bring_nothing_are_asked_for_ever_more_seldom() {
         let (mut blocking, now, mut dice) = begun();
         let mut pauses = Vec::new();
-        for index in 1..12 {
-            blocking.answered(Some(index), false, SHORT, now, &mut dice);
+        for _ in 1..12 {
+            blocking.answered(Some(7), false, SHORT, now, &mut dice);
             pauses.push((blocking.turn(LIMIT).due - now).as_secs_f64().round() as u64);
         }
         assert_eq!(pauses[..6], [0, 0, 1, 2, 4, 8]);
@@ -310,6 +333,24 @@ mod tests {
             blocking.answered(Some(12), false, WAIT, now, &mut dice);
         }
         assert_eq!(blocking.turn(LIMIT).due, now);
+    }
+
+    #[test]
+    fn what_comes_right_after_a_pause_says_nothing_of_how_quickly_the_next_one_comes() {
+        let (mut blocking, now, mut dice) = begun();
+        let mut index = 0;
+        let mut pause = |took| {
+            index += 1;
+            blocking.answered(Some(index), false, took, now, &mut dice);
+            (blocking.turn(LIMIT).due - now).as_secs_f64().round() as u64
+        };
+        // An index that moves every other second.
+        assert_eq!([SHORT; 3].map(&mut pause), [0, 0, 1]);
+        for _ in 0..4 {
+            assert_eq!([SHORT, 2 * WAITED].map(&mut pause), [0, 0]);
+        }
+        // One that runs is asked for ever more seldom all the same.
+        assert_eq!([SHORT; 7].map(&mut pause), [0, 0, 1, 0, 2, 0, 4]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn at(index: u64) -> Self {
+    fn at(index: u64) -> Self {
         Self {
             highest: index,
             behind: None,

@@ -255,12 +255,14 @@ fn who_is_behind_what_was_heard_of_a_name_deletes_it_only_if_that_does_not_pass(
         };
         evidence.judge(word, now + Duration::from_millis(after))
     };
-    evidence.followed("web", Some(200));
+    evidence.followed("web", Some(200), now);
+    // Whoever is followed and behind makes nobody else believe it.
+    evidence.followed("web", Some(140), now);
     let held = Belief::Held(Reason::Unconfirmed);
     assert_eq!(judged(&mut evidence, 150, 0), held);
     assert_eq!(judged(&mut evidence, 199, 2_900), held);
     assert_eq!(judged(&mut evidence, 200, 2_950), Belief::Gone);
-    evidence.followed("web", Some(300));
+    evidence.followed("web", Some(300), now);
     assert_eq!(judged(&mut evidence, 200, 3_000), held);
     // The servers' data are others.
     assert_eq!(judged(&mut evidence, 200, 6_000), Belief::Gone);

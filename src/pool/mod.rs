@@ -180,9 +180,18 @@ impl Pool {
 
     /// A name is known to have these endpoints; `None`: there is no such name.
     pub(crate) fn feed(&self, feed: usize, held: Option<Arc<Held>>) {
+        self.set_feed(feed, held.map_or(Feed::Gone, Feed::Set));
+    }
+
+    /// Nothing is known of a name any more.
+    pub(crate) fn forget(&self, feed: usize) {
+        self.set_feed(feed, Feed::Unheard);
+    }
+
+    fn set_feed(&self, feed: usize, heard: Feed) {
         let mut roster = self.roster();
         if let Some(known) = roster.feeds.get_mut(feed) {
-            *known = held.map_or(Feed::Gone, Feed::Set);
+            *known = heard;
         }
         self.rebuild(&mut roster);
     }
@@ -240,7 +249,7 @@ impl Pool {
             })
             .collect();
         let (kind, why) = if known.is_empty() {
-            let why = "nothing is known of it yet: wait with ready() or pick()";
+            let why = "nothing is known of it: wait with ready() or pick()";
             (ErrorKind::Unavailable, why.to_owned())
         } else if known.iter().sum::<usize>() == 0 {
             let why = "Consul knows no healthy instance of it";

@@ -15,7 +15,9 @@ use tokio::{sync::Semaphore, time::timeout_at};
 use tracing::{debug, warn};
 
 use super::{
-    Inner, fresh, told,
+    Inner,
+    follow::POLL,
+    fresh, told,
     weigh::{Patience, Said},
 };
 use crate::{
@@ -257,19 +259,19 @@ impl Inner {
         fresh(held, Duration::ZERO)
     }
 
-    /// Keeps a set that is followed: it holds until then.
+    /// Keeps a set that is followed: it is known since then, and holds until then.
     pub(super) async fn keep_followed(
         self: &Arc<Self>,
         question: Question<'_>,
         finding: Finding,
-        until: Instant,
+        (since, until): (Instant, Instant),
     ) -> Arc<Held> {
         let deadline = clock::now() + self.config.timeout;
         let addresses = self.addresses(&finding.found, deadline, 0).await;
         let held = Arc::new(self.settle(question, finding, addresses));
         let was = {
             let mut cache = self.cache();
-            cache.put_until(Arc::clone(&held), clock::now(), until)
+            cache.put_until(Arc::clone(&held), since, until)
         };
         self.kept(question.name, &held, was);
         held
@@ -287,15 +289,19 @@ impl Inner {
     /// What else is to know of a set that was kept.
     fn kept(self: &Arc<Self>, name: &ConsulName, held: &Arc<Held>, was: Option<Before>) {
         // Without the cache's lock: there may be thousands of them.
-        match was {
+        let same = match was {
             Some(was) if records::same_members(&was.held.endpoints, &held.endpoints) => {
                 was.renewed();
+                true
             }
-            Some(_) => _ = (self.counters.membership_changes).fetch_add(1, Ordering::Relaxed),
-            None => {}
-        }
+            Some(_) => {
+                (self.counters.membership_changes).fetch_add(1, Ordering::Relaxed);
+                false
+            }
+            None => false,
+        };
         self.evidence().found(name.key());
-        self.save_soon();
+        self.will_save(!same);
         if held.source != Source::Static {
             self.meet_canary(name);
         }
@@ -309,6 +315,7 @@ impl Inner {
             transport,
             ttl,
             doubt,
+            unconfirmed,
         } = finding;
         let Question { name, fqdn } = question;
         let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
@@ -335,15 +342,20 @@ impl Inner {
             };
             records::resolve(&mut found, &host, &addresses, self.sources.zones());
         }
+        let complete = warnings.is_empty();
+        let most = match unconfirmed {
+            Some(_) => self.config.cache.cap.min(POLL),
+            None => self.config.cache.cap,
+        };
+        warnings.extend(unconfirmed);
         for warning in &warnings {
-            warn!(name = fqdn, %warning, "answer is not complete");
+            warn!(name = fqdn, %warning, complete, "answer with a doubt");
         }
         let endpoints = records::endpoints(&found, fqdn);
-        let complete = warnings.is_empty();
         // One with its high bit set is taken as very long (RFC 8767, section 4), and never
         // handed on: a client may take it as zero (RFC 2181, section 8).
         let ttl = ttl.unwrap_or_else(|| self.ttl_before(name));
-        let ttl = ttl.min(self.config.cache.cap);
+        let ttl = ttl.min(most);
         let warnings = warnings.into();
         Held {
             key: name.key().into(),

@@ -27,7 +27,7 @@ use std::{
 use tokio::{
     sync::{Semaphore, watch},
     task::AbortHandle,
-    time::sleep_until,
+    time::{sleep, sleep_until},
 };
 use tracing::debug;
 
@@ -59,7 +59,7 @@ const HOT: u32 = 20;
 const WHILE: Duration = Duration::from_secs(5);
 
 /// Least time between two polls of a name that cannot be followed.
-const POLL: Duration = Duration::from_secs(1);
+pub(super) const POLL: Duration = Duration::from_secs(1);
 
 /// What is held is asked about again after so long.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -69,9 +69,12 @@ const RECHECK: Duration = Duration::from_secs(1);
 pub(super) enum Known {
     /// Nothing yet.
     Unheard,
-    Set(Arc<Held>),
+    /// And when a source last gave it.
+    Set(Arc<Held>, Instant),
     /// There is no such name, or nothing healthy.
     Gone,
+    /// No source has answered for as long as a set may be given.
+    Lost,
 }
 
 /// The names that are followed. Dropped, it ends their queries.
@@ -123,8 +126,9 @@ impl News {
             };
             match &*self.known.borrow() {
                 Known::Unheard => {}
-                Known::Set(held) => pool.feed(*feed, Some(Arc::clone(held))),
+                Known::Set(held, _) => pool.feed(*feed, Some(Arc::clone(held))),
                 Known::Gone => pool.feed(*feed, None),
+                Known::Lost => pool.forget(*feed),
             }
             true
         });
@@ -154,8 +158,8 @@ impl Followers {
     pub(super) fn empty(&self) -> usize {
         let is_empty = |follower: &&Follower| match &*follower.news.known.borrow() {
             Known::Unheard => false,
-            Known::Set(held) => held.endpoints.is_empty(),
-            Known::Gone => true,
+            Known::Set(held, _) => held.endpoints.is_empty(),
+            Known::Gone | Known::Lost => true,
         };
         self.all().values().filter(is_empty).count()
     }
@@ -268,11 +272,16 @@ impl Following {
 
     /// Follows by blocking queries until nobody wants it any more.
     async fn block(&self) {
-        let mut blocking = Blocking::new(clock::now());
+        let known = self.inner.upgrade();
+        let known = known.map(|inner| inner.evidence().progress(self.name.key()));
+        let mut blocking = Blocking::after(known.unwrap_or_default(), clock::now());
         // What was last told, and what the cache made of it.
         let mut before: Option<(Box<Finding>, Arc<Held>)> = None;
         let mut address = 0;
         let mut looked = clock::now();
+        // Whoever told it had heard of the leader; that of another place is asked by nobody.
+        let mut led = true;
+        let home = self.sources.is_home(self.name.locality());
         loop {
             let now = clock::now();
             if now.saturating_duration_since(looked) >= WHILE {
@@ -301,7 +310,7 @@ impl Following {
             let told = tokio::select! {
                 told = self.sources.block(question, address, asking, &turn) => told,
                 // Who waits for a change hears nothing either where nobody is left to tell it.
-                () = pulse.missed(), if turn.index.is_some() => {
+                () = pulse.missed(led && home), if turn.index.is_some() => {
                     let Some(inner) = self.inner.upgrade() else {
                         return;
                     };
@@ -315,6 +324,8 @@ impl Following {
                     address += 1;
                     continue;
                 }
+                // Who asks for the state knows nothing, and others may.
+                () = self.poll_beside(address), if turn.index.is_none() => return,
                 () = self.deserted() => return,
             };
             let Some((heard, blocked)) = told else {
@@ -329,40 +340,56 @@ impl Following {
                 heard,
                 Some(Heard::Whole(_) | Heard::Partial(_) | Heard::Nothing(_))
             );
+            if answered {
+                let mut evidence = inner.evidence();
+                evidence.followed(self.name.key(), blocked.index, now);
+            }
             if answered && !blocking.believes(blocked.index, now) {
                 debug!(name = %self.fqdn, index = blocked.index, "older than what is known");
                 address += 1;
                 continue;
             }
-            if answered {
-                inner.evidence().followed(self.name.key(), blocked.index);
-            }
             let mut dice = clock::dice();
             let mut heard_of = |news| blocking.answered(blocked.index, news, took, now, &mut dice);
             let follows = match heard {
                 Some(Heard::Whole(finding) | Heard::Partial(finding)) => {
-                    let same = before.take().filter(|(told, _)| *told == finding);
+                    let same = before.take().filter(|(told, _)| told.says_as(&finding));
                     let follows = heard_of(same.is_none());
                     // Consul does not tell when a host name in a set moves.
                     let settled = records::unresolved(&finding.found).next().is_none();
+                    led = finding.unconfirmed.is_none();
+                    let brief = !settled || !led;
+                    // In a pause the others are asked, and nobody is told of a change.
+                    let pauses = blocking.turn(self.limit).due > now + self.pace;
                     let until = now
-                        + if follows && settled {
+                        + if follows && !brief && !pauses {
                             blocking::longest()
                         } else {
                             self.pace
                         };
+                    // Who may be behind makes nothing younger.
+                    let known = || inner.cache().known_since(self.name.key(), &finding.found);
+                    let since = if led { None } else { known() }.unwrap_or(now);
                     // Another source may have put something else there meanwhile.
-                    let confirmed = same.filter(|(_, held)| {
-                        settled && inner.cache().confirm(self.name.key(), held, now, until)
+                    let confirmed = same.filter(|(told, held)| {
+                        let alike = settled && told.unconfirmed == finding.unconfirmed;
+                        alike && inner.cache().confirm(self.name.key(), held, since, until)
                     });
-                    blocking.wait((!settled).then_some(self.pace));
+                    blocking.wait(brief.then_some(self.pace));
                     before = match confirmed {
-                        Some(known) => Some(known),
+                        Some(known) => {
+                            inner.will_save(false);
+                            self.tell(Known::Set(Arc::clone(&known.1), since));
+                            Some(known)
+                        }
                         None => {
-                            let kept =
-                                inner.keep_followed(question, Finding::clone(&finding), until);
+                            let kept = inner.keep_followed(
+                                question,
+                                Finding::clone(&finding),
+                                (since, until),
+                            );
                             let held = kept.await;
-                            self.tell(Known::Set(Arc::clone(&held)));
+                            self.tell(Known::Set(Arc::clone(&held), since));
                             Some((finding, held))
                         }
                     };
@@ -429,20 +456,46 @@ impl Following {
         }
     }
 
+    /// Asks all rungs once a pace while an address is slow. Completes when there is no resolver
+    /// any more.
+    async fn poll_beside(&self, address: usize) {
+        sleep(self.sources.hedge_of(address)).await;
+        while self.poll().await.is_some() {
+            sleep(self.pace).await;
+        }
+    }
+
     /// Asks all rungs once. `None`: there is no resolver any more.
     async fn poll(&self) -> Option<()> {
         let inner = self.inner.upgrade()?;
-        match inner
-            .wait(&self.name, Wish::default(), Runs::Apart, None)
-            .await
-        {
-            Ok(answer) if answer.is_fresh() => self.tell(Known::Set(answer.held)),
+        let told = inner.wait(&self.name, Wish::default(), Runs::Apart, None);
+        let told = told.await;
+        let now = clock::now();
+        let since = |age| now.checked_sub(age).unwrap_or(now);
+        match told {
+            Ok(answer) if answer.is_fresh() => {
+                let since = since(answer.age);
+                self.tell(Known::Set(answer.held, since));
+            }
             Err(error) if error.is_not_found() => self.tell(Known::Gone),
             // What is stale was told before.
-            Ok(answer) => self.tell_first(Known::Set(answer.held)),
+            Ok(answer) => {
+                let since = since(answer.age);
+                self.tell_first(Known::Set(answer.held, since));
+            }
+            Err(_) if self.is_outdated(now, inner.config.cache.keep) => self.tell(Known::Lost),
+            // The cache may have had no room for it.
             Err(_) => {}
         }
         Some(())
+    }
+
+    /// Whether what was last told is older than what may be given.
+    fn is_outdated(&self, now: Instant, keep: Duration) -> bool {
+        match &*self.news.known.borrow() {
+            Known::Set(_, since) => now.saturating_duration_since(*since) >= keep,
+            Known::Unheard | Known::Gone | Known::Lost => false,
+        }
     }
 
     /// Whether nobody wants it any more, or there is no resolver.
@@ -473,13 +526,11 @@ impl Following {
     fn tell(&self, known: Known) {
         let told = self.news.known.send_if_modified(|before| {
             let same = match (&*before, &known) {
-                (Known::Set(before), Known::Set(held)) => Arc::ptr_eq(before, held),
-                (Known::Gone, Known::Gone) => true,
+                (Known::Set(before, _), Known::Set(held, _)) => Arc::ptr_eq(before, held),
+                (Known::Gone, Known::Gone) | (Known::Lost, Known::Lost) => true,
                 _ => false,
             };
-            if !same {
-                *before = known;
-            }
+            *before = known;
             !same
         });
         if told {
@@ -488,7 +539,8 @@ impl Following {
     }
 
     fn tell_first(&self, known: Known) {
-        if matches!(*self.news.known.borrow(), Known::Unheard) {
+        let is_first = matches!(*self.news.known.borrow(), Known::Unheard | Known::Lost);
+        if is_first {
             self.tell(known);
         }
     }

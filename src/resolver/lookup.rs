@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 use super::{Inner, Name, Resolver, climb::Landed, fresh, told};
 use crate::{
@@ -23,9 +23,13 @@ use crate::{
     clock,
     endpoint::{Answer, Source},
     error::{Error, ErrorKind},
-    flight::Runs,
+    flight::{Lost, Runs},
     name::ConsulName,
 };
+
+/// Time that a question may take beyond that of a look-up: before a name is believed gone, others
+/// are asked for.
+pub(super) const AFTER: Duration = Duration::from_millis(500);
 
 type Waiting = Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>>;
 
@@ -165,7 +169,7 @@ impl Inner {
         runs: Runs,
         by: Option<Instant>,
         landed: impl FnOnce() -> Option<Landed>,
-    ) -> Option<Landed> {
+    ) -> Result<Landed, Lost> {
         let start = || {
             let (inner, name) = (Arc::clone(self), name.clone());
             async move {
@@ -191,7 +195,10 @@ impl Inner {
         runs: Runs,
         by: Option<Instant>,
     ) -> Result<Answer, Error> {
-        self.warm().await;
+        if self.snapshot.is_some() {
+            // Another runtime may be reading it, and stand still.
+            _ = timeout(self.config.timeout, self.warm()).await;
+        }
         let landed = || self.cached(name, wish).map(Landed::of);
         let landing = self.fly(name, runs, by, landed);
         let known = match self.look(name) {
@@ -204,18 +211,18 @@ impl Inner {
             Some((held, _)) => Box::pin(self.wait_a_moment(name, held.source, by, landing)).await,
         };
         let (error, attempts) = match landed {
-            Some(Some(Landed::Found(answer))) => return Ok(answer),
-            Some(Some(Landed::Nothing(error))) => return Err(error),
-            Some(Some(Landed::Kept(error))) => {
+            Some(Ok(Landed::Found(answer))) => return Ok(answer),
+            Some(Ok(Landed::Nothing(error))) => return Err(error),
+            Some(Ok(Landed::Kept(error))) => {
                 let attempts: Arc<[_]> = error.attempts().into();
                 (error, Some(attempts))
             }
-            Some(None) => {
+            Some(Err(Lost::Ended)) => {
                 let fqdn = name.fqdn(&self.config.domain);
                 let message = format!("the look-up of {fqdn} was ended from outside");
                 (Error::new(ErrorKind::Unavailable, message), None)
             }
-            None => (told::late(name, &self.config.domain), None),
+            Some(Err(Lost::Late)) | None => (told::late(name, &self.config.domain), None),
         };
         // A probe may have brought something newer in the meantime.
         match (self.look(name), known) {

@@ -144,7 +144,7 @@ impl Resolver {
         let evidence = Mutex::new(Evidence::new(config.protection));
         let sources = Arc::new(Sources::new(&config)?);
         let followers = Followers::new(config.watches);
-        let flights = Flights::new();
+        let flights = Flights::new(config.timeout + lookup::AFTER);
         let written = before.and_then(|before| before.snapshot.as_ref());
         let snapshot = match (config.snapshot.clone(), written) {
             (Some(path), Some(written)) => Some(written.hand_over(path)),

@@ -1,7 +1,8 @@
 //! **Shell.** Whether an agent that names are followed at still answers. A blocking query is
 //! silent for as long as nothing changes, and so is an agent that hangs, which TCP does not
-//! see. So one is asked for something small, once a second for all names that are followed
-//! there; without an answer none of them is known any more.
+//! see, or whose servers have lost their leader. So one is asked for something small, once a
+//! second for all names that are followed there; without an answer none of them is known any
+//! more, and without a leader none that a server told of that had one.
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,7 @@ const EACH: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_millis(700);
 
 /// Whoever is asked needs a server for it, and no token: an agent that lost all of them is
-/// none to follow names at.
+/// none to follow names at. A server without a leader answers with an empty text.
 const PATH: &str = "/v1/status/leader";
 
 /// The pulses of an agent's addresses, by their place in the list.
@@ -32,9 +33,16 @@ pub(super) struct Pulses(Mutex<HashMap<usize, Weak<Pulse>>>);
 /// The pulse of one address. It is felt for as long as somebody holds this.
 #[derive(Debug)]
 pub(super) struct Pulse {
-    misses: watch::Receiver<u64>,
+    misses: watch::Receiver<Misses>,
     /// Of the runtime that it was begun in.
     task: Owned,
+}
+
+/// How often an address was asked in vain.
+#[derive(Clone, Copy, Debug, Default)]
+struct Misses {
+    silent: u64,
+    leaderless: u64,
 }
 
 impl Pulses {
@@ -46,7 +54,7 @@ impl Pulses {
         if let Some(known) = known.filter(|known| !known.task.0.is_finished()) {
             return known;
         }
-        let (miss, misses) = watch::channel(0);
+        let (miss, misses) = watch::channel(Misses::default());
         let task = tokio::spawn(feel(Arc::clone(agent), address, miss));
         let pulse = Arc::new(Pulse {
             misses,
@@ -58,26 +66,42 @@ impl Pulses {
 }
 
 impl Pulse {
-    /// Completes when the address is asked in vain from now on.
+    /// Completes when the address is asked in vain from now on. `led`: also when it answers
+    /// that there is no leader.
     ///
     /// Cancel-safe.
-    pub(super) async fn missed(&self) {
+    pub(super) async fn missed(&self, led: bool) {
         let mut misses = self.misses.clone();
-        misses.mark_unchanged();
+        let before = *misses.borrow_and_update();
+        let missed = |now: &Misses| {
+            now.silent != before.silent || (led && now.leaderless != before.leaderless)
+        };
         // An error is the end of the runtime, and of whoever waits in it.
-        _ = misses.changed().await;
+        _ = misses.wait_for(missed).await;
     }
 }
 
-async fn feel(agent: Arc<Agent>, address: usize, miss: watch::Sender<u64>) {
+async fn feel(agent: Arc<Agent>, address: usize, miss: watch::Sender<Misses>) {
     loop {
         sleep(EACH).await;
         let Some(address) = agent.addresses().nth(address) else {
             return;
         };
-        if let Err(trouble) = agent.get(address, PATH, LIMIT).await {
-            debug!(%address, %trouble, "no pulse");
-            miss.send_modify(|misses| *misses += 1);
+        match agent.get(address, PATH, LIMIT).await {
+            Ok(reply) if is_empty(&reply.body) => {
+                debug!(%address, "knows no leader");
+                miss.send_modify(|misses| misses.leaderless += 1);
+            }
+            Ok(_) => {}
+            Err(trouble) => {
+                debug!(%address, %trouble, "no pulse");
+                miss.send_modify(|misses| misses.silent += 1);
+            }
         }
     }
+}
+
+/// A JSON text with nothing in it.
+fn is_empty(body: &[u8]) -> bool {
+    matches!(body.trim_ascii(), b"\"\"")
 }

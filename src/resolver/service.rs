@@ -98,7 +98,9 @@ impl Service {
     }
 
     /// The endpoints of the name known now, used or not; none before the first answer,
-    /// and none where the name does not exist or nothing behind it is healthy.
+    /// none where the name does not exist or nothing behind it is healthy, and none when no
+    /// source has answered for longer than
+    /// [`keep_stale`](crate::ResolverBuilder::keep_stale) allows.
     pub fn endpoints(&self) -> Endpoints {
         Endpoints(held(&self.heard.borrow()))
     }
@@ -130,7 +132,7 @@ impl Service {
     ///
     /// Where there is none, and why: [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where Consul knows none that
     /// is healthy and as required, [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) where nothing is known yet
-    /// or all rest.
+    /// or any more, or all rest.
     pub fn try_pick(&self) -> Result<Lease, Error> {
         self.pool.pick(None).ok_or_else(|| self.pool.why_empty())
     }
@@ -286,13 +288,13 @@ impl Changes {
     /// What is known now against what was told last; `None`: the same.
     fn difference(&mut self) -> Option<Change> {
         let known = self.service.heard.borrow_and_update();
-        if matches!(*known, Known::Unheard) {
+        let first = self.before.is_none();
+        if matches!(*known, Known::Unheard) || (first && matches!(*known, Known::Lost)) {
             return None;
         }
         let now = Endpoints(held(&known));
         drop(known);
         let change = Change::between(self.before.as_deref().unwrap_or_default(), &now);
-        let first = self.before.is_none();
         self.before = Some(now);
         (first || !change.is_empty()).then_some(change)
     }
@@ -316,7 +318,7 @@ impl fmt::Debug for Changes {
 
 fn held(known: &Known) -> Option<Arc<Held>> {
     match known {
-        Known::Set(held) => Some(Arc::clone(held)),
-        Known::Unheard | Known::Gone => None,
+        Known::Set(held, _) => Some(Arc::clone(held)),
+        Known::Unheard | Known::Gone | Known::Lost => None,
     }
 }

@@ -1,5 +1,11 @@
 //! **Door.** What one run leaves to the next: the snapshot is read before the first
-//! look-up that has to wait, and written a moment after something was found.
+//! look-up that has to wait, and written
+//!
+//! | after | when |
+//! | --- | --- |
+//! | a name that is new, or other members of one that is known | [`SOON`] |
+//! | the same members, given or confirmed again: their age is another one | [`LATER`], or a quarter of the time that sets are kept |
+//! | either of them | at the end, by [`Resolver::save_snapshot`] |
 
 use std::{
     path::PathBuf,
@@ -10,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, OnceCell, watch};
 use tracing::{debug, warn};
 
 use super::{Inner, Resolver};
@@ -21,20 +27,26 @@ use crate::{
     source::snapshot_file::SnapshotFile,
 };
 
-/// Between something found and the snapshot written. A crash loses no more.
-const PAUSE: Duration = Duration::from_secs(2);
+/// Between something new and the snapshot written. A crash loses no more.
+const SOON: Duration = Duration::from_secs(2);
+
+/// The same where only ages are new: of what is kept for a day, a minute is little.
+const LATER: Duration = Duration::from_secs(60);
 
 /// The snapshot of one resolver.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     file: SnapshotFile,
     read: OnceCell<()>,
-    /// A task is about to write it.
-    due: AtomicBool,
-    /// Something was found since it was last written.
+    /// A task is about to write it soon, and one later.
+    soon: AtomicBool,
+    later: AtomicBool,
+    /// Something was given or confirmed since it was last written.
     changed: AtomicBool,
     /// What is there could not be read, and is not to be lost.
     unread: AtomicBool,
+    /// Gone with the resolver: nobody waits any more to write what it found.
+    ends: watch::Sender<()>,
     /// Held while it is written: whoever comes then waits for it.
     writing: Mutex<()>,
 }
@@ -50,6 +62,10 @@ impl Snapshot {
         Self::over(self.file.hand_over(path), true)
     }
 
+    fn due(&self, soon: bool) -> &AtomicBool {
+        if soon { &self.soon } else { &self.later }
+    }
+
     /// Writes it no more.
     pub(super) fn give_up(&self) {
         self.file.give_up();
@@ -59,18 +75,21 @@ impl Snapshot {
         Self {
             file,
             read: OnceCell::new(),
-            due: AtomicBool::new(false),
+            soon: AtomicBool::new(false),
+            later: AtomicBool::new(false),
             changed: AtomicBool::new(changed),
             unread: AtomicBool::new(false),
+            ends: watch::Sender::default(),
             writing: Mutex::const_new(()),
         }
     }
 }
 
 impl Resolver {
-    /// Writes the snapshot, if one is configured and something was found since it was
-    /// last written. A resolver does so by itself two seconds after each find; call
-    /// it before a process ends.
+    /// Writes the snapshot, if one is configured and a source gave or confirmed something
+    /// since it was last written. A resolver does so by itself two seconds after it found
+    /// something new, and within a minute after what it knew was confirmed; call it before a
+    /// process ends.
     ///
     /// # Errors
     ///
@@ -125,20 +144,26 @@ impl Inner {
         Ok(())
     }
 
-    /// Something was found: it is to be in the snapshot soon.
-    pub(super) fn save_soon(self: &Arc<Self>) {
+    /// A source gave or confirmed a set. `new`: it is another one than was known.
+    pub(super) fn will_save(self: &Arc<Self>, new: bool) {
         let Some(snapshot) = &self.snapshot else {
             return;
         };
         snapshot.changed.store(true, Ordering::Relaxed);
-        if snapshot.due.swap(true, Ordering::Relaxed) {
+        if snapshot.due(new).swap(true, Ordering::Relaxed) {
             return;
         }
+        let pause = match new {
+            true => SOON,
+            // What is kept for less is not to be too old in the file.
+            false => LATER.min(self.config.cache.keep / 4).max(SOON),
+        };
         let inner = Arc::downgrade(self);
-        let due = Due(Weak::clone(&inner));
-        // Ends by itself, and does nothing where the resolver is gone.
+        let due = Due(Weak::clone(&inner), new);
+        let mut ends = snapshot.ends.subscribe();
+        // Ends by itself, and with the resolver.
         tokio::spawn(async move {
-            tokio::time::sleep(PAUSE).await;
+            _ = tokio::time::timeout(pause, ends.changed()).await;
             drop(due);
             let Some(inner) = inner.upgrade() else { return };
             if let Err(error) = inner.save().await {
@@ -178,22 +203,26 @@ impl Inner {
             let worth = all.filter(|(held, _)| snapshot::is_worth(held));
             worth.map(|(held, age)| (Arc::clone(held), age)).collect()
         };
-        let all = sets.iter().map(|(held, age)| (&**held, *age));
-        let bytes = snapshot::encode(self.config.domain.as_str(), clock::since_1970(), all);
-        let saved = snapshot.file.save(bytes).await;
+        let (domain, now) = (self.config.domain.clone(), clock::since_1970());
+        let saved = snapshot.file.save(move || {
+            let all = sets.iter().map(|(held, age)| (&**held, *age));
+            snapshot::encode(domain.as_str(), now, all)
+        });
+        let saved = saved.await;
         saved.map_err(|trouble| Error::new(ErrorKind::Io, trouble.to_string()))
     }
 }
 
-/// A snapshot is about to be written, until this is dropped: also by a runtime that ends.
-struct Due(Weak<Inner>);
+/// A snapshot is about to be written, soon or later, until this is dropped: also by a
+/// runtime that ends.
+struct Due(Weak<Inner>, bool);
 
 impl Drop for Due {
     fn drop(&mut self) {
         if let Some(inner) = self.0.upgrade()
             && let Some(snapshot) = &inner.snapshot
         {
-            snapshot.due.store(false, Ordering::Relaxed);
+            snapshot.due(self.1).store(false, Ordering::Relaxed);
         }
     }
 }

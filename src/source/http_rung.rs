@@ -35,6 +35,10 @@ use crate::{
 /// How long an agent is given to tell how its DNS interface is set.
 const PATIENCE: Duration = Duration::from_millis(150);
 
+/// A server that has not heard of its leader for so long may not know what is true by now. The
+/// leader tells each about once a second.
+const LAST_CONTACT: Duration = Duration::from_secs(5);
+
 /// Connections to the HTTP API that look-ups have at once, each one or two at most. Those above wait for their turn: a flood of names is not to use up what Consul allows
 /// a client, which names that are followed need too.
 const LOOKUPS: usize = 64;
@@ -127,6 +131,7 @@ impl Sources {
             transport: Transport::Http,
             ttl: Some(Duration::ZERO),
             doubt: None,
+            unconfirmed: None,
         }))
     }
 
@@ -206,6 +211,11 @@ impl Sources {
         })
     }
 
+    /// How long that address is given before others are asked beside it.
+    pub(crate) fn hedge_of(&self, address: usize) -> Duration {
+        self.http_circuits.hedge_of(address)
+    }
+
     /// One query of a name that is followed, to the address of that place. `asking`: where it
     /// asks for the state.
     pub(crate) async fn block(
@@ -258,7 +268,7 @@ impl Sources {
             mut read,
             filtered_by_acls,
             known_leader,
-            ..
+            last_contact,
         } = match told {
             Ok(told) => told,
             Err(Miss::NotFound {
@@ -308,8 +318,18 @@ impl Sources {
             transport: Transport::Http,
             ttl,
             doubt,
+            unconfirmed: unconfirmed(known_leader, last_contact).map(Into::into),
         }))
     }
+}
+
+/// Why what a server tells may be of before. What it says is used: no other may be there.
+fn unconfirmed(known_leader: Option<bool>, contact: Option<Duration>) -> Option<&'static str> {
+    if known_leader == Some(false) {
+        return Some("the server that told it knows no leader: newer changes may be missing");
+    }
+    let late = contact.is_some_and(|contact| contact >= LAST_CONTACT);
+    late.then_some("the server that told it lags behind its leader: newer changes may be missing")
 }
 
 /// What the catalog is asked for a name. `None`: it has no answer to that.

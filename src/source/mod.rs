@@ -47,6 +47,16 @@ pub(crate) struct Finding {
     pub(crate) ttl: Option<Duration>,
     /// Why it may lack instances.
     pub(crate) doubt: Option<Box<str>>,
+    /// Why it may be of before: whoever told it has not heard of its leader.
+    pub(crate) unconfirmed: Option<Box<str>>,
+}
+
+impl Finding {
+    /// Whether another one says the same of the name, whoever confirms it.
+    pub(crate) fn says_as(&self, other: &Self) -> bool {
+        let says = |one: &Self| (one.source, one.transport, one.ttl);
+        says(self) == says(other) && self.doubt == other.doubt && self.found == other.found
+    }
 }
 
 /// One question to all sources.
@@ -291,6 +301,7 @@ impl Sources {
                 )
                 .into()
             }),
+            unconfirmed: None,
         };
         Some(judged(finding))
     }

@@ -104,8 +104,12 @@ impl SnapshotFile {
         self.blocking(move || read(&path)).await
     }
 
-    /// Puts `bytes` in its place, unless that was given up.
-    pub(crate) async fn save(&self, bytes: Vec<u8>) -> Result<(), FileTrouble> {
+    /// Puts what `bytes` makes in its place, unless that was given up. They are made where
+    /// nobody waits for the thread: there may be many of them.
+    pub(crate) async fn save(
+        &self,
+        bytes: impl FnOnce() -> Vec<u8> + Send + 'static,
+    ) -> Result<(), FileTrouble> {
         let file = self.clone();
         self.blocking(move || {
             // Held over the writing on purpose: one writer at a time.
@@ -116,7 +120,7 @@ impl SnapshotFile {
             if lock.is_none() {
                 *lock = Some(take_lock(&file.path)?);
             }
-            write(&file.path, &bytes)
+            write(&file.path, &bytes())
         })
         .await
     }
@@ -280,7 +284,12 @@ mod tests {
         let file = folder.file();
         assert_eq!(file.load().await, Ok(None));
         for bytes in [b"one".to_vec(), b"two".to_vec()] {
-            file.save(bytes.clone()).await.unwrap();
+            file.save({
+                let bytes = bytes.clone();
+                || bytes
+            })
+            .await
+            .unwrap();
             assert_eq!(file.load().await, Ok(Some(bytes)));
         }
         let mode = fs::metadata(file.path()).unwrap().permissions().mode();
@@ -330,7 +339,7 @@ mod tests {
         let (file, other) = (folder.file(), folder.0.join("other"));
         fs::write(&other, "precious").unwrap();
         symlink(&other, file.path()).unwrap();
-        file.save(b"one".to_vec()).await.unwrap();
+        file.save(|| b"one".to_vec()).await.unwrap();
         assert_eq!(fs::read(&other).unwrap(), b"precious");
         assert_eq!(file.load().await, Ok(Some(b"one".to_vec())));
     }
@@ -340,7 +349,7 @@ mod tests {
         let folder = Folder::new();
         let file = folder.file();
         nix::unistd::mkfifo(file.path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let refused = file.save(b"one".to_vec()).await.unwrap_err().to_string();
+        let refused = file.save(|| b"one".to_vec()).await.unwrap_err().to_string();
         assert!(refused.contains("left as it is"), "{refused}");
         assert!(!fs::symlink_metadata(file.path()).unwrap().is_file());
         // Read, a device has no end.
@@ -359,7 +368,7 @@ mod tests {
                 false => fs::write(&left, "half of it").unwrap(),
                 true => symlink(&other, &left).unwrap(),
             }
-            file.save(b"one".to_vec()).await.unwrap();
+            file.save(|| b"one".to_vec()).await.unwrap();
             assert_eq!(file.load().await, Ok(Some(b"one".to_vec())));
             assert_eq!(folder.names(), ["other", "snapshot", "snapshot.lock"]);
         }
@@ -374,7 +383,7 @@ mod tests {
         }
         let folder = Folder::new();
         let file = folder.file();
-        file.save(b"one".to_vec()).await.unwrap();
+        file.save(|| b"one".to_vec()).await.unwrap();
         std::os::unix::fs::chown(file.path(), Some(65_534), None).unwrap();
         assert!(refusal(&file).await.contains("belongs to another user"));
     }
@@ -383,26 +392,30 @@ mod tests {
     async fn a_second_keeper_may_read_and_not_write() {
         let folder = Folder::new();
         let (first, second) = (folder.file(), folder.file());
-        first.save(b"one".to_vec()).await.unwrap();
+        first.save(|| b"one".to_vec()).await.unwrap();
         assert_eq!(second.load().await, Ok(Some(b"one".to_vec())));
-        let refused = second.save(b"two".to_vec()).await.unwrap_err().to_string();
+        let refused = second
+            .save(|| b"two".to_vec())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("another process"), "{refused}");
         drop(first);
-        second.save(b"two".to_vec()).await.unwrap();
+        second.save(|| b"two".to_vec()).await.unwrap();
     }
 
     #[tokio::test]
     async fn whoever_hands_over_writes_no_more_and_keeps_nobody_from_it() {
         let folder = Folder::new();
         let first = folder.file();
-        first.save(b"one".to_vec()).await.unwrap();
+        first.save(|| b"one".to_vec()).await.unwrap();
         let second = first.hand_over(first.path().to_owned());
-        second.save(b"two".to_vec()).await.unwrap();
-        first.save(b"late".to_vec()).await.unwrap();
+        second.save(|| b"two".to_vec()).await.unwrap();
+        first.save(|| b"late".to_vec()).await.unwrap();
         assert_eq!(second.load().await, Ok(Some(b"two".to_vec())));
         let elsewhere = second.hand_over(folder.0.join("other"));
-        elsewhere.save(b"three".to_vec()).await.unwrap();
-        folder.file().save(b"four".to_vec()).await.unwrap();
+        elsewhere.save(|| b"three".to_vec()).await.unwrap();
+        folder.file().save(|| b"four".to_vec()).await.unwrap();
         assert_eq!(first.load().await, Ok(Some(b"four".to_vec())));
     }
 
@@ -410,11 +423,11 @@ mod tests {
     async fn a_save_that_fails_leaves_the_old_one_and_nothing_else() {
         let folder = Folder::new();
         let missing = SnapshotFile::new(folder.0.join("no/snapshot"));
-        assert!(missing.save(b"one".to_vec()).await.is_err());
+        assert!(missing.save(|| b"one".to_vec()).await.is_err());
         let file = folder.file();
         // A folder in its place cannot be replaced by a file.
         fs::create_dir(file.path()).unwrap();
-        assert!(file.save(b"one".to_vec()).await.is_err());
+        assert!(file.save(|| b"one".to_vec()).await.is_err());
         assert_eq!(folder.names(), ["snapshot", "snapshot.lock"]);
     }
 }

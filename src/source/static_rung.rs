@@ -58,6 +58,7 @@ impl Sources {
             transport: Transport::File,
             ttl: Some(Duration::ZERO),
             doubt: None,
+            unconfirmed: None,
         })
     }
 
@@ -86,6 +87,7 @@ impl Sources {
                             transport: Transport::File,
                             ttl: Some(Duration::ZERO),
                             doubt: None,
+                            unconfirmed: None,
                         };
                         let heard = Some(judged(finding));
                         (

@@ -140,7 +140,8 @@ impl Forwarder {
             system: Mutex::default(),
             health: Mutex::default(),
             memory: Mutex::default(),
-            flights: Flights::new(),
+            // Whoever asks has an end of its own before that.
+            flights: Flights::new(2 * LIMIT),
             seats: Semaphore::new(MOST_SEATS),
             beside: Semaphore::new(MOST_BESIDE),
             probes: Mutex::default(),
@@ -264,7 +265,7 @@ impl Forwarder {
             false => None,
         };
         let failed = || self.failure(&key, REST);
-        flights.join(&key, Runs::Here, failed, asking).await?
+        flights.join(&key, Runs::Here, failed, asking).await.ok()?
     }
 
     /// The same, where nobody waits for it: seldom, and with no more than half the seats.

@@ -118,6 +118,8 @@ enum Event {
     Answer(Waiting),
     /// The next turn of a name that is followed, and what came of one.
     Turn(String, usize),
+    /// The state that was asked for then is late: the others are asked.
+    Beside(String, Instant),
     Told(String, usize, Told),
     /// The next step of what is kept registered, what came of one, and one that was carried
     /// out though nobody heard of it.
@@ -317,6 +319,7 @@ impl World {
                 Event::Meet(name) => self.meet(&name),
                 Event::Answer(waiting) => self.answer(waiting),
                 Event::Turn(name, number) => self.turn(&name, number),
+                Event::Beside(name, asked) => self.poll_beside(&name, asked),
                 Event::Told(name, number, told) => self.told(&name, number, told),
                 Event::Keep(turn) => self.keep_on(turn),
                 Event::Kept(turn, step, result) => self.kept(turn, step, result),

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cache::stale::Wish,
-    circuit::Gate,
+    circuit::{Gate, Pace},
     consul::blocking::{self, Blocking, Failure, Turn},
     endpoint::{Outcome, Source},
     found::Held,
@@ -53,7 +53,7 @@ impl World {
     /// From now on a name is followed.
     pub(super) fn follow(&mut self, name: &str) {
         let follower = Follower {
-            blocking: Blocking::new(self.now),
+            blocking: Blocking::after(self.evidence.progress(name), self.now),
             before: None,
             asked: None,
             probes: false,
@@ -95,7 +95,21 @@ impl World {
         }
         follower.asked = Some((now, turn, now + turn.limit));
         self.blocked.push(now);
+        if turn.index.is_none() {
+            let late = now + Pace::default().hedge();
+            self.later(late, Event::Beside(name.to_owned(), now));
+        }
         self.expect(name);
+    }
+
+    /// `Following::poll_beside`.
+    pub(super) fn poll_beside(&mut self, name: &str, asked: Instant) {
+        let follower = self.followers.get(name);
+        let in_air = follower.and_then(|follower| follower.asked);
+        if in_air.is_some_and(|(began, turn, _)| began == asked && turn.index.is_none()) {
+            self.later(self.now + POLL, Event::Beside(name.to_owned(), asked));
+            self.ask(name, Wish::default());
+        }
     }
 
     /// Plans what comes of the query that is in the air, as things are now.
@@ -216,6 +230,9 @@ impl World {
             };
             circuit.hear(outcome, asker, now, &mut self.dice);
         }
+        if let Told::Set(_, index) | Told::Nothing(_, index) = &told {
+            self.evidence.followed(name, Some(*index), now);
+        }
         match told {
             Told::Set(_, index) | Told::Nothing(_, index)
                 if !blocking.believes(Some(index), now) => {}
@@ -224,7 +241,8 @@ impl World {
                 let same = follower.before.take();
                 let same = same.filter(|before| before.found == set.found);
                 blocking.answered(Some(index), same.is_none(), took, now, &mut self.dice);
-                let until = now + blocking::longest();
+                let pauses = blocking.turn(LIMIT).due > now + POLL;
+                let until = now + if pauses { POLL } else { blocking::longest() };
                 let confirmed = same.filter(|held| self.cache.confirm(name, held, now, until));
                 let held = confirmed.unwrap_or_else(|| {
                     let held = Arc::new(set);
