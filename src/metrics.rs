@@ -11,7 +11,7 @@
 //! | `proconsul_source_up{source}` | 1 while at least one address of it is asked |
 //! | `proconsul_circuit_transitions_total{source}` | each circuit that opened or closed |
 //! | `proconsul_protection_active`, `proconsul_protected_names` | while names are given though a source says that they are gone |
-//! | `proconsul_membership_changes_total` | each set that was not what it had been |
+//! | `proconsul_membership_changes_total` | each set that is not what it was, its end and its coming back among them |
 //! | `proconsul_cache_entries`, `proconsul_cache_bytes` | what the cache holds |
 //! | `proconsul_snapshot_errors_total` | each snapshot that could not be read or written |
 //! | `proconsul_breaker_open` | endpoints that failed, and rest or are tried |
@@ -93,7 +93,7 @@ pub(crate) struct Counters {
     durations: [Histogram; 5],
     errors: [[AtomicU64; 8]; 2],
     fallbacks: [[AtomicU64; 5]; 5],
-    pub(crate) membership_changes: AtomicU64,
+    membership_changes: AtomicU64,
     /// Whether the servers had one when they were asked last.
     leader: AtomicU8,
     /// For the first time, and again.
@@ -144,6 +144,11 @@ impl Counters {
     pub(crate) fn found(&self, source: Source, freshness: Freshness) {
         let stale = usize::from(freshness == Freshness::Stale);
         add(&self.lookups[place(source)][stale][0]);
+    }
+
+    /// A set is not what it was, there is none any more, or there is one where there was none.
+    pub(crate) fn membership_changed(&self) {
+        add(&self.membership_changes);
     }
 
     /// A stale set was given so often without a look-up each time.
@@ -393,7 +398,7 @@ impl Metrics {
             (
                 "membership_changes_total",
                 "counter",
-                "Sets that were not what they had been.",
+                "Sets that were not what they had been, gone or there again.",
                 load(&counters.membership_changes),
             ),
             (

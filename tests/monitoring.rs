@@ -187,6 +187,37 @@ async fn a_service_that_is_down_slow_or_failing_is_told_and_so_is_the_end_of_it(
 }
 
 #[tokio::test]
+async fn the_end_of_a_service_and_its_coming_back_are_changes_of_its_members() {
+    let agent = Agent::start().await;
+    agent.register_instances("other", 1).await;
+    let builder = Resolver::builder().dns(&agent.dns().to_string());
+    let resolver = builder.http(&agent.http()).build().unwrap();
+    let changes = || {
+        let metrics = resolver.metrics().to_string();
+        let mut lines = metrics.lines();
+        let line = lines.find(|line| line.starts_with("proconsul_membership_changes_total"));
+        line.unwrap().rsplit(' ').next().unwrap().to_owned()
+    };
+    let there_is = async |wanted: bool| {
+        wait_for("the change", async || {
+            let found = resolver.lookup("web").max_age(Duration::ZERO).await;
+            (found.is_ok() == wanted).then_some(())
+        })
+        .await;
+    };
+    resolver.lookup("other").await.unwrap();
+    let web = json!({"Name": "web", "Port": 80, "Address": "10.0.0.1"});
+    for (there, changed) in [(true, "0"), (false, "1"), (true, "2")] {
+        match there {
+            true => agent.register_service(web.clone()).await,
+            false => agent.deregister_service("web").await,
+        }
+        there_is(there).await;
+        assert_eq!(changes(), changed);
+    }
+}
+
+#[tokio::test]
 async fn a_stub_whose_sources_are_gone_says_so_on_its_page_and_that_they_are_back() {
     let mut agent = Agent::start().await;
     let mut command = support::serve(&agent.dns().to_string(), &agent.http());

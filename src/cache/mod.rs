@@ -157,6 +157,16 @@ impl Entry {
     }
 }
 
+/// What was known of a name when a set of it was put.
+#[derive(Debug)]
+pub(crate) enum Was {
+    /// Nothing at all.
+    Unknown,
+    /// That there is no such name.
+    Nothing,
+    Set(Before),
+}
+
 /// What a set was put in the place of. Dropped, it tells who gives that on that it is not so
 /// any more.
 #[derive(Debug)]
@@ -282,8 +292,8 @@ impl Cache {
         }
     }
 
-    /// Keeps a set, from the time when it was found. Gives the set of before.
-    pub(crate) fn put(&mut self, held: Arc<Held>, since: Instant) -> Option<Before> {
+    /// Keeps a set, from the time when it was found. Gives what was known before.
+    pub(crate) fn put(&mut self, held: Arc<Held>, since: Instant) -> Was {
         let Limits { floor, cap, .. } = self.limits;
         let holds = if held.complete {
             held.ttl.max(floor).min(cap)
@@ -296,23 +306,13 @@ impl Cache {
     }
 
     /// Keeps a set that is followed: it holds until then.
-    pub(crate) fn put_until(
-        &mut self,
-        held: Arc<Held>,
-        since: Instant,
-        until: Instant,
-    ) -> Option<Before> {
+    pub(crate) fn put_until(&mut self, held: Arc<Held>, since: Instant, until: Instant) -> Was {
         self.put_set(held, since, until, until)
     }
 
-    fn put_set(
-        &mut self,
-        held: Arc<Held>,
-        since: Instant,
-        until: Instant,
-        renew: Instant,
-    ) -> Option<Before> {
+    fn put_set(&mut self, held: Arc<Held>, since: Instant, until: Instant, renew: Instant) -> Was {
         let before = self.set(&held.key);
+        let was_nothing = self.nothing.contains(&*held.key);
         let shrunk = before.as_ref().and_then(|(before, shrunk)| {
             let lost = before.found.len() > held.found.len();
             if lost { Some(since) } else { *shrunk }
@@ -333,7 +333,11 @@ impl Cache {
             }),
         };
         self.insert(Known::Set(held), entry);
-        before.map(|(held, _)| Before { held, fate })
+        match before {
+            Some((held, _)) => Was::Set(Before { held, fate }),
+            None if was_nothing => Was::Nothing,
+            None => Was::Unknown,
+        }
     }
 
     /// Keeps a set of an earlier run, as stale; what is known already wins.

@@ -161,9 +161,11 @@ fn a_set_that_lost_instances_is_remembered_to_have_shrunk() {
     let now = clock::now();
     let mut cache = Cache::new(limits());
     let window = Duration::from_secs(30);
-    assert!(cache.put(sized("1", 5, 3, true), now).is_none());
+    let was = cache.put(sized("1", 5, 3, true), now);
+    assert!(matches!(was, Was::Unknown));
     assert!(!cache.shrank_within("1", window, now));
-    assert!(cache.put(sized("1", 5, 2, true), now).is_some());
+    let was = cache.put(sized("1", 5, 2, true), now);
+    assert!(matches!(was, Was::Set(_)));
     cache.put(sized("1", 5, 2, true), now);
     assert!(cache.shrank_within("1", window, now));
     assert!(!cache.shrank_within("1", window, now + window));

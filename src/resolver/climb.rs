@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     air::Air,
-    cache::{Before, Look, stale::PATIENCE},
+    cache::{Look, Was, stale::PATIENCE},
     circuit::{Gate, Mode},
     clock,
     endpoint::{Answer, Attempt, Source, Transport},
@@ -287,18 +287,18 @@ impl Inner {
     }
 
     /// What else is to know of a set that was kept.
-    fn kept(self: &Arc<Self>, name: &ConsulName, held: &Arc<Held>, was: Option<Before>) {
+    fn kept(self: &Arc<Self>, name: &ConsulName, held: &Arc<Held>, was: Was) {
         // Without the cache's lock: there may be thousands of them.
         let same = match was {
-            Some(was) if records::same_members(&was.held.endpoints, &held.endpoints) => {
+            Was::Set(was) if records::same_members(&was.held.endpoints, &held.endpoints) => {
                 was.renewed();
                 true
             }
-            Some(_) => {
-                (self.counters.membership_changes).fetch_add(1, Ordering::Relaxed);
+            Was::Set(_) | Was::Nothing => {
+                self.counters.membership_changed();
                 false
             }
-            None => false,
+            Was::Unknown => false,
         };
         self.evidence().found(name.key());
         self.will_save(!same);

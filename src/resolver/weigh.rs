@@ -131,6 +131,9 @@ impl Inner {
         match belief {
             Belief::Gone | Belief::AskOthers(_) => {
                 self.cache().put_nothing(name.key(), said.nothing.ttl, now);
+                if said.known {
+                    self.counters.membership_changed();
+                }
                 Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
             }
             Belief::Held(reason) => {
