@@ -333,7 +333,7 @@ fn quiet_server() -> ScriptedHttp {
 async fn left_in(file: &File, keep: Duration) -> Result<Answer, Error> {
     let nowhere = format!("http://{}", closed_port());
     let builder = Resolver::builder().dns("none").http(&nowhere);
-    let resolver = builder.snapshot(&file.0).keep_stale(keep).build().unwrap();
+    let resolver = builder.snapshot(&file.0).keep_stale(keep).build()?;
     resolver.lookup("web").await
 }
 

@@ -291,8 +291,9 @@ impl Inner {
         // Without the cache's lock: there may be thousands of them.
         let same = match was {
             Was::Set(was) if records::same_members(&was.held.endpoints, &held.endpoints) => {
+                let again = was.held.source != Source::Snapshot;
                 was.renewed();
-                true
+                again
             }
             Was::Set(_) | Was::Nothing => {
                 self.counters.membership_changed();

@@ -3,7 +3,7 @@
 //!
 //! | after | when |
 //! | --- | --- |
-//! | a name that is new, or other members of one that is known | [`SOON`] |
+//! | a name that is new to this run, or other members of one that is known | [`SOON`] |
 //! | the same members, given or confirmed again: their age is another one | [`LATER`], or a quarter of the time that sets are kept |
 //! | either of them | at the end, by [`Resolver::save_snapshot`] |
 
