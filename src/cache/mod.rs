@@ -20,6 +20,7 @@
 
 pub(crate) mod fate;
 pub(crate) mod stale;
+mod was;
 
 use std::{
     borrow::Borrow,
@@ -33,6 +34,7 @@ use std::{
 use lru::LruCache;
 
 use self::fate::{Fate, Term};
+pub(crate) use self::was::{Before, Was};
 use crate::{
     endpoint::{Endpoint, Freshness, Source},
     found::{Found, Held, Instance},
@@ -154,41 +156,6 @@ impl Entry {
 
     fn fate(&mut self) -> Option<Fate> {
         self.rare.as_mut()?.fate.take()
-    }
-}
-
-/// What was known of a name when a set of it was put.
-#[derive(Debug)]
-pub(crate) enum Was {
-    /// Nothing at all.
-    Unknown,
-    /// That there is no such name.
-    Nothing,
-    Set(Before),
-}
-
-/// What a set was put in the place of. Dropped, it tells who gives that on that it is not so
-/// any more.
-#[derive(Debug)]
-pub(crate) struct Before {
-    pub(crate) held: Arc<Held>,
-    fate: Option<Fate>,
-}
-
-impl Before {
-    /// The new one has the same members.
-    pub(crate) fn renewed(mut self) {
-        if let Some(fate) = self.fate.take() {
-            fate.renew();
-        }
-    }
-}
-
-impl Drop for Before {
-    fn drop(&mut self) {
-        if let Some(fate) = &self.fate {
-            fate.end();
-        }
     }
 }
 
