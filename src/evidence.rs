@@ -198,7 +198,7 @@ impl Evidence {
             && self.met.insert(place.into())
     }
 
-    /// Nobody said anything certain of the canary of a place.
+    /// A source said nothing certain of the canary of a place.
     pub(crate) fn misses_canary(&mut self, place: &str) {
         self.met.remove(place);
     }

@@ -195,12 +195,13 @@ impl Inner {
             sleep(MEET).await;
             let Some(inner) = inner.upgrade() else { return };
             let place = name.locality().datacenter.as_deref().unwrap_or_default();
-            let mut is_met = false;
+            let mut are_met = true;
             // Each has rights of its own.
             for &rung in inner.sources.rungs() {
-                is_met |= rung != Rung::Static && inner.meets(rung, place, &name).await;
+                let unmet = rung != Rung::Static && inner.evidence().is_unmet(rung, place);
+                are_met &= !unmet || inner.meets(rung, place, &name).await;
             }
-            if !is_met {
+            if !are_met {
                 inner.evidence().misses_canary(place);
             }
         });

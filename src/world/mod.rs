@@ -472,9 +472,12 @@ impl World {
     }
 
     fn meet(&mut self, name: &str) {
-        let mut is_met = false;
+        let mut are_met = true;
         for rung in [Rung::Dns, Rung::Http] {
-            is_met |= match self.ask_canary(rung, LIMIT) {
+            if !self.conditions.contains_key(&rung) || !self.evidence.is_unmet(rung, "") {
+                continue;
+            }
+            are_met &= match self.ask_canary(rung, LIMIT) {
                 Canary::There => true,
                 Canary::Silent => false,
                 Canary::Gone => {
@@ -488,7 +491,7 @@ impl World {
                 }
             };
         }
-        if !is_met {
+        if !are_met {
             self.evidence.misses_canary("");
         }
     }
