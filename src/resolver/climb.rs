@@ -32,6 +32,7 @@ use crate::{
     name::{ConsulName, Domain, Subject},
     records,
     source::{Finding, Question},
+    task::Owned,
 };
 
 /// Names in Consul's zone that stand for others in it are followed this far, as
@@ -128,6 +129,9 @@ impl Inner {
         let mut took = Duration::ZERO;
         let landed = loop {
             match ladder.step(now) {
+                Step::Ask(Rung::Http, limit) => {
+                    air.ask(Rung::Http, self.look_up_apart(name, limit), now);
+                }
                 Step::Ask(rung, limit) => {
                     air.ask(rung, self.sources.look_up(rung, question, limit), now);
                 }
@@ -199,6 +203,31 @@ impl Inner {
         }
         debug!(name = %fqdn, elapsed = ?now.saturating_duration_since(start), ok = matches!(landed, Landed::Found(_)), "looked up");
         landed
+    }
+
+    /// Asks the HTTP API in a task of its own, which ends with whoever waits for it: what it
+    /// tells may be megabytes, and others run where this look-up does.
+    fn look_up_apart(
+        self: &Arc<Self>,
+        name: &ConsulName,
+        limit: Instant,
+    ) -> impl Future<Output = (Heard<Box<Finding>>, Vec<Attempt>)> + use<> {
+        let (inner, name) = (Arc::clone(self), name.clone());
+        let asked = tokio::spawn(async move {
+            let fqdn = name.fqdn(&inner.config.domain);
+            let question = Question {
+                name: &name,
+                fqdn: &fqdn,
+            };
+            inner.sources.look_up(Rung::Http, question, limit).await
+        });
+        let asking = Owned(asked.abort_handle());
+        async move {
+            let told = asked.await;
+            drop(asking);
+            // It panicked, or its runtime ends.
+            told.unwrap_or((Heard::Failed, Vec::new()))
+        }
     }
 
     /// The rungs that may be asked. Of the others one step each is told, and those

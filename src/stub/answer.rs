@@ -40,7 +40,7 @@ use crate::{
     name::{Domain, NotAName, Subject},
     records::{
         Asked,
-        wire::{self, EDNS_SUBNET},
+        wire::{self, EDNS_SUBNET, Shape},
         write::Sections,
     },
 };
@@ -93,28 +93,31 @@ pub(crate) struct Question {
     pub(crate) asked: Asked,
 }
 
-/// Reads a packet.
-pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Judged {
-    let Some(head) = packet.first_chunk::<HEADER>() else {
-        return Judged::Drop;
-    };
-    let Ok(header) = Header::read(&mut BinDecoder::new(head)) else {
-        return Judged::Drop;
-    };
+/// The first look at a packet, which asks for no memory. What is no question is refused with a
+/// header alone, or not answered at all.
+pub(crate) fn first_look(packet: &[u8]) -> Result<(Metadata, Shape), Option<[u8; HEADER]>> {
+    let head = packet.first_chunk::<HEADER>().ok_or(None)?;
+    let header = Header::read(&mut BinDecoder::new(head)).map_err(|_| None)?;
     let metadata = header.metadata;
     if metadata.message_type == MessageType::Response {
-        return Judged::Drop;
+        return Err(None);
     }
     if metadata.op_code != OpCode::Query {
-        return Judged::Reply(bare(&metadata, ResponseCode::NotImp));
+        return Err(Some(bare(&metadata, ResponseCode::NotImp)));
     }
-    if header.counts.queries != 1 {
-        return Judged::Reply(bare(&metadata, ResponseCode::FormErr));
-    }
-    let malformed = || Judged::Reply(bare(&metadata, ResponseCode::FormErr));
-    let Some(shape) = wire::shape(packet) else {
-        return malformed();
+    let shape = wire::shape(packet).filter(|_| header.counts.queries == 1);
+    let shape = shape.ok_or_else(|| Some(bare(&metadata, ResponseCode::FormErr)))?;
+    Ok((metadata, shape))
+}
+
+/// Reads a packet.
+pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Judged {
+    let (metadata, shape) = match first_look(packet) {
+        Ok(seen) => seen,
+        Err(None) => return Judged::Drop,
+        Err(Some(refusal)) => return Judged::Reply(refusal.to_vec()),
     };
+    let malformed = || Judged::Reply(bare(&metadata, ResponseCode::FormErr).to_vec());
     let Ok(message) = Message::read(&mut BinDecoder::new(packet)) else {
         return malformed();
     };
@@ -154,12 +157,12 @@ pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Jud
 }
 
 /// A header that says no.
-fn bare(to: &Metadata, code: ResponseCode) -> Vec<u8> {
+fn bare(to: &Metadata, code: ResponseCode) -> [u8; HEADER] {
     let mut metadata = Metadata::response_from_request(to);
     metadata.response_code = code;
     metadata.recursion_available = false;
     metadata.truncation = false;
-    encode::header(&metadata, [0; 4]).to_vec()
+    encode::header(&metadata, [0; 4])
 }
 
 impl Question {

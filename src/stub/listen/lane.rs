@@ -46,9 +46,9 @@ use crate::{
     clock,
     endpoint::Transport,
     stub::{
-        Server,
+        Server, answer,
         shortcut::{self, Fill, Given, Shortcuts},
-        tally::Tally,
+        tally::{Counted, Tally},
     },
 };
 
@@ -100,6 +100,7 @@ struct Work {
     full: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     tally: Arc<Tally>,
+    counted: Arc<Counted>,
 }
 
 /// Binds a socket for each core.
@@ -129,6 +130,7 @@ pub(super) fn spawn(
             full: Arc::clone(&full),
             stop: Arc::clone(stop),
             tally: server.counted.lane(),
+            counted: Arc::clone(&server.counted),
         };
         match start(work, number) {
             // Ends when the flag is set.
@@ -233,6 +235,7 @@ fn serve<S: Address>(work: &Work) {
         full,
         stop,
         tally,
+        counted,
     } = work;
     let mut shortcuts = Shortcuts::new(*bytes);
     let mut incoming = vec![0; BATCH * QUESTION];
@@ -267,25 +270,37 @@ fn serve<S: Address>(work: &Work) {
             let (packet, Some(client)) = (&packet[..*length], client) else {
                 continue;
             };
+            let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
             let plain = shortcut::read(packet, false);
             let given = match &plain {
-                Some(plain) => {
-                    let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
-                    shortcuts.answer(packet, plain, now, room)
-                }
-                None => Given::Miss {
-                    hits: Hits::default(),
+                Some(plain) => shortcuts.answer(packet, plain, now, room),
+                // What is no question keeps nobody waiting who asks one.
+                None => match answer::first_look(packet) {
+                    Ok(_) => Given::Miss {
+                        hits: Hits::default(),
+                    },
+                    Err(None) => {
+                        counted.dropped();
+                        continue;
+                    }
+                    Err(Some(refusal)) => {
+                        counted.answered(&refusal, Transport::Udp, Duration::ZERO);
+                        room[..refusal.len()].copy_from_slice(&refusal);
+                        lengths[replies] = refusal.len();
+                        to[replies] = Some(*client);
+                        replies += 1;
+                        continue;
+                    }
                 },
             };
             match given {
                 Given::Reply(length) => {
-                    tally.gave(outgoing[replies * REPLY + 3]);
+                    tally.gave(room[3]);
                     lengths[replies] = length;
                     to[replies] = Some(*client);
                     replies += 1;
                 }
                 Given::Miss { hits } => {
-                    let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
                     let mut late =
                         |room: &mut [u8]| shortcuts.answer_late(packet, plain.as_ref()?, now, room);
                     // Too many wait already: what was known is given, or told so at once.
