@@ -256,9 +256,10 @@ impl ResolverBuilder {
     }
 
     /// The address of a service that is given when nobody knows better: `host:port`
-    /// or a URL, which says its port unless it is of `http` or `https`. The last source of all; after the static catalog. From the
-    /// environment it is `PROCONSUL_DEFAULT_<NAME>`, the name in upper case with `-`
-    /// and `.` as `_`. Default: none.
+    /// or a URL, which says its port unless it is of `http` or `https`. The last source of
+    /// all, after the static catalog. From the environment it is
+    /// `PROCONSUL_DEFAULT_<NAME>`, the name in upper case with `-` and `.` as `_`.
+    /// Default: none.
     pub fn default_address(mut self, service: &str, address: &str) -> Self {
         self.problems.remove("default_address");
         if let Err(why) = self.config.defaults.set(service, address) {

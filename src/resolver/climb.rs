@@ -133,7 +133,8 @@ impl Inner {
                     air.ask(Rung::Http, self.look_up_apart(name, limit), now);
                 }
                 Step::Ask(rung, limit) => {
-                    air.ask(rung, self.sources.look_up(rung, question, limit), now);
+                    let asking = self.sources.ask(rung, question, Mode::Ask, limit);
+                    air.ask(rung, asking, now);
                 }
                 Step::Wait(until) => {
                     let first = air.hear(until).await;
@@ -219,7 +220,7 @@ impl Inner {
                 name: &name,
                 fqdn: &fqdn,
             };
-            inner.sources.look_up(Rung::Http, question, limit).await
+            inner.sources.look_up_over_http(question, limit).await
         });
         let asking = Owned(asked.abort_handle());
         async move {

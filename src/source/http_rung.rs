@@ -39,8 +39,9 @@ const PATIENCE: Duration = Duration::from_millis(150);
 /// leader tells each about once a second.
 const LAST_CONTACT: Duration = Duration::from_secs(5);
 
-/// Connections to the HTTP API that look-ups have at once, each one or two at most. Those above wait for their turn: a flood of names is not to use up what Consul allows
-/// a client, which names that are followed need too.
+/// Connections to the HTTP API that look-ups have at once, each one or two at most. Those above
+/// wait for their turn: a flood of names is not to use up what Consul allows a client, which
+/// names that are followed need too.
 const LOOKUPS: usize = 64;
 
 /// The same where names that are followed may use up all connections.
@@ -52,7 +53,8 @@ pub(super) fn seats(watches: usize) -> Semaphore {
 }
 
 impl Sources {
-    pub(super) async fn look_up_over_http(
+    /// Asks for a look-up, of which there may be thousands: in its turn, at most until `limit`.
+    pub(crate) async fn look_up_over_http(
         &self,
         question: Question<'_>,
         limit: Instant,

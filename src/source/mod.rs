@@ -222,21 +222,6 @@ impl Sources {
         }
     }
 
-    /// Asks one rung for a look-up, of which there may be thousands, at most until `limit`;
-    /// gives each step that was made.
-    pub(crate) async fn look_up(
-        &self,
-        rung: Rung,
-        question: Question<'_>,
-        limit: Instant,
-    ) -> (Heard<Box<Finding>>, Vec<Attempt>) {
-        match rung {
-            // Large, and seldom: a question to DNS is not to carry their room with it.
-            Rung::Http => Box::pin(self.look_up_over_http(question, limit)).await,
-            _ => self.ask(rung, question, Mode::Ask, limit).await,
-        }
-    }
-
     /// Asks one rung, at most until `limit`; gives each step that was made.
     pub(crate) async fn ask(
         &self,

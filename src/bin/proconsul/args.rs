@@ -287,9 +287,9 @@ the first is this machine's agent, and only that is told.
 At SIGTERM, SIGINT and SIGQUIT it is deregistered first; after --drain the signal is passed
 on to COMMAND, which an agent that hangs holds up by 2 s at most. On a terminal, whose keys
 interrupt COMMAND too, SIGINT and SIGQUIT are passed on where it still runs 5 s later. SIGHUP,
-SIGUSR1 and SIGUSR2 are passed on at once. Without another check COMMAND has a heartbeat: 15 s after both are gone
-it is critical. Exit status: COMMAND's own (128 and the signal that ended it), 127 where there
-is none of that name; without COMMAND 0.
+SIGUSR1 and SIGUSR2 are passed on at once. Without another check COMMAND has a heartbeat: 15 s
+after both are gone it is critical. Exit status: COMMAND's own (128 and the signal that ended
+it), 127 where there is none of that name; without COMMAND 0.
 
 Environment, each where its flag is not given: SERVICE_NAME, SERVICE_PORT, SERVICE_ADDRESS or
 SERVICE_HOST, SERVICE_TAGS (separated by commas), SERVICE_TYPE (kept as the metadata type).";
