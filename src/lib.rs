@@ -210,6 +210,7 @@ mod ladder;
 mod metrics;
 mod name;
 mod pool;
+mod process;
 mod protection;
 mod record;
 mod records;

@@ -353,7 +353,7 @@ async fn ended(child: &mut Child) -> Option<i32> {
 }
 
 /// What the agent knows of an instance, as soon as it knows it.
-async fn registered(agent: &Agent, id: &str) -> Value {
+async fn seen(agent: &Agent, id: &str) -> Value {
     wait_for("its registration", async || {
         let all = agent.get("/v1/agent/services").await;
         all.get(id).cloned()
@@ -372,7 +372,7 @@ async fn a_wrapped_program_is_registered_while_it_runs() {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    let there = registered(&agent, "job-7").await;
+    let there = seen(&agent, "job-7").await;
     assert_eq!(
         (&there["Tags"], &there["Meta"]),
         (&json!(["v1", "v2"]), &json!({ "zone": "a" }))
@@ -401,7 +401,7 @@ async fn each_tag_flag_is_one_tag_and_those_of_the_environment_are_not_added() {
     .args(["--", "sleep", "60"])
     .spawn()
     .unwrap();
-    let there = registered(&agent, "job-7").await;
+    let there = seen(&agent, "job-7").await;
     assert_eq!(there["Tags"], json!([rule, "v2"]));
     signal(child.id(), "TERM");
     assert_eq!(ended(&mut child).await, Some(143));

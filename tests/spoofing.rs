@@ -23,7 +23,7 @@ use hickory_proto::{op::ResponseCode, rr::RecordType};
 use proconsul::{Resolver, Transport};
 use script::{Server, srv};
 use socket2::{Domain, Protocol, Socket, Type};
-use support::{Over, ask_tcp, ask_udp, exchange, wait_for};
+use support::{Agent, Over, Serving, ask, ask_tcp, ask_udp, exchange, serve_at, wait_for};
 use tokio::{net::UdpSocket, time::Instant};
 use upstream::{
     OWNER, Upstream, a, addresses, crowd, question, record, reply, rr, stub, stub_of, with_opt,
@@ -475,4 +475,38 @@ async fn what_nobody_asked_for_is_kept_for_nobody() {
         (web.metadata.response_code, web.answers.len()),
         (ResponseCode::NoError, 2)
     );
+}
+
+#[tokio::test]
+async fn strangers_get_short_replies_over_udp_and_whole_ones_over_tcp() {
+    let agent = Agent::start().await;
+    agent.register_instances("web", 10).await;
+    for every in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
+        let (dns, http) = (agent.dns().to_string(), agent.http());
+        let mut command = serve_at((every, 0).into(), &dns, &http);
+        command
+            .args(["--upstream", "none", "--admin", "none"])
+            // The tests' own address is none of these.
+            .args(["--trust", "192.0.2.0/24"]);
+        let serving = Serving::start(command);
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, serving.dns.port()));
+        let name = "web.service.consul.";
+        // What is found, and what is given again.
+        for over in [Over::Udp, Over::Edns(4_096), Over::Udp, Over::Edns(4_096)] {
+            let (reply, length) = ask(server, name, RecordType::SRV, over).await.unwrap();
+            let cut = reply.metadata.truncation && reply.answers.is_empty();
+            assert!(cut, "{every} {reply:?}");
+            let spoken = matches!(over, Over::Edns(_));
+            assert_eq!(reply.edns.is_some(), spoken);
+            // The question came back, and nothing else.
+            assert_eq!(length, if spoken { 47 } else { 36 });
+        }
+        let whole = ask_tcp(server, name, RecordType::SRV).await.unwrap();
+        assert_eq!(whole.answers.len(), 10);
+        let short = ask_udp(server, "none.service.consul.", RecordType::A).await;
+        assert_eq!(
+            short.unwrap().metadata.response_code,
+            ResponseCode::NXDomain
+        );
+    }
 }

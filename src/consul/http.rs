@@ -4,7 +4,8 @@
 //!
 //! The only file that names reqwest. It is held short: no proxy of the
 //! environment, no redirect (the token would go along), no body above
-//! [`BODY_LIMIT`] after it is unpacked, no global TLS provider.
+//! [`BODY_LIMIT`] after it is unpacked, no headers above [`HEAD_LIMIT`], no global TLS
+//! provider.
 //!
 //! Nothing is read or connected before the first request. Token and certificates
 //! are read again when their files change; while they cannot be read, what was
@@ -36,6 +37,8 @@ use crate::{
         tls::{self, TlsSettings},
         token::Token,
     },
+    error::Error,
+    process::Home,
     stamp::Stamp,
 };
 
@@ -43,6 +46,9 @@ pub(crate) use self::trouble::Trouble;
 
 /// The largest body taken, unpacked: far above the 5 MB of 5,000 instances.
 pub(crate) const BODY_LIMIT: usize = 64 << 20;
+
+/// The most that the names and values of a reply's headers may be: Consul's are below 1 kB.
+const HEAD_LIMIT: usize = 16 << 10;
 
 /// A body of which nothing comes for so long has stopped.
 const STALL: Duration = Duration::from_secs(2);
@@ -66,6 +72,7 @@ pub(crate) struct AgentSettings {
 
 /// The HTTP API of one agent, or of several that stand for each other.
 pub(crate) struct Agent {
+    home: Home,
     lines: Box<[Arc<Line>]>,
     token: Option<Token>,
     token_file: Option<Arc<TokenFile>>,
@@ -109,6 +116,7 @@ impl Agent {
         let lines = settings.addresses.into_iter();
         let lines = lines.map(|address| Line::new(address, server_name).map(Arc::new));
         Ok(Self {
+            home: Home::here(),
             lines: lines.collect::<Result<_, _>>()?,
             token: settings.token,
             token_file: settings
@@ -170,6 +178,8 @@ impl Agent {
         verb: Verb,
         path: &str,
     ) -> Result<Reply, Trouble> {
+        let forked = |error: Error| Trouble::Config(error.to_string().into());
+        self.home.check().map_err(forked)?;
         let line = self.lines.iter().find(|line| line.address == *address);
         let line = line.ok_or_else(|| Trouble::Config("not an address of this agent".into()))?;
         let url = line.url(path)?;
@@ -412,6 +422,13 @@ impl reqwest::dns::Resolve for Pinned {
 
 async fn heard(mut response: reqwest::Response, token: Option<&Token>) -> Result<Reply, Trouble> {
     let status = response.status();
+    let headers = response.headers().iter();
+    let head: usize = headers
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    if head > HEAD_LIMIT {
+        return Err(Trouble::TooLarge);
+    }
     if status.is_success() || status == StatusCode::NOT_FOUND {
         // A HeaderMap compares names without case.
         let header = |name: &str| response.headers().get(name)?.to_str().ok();

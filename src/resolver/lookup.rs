@@ -170,6 +170,12 @@ impl Inner {
         by: Option<Instant>,
         landed: impl FnOnce() -> Option<Landed>,
     ) -> Result<Landed, Lost> {
+        // Who runs it with itself is a task of ours, which no child of a fork has.
+        if runs == Runs::Apart
+            && let Err(error) = self.home.check()
+        {
+            return Ok(Landed::Kept(error));
+        }
         let start = || {
             let (inner, name) = (Arc::clone(self), name.clone());
             async move {

@@ -45,6 +45,7 @@ use crate::{
     ladder::Rung,
     metrics::{Counters, Gauges, Metrics},
     name::{ConsulName, Domain, Locality},
+    process::Home,
     protection::Reason,
     record::Records,
     records::{self, Asked, write::Origin},
@@ -65,13 +66,15 @@ const API: Duration = Duration::from_secs(5);
 /// within their time limit.
 ///
 /// Not for the child of a process that forks without starting another program (fork(2)
-/// without execve(2)): it has none of the runtime's threads and shares the sockets. Fork
+/// without execve(2)): it has none of the runtime's threads and shares the sockets. What is
+/// known is given there, and whatever would have to be asked is [`ErrorKind::Invalid`]. Fork
 /// first, and build the resolver and its runtime in the child.
 #[derive(Clone, Debug)]
 pub struct Resolver(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    home: Home,
     config: Config,
     origin: Origin,
     /// Shared with the queries that follow names, which do not hold the rest.
@@ -156,6 +159,7 @@ impl Resolver {
         };
         let counters = before.map_or_else(Arc::default, |before| Arc::clone(&before.counters));
         Ok(Self(Arc::new(Inner {
+            home: Home::here(),
             origin: Origin::of(&config.domain),
             config,
             sources,
@@ -499,7 +503,8 @@ impl Inner {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        if self.cache().renews(name.key(), now, now + climb::REST) {
+        let renews = self.cache().renews(name.key(), now, now + climb::REST);
+        if renews && self.home.check().is_ok() {
             let (inner, name) = (Arc::clone(self), name.clone());
             // Ends within the time limit of a look-up.
             runtime.spawn(async move { inner.fly(&name, Runs::Here, None, || None).await });

@@ -31,7 +31,7 @@ use self::{
     datagrams::{Datagrams, Peer},
     share::Shares,
 };
-use super::{Server, shortcut};
+use super::{Server, networks::Networks, shortcut};
 use crate::{clock, endpoint::Transport};
 
 /// Questions over UDP that are worked on at once, per socket.
@@ -176,6 +176,7 @@ impl Drop for Stop {
 pub(super) async fn run(
     sockets: Vec<Sockets>,
     server: &Arc<Server>,
+    trusted: &Arc<Networks>,
     stop: impl Future<Output = ()>,
 ) {
     let (stopping, stopped) = watch::channel(());
@@ -185,14 +186,20 @@ pub(super) async fn run(
         match udp {
             None => {}
             Some(Udp::One(udp)) => {
+                let socket = Replies {
+                    socket: udp,
+                    trusted: Arc::clone(trusted),
+                };
                 loops.spawn(datagrams(
-                    Arc::new(udp),
+                    Arc::new(socket),
                     Arc::clone(server),
                     stopped.clone(),
                 ));
             }
             #[cfg(target_os = "linux")]
-            Some(Udp::Lanes(lanes)) => lane::spawn(lanes, server, &threads.0, &mut loops),
+            Some(Udp::Lanes(lanes)) => {
+                lane::spawn(lanes, server, trusted, &threads.0, &mut loops);
+            }
         }
         if let Some(tcp) = tcp {
             loops.spawn(connections(tcp, Arc::clone(server), stopped.clone()));
@@ -213,14 +220,29 @@ async fn told(stopped: &mut watch::Receiver<()>) {
     while stopped.changed().await.is_ok() {}
 }
 
-async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
+/// A socket, and who may have long replies from it.
+struct Replies {
+    socket: Datagrams,
+    trusted: Arc<Networks>,
+}
+
+impl Replies {
+    async fn send(&self, question: &[u8], reply: &[u8], peer: Peer) {
+        let reply = self.trusted.cut(question, reply, peer.client);
+        if let Err(error) = self.socket.send(&reply, peer).await {
+            debug!(client = %peer.client, %error, "reply not sent");
+        }
+    }
+}
+
+async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
     let mut buffer = vec![0; usize::from(u16::MAX)];
     let (mut asked, mut shares) = (JoinSet::new(), Shares::default());
     loop {
         tokio::select! {
             () = told(&mut stopped) => break,
             Some(client) = asked.join_next(), if !asked.is_empty() => shares.give_back(client.ok()),
-            received = socket.receive(&mut buffer) => match received {
+            received = socket.socket.receive(&mut buffer) => match received {
                 Ok((length, peer)) => {
                     let packet = &buffer[..length];
                     let plain = shortcut::read(packet, false);
@@ -229,7 +251,7 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
                         && server.remembered(packet, &plain, Transport::Udp, &mut reply)
                     {
                         // Behind the length, which a datagram needs not.
-                        send(&socket, &reply[2..], peer).await;
+                        socket.send(packet, &reply[2..], peer).await;
                         continue;
                     }
                     // Who is turned away is told so, and keeps nobody waiting.
@@ -237,7 +259,7 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
                         || !shares.take(peer.client, asked.len() >= CROWDED)
                     {
                         if let Some(reply) = server.late(packet, plain.as_ref()) {
-                            send(&socket, &reply, peer).await;
+                            socket.send(packet, &reply, peer).await;
                         }
                         continue;
                     }
@@ -245,7 +267,7 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
                     let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
                     asked.spawn(async move {
                         if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
-                            send(&socket, &reply.bytes, peer).await;
+                            socket.send(&packet, &reply.bytes, peer).await;
                             if let Some(fill) = reply.fill {
                                 server.keep(fill);
                             }
@@ -263,12 +285,6 @@ async fn datagrams(socket: Arc<Datagrams>, server: Arc<Server>, mut stopped: wat
         }
     }
     while asked.join_next().await.is_some() {}
-}
-
-async fn send(socket: &Datagrams, reply: &[u8], peer: Peer) {
-    if let Err(error) = socket.send(reply, peer).await {
-        debug!(client = %peer.client, %error, "reply not sent");
-    }
 }
 
 fn most_connections() -> usize {

@@ -7,13 +7,14 @@ mod forward;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod listen;
+mod networks;
 pub(crate) mod shortcut;
 mod tally;
 pub(crate) mod upstreams;
 
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::forward::answers as answers_forwarded;
-pub use self::{tally::Traffic, upstreams::Upstreams};
+pub use self::{networks::Networks, tally::Traffic, upstreams::Upstreams};
 
 use std::{
     io,
@@ -49,6 +50,7 @@ use crate::{
 pub struct Stub {
     sockets: Vec<Sockets>,
     server: Arc<Server>,
+    trusted: Networks,
 }
 
 /// Every question is answered within 900 ms, before clients ask again after a second.
@@ -143,7 +145,12 @@ impl Stub {
     fn over(resolver: Resolver, sockets: Vec<Sockets>) -> Self {
         let addresses = sockets.iter().map(Sockets::address).collect();
         let server = Arc::new(Server::new(resolver, addresses));
-        Self { sockets, server }
+        let trusted = Networks::default();
+        Self {
+            sockets,
+            server,
+            trusted,
+        }
     }
 
     /// Where it answers.
@@ -158,6 +165,15 @@ impl Stub {
         let resolver = self.server.current().resolver.clone();
         self.server.replace(resolver, upstreams);
         self
+    }
+
+    /// Only clients of these networks get replies by UDP as long as they can take. Others get at
+    /// most three times what they sent and 1,232 bytes, and come over TCP for more: for who
+    /// writes another's address on a question, the stub is no better than any other way to flood
+    /// it (RFC 5358). Default: this machine, private and link-local networks.
+    #[must_use]
+    pub fn trusting(self, trusted: Networks) -> Self {
+        Self { trusted, ..self }
     }
 
     /// Changes what it answers from, now and later: the handle outlives
@@ -178,7 +194,8 @@ impl Stub {
     ///
     /// Dropping the future closes the sockets, those for UDP within 100 ms.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        listen::run(self.sockets, &self.server, stop).await;
+        let trusted = Arc::new(self.trusted);
+        listen::run(self.sockets, &self.server, &trusted, stop).await;
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use proconsul::{Error, Resolver, ResolverBuilder, Strategy};
 
-use crate::config::{self, File};
+use crate::{
+    config::{self, File},
+    help,
+};
 
 /// Find every healthy instance of a service registered in HashiCorp Consul.
 #[derive(Debug, Parser)]
@@ -40,42 +43,42 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Look a name up once: its endpoints, or with TYPE its DNS records.
-    #[command(after_help = LOOKUP_HELP)]
+    #[command(after_help = help::LOOKUP)]
     Lookup(Lookup),
     /// Print one endpoint as host:port, as a client would be given it.
-    #[command(after_help = PICK_HELP)]
+    #[command(after_help = help::PICK)]
     Pick(Pick),
     /// Tell every step of a look-up: who was asked, how, what came, and why it went on.
-    #[command(after_help = EXPLAIN_HELP)]
+    #[command(after_help = help::EXPLAIN)]
     Explain(Explain),
     /// Print each change of the instances of services, until interrupted.
-    #[command(after_help = WATCH_HELP)]
+    #[command(after_help = help::WATCH)]
     Watch(Watch),
     /// Answer DNS clients for Consul's domain, on UDP and TCP.
-    #[command(after_help = SERVE_HELP)]
+    #[command(after_help = help::SERVE)]
     Serve(Serve),
     /// List what is registered: names and tags, or the instances of one service with their
     /// checks.
-    #[command(after_help = SERVICES_HELP)]
+    #[command(after_help = help::SERVICES)]
     Services(Services),
     /// Settings in Consul's key-value store.
     #[command(subcommand)]
     Kv(KvCommand),
     /// Register a service at this machine's agent, keep it registered, run COMMAND meanwhile.
-    #[command(after_help = REGISTER_HELP)]
+    #[command(after_help = help::REGISTER)]
     Register(Register),
     /// Check the whole path, from configuration to resolv.conf: what is wrong, and what
     /// mends it.
-    #[command(after_help = DOCTOR_HELP)]
+    #[command(after_help = help::DOCTOR)]
     Doctor(Doctor),
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print what makes a shell complete our commands and flags.
-    #[command(after_help = COMPLETIONS_HELP)]
+    #[command(after_help = help::COMPLETIONS)]
     Completions(Completions),
     /// Print the manual page, of the program or of one command.
-    #[command(after_help = MAN_HELP)]
+    #[command(after_help = help::MAN)]
     Man(Man),
 }
 
@@ -90,29 +93,22 @@ pub(crate) struct Services {
     pub(crate) sources: Sources,
 }
 
-const SERVICES_HELP: &str = "Examples:
-  proconsul services
-  proconsul services -o short | xargs -n 1 proconsul lookup
-  proconsul services web                     its instances, and why some are not healthy
-
-The HTTP API is asked; with ACLs in force the token sees what it may see.";
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum KvCommand {
     /// Print the value of a key.
-    #[command(after_help = KV_HELP)]
+    #[command(after_help = help::KV)]
     Get(KvKey),
     /// Write a value.
-    #[command(after_help = KV_HELP)]
+    #[command(after_help = help::KV)]
     Put(KvPut),
     /// Print the value each time it changes, until interrupted.
-    #[command(after_help = KV_HELP)]
+    #[command(after_help = help::KV)]
     Watch(KvKey),
     /// Print the keys that begin so.
-    #[command(after_help = KV_HELP)]
+    #[command(after_help = help::KV)]
     List(KvKey),
     /// Delete a key.
-    #[command(after_help = KV_HELP)]
+    #[command(after_help = help::KV)]
     Delete(KvKey),
 }
 
@@ -135,25 +131,11 @@ pub(crate) struct KvPut {
     pub(crate) sources: Sources,
 }
 
-const KV_HELP: &str = "Examples:
-  proconsul kv put web/limits '{\"calls\": 100}'
-  proconsul kv get web/limits
-  proconsul kv watch web/limits --json
-  proconsul kv put web/certificate - < certificate.pem
-
-The value is printed as it is, and a line end after it; with --json it is an object with key,
-value (base64 where it is no text), index and flags. Exit status: 3 where there is no such
-key, 4 where the token may not.";
-
 #[derive(Debug, Args)]
 pub(crate) struct Completions {
     /// bash, zsh, fish, elvish or powershell
     pub(crate) shell: clap_complete::Shell,
 }
-
-const COMPLETIONS_HELP: &str = "Examples:
-  proconsul completions bash > /etc/bash_completion.d/proconsul
-  proconsul completions zsh > ~/.zfunc/_proconsul";
 
 #[derive(Debug, Args)]
 pub(crate) struct Man {
@@ -164,14 +146,10 @@ pub(crate) struct Man {
     pub(crate) dir: Option<PathBuf>,
 }
 
-const MAN_HELP: &str = "Examples:
-  proconsul man serve | man -l -
-  proconsul man --dir /usr/local/share/man/man1";
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Read configuration and all files it names, and tell what is wrong with them.
-    #[command(after_help = CHECK_HELP)]
+    #[command(after_help = help::CHECK)]
     Check(Check),
 }
 
@@ -186,113 +164,11 @@ pub(crate) struct Doctor {
     pub(crate) sources: Sources,
 }
 
-const DOCTOR_HELP: &str = "Examples:
-  proconsul doctor
-  proconsul doctor web --json
-
-One line a check: ok, warn or FAIL, what was seen, and what mends it. It asks Consul for
-its own service, this machine's stub for an address, and reads resolv.conf; it asks
-nobody else. Exit status: 0 without a FAIL, else 1.";
-
 #[derive(Debug, Args)]
 pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) sources: Sources,
 }
-
-const CHECK_HELP: &str = "Examples:
-  proconsul config check --config /etc/proconsul.toml
-
-A file:
-  [sources]
-  dns = [\"127.0.0.1:8600\"]
-  http = [\"http://127.0.0.1:8500\"]
-  snapshot = \"/var/lib/proconsul/snapshot\"
-  timeout = \"1s\"
-
-  [cache]
-  bytes = 16777216
-  ttl-floor = \"1s\"
-  keep-stale = \"1d\"
-
-  [serve]
-  listen = [\"127.0.0.1:8653\"]
-  admin = \"127.0.0.1:8654\"
-  upstream = [\"system\", \"corp.example=10.0.0.53\"]
-
-  [default]
-  web = \"10.0.0.1:8080\"
-
-Keys have the names of the flags. All that serve would refuse before it binds a port is
-refused. Exit status: 0 fine, 2 not.";
-
-const LOOKUP_HELP: &str = "Names:
-  web                   the service web
-  v2.web                its instances tagged v2
-  web@dc2               in the datacenter dc2
-  _web._tcp             the same after RFC 2782
-  near.query.consul     a prepared query
-  host1.node.consul     a node
-  10.0.0.1              the names of an address
-
-Examples:
-  proconsul lookup web
-  proconsul lookup web --tag v2 -o short
-  proconsul lookup web SRV
-  proconsul lookup web --source http --json
-  proconsul lookup web --snapshot /var/tmp/web.snapshot   also when Consul is down";
-
-const PICK_HELP: &str = "Examples:
-  curl http://$(proconsul pick web)/
-  proconsul pick web -n 3 --strategy round-robin";
-
-const EXPLAIN_HELP: &str = "Examples:
-  proconsul explain web
-  proconsul explain web --http none --json";
-
-const WATCH_HELP: &str =
-    "A line for each instance: + came, - went, ~ has another weight, health or tag. The
-first lines are what is there. With --json one object a line, with added, removed,
-updated, and endpoints for all that are there now.
-
-Examples:
-  proconsul watch web api
-  proconsul watch web --json | jq -r '.endpoints[] | \"\\(.address):\\(.port)\"'
-
-Changes come by blocking queries of the HTTP API, within milliseconds; where that
-cannot be asked the other sources are asked once a second. SIGINT and SIGTERM end it
-with status 0.";
-
-const SERVE_HELP: &str = "Examples:
-  proconsul serve
-  proconsul serve --listen 127.0.0.1:5353 --listen '[::1]:5353'
-  proconsul serve --upstream 10.0.0.53 --upstream corp.example=10.1.0.53
-  proconsul serve --upstream none
-  dig @127.0.0.1 -p 8653 web.service.consul SRV
-
-It answers for Consul's domain. Other names go to the upstreams, in the order given, and
-those of Consul's domain never do. SIGHUP reads the configuration again and keeps what
-is known; SIGTERM and SIGINT end it with status 0. Under systemd it says when it is
-ready and takes sockets that are handed over.";
-
-const REGISTER_HELP: &str = "Examples:
-  proconsul register web --port 8080 --check-http http://127.0.0.1:8080/health
-  proconsul register web --port 8080 --tag v2 --meta zone=a -- ./web --listen :8080
-  SERVICE_NAME=web SERVICE_PORT=8080 proconsul register -- ./web
-
-It stays registered until COMMAND ends, or a signal comes: an agent that is not there yet is
-waited for, one that forgets is told again within 2 s. Of several addresses of the HTTP API
-the first is this machine's agent, and only that is told.
-
-At SIGTERM, SIGINT and SIGQUIT it is deregistered first; after --drain the signal is passed
-on to COMMAND, which an agent that hangs holds up by 2 s at most. On a terminal, whose keys
-interrupt COMMAND too, SIGINT and SIGQUIT are passed on where it still runs 5 s later. SIGHUP,
-SIGUSR1 and SIGUSR2 are passed on at once. Without another check COMMAND has a heartbeat: 15 s
-after both are gone it is critical. Exit status: COMMAND's own (128 and the signal that ended
-it), 127 where there is none of that name; without COMMAND 0.
-
-Environment, each where its flag is not given: SERVICE_NAME, SERVICE_PORT, SERVICE_ADDRESS or
-SERVICE_HOST, SERVICE_TAGS (separated by commas), SERVICE_TYPE (kept as the metadata type).";
 
 #[derive(Debug, Args)]
 pub(crate) struct Register {
@@ -426,6 +302,11 @@ pub(crate) struct Serve {
     /// domains with upstreams of their own
     #[arg(long)]
     stop_rebind: bool,
+    /// A network as 10.0.0.0/8 whose clients get replies by UDP as long as they can take: others
+    /// get three times what they sent, and come over TCP for more; may be given several times
+    /// [default: this machine, private and link-local networks]
+    #[arg(long, value_name = "NETWORK")]
+    trust: Vec<String>,
     /// Become this user, with its groups, once all ports are bound; files are read as that
     /// user from then on
     #[arg(long, value_name = "NAME")]
@@ -598,6 +479,10 @@ impl Serve {
             admin: self.admin.or(file.admin).unwrap_or(ADMIN).0,
             upstream: first(&self.upstream, file.upstream),
             stop_rebind: self.stop_rebind || file.stop_rebind,
+            trust: match &self.trust[..] {
+                [] => file.trust,
+                flags => flags.to_vec(),
+            },
             user: self.user.clone().or(file.user),
         })
     }
@@ -610,6 +495,8 @@ pub(crate) struct ServeSettings {
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) upstream: Vec<String>,
     pub(crate) stop_rebind: bool,
+    /// Nothing: the default.
+    pub(crate) trust: Vec<String>,
     pub(crate) user: Option<String>,
 }
 

@@ -89,6 +89,7 @@ pub(crate) struct Serve {
     pub(crate) admin: Option<AdminAddress>,
     pub(crate) upstream: Vec<String>,
     pub(crate) stop_rebind: bool,
+    pub(crate) trust: Vec<String>,
     pub(crate) user: Option<String>,
 }
 
@@ -272,6 +273,7 @@ mod tests {
              domain = 'corp.example'\nmust-be-found = true\n\
              [cache]\nbytes = 1000000\nttl-floor = '2s'\nprotection = 'off'\nwatches = 8\n\
              [serve]\nlisten = ['127.0.0.1:53']\nadmin = 'none'\nupstream = ['system']\n\
+             trust = ['10.0.0.0/8']\n\
              [default]\nweb = '10.0.0.1:80'\n",
         )
         .unwrap();
@@ -339,6 +341,7 @@ mod tests {
             "admin",
             "upstream",
             "stop-rebind",
+            "trust",
             "user",
             "web",
             "odd",

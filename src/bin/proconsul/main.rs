@@ -7,6 +7,7 @@ mod config;
 mod doctor;
 mod explain;
 mod generate;
+mod help;
 mod kv;
 mod lookup;
 mod output;
@@ -23,8 +24,13 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use mimalloc::MiMalloc;
 
 use crate::args::{Cli, Command, ConfigCommand, KvCommand};
+
+/// A name that nobody knows costs the stub a seventh less than with the system's.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

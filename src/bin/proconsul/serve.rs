@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use proconsul::{
     Error, Resolver,
-    stub::{Control, Stub, Upstreams},
+    stub::{Control, Networks, Stub, Upstreams},
 };
 use tokio::{
     net::TcpListener,
@@ -108,17 +108,22 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     }
 }
 
-/// Who is asked for other names; an error for each setting that can be refused before anything
+/// Who is asked for other names, and who may have long replies; an error for each setting that can be refused before anything
 /// is bound.
-pub(crate) fn checked(settings: &ServeSettings) -> Result<Upstreams, Error> {
+pub(crate) fn checked(settings: &ServeSettings) -> Result<(Upstreams, Networks), Error> {
     if let Some(user) = &settings.user {
         privileges::user(user).map_err(Error::invalid_setting)?;
     }
-    Ok(Upstreams::parse(&settings.upstream)?.stop_rebind(settings.stop_rebind))
+    let upstreams = Upstreams::parse(&settings.upstream)?.stop_rebind(settings.stop_rebind);
+    let trusted = match &settings.trust[..] {
+        [] => Networks::default(),
+        given => Networks::parse(given)?,
+    };
+    Ok((upstreams, trusted))
 }
 
 async fn bind(command: &Serve, settings: &ServeSettings) -> Result<Stub, Error> {
-    let upstreams = checked(settings)?;
+    let (upstreams, trusted) = checked(settings)?;
     let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     let sockets = Sockets::handed_over();
@@ -127,7 +132,7 @@ async fn bind(command: &Serve, settings: &ServeSettings) -> Result<Stub, Error> 
     } else {
         Stub::with_sockets(resolver, sockets.udp, sockets.tcp)?
     };
-    Ok(stub.forwarding(upstreams))
+    Ok(stub.forwarding(upstreams).trusting(trusted))
 }
 
 /// Reads the configuration again. What is known and the sockets stay; where anything is
@@ -138,7 +143,7 @@ async fn again(
     control: &Control,
 ) -> Result<String, Error> {
     let settings = command.settings()?;
-    let upstreams = checked(&settings)?;
+    let (upstreams, _) = checked(&settings)?;
     let old = control.resolver();
     // Tried first: from then on the old one knows nothing.
     let tried: Resolver = command.sources.resolver(None, Stale::Yes)?;
@@ -151,6 +156,9 @@ async fn again(
     let mut told = "reloaded".to_owned();
     if settings.listen != before.listen || settings.admin != before.admin {
         told.push_str("; addresses stay until a restart");
+    }
+    if settings.trust != before.trust {
+        told.push_str("; the networks that are trusted stay until a restart");
     }
     Ok(told)
 }

@@ -359,6 +359,22 @@ async fn a_body_longer_than_said_does_not_reach_the_next_request() {
 }
 
 #[tokio::test]
+async fn headers_are_taken_up_to_a_limit() {
+    let with = |length: usize| {
+        let head = format!("200 OK\r\nX-A: {}\r\nX-B: 1", "a".repeat(length));
+        peer(reply(&head, "[]"), Then::Stay)
+    };
+    // With the names, the length and the other value.
+    let rest = "x-a".len() + "x-b".len() + 1 + "content-length".len() + 1;
+    assert_eq!(
+        ask(&agent(&with(HEAD_LIMIT - rest))).await.unwrap().body,
+        b"[]"
+    );
+    let above = ask(&agent(&with(HEAD_LIMIT - rest + 1))).await;
+    assert_eq!(above, Err(Trouble::TooLarge));
+}
+
+#[tokio::test]
 async fn a_body_is_cut_off_at_its_limit_packed_or_not() {
     let said = peer(
         "HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n[",

@@ -12,7 +12,8 @@ pub(crate) enum Trouble {
     Refused,
     /// No whole reply within the time allowed, or a body that stopped.
     TimedOut,
-    /// The body passes [`BODY_LIMIT`](super::BODY_LIMIT).
+    /// The body passes [`BODY_LIMIT`](super::BODY_LIMIT), or the headers
+    /// [`HEAD_LIMIT`](super::HEAD_LIMIT).
     TooLarge,
     /// 401 or 403, with the first line of its text.
     Denied(Box<str>),
@@ -38,7 +39,9 @@ impl fmt::Display for Trouble {
         match self {
             Self::Refused => f.write_str("connection refused"),
             Self::TimedOut => f.write_str("no whole reply in time"),
-            Self::TooLarge => f.write_str("the reply is larger than 64 MiB"),
+            Self::TooLarge => {
+                f.write_str("the reply is larger than 64 MiB, or its headers than 16 KiB")
+            }
             Self::Denied(text) if text.is_empty() => f.write_str("permission denied"),
             Self::Denied(text) => write!(f, "not permitted: {text}"),
             Self::Status { code, text, .. } if text.is_empty() => write!(f, "status {code}"),

@@ -10,6 +10,7 @@
 
 use std::{
     array,
+    borrow::Cow,
     io::{self, IoSlice, IoSliceMut},
     net::{SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd as _,
@@ -47,6 +48,7 @@ use crate::{
     endpoint::Transport,
     stub::{
         Server, answer,
+        networks::Networks,
         shortcut::{self, Fill, Given, Shortcuts},
         tally::{Counted, Tally},
     },
@@ -99,6 +101,7 @@ struct Work {
     /// Set by the slow lane while it takes nobody in.
     full: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
+    trusted: Arc<Networks>,
     tally: Arc<Tally>,
     counted: Arc<Counted>,
 }
@@ -114,6 +117,7 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<Vec<Lane>> {
 pub(super) fn spawn(
     lanes: Vec<Lane>,
     server: &Arc<Server>,
+    trusted: &Arc<Networks>,
     stop: &Arc<AtomicBool>,
     loops: &mut JoinSet<()>,
 ) {
@@ -129,6 +133,7 @@ pub(super) fn spawn(
             fills,
             full: Arc::clone(&full),
             stop: Arc::clone(stop),
+            trusted: Arc::clone(trusted),
             tally: server.counted.lane(),
             counted: Arc::clone(&server.counted),
         };
@@ -137,7 +142,14 @@ pub(super) fn spawn(
             Ok(ended) => _ = loops.spawn(async move { _ = ended.await }),
             Err(error) => warn!(%error, "a thread cannot be started"),
         }
-        loops.spawn(misses(lane, missed, fill, full, Arc::clone(server)));
+        let slow = SlowLane {
+            lane,
+            fills: fill,
+            turned_away: full,
+            trusted: Arc::clone(trusted),
+            server: Arc::clone(server),
+        };
+        loops.spawn(slow.run(missed));
     }
 }
 
@@ -234,6 +246,7 @@ fn serve<S: Address>(work: &Work) {
         fills,
         full,
         stop,
+        trusted,
         tally,
         counted,
     } = work;
@@ -296,7 +309,7 @@ fn serve<S: Address>(work: &Work) {
             match given {
                 Given::Reply(length) => {
                     tally.gave(room[3]);
-                    lengths[replies] = length;
+                    lengths[replies] = fit(trusted, packet, room, length, client);
                     to[replies] = Some(*client);
                     replies += 1;
                 }
@@ -325,7 +338,7 @@ fn serve<S: Address>(work: &Work) {
                         None => shed += 1,
                     }
                     if let Some(length) = reply.or_else(|| plain?.overload(packet, room)) {
-                        lengths[replies] = length;
+                        lengths[replies] = fit(trusted, packet, room, length, client);
                         to[replies] = Some(*client);
                         replies += 1;
                     }
@@ -335,6 +348,22 @@ fn serve<S: Address>(work: &Work) {
         tally.shed(shed);
         give(lane, &outgoing, &lengths[..replies], &to, &mut sent);
     }
+}
+
+/// Cuts the reply in `room` to what its client may have; gives its length.
+fn fit<S: Address>(
+    trusted: &Networks,
+    packet: &[u8],
+    room: &mut [u8],
+    length: usize,
+    client: &S,
+) -> usize {
+    let brief = match trusted.cut(packet, &room[..length], client.client()) {
+        Cow::Borrowed(_) => return length,
+        Cow::Owned(brief) => brief,
+    };
+    room[..brief.len()].copy_from_slice(&brief);
+    brief.len()
 }
 
 /// Takes what waits in the socket, or waits for it.
@@ -392,67 +421,85 @@ fn give<S: Address>(
     }
 }
 
-/// Says that there is no time for a question, to who can be told.
-fn refuse(lane: &Lane, packet: &[u8], client: SocketAddr, server: &Server) {
-    let mut room = [0; shortcut::REFUSAL];
-    let plain = shortcut::read(packet, false);
-    let Some(length) = plain.and_then(|plain| plain.overload(packet, &mut room)) else {
-        return server.counted.dropped();
-    };
-    let reply = &room[..length];
-    (server.counted).answered(reply, Transport::Udp, Duration::ZERO);
-    if let Err(error) = lane.send(reply, client) {
-        debug!(%client, %error, "reply not sent");
-    }
+/// The slow lane behind one fast one.
+struct SlowLane {
+    lane: Arc<Lane>,
+    fills: SyncSender<Fill>,
+    /// Set while nobody is taken in.
+    turned_away: Arc<AtomicBool>,
+    trusted: Arc<Networks>,
+    server: Arc<Server>,
 }
 
-/// The slow lane behind one fast one: ends when that has ended and all is answered.
-async fn misses(
-    lane: Arc<Lane>,
-    mut missed: mpsc::Receiver<Miss>,
-    fills: SyncSender<Fill>,
-    turned_away: Arc<AtomicBool>,
-    server: Arc<Server>,
-) {
-    // In this task, and none of their own: that costs more than all else that is ours to do.
-    let mut asked = FuturesUnordered::new();
-    let mut shares = Shares::default();
-    loop {
-        let full = asked.len() >= MOST_DATAGRAMS;
-        turned_away.store(full, Ordering::Relaxed);
-        tokio::select! {
-            // Who is done leaves before the next comes in: nobody is turned away for
-            // questions that are answered.
-            biased;
-            Some(client) = asked.next(), if !asked.is_empty() => shares.give_back(client),
-            miss = missed.recv(), if !full => {
-                let Some(Miss { packet, client, since, hits }) = miss else { break };
-                if !shares.take(client, asked.len() >= CROWDED) {
-                    refuse(&lane, &packet, client, &server);
-                    continue;
-                }
-                let (lane, server, fills) = (&lane, &server, &fills);
-                let answered = async move {
-                    server.served(&packet, hits);
-                    if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
-                        if let Err(error) = lane.send(&reply.bytes, client) {
-                            debug!(%client, %error, "reply not sent");
-                        }
-                        if let Some(fill) = reply.fill
-                            && fills.try_send(fill).is_err()
-                        {
-                            debug!(%client, "no room to remember the answer");
-                        }
+impl SlowLane {
+    /// Ends when the fast one has ended and all is answered.
+    async fn run(self, mut missed: mpsc::Receiver<Miss>) {
+        // In this task, and none of their own: that costs more than all else that is ours to do.
+        let mut asked = FuturesUnordered::new();
+        let mut shares = Shares::default();
+        loop {
+            let full = asked.len() >= MOST_DATAGRAMS;
+            self.turned_away.store(full, Ordering::Relaxed);
+            tokio::select! {
+                // Who is done leaves before the next comes in: nobody is turned away for
+                // questions that are answered.
+                biased;
+                Some(client) = asked.next(), if !asked.is_empty() => shares.give_back(client),
+                miss = missed.recv(), if !full => {
+                    let Some(miss) = miss else { break };
+                    if !shares.take(miss.client, asked.len() >= CROWDED) {
+                        self.refuse(&miss);
+                        continue;
                     }
-                    client
-                };
-                // One that panics takes nobody along.
-                let answered = AssertUnwindSafe(answered).catch_unwind();
-                asked.push(answered.map(Result::ok));
+                    // One that panics takes nobody along.
+                    let answered = AssertUnwindSafe(self.answer(miss)).catch_unwind();
+                    asked.push(answered.map(Result::ok));
+                }
             }
         }
+        while asked.next().await.is_some() {}
     }
-    while asked.next().await.is_some() {}
+
+    /// Answers a question; gives whose it was.
+    async fn answer(&self, miss: Miss) -> SocketAddr {
+        let Miss {
+            packet,
+            client,
+            since,
+            hits,
+        } = miss;
+        let Self { fills, server, .. } = self;
+        server.served(&packet, hits);
+        if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
+            self.send(&packet, &reply.bytes, client);
+            if let Some(fill) = reply.fill
+                && fills.try_send(fill).is_err()
+            {
+                debug!(%client, "no room to remember the answer");
+            }
+        }
+        client
+    }
+
+    /// Says that there is no time for a question, to who can be told.
+    fn refuse(&self, miss: &Miss) {
+        let Miss { packet, client, .. } = miss;
+        let mut room = [0; shortcut::REFUSAL];
+        let plain = shortcut::read(packet, false);
+        let Some(length) = plain.and_then(|plain| plain.overload(packet, &mut room)) else {
+            return self.server.counted.dropped();
+        };
+        let (counted, reply) = (&self.server.counted, &room[..length]);
+        counted.answered(reply, Transport::Udp, Duration::ZERO);
+        self.send(packet, reply, *client);
+    }
+
+    fn send(&self, question: &[u8], reply: &[u8], client: SocketAddr) {
+        let reply = self.trusted.cut(question, reply, client);
+        if let Err(error) = self.lane.send(&reply, client) {
+            debug!(%client, %error, "reply not sent");
+        }
+    }
 }
 
 #[cfg(test)]
