@@ -18,9 +18,10 @@ use std::{
 
 use hickory_proto::op::Message;
 use malformed::{Tail, malformed, odd, pointer, record};
-use proconsul::{Answer, Outcome, Resolver, Transport};
+use proconsul::{Answer, Outcome, Resolver, Source, Transport};
 use script::{Reply, Server, srv};
-use support::closed_port;
+use serde_json::json;
+use support::{Agent, closed_port};
 use tokio::time::Instant;
 
 const SRV: u16 = 33;
@@ -403,4 +404,37 @@ async fn on_a_connection_strangers_and_second_replies_are_ignored_until_there_ar
         }
         assert_eq!(server.connections() == 1, is_kept, "{count}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_yet_is_not_the_only_one_asked_where_something_failed_lately() {
+    let agent = Agent::start().await;
+    for name in ["web", "api"] {
+        let body = json!({ "Name": name, "Address": "10.0.0.1", "Port": 8000 });
+        agent.register_service(body).await;
+    }
+    // It reads its log again, and has come to nothing but Consul's own service.
+    let replays = Server::start(|question, _| {
+        let name = question.queries[0].name().to_string();
+        vec![match name.starts_with("consul.") {
+            true => srv(question, 1),
+            false => srv(question, 0).code(3),
+        }]
+    })
+    .await;
+    let resolver = |dns: &str| {
+        let builder = Resolver::builder().dns(dns).http(&agent.http());
+        builder.build().unwrap()
+    };
+    // While nothing fails the word of one is enough: a name that does not exist costs no more.
+    let calm = resolver(&replays.address().to_string());
+    assert!(calm.lookup("web").await.unwrap_err().is_not_found());
+
+    let shaken = resolver(&format!("{},{}", closed_port(), replays.address()));
+    // It meets the failure.
+    assert!(shaken.lookup("web").await.unwrap_err().is_not_found());
+    let api = shaken.lookup("api").await.unwrap();
+    assert_eq!((api.source(), api.endpoints().len()), (Source::Http, 1));
+    let nowhere = shaken.lookup("nowhere").await.unwrap_err();
+    assert!(nowhere.is_not_found(), "{nowhere}");
 }

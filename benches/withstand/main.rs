@@ -15,6 +15,7 @@
 
 #[path = "../../tests/field/mod.rs"]
 mod field;
+mod host;
 mod load;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -32,7 +33,8 @@ const LASTS: u64 = 5;
 
 type Trial = Pin<Box<dyn Future<Output = Report>>>;
 
-type Row = Pin<Box<dyn Future<Output = Vec<Verdict>>>>;
+/// May be played more than once.
+type Row = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Verdict>>>>>;
 
 fn main() {
     let words: Vec<_> = env::args()
@@ -60,12 +62,22 @@ fn main() {
     std::process::exit(i32::from(!passed));
 }
 
-fn one(row: impl Future<Output = Verdict> + 'static) -> Row {
-    Box::pin(async { vec![row.await] })
+fn one<F: Future<Output = Verdict> + 'static>(row: impl Fn() -> F + 'static) -> Row {
+    Box::new(move || {
+        let row = row();
+        Box::pin(async { vec![row.await] })
+    })
 }
 
-fn maybe(row: impl Future<Output = Option<Verdict>> + 'static) -> Row {
-    Box::pin(async { row.await.into_iter().collect() })
+fn maybe<F: Future<Output = Option<Verdict>> + 'static>(row: impl Fn() -> F + 'static) -> Row {
+    Box::new(move || {
+        let row = row();
+        Box::pin(async { row.await.into_iter().collect() })
+    })
+}
+
+fn several<F: Future<Output = Vec<Verdict>> + 'static>(row: impl Fn() -> F + 'static) -> Row {
+    Box::new(move || Box::pin(row()))
 }
 
 fn all() -> Vec<(&'static [u8], Row)> {
@@ -75,45 +87,78 @@ fn all() -> Vec<(&'static [u8], Row)> {
     let seed = number("SEED", 1);
     let ms = Duration::from_millis;
     vec![
-        (&[1], one(agent::the_agent_is_killed(lasts))),
-        (&[2, 3], one(agent::the_agent_hangs(lasts * 4))),
-        (&[4], one(servers::the_leader_is_killed(lasts))),
-        (&[5], one(servers::two_servers_are_killed(lasts))),
-        (&[6], one(servers::all_servers_are_killed(lasts))),
-        (&[7, 12], one(servers::all_is_killed(lasts))),
-        (&[8], one(weather::dns_is_refused(lasts))),
-        (&[9], one(weather::dns_is_silent(lasts))),
-        (&[10], one(http::http_is_refused(lasts))),
-        (&[11], one(weather::dns_over_tcp_is_refused(lasts))),
-        (&[13], one(weather::all_is_slow(lasts, ms(100)))),
-        (&[13], one(weather::all_is_slow(lasts, ms(400)))),
-        (&[13], one(weather::all_is_slow(lasts, ms(2_000)))),
-        (&[14], one(weather::datagrams_are_lost(lasts * 2, 0.05))),
-        (&[14], one(weather::datagrams_are_lost(lasts * 2, 0.3))),
-        (&[14], one(weather::datagrams_are_lost(lasts * 2, 0.6))),
-        (&[15], one(agent::the_agent_flaps(lasts, ms(1_000)))),
-        (&[15], one(agent::the_agent_flaps(lasts, ms(50)))),
-        (&[16], one(agent::the_agent_forgets_all(lasts))),
-        (&[17], one(rights::the_token_is_revoked(lasts))),
-        (&[18], one(rights::the_token_is_rotated(lasts))),
-        (&[19], one(servers::the_servers_lose_their_data(lasts))),
-        (&[20], one(servers::an_old_snapshot_is_restored(lasts))),
-        (&[21], one(services::a_service_is_taken_down(lasts))),
-        (&[22], one(services::all_instances_are_critical(lasts))),
-        (&[23], one(rights::the_certificate_is_not_good(lasts))),
-        (&[24], one(http::http_redirects(lasts))),
-        (&[25], one(http::http_is_throttled(lasts, 429))),
-        (&[25], one(http::http_is_throttled(lasts, 503))),
-        (&[28], one(servers::the_servers_are_out_of_sight(lasts))),
-        (&[29], one(weather::answers_are_lost(lasts))),
-        (&[30, 31, 32], Box::pin(upstreams::upstreams_fail(lasts))),
-        (&[33], one(stub::the_stub_is_killed_without_consul(lasts))),
-        (&[34], one(stub::the_stub_is_paused(lasts))),
-        (&[35], maybe(stub::the_disk_is_full(lasts))),
-        (&[36], one(stub::descriptors_run_out(lasts))),
-        (&[37], maybe(stub::the_clock_jumps(lasts))),
-        (&[38], one(servers::all_restart_in_turn(lasts, rounds))),
-        (&[39], one(weather::anything_may_fail(long, seed))),
+        (&[1], one(move || agent::the_agent_is_killed(lasts))),
+        (&[2, 3], one(move || agent::the_agent_hangs(lasts * 4))),
+        (&[4], one(move || servers::the_leader_is_killed(lasts))),
+        (&[5], one(move || servers::two_servers_are_killed(lasts))),
+        (&[6], one(move || servers::all_servers_are_killed(lasts))),
+        (&[7, 12], one(move || servers::all_is_killed(lasts))),
+        (&[8], one(move || weather::dns_is_refused(lasts))),
+        (&[9], one(move || weather::dns_is_silent(lasts))),
+        (&[10], one(move || http::http_is_refused(lasts))),
+        (&[11], one(move || weather::dns_over_tcp_is_refused(lasts))),
+        (&[13], one(move || weather::all_is_slow(lasts, ms(100)))),
+        (&[13], one(move || weather::all_is_slow(lasts, ms(400)))),
+        (&[13], one(move || weather::all_is_slow(lasts, ms(2_000)))),
+        (
+            &[14],
+            one(move || weather::datagrams_are_lost(lasts * 2, 0.05)),
+        ),
+        (
+            &[14],
+            one(move || weather::datagrams_are_lost(lasts * 2, 0.3)),
+        ),
+        (
+            &[14],
+            one(move || weather::datagrams_are_lost(lasts * 2, 0.6)),
+        ),
+        (&[15], one(move || agent::the_agent_flaps(lasts, ms(1_000)))),
+        (&[15], one(move || agent::the_agent_flaps(lasts, ms(50)))),
+        (&[16], one(move || agent::the_agent_forgets_all(lasts))),
+        (&[17], one(move || rights::the_token_is_revoked(lasts))),
+        (&[18], one(move || rights::the_token_is_rotated(lasts))),
+        (
+            &[19],
+            one(move || servers::the_servers_lose_their_data(lasts)),
+        ),
+        (
+            &[20],
+            one(move || servers::an_old_snapshot_is_restored(lasts)),
+        ),
+        (&[21], one(move || services::a_service_is_taken_down(lasts))),
+        (
+            &[22],
+            one(move || services::all_instances_are_critical(lasts)),
+        ),
+        (
+            &[23],
+            one(move || rights::the_certificate_is_not_good(lasts)),
+        ),
+        (&[24], one(move || http::http_redirects(lasts))),
+        (&[25], one(move || http::http_is_throttled(lasts, 429))),
+        (&[25], one(move || http::http_is_throttled(lasts, 503))),
+        (
+            &[28],
+            one(move || servers::the_servers_are_out_of_sight(lasts)),
+        ),
+        (&[29], one(move || weather::answers_are_lost(lasts))),
+        (
+            &[30, 31, 32],
+            several(move || upstreams::upstreams_fail(lasts)),
+        ),
+        (
+            &[33],
+            one(move || stub::the_stub_is_killed_without_consul(lasts)),
+        ),
+        (&[34], one(move || stub::the_stub_is_paused(lasts))),
+        (&[35], maybe(move || stub::the_disk_is_full(lasts))),
+        (&[36], one(move || stub::descriptors_run_out(lasts))),
+        (&[37], maybe(move || stub::the_clock_jumps(lasts))),
+        (
+            &[38],
+            one(move || servers::all_restart_in_turn(lasts, rounds)),
+        ),
+        (&[39], one(move || weather::anything_may_fail(long, seed))),
     ]
 }
 
@@ -132,7 +177,7 @@ async fn matrix(wanted: &[String]) -> bool {
         if !wanted.is_empty() && !numbers.iter().any(|number| wanted.contains(number)) {
             continue;
         }
-        let verdicts = row.await;
+        let verdicts = host::undisturbed(&row).await;
         if verdicts.is_empty() {
             report.push(format!(
                 "| {numbers:?} | not run: this machine lacks what it needs |"
@@ -164,6 +209,7 @@ async fn under_load(wanted: &[String]) -> bool {
     ];
     for (what, run) in all {
         if is_wanted(what) {
+            host::calm().await;
             let report = run.await;
             eprintln!("{report}");
             reports.push(report);

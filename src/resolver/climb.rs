@@ -121,6 +121,7 @@ impl Inner {
             rungs: &rungs,
             shut: !attempts.is_empty(),
             known,
+            unsettled: self.sources.unsettled(start),
             hedge: self.sources.hedge(start),
             deadline: until,
             end: deadline,

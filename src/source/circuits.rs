@@ -30,6 +30,8 @@ struct State {
     paces: Vec<Pace>,
     /// Circuits that opened or closed, so far.
     transitions: u64,
+    /// When a question last failed.
+    failed: Option<Instant>,
 }
 
 impl Circuits {
@@ -40,6 +42,7 @@ impl Circuits {
             circuits: vec![Circuit::default(); names.len()],
             paces: vec![Pace::default(); names.len()],
             transitions: 0,
+            failed: None,
         };
         Self {
             source,
@@ -123,6 +126,17 @@ impl Circuits {
         self.state().transitions
     }
 
+    /// Whether a question failed so lately.
+    pub(crate) fn failed_within(&self, time: Duration, now: Instant) -> bool {
+        let failed = self.state().failed;
+        failed.is_some_and(|failed| now.saturating_duration_since(failed) < time)
+    }
+
+    /// A question failed which nobody is blamed for.
+    pub(crate) fn failed(&self, now: Instant) {
+        self.state().failed = Some(now);
+    }
+
     /// What came of a question that was put to one address, whatever its circuit; `took`:
     /// the time of one that did not wait for anything.
     pub(crate) fn hear(
@@ -138,6 +152,12 @@ impl Circuits {
             && let Some(pace) = state.paces.get_mut(index)
         {
             pace.observe(took);
+        }
+        if matches!(
+            outcome,
+            Outcome::Refused | Outcome::TimedOut | Outcome::Failed | Outcome::Unreachable
+        ) {
+            state.failed = Some(now);
         }
         let Some(circuit) = state.circuits.get_mut(index) else {
             return;

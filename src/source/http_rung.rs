@@ -13,7 +13,7 @@ use tokio::{sync::Semaphore, time::timeout_at};
 use super::{
     Finding, Question, Sources,
     catalog::{self, Blocked, Miss, Told},
-    circuits::Asking,
+    circuits::{Asking, Circuits},
     judged, said_nothing, unanswered,
 };
 use crate::{
@@ -38,6 +38,9 @@ const PATIENCE: Duration = Duration::from_millis(150);
 /// A server that has not heard of its leader for so long may not know what is true by now. The
 /// leader tells each about once a second.
 const LAST_CONTACT: Duration = Duration::from_secs(5);
+
+/// After a failure servers may be reading their logs again for so long.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// Connections to the HTTP API that look-ups have at once, each one or two at most. Those above
 /// wait for their turn: a flood of names is not to use up what Consul allows a client, which
@@ -76,6 +79,14 @@ impl Sources {
             return (Heard::TimedOut, attempt.into_iter().collect());
         };
         self.ask(Rung::Http, question, Mode::Ask, limit).await
+    }
+
+    /// Whether what DNS says not to exist is worth a question to the HTTP API: something failed
+    /// lately, and no crowd is there already.
+    pub(crate) fn unsettled(&self, now: Instant) -> bool {
+        let failed = |circuits: &Circuits| circuits.failed_within(SETTLING, now);
+        (failed(&self.dns.circuits) || failed(&self.http_circuits))
+            && self.http_seats.available_permits() >= FEWEST_LOOKUPS
     }
 
     pub(super) async fn ask_http(
@@ -228,6 +239,7 @@ impl Sources {
         turn: &Turn,
     ) -> Option<(Option<Heard<Box<Finding>>>, Blocked)> {
         let asked = self.asked(question)?;
+        let circuits = &self.http_circuits;
         let blocking = async {
             let blocked = catalog::block(&self.agent, &asked, address, turn).await;
             match asking {
@@ -241,15 +253,9 @@ impl Sources {
                         mode: Mode::Ask,
                         home: self.is_home(question.name.locality()),
                     };
-                    (self.http_circuits).hear(
-                        address,
-                        Outcome::Answered,
-                        asker,
-                        None,
-                        clock::now(),
-                    );
+                    circuits.hear(address, Outcome::Answered, asker, None, clock::now());
                 }
-                None => {}
+                None => circuits.failed(clock::now()),
             }
             blocked
         };

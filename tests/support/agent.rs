@@ -66,6 +66,7 @@ pub(crate) struct Builder {
     environment: Vec<(String, String)>,
     node: Option<String>,
     token: Option<String>,
+    elsewhere: bool,
 }
 
 impl Builder {
@@ -112,6 +113,12 @@ impl Builder {
     /// HTTP port answers.
     pub(crate) fn leaderless(mut self) -> Self {
         self.role = Role::Leaderless;
+        self
+    }
+
+    /// It stands for one on another machine: this one's processors are for others first.
+    pub(crate) fn elsewhere(mut self) -> Self {
+        self.elsewhere = true;
         self
     }
 
@@ -388,9 +395,10 @@ impl Agent {
     fn spawn(&mut self) {
         let log = fs::File::create(self.log_path()).expect("the agent's directory takes files");
         let errors = log.try_clone().expect("a file can be shared");
-        let mut command = Command::new("sh");
+        let politeness = if self.settings.elsewhere { "10" } else { "0" };
+        let mut command = Command::new("nice");
         command
-            .args(["-c", WATCHED, "sh"])
+            .args(["-n", politeness, "sh", "-c", WATCHED, "sh"])
             .arg(binary())
             .arg("agent")
             .env_remove("CONSUL_HTTP_TOKEN")

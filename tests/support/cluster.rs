@@ -22,7 +22,7 @@ pub(crate) async fn cluster(more: Value, token: Option<&str>) -> Vec<Agent> {
         for (key, value) in more.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }
-        let mut server = Agent::builder().leaderless().config(config);
+        let mut server = Agent::builder().leaderless().elsewhere().config(config);
         if let Some(token) = token {
             server = server.token(token);
         }
