@@ -3,7 +3,7 @@
 //! are made in [`crate::records`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -36,6 +36,19 @@ impl Found {
             Self::Pointers(names) => names.len(),
             Self::Servers(servers) => servers.len(),
         }
+    }
+
+    /// Adds the instances of another set that this one does not have; gives how many.
+    pub(crate) fn add_missing(&mut self, other: &Self) -> usize {
+        let (Self::Instances(own), Self::Instances(others)) = (self, other) else {
+            return 0;
+        };
+        let place = |instance: &Instance| (instance.target.to_ascii_lowercase(), instance.port);
+        let known: BTreeSet<_> = own.iter().map(place).collect();
+        let missing = others.iter().filter(|other| !known.contains(&place(other)));
+        let before = own.len();
+        own.extend(missing.cloned());
+        own.len() - before
     }
 }
 
@@ -154,8 +167,11 @@ pub(crate) struct Held {
     pub(crate) source: Source,
     pub(crate) transport: Transport,
     pub(crate) complete: bool,
-    /// Since when addresses of host names in it are those of a set before, as nobody told them
-    /// anew.
+    /// No source gave all instances, as far as that is known. A host name without an address
+    /// makes a set incomplete too, but no part.
+    pub(crate) part: bool,
+    /// Since when addresses of host names, or instances, in it are those of a set before, as
+    /// nobody told them anew.
     pub(crate) carried: Option<Instant>,
     pub(crate) name: Box<str>,
     pub(crate) found: Found,

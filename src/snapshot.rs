@@ -155,6 +155,7 @@ fn held(set: Set<Found>) -> Held {
         source: Source::Snapshot,
         transport: Transport::File,
         complete: set.complete,
+        part: !set.complete,
         name: set.name,
         found: set.found,
         warnings: set.warnings,
@@ -229,6 +230,7 @@ mod tests {
             transport: Transport::Http,
             ttl: Duration::from_secs(7),
             complete: true,
+            part: false,
             warnings: Box::new(["something".into()]),
             carried: None,
         }

@@ -63,10 +63,13 @@ pub(crate) async fn answer(
         ..zone
     };
     match found {
-        Ok(answer) => (
-            write::answer(&answer, asked, &zone, &mut clock::dice()),
-            Ok(Some(answer)),
-        ),
+        Ok(answer) => {
+            let sections = Sections {
+                partial: answer.held.part,
+                ..write::answer(&answer, asked, &zone, &mut clock::dice())
+            };
+            (sections, Ok(Some(answer)))
+        }
         Err(error) if error.is_not_found() => (Sections::no_such_name(&zone), Err(error)),
         Err(error) => (Sections::failed(error.kind()), Err(error)),
     }

@@ -4,11 +4,15 @@
 
 mod support;
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use hickory_proto::rr::RecordType;
-use proconsul::{Answer, Resolver, Source, Transport};
-use support::{Agent, SilentDns, ask_tcp, ask_udp};
+use proconsul::{Answer, Freshness, Resolver, Source, Transport, stub::Stub};
+use support::{Agent, Over, Proxy, SilentDns, Weather, ask, ask_tcp, ask_udp, wait_for};
 
 /// A resolver that keeps nothing, so that each look-up asks.
 fn resolver(agent: &Agent, http: &str) -> Resolver {
@@ -189,4 +193,56 @@ async fn a_dns_port_that_is_silent_leaves_time_for_http() {
     assert_whole(&answer, &registered);
     assert_eq!(answer.source(), Source::Http);
     assert!(!silent.questions().is_empty(), "DNS was asked first");
+}
+
+#[tokio::test]
+async fn a_part_takes_nothing_from_the_whole_that_was_known_and_the_stub_says_what_is_one() {
+    let agent = Agent::start().await;
+    let registered = agent.register_instances("web", 100).await;
+    let dns = Proxy::start(Ipv4Addr::LOCALHOST, agent.dns()).await;
+    let resolver = || {
+        let builder = Resolver::builder()
+            .dns(&dns.address().to_string())
+            .http("none")
+            .ttl_floor(Duration::from_millis(50));
+        builder.timeout(Duration::from_secs(20)).build().unwrap()
+    };
+    let knows = resolver();
+    assert_whole(&knows.lookup("web").await.unwrap(), &registered);
+
+    // Over UDP the agent gives 67, and says nothing of the others.
+    dns.set(Weather {
+        tcp_refused: true,
+        ..Weather::default()
+    });
+    let part = wait_for("a part of the set", async || {
+        let found = knows.lookup("web").await.ok()?;
+        (found.freshness() == Freshness::Fresh && !found.is_complete()).then_some(found)
+    })
+    .await;
+    assert_eq!(found(&part), registered.iter().copied().collect());
+    let warned = |text: &str| part.warnings().iter().any(|warning| warning.contains(text));
+    assert!(
+        warned("not known to be whole") && warned("33 of before"),
+        "{:?}",
+        part.warnings()
+    );
+
+    for (resolver, count) in [(knows, 100), (resolver(), 67)] {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let stub = Stub::bind(resolver, &[any]).await.unwrap();
+        let server = stub.addresses()[0];
+        tokio::spawn(stub.run(std::future::pending()));
+        // What is found, and what is given again.
+        for _ in 0..2 {
+            for over in [Over::Tcp, Over::Edns(4_096)] {
+                let name = "web.service.consul.";
+                let (reply, _) = ask(server, name, RecordType::A, over).await.unwrap();
+                assert_eq!(
+                    (reply.metadata.truncation, reply.answers.len()),
+                    (true, count)
+                );
+            }
+        }
+    }
 }

@@ -40,6 +40,7 @@ fn sized(key: &str, ttl: u64, addresses: usize, complete: bool) -> Arc<Held> {
         ttl: Duration::from_secs(ttl),
         complete,
         warnings: Box::default(),
+        part: false,
         carried: None,
     })
 }

@@ -47,6 +47,7 @@ fn set(name: u8, addresses: u8, ttl: Duration, complete: bool) -> Arc<Held> {
         name: fqdn.into(),
         found,
         warnings: Box::new([]),
+        part: false,
         carried: None,
     })
 }

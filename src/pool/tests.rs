@@ -45,6 +45,7 @@ fn held(endpoints: Vec<Endpoint>) -> Option<Arc<Held>> {
         ttl: Duration::ZERO,
         complete: true,
         warnings: Box::default(),
+        part: false,
         carried: None,
     }))
 }

@@ -53,6 +53,8 @@ pub(crate) struct Sections {
     pub(crate) code: ResponseCode,
     /// Why, as an extended error (RFC 8914).
     pub(crate) extended: Option<u16>,
+    /// There may be more than that, which no source gave: to be told with TC.
+    pub(crate) partial: bool,
     pub(crate) answers: Vec<Record>,
     pub(crate) authorities: Vec<Record>,
     pub(crate) additionals: Vec<Record>,
@@ -63,6 +65,7 @@ impl Sections {
         Self {
             code,
             extended: None,
+            partial: false,
             answers: Vec::new(),
             authorities: Vec::new(),
             additionals: Vec::new(),

@@ -350,6 +350,7 @@ impl Inner {
             unconfirmed,
         } = finding;
         let Question { name, fqdn } = question;
+        let is_part = doubt.is_some();
         let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
         let mut carried = None;
         for (host, told) in addresses {
@@ -373,6 +374,10 @@ impl Inner {
                 }
             };
             records::resolve(&mut found, &host, &addresses, self.sources.zones());
+        }
+        if is_part && let Some((count, since)) = self.members_before(name, &mut found) {
+            warnings.push(format!("{count} of before, which it does not name, are kept").into());
+            carried = Some(carried.map_or(since, |carried: Instant| carried.min(since)));
         }
         let complete = warnings.is_empty();
         let most = match unconfirmed {
@@ -398,9 +403,30 @@ impl Inner {
             transport,
             ttl,
             complete,
+            part: is_part,
             carried,
             warnings,
         }
+    }
+
+    /// Adds what a part of a set does not name and the whole one did: a part deletes nothing.
+    /// Gives how many these are, and since when nobody tells them: they are kept for no longer
+    /// than a stale set.
+    fn members_before(&self, name: &ConsulName, found: &mut Found) -> Option<(usize, Instant)> {
+        let now = clock::now();
+        let (Look::Fresh(held, ..) | Look::Stale(held, ..)) = self.look(name) else {
+            return None;
+        };
+        // What was a part itself, of nobody knows what, is no better.
+        if !held.complete && held.carried.is_none() {
+            return None;
+        }
+        let since = held.carried.unwrap_or(now);
+        if now.saturating_duration_since(since) >= self.config.cache.keep {
+            return None;
+        }
+        let count = found.add_missing(&held.found);
+        (count > 0).then_some((count, since))
     }
 
     /// The addresses that a host name had in the set that is known, and since when nobody tells
@@ -538,6 +564,7 @@ fn decoded(fqdn: &str, address: IpAddr) -> Answer {
         transport: Transport::File,
         ttl: Duration::ZERO,
         complete: true,
+        part: false,
         carried: None,
         warnings: Box::default(),
     };

@@ -307,7 +307,7 @@ impl Question {
         );
         metadata.recursion_available = self.recursion == Recursion::Available;
         metadata.checking_disabled = self.metadata.checking_disabled;
-        metadata.truncation = cut == Cut::Yes;
+        metadata.truncation = cut == Cut::Yes || sections.partial;
         let parts = Parts {
             metadata,
             query: &self.query,

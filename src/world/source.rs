@@ -150,6 +150,7 @@ pub(super) fn held(name: &str, ports: &BTreeSet<u16>, source: Source, complete: 
         complete,
         name: name.into(),
         warnings: Box::default(),
+        part: false,
         carried: None,
     }
 }
