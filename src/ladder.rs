@@ -8,7 +8,6 @@
 //! | DNS | a set that may be cut | HTTP; if that has no set, give the cut one, marked |
 //! | DNS | no such name, and nothing else was ever heard | not found |
 //! | DNS | no such name, but there was a set before | HTTP is to confirm it; [`evidence`](crate::evidence) judges |
-//! | DNS | no such name, though something failed lately | HTTP has 150 ms to know better: any server answers over DNS, also one that reads its log again |
 //! | DNS | no such name, and Consul's own service is none either | as not permitted: HTTP, whose token may see more |
 //! | DNS | refused, garbled, SERVFAIL | HTTP at once |
 //! | DNS | nothing yet, for longer than its answers take | HTTP beside it; who has a whole set first wins |
@@ -62,9 +61,6 @@ pub(crate) struct Nothing {
     pub(crate) index: Option<u64>,
 }
 
-/// What is said not to exist while things are unsettled is asked of a second source for so long.
-const SECOND_WORD: Duration = Duration::from_millis(150);
-
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step<S> {
@@ -87,8 +83,6 @@ pub(crate) struct Start<'a> {
     pub(crate) shut: bool,
     /// There is a set from before.
     pub(crate) known: bool,
-    /// Something failed lately: a server that was started anew may not know yet what there is.
-    pub(crate) unsettled: bool,
     /// How long DNS is given before HTTP is asked beside it.
     pub(crate) hedge: Duration,
     pub(crate) deadline: Instant,
@@ -104,7 +98,6 @@ pub(crate) struct Ladder<S> {
     /// Those asked that have said nothing yet, and since when.
     in_air: Vec<(Rung, Instant)>,
     known: bool,
-    unsettled: bool,
     hedge: Duration,
     deadline: Instant,
     last: Instant,
@@ -123,7 +116,6 @@ impl<S> Ladder<S> {
             left: start.rungs.iter().filter(worth).rev().copied().collect(),
             in_air: Vec::new(),
             known: start.known,
-            unsettled: start.unsettled,
             hedge: start.hedge,
             deadline: start.deadline,
             last: start.end,
@@ -149,11 +141,6 @@ impl<S> Ladder<S> {
             if late {
                 self.failed(ErrorKind::Timeout);
             }
-        }
-        // Most names that are not known do not exist, and whoever asks is not to wait long.
-        if self.unsettled && !self.known && self.nothing.is_some() {
-            self.unsettled = false;
-            self.deadline = self.deadline.min(now + SECOND_WORD);
         }
         match (self.in_air.first(), self.left.last()) {
             (None, Some(_)) => self.ask(now),
@@ -185,10 +172,7 @@ impl<S> Ladder<S> {
             Heard::Partial(set) => self.end = Some(Step::Give(set)),
             // A name that DNS has just listed exists.
             Heard::Nothing(_) if self.partial.is_some() => {}
-            // Any server answers over DNS, over HTTP the leader.
-            Heard::Nothing(nothing)
-                if rung == Rung::Dns && (self.known || self.unsettled) && self.asks(Rung::Http) =>
-            {
+            Heard::Nothing(nothing) if rung == Rung::Dns && self.known && self.asks(Rung::Http) => {
                 self.nothing = Some((rung, nothing));
             }
             // The last rung says so for all only where it is the only one.

@@ -6,7 +6,10 @@ mod support;
 
 use std::{
     process::{Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,6 +17,7 @@ use proconsul::{Answer, Freshness, Outcome, Reason, Resolver, ResolverBuilder};
 use support::{
     PATIENCE, closed_port,
     http::{ScriptedHttp, Step, entries, ok, reply, say, status},
+    wait_for,
 };
 use tokio::{
     task::JoinSet,
@@ -583,4 +587,47 @@ async fn however_many_names_are_asked_for_connections_are_left_to_others() {
     // Consul lets a client have 200.
     let connections = agent.connections();
     assert!(connections < 150, "{connections} connections");
+}
+
+#[tokio::test]
+async fn what_is_known_is_gone_only_where_the_leader_says_so_too() {
+    let (any, leader) = (
+        Arc::new(AtomicBool::new(true)),
+        Arc::new(AtomicBool::new(true)),
+    );
+    let (any_has_it, leader_has_it) = (Arc::clone(&any), Arc::clone(&leader));
+    // Behind the agent is a server that reads its log again, and the leader.
+    let server = ScriptedHttp::of_web(move |asked| {
+        let has_it = match asked.what().contains("consistent") {
+            true => &leader_has_it,
+            false => &any_has_it,
+        };
+        let body = match has_it.load(Ordering::SeqCst) {
+            true => entries("web", &[80]),
+            false => "[]".to_owned(),
+        };
+        vec![ok("", &body)]
+    });
+    let resolver = Resolver::builder()
+        .dns("none")
+        .http(&server.url())
+        .ttl_floor(Duration::ZERO)
+        .watches(0)
+        .build()
+        .unwrap();
+    assert_eq!(resolver.lookup("web").await.unwrap().endpoints().len(), 1);
+    any.store(false, Ordering::SeqCst);
+    for _ in 0..3 {
+        let known = resolver.lookup("web").require_fresh().await.unwrap();
+        assert_eq!(
+            (known.endpoints().len(), known.freshness()),
+            (1, Freshness::Fresh)
+        );
+    }
+    leader.store(false, Ordering::SeqCst);
+    wait_for("its end", async || {
+        let gone = resolver.lookup("web").await.err()?;
+        gone.is_not_found().then_some(())
+    })
+    .await;
 }

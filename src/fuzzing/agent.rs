@@ -10,7 +10,7 @@ use crate::{
         blocking::{Blocking, Failure},
         health::{
             self, Unread,
-            ask::{Ask, Place, Question},
+            ask::{Ask, Place, Question, Reader},
         },
         http::{
             Trouble,
@@ -46,6 +46,7 @@ pub fn catalog(bytes: &[u8]) {
         let question = Question {
             ask,
             place,
+            reader: Reader::Any,
             domain: "consul",
             name: "web.service.consul.",
         };

@@ -96,7 +96,7 @@ mod work {
             address::HttpAddress,
             health::{
                 self,
-                ask::{Ask, Place, Question},
+                ask::{Ask, Place, Question, Reader},
             },
             instances,
         },
@@ -171,6 +171,7 @@ mod work {
                 peer: None,
                 sameness_group: None,
             },
+            reader: Reader::Any,
             domain: "consul",
             name: "web.service.consul.",
         };

@@ -19,7 +19,6 @@ fn ladder(rungs: &[Rung], known: bool, now: Instant) -> Ladder<u8> {
         rungs,
         shut: false,
         known,
-        unsettled: false,
         hedge: HEDGE,
         deadline: now + Duration::from_secs(1),
         end: now + Duration::from_millis(1_100),
@@ -159,7 +158,6 @@ fn a_name_that_is_not_in_the_static_catalog_is_not_gone_while_consul_is_passed_o
         rungs: &[Rung::Static],
         shut: true,
         known: false,
-        unsettled: false,
         hedge: HEDGE,
         deadline: now + Duration::from_secs(1),
         end: now + Duration::from_millis(1_100),
@@ -215,43 +213,4 @@ fn after_the_deadline_only_what_is_on_this_machine_is_asked() {
     assert_eq!(unheard.step(end), Step::GiveUp(ErrorKind::Timeout));
     ladder.hear(Rung::Static, Heard::Nothing(nothing(0)));
     assert_eq!(ladder.step(later), Step::GiveUp(ErrorKind::Timeout));
-}
-
-#[test]
-fn while_things_are_unsettled_what_dns_does_not_know_is_asked_of_http_for_a_moment() {
-    let now = clock::now();
-    let start = |rungs| {
-        let mut ladder = Ladder::<u8>::start(Start {
-            rungs,
-            shut: false,
-            known: false,
-            unsettled: true,
-            hedge: HEDGE,
-            deadline: now + Duration::from_secs(1),
-            end: now + Duration::from_millis(1_100),
-        });
-        assert!(matches!(ladder.step(now), Step::Ask(Rung::Dns, _)));
-        ladder.hear(Rung::Dns, Heard::Nothing(nothing(0)));
-        ladder
-    };
-    let gone = |rung| Step::Nothing(rung, nothing(0));
-    let both = &[Rung::Dns, Rung::Http, Rung::Static];
-    let soon = now + SECOND_WORD;
-    for (said, end) in [
-        (Heard::Whole(1), Step::Give(1)),
-        (Heard::Nothing(nothing(0)), gone(Rung::Http)),
-        (Heard::Failed, gone(Rung::Dns)),
-        (Heard::Denied, gone(Rung::Dns)),
-    ] {
-        let mut ladder = start(both);
-        assert_eq!(ladder.step(now), Step::Ask(Rung::Http, soon));
-        assert_eq!(ladder.step(now), Step::Wait(soon));
-        ladder.hear(Rung::Http, said);
-        assert_eq!(ladder.step(now), end);
-    }
-    let mut silent = start(both);
-    assert_eq!(silent.step(now), Step::Ask(Rung::Http, soon));
-    assert_eq!(silent.step(soon), gone(Rung::Dns));
-    // Nobody else is there.
-    assert_eq!(start(&[Rung::Dns]).step(now), gone(Rung::Dns));
 }

@@ -121,7 +121,6 @@ impl Inner {
             rungs: &rungs,
             shut: !attempts.is_empty(),
             known,
-            unsettled: self.sources.unsettled(start),
             hedge: self.sources.hedge(start),
             deadline: until,
             end: deadline,
@@ -272,7 +271,7 @@ impl Inner {
     }
 
     /// Keeps a set that a source gave.
-    fn keep(
+    pub(super) fn keep(
         self: &Arc<Self>,
         question: Question<'_>,
         finding: Finding,
@@ -455,7 +454,12 @@ impl Inner {
 
     /// The addresses of the host names in a set. Those that the deadline comes before have
     /// none.
-    async fn addresses(self: &Arc<Self>, found: &Found, deadline: Instant, depth: u8) -> Addresses {
+    pub(super) async fn addresses(
+        self: &Arc<Self>,
+        found: &Found,
+        deadline: Instant,
+        depth: u8,
+    ) -> Addresses {
         let lost = || {
             Err(Lost::Unheard(
                 "its look-up was ended from outside".to_owned(),
@@ -539,10 +543,10 @@ impl Inner {
 }
 
 /// What host names lead to, or why they lead nowhere.
-type Addresses = BTreeMap<Arc<str>, Result<Vec<IpAddr>, Lost>>;
+pub(super) type Addresses = BTreeMap<Arc<str>, Result<Vec<IpAddr>, Lost>>;
 
 /// Why a host name leads nowhere.
-enum Lost {
+pub(super) enum Lost {
     /// It has no address, as Consul says.
     Gone(String),
     /// Nobody said, or not in time.

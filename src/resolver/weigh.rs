@@ -15,7 +15,7 @@ use crate::{
     circuit::Mode,
     clock,
     consul::api::{self, Api},
-    endpoint::Attempt,
+    endpoint::{Answer, Attempt},
     evidence::{Belief, Canary, Others, WINDOW, Word},
     ladder::{Heard, Nothing, Rung},
     name::{ConsulName, Locality},
@@ -66,7 +66,7 @@ impl Inner {
         self: &Arc<Self>,
         question: Question<'_>,
         said: &Said,
-        attempts: Vec<Attempt>,
+        mut attempts: Vec<Attempt>,
     ) -> Landed {
         let Question { name, fqdn } = question;
         let place = name.locality().datacenter.as_deref().unwrap_or_default();
@@ -128,6 +128,13 @@ impl Inner {
             (false, true) if canary != Canary::There => Belief::Held(Reason::NoCanary),
             (false, _) => Belief::Gone,
         };
+        if belief == Belief::Gone
+            && let Some(answer) = self
+                .known_to_the_leader(question, said, &mut attempts)
+                .await
+        {
+            return Landed::Found(answer);
+        }
         match belief {
             Belief::Gone | Belief::AskOthers(_) => {
                 self.cache().put_nothing(name.key(), said.nothing.ttl, now);
@@ -141,6 +148,35 @@ impl Inner {
                 Landed::Kept(told::held(fqdn, reason, attempts))
             }
         }
+    }
+
+    /// What the leader has at a name that another server says not to exist: that one may have
+    /// been started anew, and read its log still. Of a name that nobody knew it is asked only
+    /// where something failed lately: most of them do not exist.
+    async fn known_to_the_leader(
+        self: &Arc<Self>,
+        question: Question<'_>,
+        said: &Said,
+        attempts: &mut Vec<Attempt>,
+    ) -> Option<Answer> {
+        let now = clock::now();
+        let wants = said.rung != Rung::Static && (said.known || self.sources.unsettled(now));
+        if !wants {
+            return None;
+        }
+        let limit = said.patience.limit();
+        let confirming = Box::pin(self.sources.confirm(question, limit));
+        let (heard, made) = confirming.await?;
+        attempts.extend(made);
+        let (Heard::Whole(finding) | Heard::Partial(finding)) = heard else {
+            return None;
+        };
+        let addresses = Box::pin(self.addresses(&finding.found, limit, 0)).await;
+        let answer = self.keep(question, *finding, addresses);
+        Some(Answer {
+            attempts: Some(attempts.as_slice().into()),
+            ..answer
+        })
     }
 
     /// Whether an agent that says "there is nothing" may show nothing at all: until Consul's

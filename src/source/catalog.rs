@@ -90,7 +90,7 @@ pub(crate) async fn ask(
     deadline: Instant,
     now: impl Fn() -> Instant,
 ) -> (Result<Told, Miss>, Vec<Attempt>) {
-    let path = ask::path(&question.ask, &question.place);
+    let path = ask::path(&question.ask, &question.place, question.reader);
     let mut attempts: Vec<Attempt> = Vec::new();
     let mut left: VecDeque<usize> = circuits.admitted(asker.mode, now()).into();
     let mut air = Air::default();
@@ -238,7 +238,7 @@ pub(crate) async fn block(
     address: usize,
     turn: &Turn,
 ) -> Blocked {
-    let mut path = ask::path(&question.ask, &question.place);
+    let mut path = ask::path(&question.ask, &question.place, question.reader);
     if let Some(index) = turn.index {
         let _ = write!(path, "&index={index}&wait={}s", turn.wait.as_secs());
     }

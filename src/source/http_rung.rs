@@ -17,14 +17,14 @@ use super::{
     judged, said_nothing, unanswered,
 };
 use crate::{
-    circuit::{Asker, Mode},
+    circuit::{Asker, Gate, Mode},
     clock,
     config::CONNECTIONS,
     consul::{
         address::HttpAddress,
         blocking::Turn,
         dns_settings::Lacks,
-        health::ask::{self, Ask, Place},
+        health::ask::{self, Ask, Place, Reader},
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::{Found, Instance},
@@ -39,8 +39,8 @@ const PATIENCE: Duration = Duration::from_millis(150);
 /// leader tells each about once a second.
 const LAST_CONTACT: Duration = Duration::from_secs(5);
 
-/// After a failure servers may be reading their logs again for so long.
-const SETTLING: Duration = Duration::from_secs(10);
+/// After a failure a server may be started anew and read its log for so long.
+const SETTLING: Duration = Duration::from_secs(60);
 
 /// Connections to the HTTP API that look-ups have at once, each one or two at most. Those above
 /// wait for their turn: a flood of names is not to use up what Consul allows a client, which
@@ -81,12 +81,41 @@ impl Sources {
         self.ask(Rung::Http, question, Mode::Ask, limit).await
     }
 
-    /// Whether what DNS says not to exist is worth a question to the HTTP API: something failed
-    /// lately, and no crowd is there already.
+    /// Whether something failed lately: a server that was started anew may not know yet what
+    /// there is.
     pub(crate) fn unsettled(&self, now: Instant) -> bool {
         let failed = |circuits: &Circuits| circuits.failed_within(SETTLING, now);
-        (failed(&self.dns.circuits) || failed(&self.http_circuits))
-            && self.http_seats.available_permits() >= FEWEST_LOOKUPS
+        failed(&self.dns.circuits) || failed(&self.http_circuits)
+    }
+
+    /// Asks the leader for a name of which any server said that there is no such name. `None`:
+    /// the HTTP API cannot be asked, or others who look something up need it.
+    pub(crate) async fn confirm(
+        &self,
+        question: Question<'_>,
+        limit: Instant,
+    ) -> Option<(Heard<Box<Finding>>, Vec<Attempt>)> {
+        let can_confirm = matches!(
+            ask_of(question.name)?,
+            Ask::Service { .. } | Ask::Connect { .. } | Ask::Ingress { .. } | Ask::Node { .. }
+        );
+        let is_open = || self.gate(Rung::Http, clock::now()) == Gate::Pass;
+        if !can_confirm || !self.rungs.contains(&Rung::Http) || !is_open() {
+            return None;
+        }
+        let _seat = self.http_seats.try_acquire().ok()?;
+        let asked = ask::Question {
+            reader: Reader::Leader,
+            ..self.asked(question)?
+        };
+        let asker = Asker {
+            mode: Mode::Beside,
+            home: self.is_home(question.name.locality()),
+        };
+        let circuits = &self.http_circuits;
+        let told = catalog::ask(&self.agent, &asked, circuits, asker, limit, clock::now);
+        let (told, attempts) = told.await;
+        Some((self.by_catalog(question.name, told)?, attempts))
     }
 
     pub(super) async fn ask_http(
@@ -190,6 +219,7 @@ impl Sources {
                 peer: locality.peer.as_deref(),
                 sameness_group: locality.sameness_group.as_deref(),
             },
+            reader: Reader::Any,
             domain: self.zones.first()?.as_str(),
             name: question.fqdn,
         })

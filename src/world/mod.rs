@@ -357,7 +357,6 @@ impl World {
             rungs: &rungs,
             shut: !steps.is_empty(),
             known,
-            unsettled: false,
             hedge: self.pace.hedge(),
             deadline: start + LIMIT,
             end: start + LIMIT + SPARE,

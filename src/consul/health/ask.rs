@@ -11,7 +11,8 @@
 //! | the zone's servers | `/v1/health/service/consul` | servers |
 //!
 //! Never `passing`: Consul's DNS lists instances whose checks warn, and this has
-//! to find the same ones. Always `stale`: any server may answer, as for DNS.
+//! to find the same ones. `stale`: any server may answer, as for DNS; but for what one says not
+//! to exist, which the leader is to [confirm](Reader::Leader).
 //! Names go in lower case, since some agents compare them with case.
 
 use std::net::IpAddr;
@@ -56,11 +57,22 @@ pub(crate) struct Place<'a> {
     pub(crate) sameness_group: Option<&'a str>,
 }
 
+/// Who may answer (Consul docs: Consistency Modes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// Any server, whatever it knows by now.
+    #[default]
+    Any,
+    /// The leader, once the others say that it is the leader still.
+    Leader,
+}
+
 /// One question to the catalog, and the DNS names that its answer is told in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Question<'a> {
     pub(crate) ask: Ask<'a>,
     pub(crate) place: Place<'a>,
+    pub(crate) reader: Reader,
     /// The domain of Consul's zone, as `consul`.
     pub(crate) domain: &'a str,
     /// The full name that was looked up, with its final dot.
@@ -75,16 +87,20 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 /// The request, as path and query, percent-encoded.
-pub(crate) fn path(ask: &Ask<'_>, place: &Place<'_>) -> String {
+pub(crate) fn path(ask: &Ask<'_>, place: &Place<'_>, reader: Reader) -> String {
+    let mode = match reader {
+        Reader::Any => "stale",
+        Reader::Leader => "consistent",
+    };
     let segment = |name: &str| escaped(&name.to_lowercase());
     let mut path = match ask {
-        Ask::Service { name, .. } => format!("/v1/health/service/{}?stale", segment(name)),
-        Ask::Connect { name } => format!("/v1/health/connect/{}?stale", segment(name)),
-        Ask::Ingress { name } => format!("/v1/health/ingress/{}?stale", segment(name)),
-        Ask::Node { name } => format!("/v1/catalog/node/{}?stale", segment(name)),
-        Ask::Query { name } => format!("/v1/query/{}/execute?stale", segment(name)),
+        Ask::Service { name, .. } => format!("/v1/health/service/{}?{mode}", segment(name)),
+        Ask::Connect { name } => format!("/v1/health/connect/{}?{mode}", segment(name)),
+        Ask::Ingress { name } => format!("/v1/health/ingress/{}?{mode}", segment(name)),
+        Ask::Node { name } => format!("/v1/catalog/node/{}?{mode}", segment(name)),
+        Ask::Query { name } => format!("/v1/query/{}/execute?{mode}", segment(name)),
         Ask::Reverse { ip } => reverse::path_of_nodes(*ip),
-        Ask::Servers => "/v1/health/service/consul?stale".to_owned(),
+        Ask::Servers => format!("/v1/health/service/consul?{mode}"),
     };
     let tag = match ask {
         Ask::Service { tag, .. } => *tag,

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    ask::{Place, path},
+    ask::{Place, Reader, path},
     *,
 };
 
@@ -14,6 +14,7 @@ fn service(name: &'static str) -> Question<'static> {
     Question {
         ask: Ask::Service { name, tag: None },
         place: Place::default(),
+        reader: Reader::Any,
         domain: "consul",
         name: "web.service.consul.",
     }
@@ -108,7 +109,10 @@ fn each_kind_of_name_has_its_request() {
         ),
     ];
     for (ask, place, expected) in cases {
-        assert_eq!(path(&ask, place), expected);
+        assert_eq!(path(&ask, place, Reader::Any), expected);
+        let of_the_leader = path(&ask, place, Reader::Leader);
+        let is_any = matches!(ask, Ask::Reverse { .. });
+        assert_eq!(of_the_leader.contains("?consistent"), !is_any);
     }
 }
 
@@ -588,7 +592,7 @@ proptest! {
     #[test]
     fn a_name_never_leaves_its_place_in_the_path(name in "\\PC{1,20}", tag in "\\PC{0,20}") {
         let ask = Ask::Service { name: &name, tag: Some(&tag) };
-        let path = path(&ask, &Place::default());
+        let path = path(&ask, &Place::default(), Reader::Any);
         let rest = path.strip_prefix("/v1/health/service/").unwrap();
         let (segment, query) = rest.split_once("?stale&tag=").unwrap();
         let plain = |text: &str| !text.contains(['/', '?', '#', '&', '=', ' ']);

@@ -90,6 +90,7 @@ async fn put(
     let question = Question {
         ask: what,
         place: Place::default(),
+        reader: ask::Reader::Any,
         domain: "consul",
         name: "web.service.consul.",
     };
