@@ -574,9 +574,23 @@ impl Cache {
     }
 
     fn insert(&mut self, known: Known, entry: Entry) {
+        let most = self.limits.entries.get();
+        // One set may not push out a cache full of others. What was known before it stays, to
+        // be given as stale.
+        if let Known::Set(held) = &known
+            && entry.bytes > self.limits.bytes / LARGEST
+        {
+            if let Some(before) = self.entries.peek_mut(&*held.key) {
+                before.until = before.until.min(entry.since);
+                before.end();
+            }
+            if let Some((known, mut nothing)) = self.nothing.pop_entry(&known) {
+                self.left(&known, &mut nothing);
+            }
+            return;
+        }
         // The key of an entry is what is known: it is never left in place.
         self.forget(&known);
-        let most = self.limits.entries.get();
         let Known::Set(held) = &known else {
             self.nothing_bytes += entry.bytes;
             self.nothing.put(known, entry);
@@ -587,10 +601,6 @@ impl Cache {
             }
             return;
         };
-        // One set may not push out a cache full of others.
-        if entry.bytes > self.limits.bytes / 4 {
-            return;
-        }
         let set = Some(Arc::clone(held));
         self.bytes += entry.bytes;
         self.entries.put(known, Entry { set, ..entry });
@@ -617,6 +627,9 @@ impl Cache {
         entry.end();
     }
 }
+
+/// Of a cache's bytes, what one set may use: one in so many.
+const LARGEST: usize = 2;
 
 /// Of a cache's bytes, what names that do not exist may use beside them: one in so many.
 const NOTHING: usize = 8;

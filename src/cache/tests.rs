@@ -322,3 +322,23 @@ fn after_a_failure_a_stale_set_is_asked_for_beside_whoever_is_given_it() {
     // Whoever was to ask may never have come to it.
     assert_eq!(rest(&mut cache, 2_000), Rest::Due);
 }
+
+#[test]
+fn a_set_that_is_too_large_leaves_the_one_before_it_to_be_given_as_stale() {
+    let start = clock::now();
+    let mut cache = Cache::new(Limits {
+        bytes: 64 << 10,
+        ..limits()
+    });
+    let addresses = |look: Look| match look {
+        Look::Fresh(held, ..) => (true, held.found.len()),
+        Look::Stale(held, ..) => (false, held.found.len()),
+        other => panic!("{other:?}"),
+    };
+    cache.put(held("1", 60), start);
+    cache.put(sized("1", 60, 10_000, true), start);
+    assert_eq!(addresses(cache.look("1", start)), (false, 1));
+    // One that fills a third is kept.
+    cache.put(sized("1", 60, 1_200, true), start);
+    assert_eq!(addresses(cache.look("1", start)), (true, 1_200));
+}

@@ -240,6 +240,13 @@ impl Model {
         // By itself in a cache with room for everything.
         let mut alone = Cache::new(self::limits(usize::MAX, 1));
         alone.put(Arc::clone(&held), since);
+        if alone.bytes() > limits.bytes / 2 {
+            match self.known.get_mut(&name) {
+                Some(Known::Set { until, .. }) => *until = since.min(*until),
+                _ => drop(self.known.remove(&name)),
+            }
+            return;
+        }
         self.bytes.insert(name, alone.bytes());
         let known = Known::Set {
             held,
@@ -264,11 +271,9 @@ impl Model {
     fn press(&mut self, limits: &Limits) {
         let sets = self.bytes.len();
         let all: usize = self.bytes.values().sum();
-        let alone = self.bytes.values().any(|bytes| *bytes > limits.bytes / 4);
         // What does not exist has room of its own: so many names of that length do fit.
         let nothing = self.known.len() - sets;
-        self.pressed |= alone
-            || all > limits.bytes
+        self.pressed |= all > limits.bytes
             || self.known.len() > limits.entries.get()
             || nothing * 300 > limits.bytes / 8;
     }
