@@ -1,5 +1,6 @@
-//! **Pure.** Values by the bytes of their names, bounded in bytes: what was not used for
-//! longest goes first.
+//! **Pure.** Values by the bytes of their names, bounded in bytes: what was used only once goes
+//! first, so that a flood of names pushes out nothing but itself; then what was not used for
+//! longest.
 
 use lru::LruCache;
 
@@ -43,14 +44,22 @@ impl<V: Weigh> Bounded<V> {
         if bytes > self.most / 4 {
             return;
         }
-        self.bytes += bytes;
-        if let Some((key, before)) = self.values.push(key, value) {
+        let before = self.values.pop_entry(&key);
+        let is_new = before.is_none();
+        if let Some((key, before)) = before {
             self.bytes -= before.weigh(&key);
         }
-        while self.bytes > self.most
+        while self.bytes + bytes > self.most
             && let Some((key, oldest)) = self.values.pop_lru()
         {
             self.bytes -= oldest.weigh(&key);
+        }
+        self.bytes += bytes;
+        let new = is_new.then(|| key.clone());
+        _ = self.values.push(key, value);
+        if let Some(key) = new {
+            // The first to go, until it is used.
+            self.values.demote(&key);
         }
     }
 
@@ -77,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_used_for_longest_makes_room() {
+    fn what_was_never_used_makes_room_and_then_what_was_not_for_longest() {
         let mut kept = Bounded::new(40);
         for (key, weight) in [(b"a", 9), (b"b", 9), (b"c", 9), (b"d", 9)] {
             kept.keep(key.to_vec().into(), weight);
@@ -85,15 +94,35 @@ mod tests {
         assert_eq!(kept.size(), (4, 40));
         assert!(kept.get(b"a").is_some());
         assert!(kept.peek(b"b").is_some());
+        // Of those that nobody used it is the last.
         kept.keep(b"e".to_vec().into(), 1);
-        assert_eq!((kept.peek(b"b"), kept.size()), (None, (4, 32)));
+        assert_eq!((kept.peek(b"d"), kept.size()), (None, (4, 32)));
         let sum: usize = kept
             .values
             .iter()
             .map(|(key, value)| value.weigh(key))
             .sum();
         assert_eq!(kept.size().1, sum);
-        assert!(kept.peek(b"a").is_some());
+        for key in [b"c", b"b", b"e", b"a"] {
+            assert!(kept.get(key).is_some());
+        }
+        kept.keep(b"f".to_vec().into(), 9);
+        assert_eq!((kept.peek(b"c"), kept.peek(b"f")), (None, Some(&9)));
+    }
+
+    #[test]
+    fn a_flood_pushes_out_nothing_but_itself() {
+        let mut kept = Bounded::new(1_000);
+        kept.keep(b"known".to_vec().into(), 5);
+        assert!(kept.get(b"known").is_some());
+        for number in 0..10_000_u32 {
+            kept.keep(number.to_be_bytes().into(), 96);
+        }
+        assert!(kept.peek(b"known").is_some());
+        // What is known anew does not begin from below.
+        kept.keep(b"known".to_vec().into(), 6);
+        kept.keep(b"large".to_vec().into(), 240);
+        assert_eq!(kept.peek(b"known"), Some(&6));
     }
 
     #[test]
