@@ -388,3 +388,27 @@ async fn clients_that_are_gone_before_their_answer_harm_nobody() {
     }
     is_well(stub).await;
 }
+
+#[tokio::test]
+async fn a_question_takes_no_more_room_over_tcp_than_over_udp() {
+    let (stub, _) = lonely_stub().await;
+    let mut stream = TcpStream::connect(stub).await.unwrap();
+    for (padding, code) in [(4_000_u16, 0), (4_100, 1), (60_000, 1)] {
+        // Padding of that length (RFC 7830) in an OPT record.
+        let mut question = b"\0\x07\x01\0\0\x01\0\0\0\0\0\x01".to_vec();
+        // Another name each time: what is remembered takes no room.
+        question.extend(format!("\x080a00{padding:04x}\x04addr\x06consul\0\0\x01\0\x01").bytes());
+        question.extend(b"\0\0\x29\x10\0\0\0\0\0");
+        question.extend((padding + 4).to_be_bytes());
+        question.extend([0, 12]);
+        question.extend(padding.to_be_bytes());
+        question.resize(question.len() + usize::from(padding), 0);
+        stream.write_all(&framed(&question)).await.unwrap();
+        let reply = next_message(&mut stream).await.expect("a reply");
+        assert_eq!(
+            (&reply[..2], reply[3] & 15),
+            (&[0, 7][..], code),
+            "{padding}"
+        );
+    }
+}

@@ -34,6 +34,12 @@ use self::{
 use super::{Server, networks::Networks, shortcut};
 use crate::{clock, endpoint::Transport};
 
+/// Longest question that is taken; a longer one is not ordinary, and is cut.
+const QUESTION: usize = 4_096;
+
+/// Bytes that may wait in a socket each way, where the kernel allows it.
+const WAITING: usize = 4 << 20;
+
 /// Questions over UDP that are worked on at once, per socket.
 const MOST_DATAGRAMS: usize = 1_024;
 
@@ -154,6 +160,7 @@ impl Sockets {
             udp.set_only_v6(true)?;
         }
         udp.set_nonblocking(true)?;
+        give_room(&udp);
         udp.bind(&address.into())?;
         Datagrams::new(udp, address)
     }
@@ -227,9 +234,9 @@ struct Replies {
 }
 
 impl Replies {
-    async fn send(&self, question: &[u8], reply: &[u8], peer: Peer) {
+    fn send(&self, question: &[u8], reply: &[u8], peer: Peer) {
         let reply = self.trusted.cut(question, reply, peer.client);
-        if let Err(error) = self.socket.send(&reply, peer).await {
+        if let Err(error) = self.socket.send(&reply, peer) {
             debug!(client = %peer.client, %error, "reply not sent");
         }
     }
@@ -251,7 +258,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
                         && server.remembered(packet, &plain, Transport::Udp, &mut reply)
                     {
                         // Behind the length, which a datagram needs not.
-                        socket.send(packet, &reply[2..], peer).await;
+                        socket.send(packet, &reply[2..], peer);
                         continue;
                     }
                     // Who is turned away is told so, and keeps nobody waiting.
@@ -259,7 +266,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
                         || !shares.take(peer.client, asked.len() >= CROWDED)
                     {
                         if let Some(reply) = server.late(packet, plain.as_ref()) {
-                            socket.send(packet, &reply, peer).await;
+                            socket.send(packet, &reply, peer);
                         }
                         continue;
                     }
@@ -267,7 +274,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
                     let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
                     asked.spawn(async move {
                         if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
-                            socket.send(&packet, &reply.bytes, peer).await;
+                            socket.send(&packet, &reply.bytes, peer);
                             if let Some(fill) = reply.fill {
                                 server.keep(fill);
                             }
@@ -285,6 +292,13 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
         }
     }
     while asked.join_next().await.is_some() {}
+}
+
+/// As much as is allowed: a burst of questions waits there, and replies to neighbours that do not
+/// answer.
+fn give_room(socket: &Socket) {
+    _ = socket.set_recv_buffer_size(WAITING);
+    _ = socket.set_send_buffer_size(WAITING);
 }
 
 fn most_connections() -> usize {

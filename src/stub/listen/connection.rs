@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::told;
+use super::{QUESTION, told};
 use crate::{
     clock,
     endpoint::Transport,
@@ -98,7 +98,9 @@ pub(in crate::stub) async fn over(
                 continue;
             }
             pending += 1;
-            let (packet, server, replies) = (packet.to_vec(), Arc::clone(server), replies.clone());
+            // As over UDP: what is longer is malformed then, and takes no room.
+            let packet = packet[..packet.len().min(QUESTION)].to_vec();
+            let (server, replies) = (Arc::clone(server), replies.clone());
             let since = clock::now();
             // Bounded by the seats, and by the time that a question may take.
             tokio::spawn(async move {

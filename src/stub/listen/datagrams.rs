@@ -13,7 +13,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 use tokio::net::UdpSocket;
 
 /// The socket.
@@ -63,10 +63,15 @@ impl Datagrams {
         }
     }
 
-    pub(super) async fn send(&self, reply: &[u8], to: Peer) -> io::Result<()> {
+    /// Sends a reply, without waiting: what does not fit the kernel's queue is lost, as datagrams
+    /// are. Replies to neighbours that are not there fill it for seconds.
+    pub(super) fn send(&self, reply: &[u8], to: Peer) -> io::Result<()> {
         match to.asked {
-            Some(asked) => packet_info::send(&self.socket, reply, to.client, asked).await,
-            None => self.socket.send_to(reply, to.client).await.map(drop),
+            Some(asked) => packet_info::send(&self.socket, reply, to.client, asked),
+            // It does not block: tokio sees to that.
+            None => SockRef::from(&self.socket)
+                .send_to(reply, &to.client.into())
+                .map(drop),
         }
     }
 }
@@ -118,7 +123,7 @@ mod packet_info {
         socket.async_io(Interest::READABLE, receive).await
     }
 
-    pub(super) async fn send(
+    pub(super) fn send(
         socket: &UdpSocket,
         reply: &[u8],
         client: SocketAddr,
@@ -148,14 +153,10 @@ mod packet_info {
             }
         };
         let client = SockaddrStorage::from(client);
-        let send = || {
-            let parts = [IoSlice::new(reply)];
-            let descriptor = socket.as_raw_fd();
-            let none = MsgFlags::empty();
-            sendmsg(descriptor, &parts, &[source], none, Some(&client))?;
-            Ok(())
-        };
-        socket.async_io(Interest::WRITABLE, send).await
+        let parts = [IoSlice::new(reply)];
+        let (descriptor, flags) = (socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
+        sendmsg(descriptor, &parts, &[source], flags, Some(&client))?;
+        Ok(())
     }
 
     fn address(address: &SockaddrStorage) -> Option<SocketAddr> {
@@ -199,13 +200,13 @@ mod packet_info {
         Ok((length, Peer { client, asked }))
     }
 
-    pub(super) async fn send(
+    pub(super) fn send(
         socket: &UdpSocket,
         reply: &[u8],
         client: SocketAddr,
         _: IpAddr,
     ) -> io::Result<()> {
-        socket.send_to(reply, client).await.map(drop)
+        socket.try_send_to(reply, client).map(drop)
     }
 }
 
@@ -232,7 +233,7 @@ mod tests {
         client.send(b"?").await.unwrap();
         let (length, peer) = socket.receive(&mut [0; 8]).await.unwrap();
         assert_eq!((length, peer.client), (1, client.local_addr().unwrap()));
-        socket.send(b"!", peer).await.unwrap();
+        socket.send(b"!", peer).unwrap();
         let mut reply = [0; 8];
         assert_eq!(client.recv(&mut reply).await.unwrap(), 1);
         peer.asked

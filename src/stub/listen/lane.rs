@@ -41,7 +41,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{CROWDED, MOST_DATAGRAMS, share::Shares};
+use super::{CROWDED, MOST_DATAGRAMS, QUESTION, give_room, share::Shares};
 use crate::{
     cache::Hits,
     clock,
@@ -57,17 +57,11 @@ use crate::{
 /// Datagrams taken and sent by one call.
 const BATCH: usize = 64;
 
-/// Longest question that is taken; a longer one is not ordinary, and is cut.
-const QUESTION: usize = 4_096;
-
 /// Longest reply over UDP, with its OPT record.
 const REPLY: usize = 4_096;
 
 /// How often a thread that hears nothing looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// Bytes that may wait in a socket, where the kernel allows it.
-const WAITING: usize = 4 << 20;
 
 /// Misses that wait for the slow lane, and replies that wait for the fast one.
 const MOST_WAITING: usize = 1_024;
@@ -166,8 +160,7 @@ impl Lane {
         }
         socket.set_reuse_port(true)?;
         socket.set_read_timeout(Some(LOOK))?;
-        // As much as is allowed: a burst waits there.
-        _ = socket.set_recv_buffer_size(WAITING);
+        give_room(&socket);
         socket.bind(&address.into())?;
         Ok(Self { socket })
     }
