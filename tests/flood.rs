@@ -452,3 +452,61 @@ async fn a_stub_answers_on_its_own_address_and_no_other() {
     let told = ask_udp(beside, "0a000001.addr.consul.", RecordType::A).await;
     assert_eq!(told.map(|reply| reply.answers.len()), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_more_than_its_share_is_given_what_was_known() {
+    let consul = Server::start(|question, _| {
+        let name = question.queries[0].name().to_string();
+        match name.starts_with("web.") {
+            true => vec![srv(question, 3).with_text().ttls(&[1; 3])],
+            // Slow beyond all limits.
+            false => Vec::new(),
+        }
+    })
+    .await;
+    let builder = Resolver::builder()
+        .dns(&consul.address().to_string())
+        .http("none");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let stub = Stub::bind(builder.build().unwrap(), &[any]).await.unwrap();
+    let (server, traffic) = (stub.addresses()[0], stub.traffic());
+    tokio::spawn(stub.run(std::future::pending()));
+
+    let greedy = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    greedy.connect(server).await.unwrap();
+    let mut reply = [0; 512];
+    let web = with_opt(question("web.service.consul.", 1), 1_232, &[]);
+    wait_for("web", async || {
+        greedy.send(&web).await.unwrap();
+        let length = timeout(IN_TIME, greedy.recv(&mut reply)).await.ok()?;
+        (length.unwrap() > 12 && reply[7] == 3).then_some(())
+    })
+    .await;
+    // Its time is over.
+    sleep(Duration::from_millis(1_300)).await;
+    for at in 0..450_u16 {
+        let name = format!("n{at}.service.consul.");
+        let packet = with_opt(question(&name, 1), 1_232, &[]);
+        greedy.send(&packet).await.unwrap();
+    }
+    greedy.send(&web).await.unwrap();
+    let is_web = |reply: &[u8]| reply[12..].starts_with(b"\x03web");
+    let given = timeout(IN_TIME, async {
+        loop {
+            let length = greedy.recv(&mut reply).await.unwrap();
+            if is_web(&reply[..length]) {
+                break (code(&reply), reply[7]);
+            }
+        }
+    });
+    assert_eq!(given.await.unwrap(), (0, 3));
+    // Both tell who was turned away.
+    let count = |what: &str| {
+        let text = traffic.to_string();
+        let line = text.lines().find(|line| line.starts_with(what));
+        line.and_then(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
+    };
+    let shed = count("proconsul_dns_shed_total").unwrap();
+    let told = count("proconsul_dns_queries_total{transport=\"udp\",rcode=\"SERVFAIL\"}").unwrap();
+    assert!(shed > 50 && told >= shed, "{shed} {told}");
+}

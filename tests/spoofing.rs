@@ -178,7 +178,7 @@ async fn ids_and_ports_of_forwarded_questions_cannot_be_foretold() {
     let names = (0..QUESTIONS).map(|at| question(&format!("n{at}.example."), 1));
     _ = crowd(stub, names.collect(), 100, Duration::from_secs(5)).await;
     let asked = upstream.questions();
-    assert!(asked.len() > QUESTIONS / 2, "{}", asked.len());
+    assert!(asked.len() > QUESTIONS / 4, "{}", asked.len());
     let ids: Vec<u16> = (asked.iter())
         .map(|asked| u16::from_be_bytes([asked.packet[0], asked.packet[1]]))
         .collect();

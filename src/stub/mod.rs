@@ -270,11 +270,14 @@ impl Server {
             let known = shortcuts.answer_late(packet, plain, clock::lately(), &mut out);
             let length = known.or_else(|| plain.overload(packet, &mut out))?;
             out.truncate(length);
+            match known {
+                Some(_) => self.counted.remembered(&out, Transport::Udp),
+                None => self.counted.shed(),
+            }
             Some(out)
         });
-        match &reply {
-            Some(reply) => (self.counted).answered(reply, Transport::Udp, Duration::ZERO),
-            None => self.counted.dropped(),
+        if reply.is_none() {
+            self.counted.dropped();
         }
         reply
     }

@@ -31,6 +31,9 @@ const CODES: [&str; 16] = [
     "11", "12", "13", "14", "15",
 ];
 
+/// What those are told that nobody has time for.
+const SERVFAIL: usize = 2;
+
 const TRANSPORTS: [&str; 2] = ["udp", "tcp"];
 
 type ByCode = [AtomicU64; CODES.len()];
@@ -42,7 +45,7 @@ type ByCode = [AtomicU64; CODES.len()];
 pub(crate) struct Tally {
     /// Replies from memory, by response code.
     gave: ByCode,
-    /// Datagrams that nobody had time for.
+    /// Datagrams that nobody had time for, and were told so.
     shed: AtomicU64,
     names: AtomicU64,
     bytes: AtomicU64,
@@ -85,6 +88,7 @@ pub(super) struct Counted {
     remembered: [ByCode; 2],
     durations: Histogram,
     dropped: AtomicU64,
+    shed: AtomicU64,
 }
 
 impl Counted {
@@ -96,6 +100,7 @@ impl Counted {
             remembered: Default::default(),
             durations: Histogram::default(),
             dropped: AtomicU64::new(0),
+            shed: AtomicU64::new(0),
         }
     }
 
@@ -130,10 +135,16 @@ impl Counted {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A datagram that nobody had time for, and was told so.
+    pub(super) fn shed(&self) {
+        self.shed.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn sum(&self) -> Sum {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut sum = Sum {
             dropped: load(&self.dropped),
+            shed: load(&self.shed),
             ..Sum::default()
         };
         for transport in 0..TRANSPORTS.len() {
@@ -153,6 +164,7 @@ impl Counted {
             sum.names += load(&tally.names);
             sum.bytes += load(&tally.bytes);
         }
+        sum.queries[0][SERVFAIL] += sum.shed;
         sum
     }
 }

@@ -85,13 +85,21 @@ struct Miss {
     hits: Hits,
 }
 
+/// What the slow lane tells its thread.
+#[derive(Debug)]
+enum Told {
+    Fill(Fill),
+    /// There was no seat for it: what is known is to be given.
+    Late(Miss),
+}
+
 /// What a thread is given.
 struct Work {
     lane: Arc<Lane>,
     /// What its shortcuts may take.
     bytes: usize,
     misses: Sender<Miss>,
-    fills: Receiver<Fill>,
+    told: Receiver<Told>,
     /// Set by the slow lane while it takes nobody in.
     full: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
@@ -118,13 +126,13 @@ pub(super) fn spawn(
     let bytes = server.current().resolver.cache_bytes() / lanes.len().max(1);
     for (number, lane) in lanes.into_iter().enumerate() {
         let (miss, missed) = mpsc::channel(MOST_WAITING);
-        let (fill, fills) = sync_channel(MOST_WAITING);
+        let (tell, told) = sync_channel(MOST_WAITING);
         let (lane, full) = (Arc::new(lane), Arc::<AtomicBool>::default());
         let work = Work {
             lane: Arc::clone(&lane),
             bytes,
             misses: miss,
-            fills,
+            told,
             full: Arc::clone(&full),
             stop: Arc::clone(stop),
             trusted: Arc::clone(trusted),
@@ -138,7 +146,7 @@ pub(super) fn spawn(
         }
         let slow = SlowLane {
             lane,
-            fills: fill,
+            tell,
             turned_away: full,
             trusted: Arc::clone(trusted),
             server: Arc::clone(server),
@@ -236,7 +244,7 @@ fn serve<S: Address>(work: &Work) {
         lane,
         bytes,
         misses,
-        fills,
+        told,
         full,
         stop,
         trusted,
@@ -252,7 +260,8 @@ fn serve<S: Address>(work: &Work) {
         let mut from: [(usize, Option<S>); BATCH] = [(0, None); BATCH];
         let count = match take(lane, &mut incoming, &mut taken, &mut from) {
             Ok(count) => count,
-            Err(Errno::EAGAIN | Errno::EINTR) => continue,
+            // The slow lane may have told something.
+            Err(Errno::EAGAIN | Errno::EINTR) => 0,
             Err(error) => {
                 warn!(%error, "socket cannot be read");
                 thread::sleep(LOOK);
@@ -261,9 +270,14 @@ fn serve<S: Address>(work: &Work) {
         };
         let now = clock::lately();
         let mut filled = false;
-        while let Ok(fill) = fills.try_recv() {
-            shortcuts.keep(fill, now);
-            filled = true;
+        while let Ok(told) = told.try_recv() {
+            match told {
+                Told::Fill(fill) => {
+                    shortcuts.keep(fill, now);
+                    filled = true;
+                }
+                Told::Late(miss) => late(work, &mut shortcuts, &miss, now, &mut outgoing[..REPLY]),
+            }
         }
         if filled {
             tally.holds(shortcuts.size());
@@ -326,20 +340,41 @@ fn serve<S: Address>(work: &Work) {
                             late(room)
                         }
                     };
-                    match reply {
-                        Some(_) => tally.gave(room[3]),
-                        None => shed += 1,
+                    if reply.is_some() {
+                        tally.gave(room[3]);
                     }
-                    if let Some(length) = reply.or_else(|| plain?.overload(packet, room)) {
-                        lengths[replies] = fit(trusted, packet, room, length, client);
-                        to[replies] = Some(*client);
-                        replies += 1;
+                    match reply.or_else(|| plain?.overload(packet, room)) {
+                        Some(length) => {
+                            shed += u64::from(reply.is_none());
+                            lengths[replies] = fit(trusted, packet, room, length, client);
+                            to[replies] = Some(*client);
+                            replies += 1;
+                        }
+                        None => counted.dropped(),
                     }
                 }
             }
         }
         tally.shed(shed);
         give(lane, &outgoing, &lengths[..replies], &to, &mut sent);
+    }
+}
+
+/// Answers a question that the slow lane has no seat for: with what was known, or that it is so.
+fn late(work: &Work, shortcuts: &mut Shortcuts, miss: &Miss, now: Instant, room: &mut [u8]) {
+    let Miss { packet, client, .. } = miss;
+    let plain = shortcut::read(packet, false);
+    let known = (plain.as_ref()).and_then(|plain| shortcuts.answer_late(packet, plain, now, room));
+    let Some(length) = known.or_else(|| plain?.overload(packet, room)) else {
+        return work.counted.dropped();
+    };
+    match known {
+        Some(_) => work.tally.gave(room[3]),
+        None => work.tally.shed(1),
+    }
+    let reply = work.trusted.cut(packet, &room[..length], *client);
+    if let Err(error) = work.lane.send(&reply, *client) {
+        debug!(%client, %error, "reply not sent");
     }
 }
 
@@ -417,7 +452,7 @@ fn give<S: Address>(
 /// The slow lane behind one fast one.
 struct SlowLane {
     lane: Arc<Lane>,
-    fills: SyncSender<Fill>,
+    tell: SyncSender<Told>,
     /// Set while nobody is taken in.
     turned_away: Arc<AtomicBool>,
     trusted: Arc<Networks>,
@@ -441,7 +476,11 @@ impl SlowLane {
                 miss = missed.recv(), if !full => {
                     let Some(miss) = miss else { break };
                     if !shares.take(miss.client, asked.len() >= CROWDED) {
-                        self.refuse(&miss);
+                        // The thread knows what was known; it has no time either where it
+                        // does not come to that.
+                        if self.tell.try_send(Told::Late(miss)).is_err() {
+                            self.server.counted.dropped();
+                        }
                         continue;
                     }
                     // One that panics takes nobody along.
@@ -461,30 +500,17 @@ impl SlowLane {
             since,
             hits,
         } = miss;
-        let Self { fills, server, .. } = self;
+        let Self { tell, server, .. } = self;
         server.served(&packet, hits);
         if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
             self.send(&packet, &reply.bytes, client);
             if let Some(fill) = reply.fill
-                && fills.try_send(fill).is_err()
+                && tell.try_send(Told::Fill(fill)).is_err()
             {
                 debug!(%client, "no room to remember the answer");
             }
         }
         client
-    }
-
-    /// Says that there is no time for a question, to who can be told.
-    fn refuse(&self, miss: &Miss) {
-        let Miss { packet, client, .. } = miss;
-        let mut room = [0; shortcut::REFUSAL];
-        let plain = shortcut::read(packet, false);
-        let Some(length) = plain.and_then(|plain| plain.overload(packet, &mut room)) else {
-            return self.server.counted.dropped();
-        };
-        let (counted, reply) = (&self.server.counted, &room[..length]);
-        counted.answered(reply, Transport::Udp, Duration::ZERO);
-        self.send(packet, reply, *client);
     }
 
     fn send(&self, question: &[u8], reply: &[u8], client: SocketAddr) {
