@@ -11,12 +11,13 @@
 //! | is drowned by replies under wrong ids | what it says over TCP, where guesses are useless |
 //! | sends the question back to us | it is found out by a question of ours, and asked no more |
 
+mod exchange;
 mod memory;
 mod message;
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,17 +25,16 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpSocket,
     sync::{Semaphore, SemaphorePermit},
     time::{timeout, timeout_at},
 };
 use tracing::{debug, info, warn};
 
+#[cfg(any(fuzzing, test))]
 pub(crate) use self::message::answers;
 use self::{
     memory::{Memory, Reply},
-    message::{cannot_tell, own_head, truncated},
+    message::{cannot_tell, own_head, room, truncated},
 };
 use super::{
     shortcut::{Fill, Plain, addresses},
@@ -45,7 +45,6 @@ use crate::{
     endpoint::Transport,
     flight::{Flights, Runs},
     stamp::Stamp,
-    udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS, connected},
 };
 
 /// One upstream is waited for so long before the next one is asked.
@@ -70,9 +69,6 @@ const DOWN: u32 = 3;
 /// quarter: those about Consul's names find one however long others are waited for.
 const MOST_SEATS: usize = 512;
 const MOST_BESIDE: usize = 256;
-
-/// Bytes that every client takes over UDP (RFC 1035, section 2.3.4).
-const LEAST_ROOM: usize = 512;
 
 /// How often resolv.conf is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -235,8 +231,8 @@ impl Forwarder {
             return Forwarded::Reply(reply);
         }
         match told {
-            // Asked by another client, who can take more.
-            Some(told) if plain.is_some_and(|plain| told.len() > plain.limit()) => {
+            // It was asked for another client, who can take more, or is longer than was asked for.
+            Some(told) if transport == Transport::Udp && told.len() > room(packet) => {
                 Forwarded::Reply(own_head(&truncated(&told), packet))
             }
             Some(told) => Forwarded::Reply(own_head(&told, packet)),
@@ -337,12 +333,7 @@ impl Forwarder {
                 left
             };
             self.probe(server);
-            let asked = async {
-                match transport {
-                    Transport::Udp => over_udp(server, packet).await,
-                    _ => over_tcp(server, packet).await,
-                }
-            };
+            let asked = async { exchange::ask(server, packet, transport).await.1 };
             let until = clock::now() + limit;
             match timeout_at(until.into(), asked).await {
                 Ok(Ok(reply)) => {
@@ -464,7 +455,7 @@ impl Forwarder {
         packet.extend_from_slice(&[0, 0, 16, 0, 1]);
         // Bounded by its own limit.
         tokio::spawn(async move {
-            _ = timeout(LIMIT, over_udp(server, &packet)).await;
+            _ = timeout(LIMIT, exchange::over_udp(server, &packet)).await;
         });
     }
 
@@ -503,61 +494,6 @@ impl Forwarder {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn with_id(packet: &[u8]) -> (Vec<u8>, [u8; 2]) {
-    let id = clock::query_id().to_be_bytes();
-    let mut packet = packet.to_vec();
-    for (byte, own) in packet.iter_mut().zip(id) {
-        *byte = own;
-    }
-    (packet, id)
-}
-
-async fn over_udp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = connected(server)?;
-    let (packet, id) = with_id(packet);
-    socket.send(&packet).await?;
-    let mut reply = Vec::with_capacity(4_096);
-    let mut wrong_ids = 0;
-    for _ in 0..MOST_STRAY_DATAGRAMS {
-        reply.clear();
-        socket.recv_buf(&mut reply).await?;
-        if answers(&reply, &packet, id) {
-            return Ok(reply);
-        }
-        wrong_ids += usize::from(reply.get(..2) != Some(&id[..]));
-        if wrong_ids >= MOST_WRONG_IDS {
-            debug!(%server, "somebody guesses: asked over TCP");
-            let reply = over_tcp(server, &packet).await?;
-            // Longer than what every client of UDP takes: it comes over TCP itself.
-            let fits = reply.len() <= LEAST_ROOM;
-            return Ok(if fits { reply } else { truncated(&reply) });
-        }
-    }
-    Err(io::ErrorKind::InvalidData.into())
-}
-
-async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = match server {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    let mut stream = socket.connect(server).await?;
-    stream.set_nodelay(true)?;
-    let (packet, id) = with_id(packet);
-    let length = u16::try_from(packet.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut framed = length.to_be_bytes().to_vec();
-    framed.extend_from_slice(&packet);
-    stream.write_all(&framed).await?;
-    let length = stream.read_u16().await?;
-    let mut reply = Vec::new();
-    stream.take(length.into()).read_to_end(&mut reply).await?;
-    if reply.len() == usize::from(length) && answers(&reply, &packet, id) {
-        Ok(reply)
-    } else {
-        Err(io::ErrorKind::InvalidData.into())
-    }
 }
 
 #[cfg(test)]

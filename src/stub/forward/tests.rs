@@ -1,6 +1,9 @@
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
 
-use super::{message::question_end, *};
+use super::{
+    message::{question_end, with_room},
+    *,
+};
 use crate::stub::shortcut;
 
 /// An ordinary question for the address of `www.example.com`.
@@ -137,6 +140,10 @@ fn who_gives_an_answer_on_is_told_when_it_is_not_so_any_more() {
     let mut cut = answer(60);
     cut[2] |= 0x02;
     hear(&mut memory, cut);
+    // Nor does what ends too early, and does not say so.
+    let mut unreadable = answer(60);
+    unreadable.pop();
+    hear(&mut memory, unreadable);
     assert!(!fate.is_over() && memory.knows(key));
     drop(memory);
     assert!(fate.is_over(), "nobody is left to say so");
@@ -158,4 +165,33 @@ async fn a_failure_of_an_upstream_is_remembered_for_half_a_minute_at_most() {
     }
     forwarder.heard(server, Some(&answer(60)));
     assert_eq!(rests(), Duration::ZERO);
+}
+
+/// A question with EDNS of that size, and that record behind.
+fn edns(size: u16, more: &[u8]) -> Vec<u8> {
+    let mut packet = question();
+    packet[11] = 1 + u8::from(!more.is_empty());
+    packet.extend(b"\0\0\x29");
+    packet.extend(size.to_be_bytes());
+    packet.extend([0; 6]);
+    packet.extend(more);
+    packet
+}
+
+#[test]
+fn an_upstream_is_told_of_no_more_room_than_there_is_and_what_is_signed_is_left_alone() {
+    for (said, most, told) in [
+        (4_096, 1_232, 1_232),
+        (65_535, 4_096, 4_096),
+        (1_400, 4_096, 1_400),
+        (0, 1_232, 0),
+    ] {
+        assert_eq!(with_room(&edns(said, &[]), most), edns(told, &[]));
+        assert_eq!(room(&edns(said, &[])), usize::from(said.max(512)));
+    }
+    assert_eq!(with_room(&question(), 1_232), question());
+    assert_eq!(room(&question()), 512);
+    let signed = edns(4_096, b"\0\0\xFA\0\xFF\0\0\0\0\0\0");
+    assert_eq!(with_room(&signed, 1_232), signed);
+    assert_eq!(room(&signed), 4_096);
 }
