@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | answers | that, kept for its TTL |
 //! | is silent for [`TRY`], refuses, says SERVFAIL, NOTIMP or REFUSED | the next one's answer; whoever failed is asked last for a while |
-//! | all of them, for a name that was answered before | that answer, as stale (RFC 8767): after [`PATIENCE`] at most, and at once where that has failed, or [`DOWN`] questions in a row; then it is asked for beside that |
+//! | all of them, for a name that was answered before | that answer, as stale (RFC 8767): after [`PATIENCE`] at most, and at once where that has failed, or [`DOWN`] questions in a row, or nobody can be asked; then it is asked for beside that |
 //! | all of them, otherwise; more than [`MOST_SEATS`] questions are in the air | SERVFAIL and an extended error; what failed is so for [`REST`] (RFC 9520) |
 //! | is drowned by replies under wrong ids | what it says over TCP, where guesses are useless |
 //! | sends the question back to us | it is found out by a question of ours, and asked no more |
@@ -14,12 +14,11 @@
 mod exchange;
 mod memory;
 mod message;
+mod system;
 
 use std::{
     collections::HashMap,
-    fs,
     net::SocketAddr,
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -28,13 +27,14 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::{timeout, timeout_at},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::message::answers;
 use self::{
     memory::{Memory, Reply},
     message::{cannot_tell, own_head, room, truncated},
+    system::System,
 };
 use super::{
     shortcut::{Fill, Plain, addresses},
@@ -44,7 +44,6 @@ use crate::{
     clock,
     endpoint::Transport,
     flight::{Flights, Runs},
-    stamp::Stamp,
 };
 
 /// One upstream is waited for so long before the next one is asked.
@@ -70,16 +69,6 @@ const DOWN: u32 = 3;
 const MOST_SEATS: usize = 512;
 const MOST_BESIDE: usize = 256;
 
-/// How often resolv.conf is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Where the system's name servers stand, the first that names one that is not us.
-const SYSTEM: [&str; 3] = [
-    "/etc/resolv.conf",
-    "/run/systemd/resolve/resolv.conf",
-    "/run/NetworkManager/no-stub-resolv.conf",
-];
-
 /// Forwards to upstreams, and remembers.
 #[derive(Debug)]
 pub(super) struct Forwarder {
@@ -94,13 +83,6 @@ pub(super) struct Forwarder {
     beside: Semaphore,
     /// Names that only we ask for, and of whom.
     probes: Mutex<HashMap<Box<[u8]>, SocketAddr>>,
-}
-
-#[derive(Debug, Default)]
-struct System {
-    servers: Vec<SocketAddr>,
-    looked: Option<Instant>,
-    stamps: Vec<Option<Stamp>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -194,14 +176,14 @@ impl Forwarder {
         if self.is_probe(labels) {
             return Forwarded::Nobody;
         }
-        let servers = self.servers(labels);
-        if servers.is_empty() {
-            return Forwarded::Nobody;
-        }
         let key = plain.map(|plain| plain.key.as_bytes());
         let kept = |stale| self.memory().answer(packet, plain?, stale, clock::now());
         if let Some(reply) = kept(false) {
             return Forwarded::Reply(reply);
+        }
+        let servers = self.servers(labels);
+        if servers.is_empty() {
+            return kept(true).map_or(Forwarded::Nobody, Forwarded::Reply);
         }
         if let Some(key) = key
             && (self.failure(key, LONGEST_REST).is_some() || self.are_down(&servers))
@@ -359,7 +341,10 @@ impl Forwarder {
 
     /// The upstreams for a name: those that are well first, those that loop not at all.
     fn servers(&self, labels: &[&[u8]]) -> Vec<SocketAddr> {
-        let system = self.system_servers();
+        let system = match self.upstreams.wants_system() {
+            true => lock(&self.system).servers(&self.own, clock::now()),
+            false => Vec::new(),
+        };
         let mut servers = self.upstreams.of(labels, &system);
         servers.retain(|server| !upstreams::is_ours(*server, &self.own));
         let (health, now) = (lock(&self.health), clock::now());
@@ -396,41 +381,6 @@ impl Forwarder {
         let rest = REST.saturating_mul(1 << health.failures.min(5));
         health.failures = health.failures.saturating_add(1);
         health.until = Some(clock::now() + rest.min(LONGEST_REST));
-    }
-
-    /// The servers of resolv.conf, read again when it changes.
-    fn system_servers(&self) -> Vec<SocketAddr> {
-        if !self.upstreams.wants_system() {
-            return Vec::new();
-        }
-        let mut system = lock(&self.system);
-        let now = clock::now();
-        if system
-            .looked
-            .is_some_and(|looked| now.saturating_duration_since(looked) < LOOK)
-        {
-            return system.servers.clone();
-        }
-        system.looked = Some(now);
-        let files = SYSTEM.map(PathBuf::from);
-        let stamp = |file: &PathBuf| fs::metadata(file).ok().map(|file| Stamp::of(&file));
-        let stamps: Vec<_> = files.iter().map(stamp).collect();
-        if system.stamps != stamps {
-            system.stamps = stamps;
-            let read = |file: &Path| {
-                let text = fs::read_to_string(file).unwrap_or_default();
-                upstreams::resolv_conf(&text, &self.own)
-            };
-            let mut all = files.iter().map(|file| read(file));
-            let servers = all.find(|servers| !servers.is_empty()).unwrap_or_default();
-            if servers.is_empty() {
-                warn!("resolv.conf names no server but us: other names are refused");
-            } else if servers != system.servers {
-                info!(?servers, "other names go to the servers of resolv.conf");
-            }
-            system.servers = servers;
-        }
-        system.servers.clone()
     }
 
     /// Asks an upstream once, beside its first question, for a name that only we know:

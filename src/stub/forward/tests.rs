@@ -195,3 +195,39 @@ fn an_upstream_is_told_of_no_more_room_than_there_is_and_what_is_signed_is_left_
     assert_eq!(with_room(&signed, 1_232), signed);
     assert_eq!(room(&signed), 4_096);
 }
+
+const NAME: &[&[u8]] = &[b"www", b"example", b"com"];
+
+async fn told(forwarder: &Arc<Forwarder>, deadline: Instant) -> Forwarded {
+    let packet = question();
+    let plain = shortcut::read(&packet, false);
+    let answer = forwarder.answer(&packet, NAME, plain.as_ref(), Transport::Udp, deadline);
+    answer.await
+}
+
+fn keeps(forwarder: &Forwarder, ttl: u32, since: Instant) {
+    let key = shortcut::read(&question(), false).unwrap().key;
+    let (key, reply) = (key.as_bytes().into(), Arc::new(answer(ttl)));
+    forwarder.memory().hear(key, Some(&reply), since);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_is_given_while_nobody_can_be_asked() {
+    let mut forwarder = Forwarder::new(Upstreams::system(), Vec::new());
+    forwarder.system = Mutex::new(System::of(Vec::new()));
+    let (forwarder, now) = (Arc::new(forwarder), clock::now());
+    let deadline = now + LIMIT;
+    assert!(matches!(
+        told(&forwarder, deadline).await,
+        Forwarded::Nobody
+    ));
+    // As fresh, and as stale.
+    for (ttl, given) in [(60, 60_u32), (0, 30)] {
+        keeps(&forwarder, ttl, now);
+        let Forwarded::Reply(reply) = told(&forwarder, deadline).await else {
+            panic!("refused");
+        };
+        let at = question().len() + 6;
+        assert_eq!(reply[at..at + 4], given.to_be_bytes());
+    }
+}
