@@ -101,6 +101,35 @@ async fn the_next_upstream_is_asked_and_whoever_failed_comes_last() {
 }
 
 #[tokio::test]
+async fn of_three_upstreams_the_last_has_time_to_answer_and_comes_first_from_then_on() {
+    let silent = [SilentDns::start(), SilentDns::start()];
+    let slow = Duration::from_millis(150);
+    let good = Upstream::late(slow, |packet| Some(record(packet, 1, 0, &[10, 0, 0, 1]))).await;
+    let all = [silent[0].address(), silent[1].address(), good.address];
+    let all = all.map(|address| address.to_string());
+    let stub = stub(&[&all[0], &all[1], &all[2]]).await;
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["0 10.0.0.1"]);
+    for silent in &silent {
+        assert!(!silent.questions().is_empty());
+    }
+    assert_eq!(addresses(&a(stub, "b.example.").await), ["0 10.0.0.1"]);
+    for silent in &silent {
+        assert_eq!(silent.questions().len(), 0, "it rests");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_slower_than_its_share_of_the_time_is_still_heard() {
+    let slow = Duration::from_millis(600);
+    let upstream = Upstream::late(slow, |packet| Some(record(packet, 1, 60, &[10, 0, 0, 1]))).await;
+    let silent = SilentDns::start();
+    let both = [upstream.address.to_string(), silent.address().to_string()];
+    let stub = stub(&[&both[0], &both[1]]).await;
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["60 10.0.0.1"]);
+    assert!(!silent.questions().is_empty(), "it was asked as well");
+}
+
+#[tokio::test]
 async fn a_question_whose_datagram_is_lost_is_asked_once_more_from_another_port() {
     let asked = AtomicUsize::new(0);
     let upstream = Upstream::start(move |packet| {

@@ -5,13 +5,16 @@
 //! | upstream | the client gets |
 //! | --- | --- |
 //! | answers | that, kept for its TTL |
-//! | is silent for [`TRY`], refuses, says SERVFAIL, NOTIMP or REFUSED | the next one's answer; whoever failed is asked last for a while |
-//! | all of them, for a name that was answered before | that answer, as stale (RFC 8767): after [`PATIENCE`] at most, and at once where that has failed, or [`DOWN`] questions in a row, or nobody can be asked; then it is asked for beside that |
+//! | is silent for its share of the time | the answer of the next one, or its own, whichever comes first; whoever failed is asked last for a while |
+//! | refuses, says SERVFAIL, NOTIMP or REFUSED | the next one's answer, likewise |
+//! | all of them, for a name that was answered before | that answer, as stale (RFC 8767): after [`PATIENCE`] at most, and at once where that has failed, or the last few questions, or nobody can be asked; then it is asked for beside that |
 //! | all of them, otherwise; more than [`MOST_SEATS`] questions are in the air | SERVFAIL and an extended error; what failed is so for [`REST`] (RFC 9520) |
+//! | all of them, but none had a fair time: we stood still | the same, and nothing is remembered of it |
 //! | is drowned by replies under wrong ids | what it says over TCP, where guesses are useless |
 //! | sends the question back to us | it is found out by a question of ours, and asked no more |
 
 mod exchange;
+mod health;
 mod memory;
 mod message;
 mod system;
@@ -23,6 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::{timeout, timeout_at},
@@ -32,6 +36,7 @@ use tracing::{debug, warn};
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::message::answers;
 use self::{
+    health::{Health, LONGEST_REST, REST, is_fair},
     memory::{Memory, Reply},
     message::{cannot_tell, own_head, room, truncated},
     system::System,
@@ -46,23 +51,15 @@ use crate::{
     flight::{Flights, Runs},
 };
 
-/// One upstream is waited for so long before the next one is asked.
-const TRY: Duration = Duration::from_millis(400);
-
 /// Who has a stale answer waits so long for a newer one.
 const PATIENCE: Duration = Duration::from_millis(700);
 
 /// All of them together, at most.
 const LIMIT: Duration = Duration::from_millis(820);
 
-/// Whoever failed is asked last for so long, doubled with each failure. A question that
-/// failed is not asked again before the shortest of it is over (RFC 9520, section 3.2), and
-/// not waited for by who has a stale answer before the longest is.
-const REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(30);
-
-/// Nor is who was silent to so many questions in a row, as long as it is asked last.
-const DOWN: u32 = 3;
+/// So long a question is asked however soon its first client leaves: others may have joined,
+/// and what is heard is kept.
+const LEAST: Duration = Duration::from_millis(400);
 
 /// Questions sent on at once, half the seats of a lane, and those who wait for another's, a
 /// quarter: those about Consul's names find one however long others are waited for.
@@ -76,7 +73,7 @@ pub(super) struct Forwarder {
     own: Vec<SocketAddr>,
     /// Std mutexes: held for one look, never across an await.
     system: Mutex<System>,
-    health: Mutex<HashMap<SocketAddr, Health>>,
+    health: Mutex<Health>,
     memory: Mutex<Memory>,
     flights: Flights<Box<[u8]>, Option<Reply>>,
     seats: Semaphore,
@@ -85,18 +82,9 @@ pub(super) struct Forwarder {
     probes: Mutex<HashMap<Box<[u8]>, SocketAddr>>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Health {
-    /// In a row, and those without any reply.
-    failures: u32,
-    silent: u32,
-    /// It is asked last until then.
-    until: Option<Instant>,
-    /// It sends questions back to us.
-    loops: bool,
-    /// It was asked whether it does.
-    probed: bool,
-}
+/// No upstream had the time to answer: that says nothing of them, nor of the name.
+#[derive(Debug)]
+struct Unheard;
 
 /// What the client gets.
 #[derive(Debug)]
@@ -139,8 +127,7 @@ impl Forwarder {
         let Some(before) = before.filter(|before| before.upstreams == upstreams) else {
             return Some(Arc::new(Self::new(upstreams, own.to_vec())));
         };
-        // Whoever sent questions back has another chance: that may have been mended.
-        lock(&before.health).retain(|_, health| !health.loops);
+        before.health().forgive();
         Some(Arc::clone(before))
     }
 
@@ -185,16 +172,20 @@ impl Forwarder {
         if servers.is_empty() {
             return kept(true).map_or(Forwarded::Nobody, Forwarded::Reply);
         }
+        let now = clock::now();
+        if now >= deadline {
+            return kept(true).map_or(Forwarded::Failed, Forwarded::Reply);
+        }
         if let Some(key) = key
-            && (self.failure(key, LONGEST_REST).is_some() || self.are_down(&servers))
+            && (self.failure(key, LONGEST_REST).is_some() || self.health().are_down(&servers, now))
             && let Some(reply) = kept(true)
         {
             self.ask_beside(packet, key, servers, transport);
             return Forwarded::Reply(reply);
         }
-        let now = clock::now();
         let deadline = deadline.min(now + LIMIT);
-        let asking = self.ask(packet, key, servers, transport, deadline);
+        let end = deadline.max(now + LEAST);
+        let asking = self.ask(packet, key, servers, transport, end);
         let patience = if key.is_some_and(|key| self.memory().knows(key)) {
             PATIENCE
         } else {
@@ -202,7 +193,9 @@ impl Forwarder {
         };
         let until = deadline.min(now + patience);
         let told = timeout_at(until.into(), asking).await;
-        if let (Err(_), Some(key)) = (&told, key) {
+        if let (Err(_), Some(key)) = (&told, key)
+            && is_fair(now, until, clock::now())
+        {
             self.fails(key);
         }
         let told = told.ok().flatten();
@@ -290,109 +283,95 @@ impl Forwarder {
     ) -> Option<Reply> {
         let _seat = self.seats.try_acquire().ok()?;
         let told = self.climb(&packet, &servers, transport, deadline).await;
-        if let Some(key) = key {
+        if let (Some(key), Ok(told)) = (key, &told) {
             self.memory().hear(key, told.as_ref(), clock::now());
         }
-        told
+        told.ok().flatten()
     }
 
+    /// Asks one server after the other, and listens to all who were asked until one can tell.
     async fn climb(
         self: &Arc<Self>,
         packet: &[u8],
         servers: &[SocketAddr],
         transport: Transport,
         deadline: Instant,
-    ) -> Option<Reply> {
-        let mut last = None;
-        for (at, &server) in servers.iter().enumerate() {
-            let left = deadline.saturating_duration_since(clock::now());
-            if left.is_zero() {
-                break;
+    ) -> Result<Option<Reply>, Unheard> {
+        let (mut servers, mut asked) = (servers.iter().copied(), FuturesUnordered::new());
+        // Whose turn it is, from when and until when.
+        let mut turn = None;
+        let (mut last, mut is_heard) = (None, false);
+        loop {
+            let now = clock::now();
+            let left = deadline.saturating_duration_since(now);
+            if turn.is_none()
+                && !left.is_zero()
+                && let Some(server) = servers.next()
+            {
+                self.probe(server);
+                asked.push(exchange::ask(server, packet, transport));
+                let share = self.health().share(server, servers.len() + 1, left);
+                turn = Some((server, now, now + share));
             }
-            let limit = if at + 1 < servers.len() {
-                TRY.min(left)
-            } else {
-                left
-            };
-            self.probe(server);
-            let asked = async { exchange::ask(server, packet, transport).await.1 };
-            let until = clock::now() + limit;
-            match timeout_at(until.into(), asked).await {
-                Ok(Ok(reply)) => {
+            let until = turn.map_or(deadline, |(_, _, until)| until);
+            match timeout_at(until.into(), asked.next()).await {
+                Ok(Some((server, Ok(reply)))) => {
+                    is_heard = true;
+                    self.health().heard(server, Some(&reply), clock::now());
+                    turn = turn.filter(|(whose, ..)| *whose != server);
                     let reply = Arc::new(reply);
-                    self.heard(server, Some(&reply));
                     if !cannot_tell(&reply) {
-                        return Some(reply);
+                        return Ok(Some(reply));
                     }
                     last = Some(reply);
                 }
-                Ok(Err(error)) => {
+                Ok(Some((server, Err(error)))) => {
                     debug!(%server, %error, "upstream failed");
-                    self.heard(server, None);
+                    is_heard = true;
+                    // Of whoever was silent before it is known.
+                    if turn.take_if(|(whose, ..)| *whose == server).is_some() {
+                        self.health().heard(server, None, clock::now());
+                    }
                 }
+                // All who were asked have failed, and nobody is left.
+                Ok(None) => break,
                 Err(_) => {
+                    let Some((server, since, until)) = turn.take() else {
+                        break;
+                    };
                     debug!(%server, "upstream was silent");
-                    self.heard(server, None);
+                    let now = clock::now();
+                    if is_fair(since, until, now) {
+                        is_heard = true;
+                        self.health().heard(server, None, now);
+                    }
                 }
             }
         }
-        last
+        match is_heard {
+            true => Ok(last),
+            false => Err(Unheard),
+        }
     }
 
-    /// The upstreams for a name: those that are well first, those that loop not at all.
+    /// The upstreams for a name, in the order in which they are asked.
     fn servers(&self, labels: &[&[u8]]) -> Vec<SocketAddr> {
+        let now = clock::now();
         let system = match self.upstreams.wants_system() {
-            true => lock(&self.system).servers(&self.own, clock::now()),
+            true => lock(&self.system).servers(&self.own, now),
             false => Vec::new(),
         };
         let mut servers = self.upstreams.of(labels, &system);
         servers.retain(|server| !upstreams::is_ours(*server, &self.own));
-        let (health, now) = (lock(&self.health), clock::now());
-        servers.retain(|server| !health.get(server).is_some_and(|health| health.loops));
-        // Stable: otherwise in the order in which they were named.
-        servers.sort_by_key(|server| {
-            let until = health.get(server).and_then(|health| health.until);
-            until.is_some_and(|until| now < until)
-        });
+        self.health().order(&mut servers, now);
         servers
-    }
-
-    /// Whether nobody there says anything any more.
-    fn are_down(&self, servers: &[SocketAddr]) -> bool {
-        let (health, now) = (lock(&self.health), clock::now());
-        servers.iter().all(|server| {
-            let health = health.get(server).copied().unwrap_or_default();
-            health.silent >= DOWN && health.until.is_some_and(|until| now < until)
-        })
-    }
-
-    fn heard(&self, server: SocketAddr, reply: Option<&[u8]>) {
-        let mut health = lock(&self.health);
-        let health = health.entry(server).or_default();
-        health.silent = match reply {
-            Some(_) => 0,
-            None => health.silent.saturating_add(1),
-        };
-        if reply.is_some_and(|reply| !cannot_tell(reply)) {
-            health.failures = 0;
-            health.until = None;
-            return;
-        }
-        let rest = REST.saturating_mul(1 << health.failures.min(5));
-        health.failures = health.failures.saturating_add(1);
-        health.until = Some(clock::now() + rest.min(LONGEST_REST));
     }
 
     /// Asks an upstream once, beside its first question, for a name that only we know:
     /// if that comes back here, it would send every question in a circle.
     fn probe(self: &Arc<Self>, server: SocketAddr) {
-        {
-            let mut health = lock(&self.health);
-            let health = health.entry(server).or_default();
-            if health.probed {
-                return;
-            }
-            health.probed = true;
+        if !self.health().is_to_be_probed(server) {
+            return;
         }
         let label = format!("{:016x}{:016x}", clock::nonce(), clock::nonce());
         lock(&self.probes).insert(label.as_bytes().into(), server);
@@ -419,7 +398,7 @@ impl Forwarder {
             return false;
         };
         warn!(%server, "this upstream sends questions back to us: it is asked no more");
-        lock(&self.health).entry(server).or_default().loops = true;
+        self.health().loops(server);
         true
     }
 
@@ -435,6 +414,10 @@ impl Forwarder {
 
     fn fails(&self, key: &[u8]) {
         self.memory().fail(key.into(), None, clock::now());
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        lock(&self.health)
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

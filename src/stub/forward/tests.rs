@@ -22,10 +22,6 @@ fn answer(ttl: u32) -> Vec<u8> {
     reply
 }
 
-fn forwarder() -> Forwarder {
-    Forwarder::new(Upstreams::parse(["192.0.2.1"]).unwrap(), Vec::new())
-}
-
 #[test]
 fn of_a_million_replies_with_one_field_forged_none_is_accepted() {
     let (packet, reply) = (question(), answer(60));
@@ -149,24 +145,6 @@ fn who_gives_an_answer_on_is_told_when_it_is_not_so_any_more() {
     assert!(fate.is_over(), "nobody is left to say so");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_failure_of_an_upstream_is_remembered_for_half_a_minute_at_most() {
-    let (forwarder, server) = (forwarder(), "192.0.2.1:53".parse().unwrap());
-    let rests = || {
-        let health = lock(&forwarder.health)[&server];
-        health
-            .until
-            .map_or(Duration::ZERO, |until| until - clock::now())
-    };
-    for failures in 0..100 {
-        forwarder.heard(server, None);
-        let expected = Duration::from_secs(1 << failures.min(5)).min(LONGEST_REST);
-        assert_eq!(rests(), expected, "after {failures}");
-    }
-    forwarder.heard(server, Some(&answer(60)));
-    assert_eq!(rests(), Duration::ZERO);
-}
-
 /// A question with EDNS of that size, and that record behind.
 fn edns(size: u16, more: &[u8]) -> Vec<u8> {
     let mut packet = question();
@@ -196,6 +174,19 @@ fn an_upstream_is_told_of_no_more_room_than_there_is_and_what_is_signed_is_left_
     assert_eq!(room(&signed), 4_096);
 }
 
+/// Upstreams on loopback that say nothing.
+async fn silent(count: usize) -> (Vec<tokio::net::UdpSocket>, Arc<Forwarder>) {
+    let mut sockets = Vec::new();
+    for _ in 0..count {
+        sockets.push(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    }
+    let addresses = sockets
+        .iter()
+        .map(|socket| socket.local_addr().unwrap().to_string());
+    let upstreams = Upstreams::parse(addresses).unwrap();
+    (sockets, Arc::new(Forwarder::new(upstreams, Vec::new())))
+}
+
 const NAME: &[&[u8]] = &[b"www", b"example", b"com"];
 
 async fn told(forwarder: &Arc<Forwarder>, deadline: Instant) -> Forwarded {
@@ -205,10 +196,54 @@ async fn told(forwarder: &Arc<Forwarder>, deadline: Instant) -> Forwarded {
     answer.await
 }
 
+/// Whether that the question failed is remembered.
+fn is_failed(forwarder: &Forwarder) -> bool {
+    let key = shortcut::read(&question(), false).unwrap().key;
+    forwarder.failure(key.as_bytes(), LONGEST_REST).is_some()
+}
+
 fn keeps(forwarder: &Forwarder, ttl: u32, since: Instant) {
     let key = shortcut::read(&question(), false).unwrap().key;
     let (key, reply) = (key.as_bytes().into(), Arc::new(answer(ttl)));
     forwarder.memory().hear(key, Some(&reply), since);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_came_too_late_to_be_asked_has_not_failed() {
+    let (_sockets, forwarder) = silent(1).await;
+    let now = clock::now();
+    assert!(matches!(told(&forwarder, now).await, Forwarded::Failed));
+    assert!(!is_failed(&forwarder));
+    // Nor has one whose client leaves before anybody could answer.
+    let soon = now + Duration::from_millis(50);
+    assert!(matches!(told(&forwarder, soon).await, Forwarded::Failed));
+    assert!(!is_failed(&forwarder));
+    keeps(&forwarder, 0, now);
+    assert!(matches!(told(&forwarder, now).await, Forwarded::Reply(_)));
+    assert!(!is_failed(&forwarder));
+    // And one that nobody answers has.
+    let (_sockets, forwarder) = silent(1).await;
+    let late = clock::now() + LIMIT;
+    assert!(matches!(told(&forwarder, late).await, Forwarded::Failed));
+    assert!(is_failed(&forwarder));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stood_still_through_the_time_of_a_question_blames_nobody() {
+    let (_sockets, forwarder) = silent(2).await;
+    let asking = {
+        let forwarder = Arc::clone(&forwarder);
+        tokio::spawn(async move { told(&forwarder, clock::now() + LIMIT).await })
+    };
+    tokio::task::yield_now().await;
+    // As a process that is stopped and goes on later.
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert!(matches!(asking.await.unwrap(), Forwarded::Failed));
+    assert!(!is_failed(&forwarder));
+    let servers = forwarder.servers(NAME);
+    assert!(!forwarder.health().are_down(&servers, clock::now()));
+    let share = forwarder.health().share(servers[0], 2, LIMIT);
+    assert_eq!(share, LIMIT / 2, "as one that is well");
 }
 
 #[tokio::test(start_paused = true)]
