@@ -9,7 +9,7 @@ mod support;
 mod upstream;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     fs,
     net::SocketAddr,
     path::Path,
@@ -186,7 +186,10 @@ async fn of_thousands_of_slow_names_each_is_answered_in_time_and_told_why() {
         assert!(*took < IN_TIME, "{took:?}");
     }
     // Each is waited for about 800 ms, and no more than 512 at once.
-    let asked = upstream.questions();
+    let mut known = HashSet::new();
+    let mut asked = upstream.questions();
+    // A second datagram is no other question.
+    asked.retain(|asked| known.insert(asked.packet[12..].to_vec()));
     for many in asked.windows(600) {
         let within = many[599].at - many[0].at;
         assert!(within > Duration::from_millis(300), "600 within {within:?}");
@@ -365,8 +368,8 @@ async fn asking_for_a_slow_name_again_and_again_keeps_nobody_waiting_longer() {
         assert_eq!(code, ResponseCode::ServFail);
         assert!(took < Duration::from_millis(1_500), "{took:?}");
     }
-    // One question after the other, each given up after 820 ms.
-    let (asked, took) = (upstream.asked(), begun.elapsed());
+    // One question after the other, each given up after 820 ms and two datagrams.
+    let (asked, took) = (upstream.asked() / 2, begun.elapsed());
     assert!(
         asked as u128 <= 1 + took.as_millis() / 700,
         "{asked} in {took:?}"

@@ -10,7 +10,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -101,6 +101,67 @@ async fn the_next_upstream_is_asked_and_whoever_failed_comes_last() {
 }
 
 #[tokio::test]
+async fn of_three_upstreams_the_last_has_time_to_answer_and_comes_first_from_then_on() {
+    let silent = [SilentDns::start(), SilentDns::start()];
+    let slow = Duration::from_millis(150);
+    let good = Upstream::late(slow, |packet| Some(record(packet, 1, 0, &[10, 0, 0, 1]))).await;
+    let all = [silent[0].address(), silent[1].address(), good.address];
+    let all = all.map(|address| address.to_string());
+    let stub = stub(&[&all[0], &all[1], &all[2]]).await;
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["0 10.0.0.1"]);
+    for silent in &silent {
+        assert!(!silent.questions().is_empty());
+    }
+    assert_eq!(addresses(&a(stub, "b.example.").await), ["0 10.0.0.1"]);
+    for silent in &silent {
+        assert_eq!(silent.questions().len(), 0, "it rests");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_slower_than_its_share_of_the_time_is_still_heard() {
+    let slow = Duration::from_millis(600);
+    let upstream = Upstream::late(slow, |packet| Some(record(packet, 1, 60, &[10, 0, 0, 1]))).await;
+    let silent = SilentDns::start();
+    let both = [upstream.address.to_string(), silent.address().to_string()];
+    let stub = stub(&[&both[0], &both[1]]).await;
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["60 10.0.0.1"]);
+    assert!(!silent.questions().is_empty(), "it was asked as well");
+}
+
+#[tokio::test]
+async fn a_question_whose_datagram_is_lost_is_asked_once_more_from_another_port() {
+    let asked = AtomicUsize::new(0);
+    let upstream = Upstream::start(move |packet| {
+        let is_lost = asked.fetch_add(1, Ordering::Relaxed) == 0;
+        (!is_lost).then(|| record(packet, 1, 60, &[10, 0, 0, 1]))
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["60 10.0.0.1"]);
+    let [first, second] = &upstream.questions()[..] else {
+        panic!("two datagrams");
+    };
+    assert_ne!(first.port, second.port);
+    assert_ne!(first.packet[..2], second.packet[..2], "an id of its own");
+    assert_eq!(first.packet[2..], second.packet[2..]);
+}
+
+#[tokio::test]
+async fn a_slow_reply_to_the_first_datagram_is_heard_after_the_second_was_sent() {
+    let asked = AtomicUsize::new(0);
+    let slow = Duration::from_millis(400);
+    let upstream = Upstream::late(slow, move |packet| {
+        let is_first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+        is_first.then(|| record(packet, 1, 60, &[10, 0, 0, 1]))
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    assert_eq!(addresses(&a(stub, "a.example.").await), ["60 10.0.0.1"]);
+    assert_eq!(upstream.asked(), 2);
+}
+
+#[tokio::test]
 async fn when_all_upstreams_are_gone_known_names_are_stale_and_others_fail() {
     let well = Arc::new(AtomicBool::new(true));
     let told = Arc::clone(&well);
@@ -150,7 +211,8 @@ async fn what_is_known_is_waited_for_no_longer_once_its_upstreams_are_silent() {
         took < Duration::from_secs(5),
         "{took:?}, and 14 s if each is waited for"
     );
-    let asked = upstream.asked() - before.1;
+    // Each by two datagrams.
+    let asked = (upstream.asked() - before.1) / 2;
     assert!(asked <= 2 + took.as_secs() as usize, "{asked} in {took:?}");
     // Nor is another one, as soon as nothing is heard from there.
     let new = ["x.example.", "y.example.", "z.example."];
@@ -376,6 +438,43 @@ async fn nobody_gets_more_than_they_can_take_because_others_asked_the_same() {
     assert!(!large.0 && large.1 > 2_000, "{large:?}");
     assert!(small.0 && small.1 <= 1_400, "{small:?}");
     assert_eq!(upstream.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_datagram_is_never_cut_by_who_forwards_it_and_never_longer_than_its_client_takes() {
+    // The second time longer than anybody asked for.
+    let asked = AtomicUsize::new(0);
+    let upstream = Upstream::start(move |packet| {
+        let length = match asked.fetch_add(1, Ordering::Relaxed) {
+            0 => 100,
+            _ => 6_000,
+        };
+        Some(record(packet, 65_400, 0, &vec![7; length]))
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    let private = RecordType::from(65_400);
+    let of = async |size| {
+        let asked = ask(stub, "big.example.", private, Over::Edns(size)).await;
+        let (reply, length) = asked.unwrap();
+        (
+            reply.metadata.truncation,
+            reply.answers.len(),
+            length <= size.into(),
+        )
+    };
+    assert_eq!(of(65_535).await, (false, 1, true));
+    assert_eq!(of(65_535).await, (false, 1, true), "whole, by a datagram");
+    assert_eq!(of(4_096).await, (true, 0, true), "it is to come over TCP");
+    for question in upstream.questions() {
+        let end = end(&question.packet);
+        assert_eq!(question.packet[end + 3..end + 5], 4_096_u16.to_be_bytes());
+    }
+    // Who says more of itself, too.
+    let cookie = b"\0\x0A\0\x08clientsc";
+    let packet = upstream::with_opt(question("big.example.", 65_400), 1_232, cookie);
+    let reply = exchange(stub, &packet, Over::Edns(1_232)).await.unwrap();
+    assert_eq!((reply[2] & 0x02, reply.len()), (0x02, end(&packet)));
 }
 
 #[tokio::test]

@@ -49,6 +49,8 @@ const ANAME: u16 = 65_305;
 pub(crate) struct Shape {
     /// It has a signature (TSIG or SIG(0)).
     pub(crate) is_signed: bool,
+    /// Where the size in its OPT record stands.
+    pub(crate) size_at: Option<usize>,
     /// Labels and pointers looked at.
     pub(crate) steps: usize,
 }
@@ -62,6 +64,7 @@ pub(crate) fn shape(message: &[u8]) -> Option<Shape> {
         letters: MOST_LETTERS * message.len(),
         steps: 0,
         is_signed: false,
+        size_at: None,
     };
     for _ in 0..pair(message, 4)? {
         walk.name()?;
@@ -78,6 +81,7 @@ pub(crate) fn shape(message: &[u8]) -> Option<Shape> {
     }
     (walk.at == message.len()).then_some(Shape {
         is_signed: walk.is_signed,
+        size_at: walk.size_at,
         steps: walk.steps,
     })
 }
@@ -116,6 +120,7 @@ struct Walk<'a> {
     letters: usize,
     steps: usize,
     is_signed: bool,
+    size_at: Option<usize>,
 }
 
 impl Walk<'_> {
@@ -172,6 +177,9 @@ impl Walk<'_> {
         }
         self.name()?;
         let kind = self.number()?;
+        if kind == OPT {
+            self.size_at = Some(self.at);
+        }
         // Class and TTL.
         self.skip(6)?;
         let length = usize::from(self.number()?);

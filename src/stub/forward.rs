@@ -5,36 +5,41 @@
 //! | upstream | the client gets |
 //! | --- | --- |
 //! | answers | that, kept for its TTL |
-//! | is silent for [`TRY`], refuses, says SERVFAIL, NOTIMP or REFUSED | the next one's answer; whoever failed is asked last for a while |
-//! | all of them, for a name that was answered before | that answer, as stale (RFC 8767): after [`PATIENCE`] at most, and at once where that has failed, or [`DOWN`] questions in a row; then it is asked for beside that |
+//! | is silent for its share of the time | the answer of the next one, or its own, whichever comes first; whoever failed is asked last for a while |
+//! | refuses, says SERVFAIL, NOTIMP or REFUSED | the next one's answer, likewise |
+//! | all of them, for a name that was answered before | that answer, as stale (RFC 8767): after [`PATIENCE`] at most, and at once where that has failed, or the last few questions, or nobody can be asked; then it is asked for beside that |
 //! | all of them, otherwise; more than [`MOST_SEATS`] questions are in the air | SERVFAIL and an extended error; what failed is so for [`REST`] (RFC 9520) |
+//! | all of them, but none had a fair time: we stood still | the same, and nothing is remembered of it |
 //! | is drowned by replies under wrong ids | what it says over TCP, where guesses are useless |
 //! | sends the question back to us | it is found out by a question of ours, and asked no more |
 
+mod exchange;
+mod health;
 mod memory;
 mod message;
+mod system;
 
 use std::{
     collections::HashMap,
-    fs, io,
     net::SocketAddr,
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpSocket,
     sync::{Semaphore, SemaphorePermit},
     time::{timeout, timeout_at},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
+#[cfg(any(fuzzing, test))]
 pub(crate) use self::message::answers;
 use self::{
+    health::{Health, LONGEST_REST, REST, is_fair},
     memory::{Memory, Reply},
-    message::{cannot_tell, own_head, truncated},
+    message::{cannot_tell, own_head, room, truncated},
+    system::System,
 };
 use super::{
     shortcut::{Fill, Plain, addresses},
@@ -44,12 +49,7 @@ use crate::{
     clock,
     endpoint::Transport,
     flight::{Flights, Runs},
-    stamp::Stamp,
-    udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS, connected},
 };
-
-/// One upstream is waited for so long before the next one is asked.
-const TRY: Duration = Duration::from_millis(400);
 
 /// Who has a stale answer waits so long for a newer one.
 const PATIENCE: Duration = Duration::from_millis(700);
@@ -57,32 +57,14 @@ const PATIENCE: Duration = Duration::from_millis(700);
 /// All of them together, at most.
 const LIMIT: Duration = Duration::from_millis(820);
 
-/// Whoever failed is asked last for so long, doubled with each failure. A question that
-/// failed is not asked again before the shortest of it is over (RFC 9520, section 3.2), and
-/// not waited for by who has a stale answer before the longest is.
-const REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(30);
-
-/// Nor is who was silent to so many questions in a row, as long as it is asked last.
-const DOWN: u32 = 3;
+/// So long a question is asked however soon its first client leaves: others may have joined,
+/// and what is heard is kept.
+const LEAST: Duration = Duration::from_millis(400);
 
 /// Questions sent on at once, half the seats of a lane, and those who wait for another's, a
 /// quarter: those about Consul's names find one however long others are waited for.
 const MOST_SEATS: usize = 512;
 const MOST_BESIDE: usize = 256;
-
-/// Bytes that every client takes over UDP (RFC 1035, section 2.3.4).
-const LEAST_ROOM: usize = 512;
-
-/// How often resolv.conf is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Where the system's name servers stand, the first that names one that is not us.
-const SYSTEM: [&str; 3] = [
-    "/etc/resolv.conf",
-    "/run/systemd/resolve/resolv.conf",
-    "/run/NetworkManager/no-stub-resolv.conf",
-];
 
 /// Forwards to upstreams, and remembers.
 #[derive(Debug)]
@@ -91,7 +73,7 @@ pub(super) struct Forwarder {
     own: Vec<SocketAddr>,
     /// Std mutexes: held for one look, never across an await.
     system: Mutex<System>,
-    health: Mutex<HashMap<SocketAddr, Health>>,
+    health: Mutex<Health>,
     memory: Mutex<Memory>,
     flights: Flights<Box<[u8]>, Option<Reply>>,
     seats: Semaphore,
@@ -100,25 +82,9 @@ pub(super) struct Forwarder {
     probes: Mutex<HashMap<Box<[u8]>, SocketAddr>>,
 }
 
-#[derive(Debug, Default)]
-struct System {
-    servers: Vec<SocketAddr>,
-    looked: Option<Instant>,
-    stamps: Vec<Option<Stamp>>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Health {
-    /// In a row, and those without any reply.
-    failures: u32,
-    silent: u32,
-    /// It is asked last until then.
-    until: Option<Instant>,
-    /// It sends questions back to us.
-    loops: bool,
-    /// It was asked whether it does.
-    probed: bool,
-}
+/// No upstream had the time to answer: that says nothing of them, nor of the name.
+#[derive(Debug)]
+struct Unheard;
 
 /// What the client gets.
 #[derive(Debug)]
@@ -161,8 +127,7 @@ impl Forwarder {
         let Some(before) = before.filter(|before| before.upstreams == upstreams) else {
             return Some(Arc::new(Self::new(upstreams, own.to_vec())));
         };
-        // Whoever sent questions back has another chance: that may have been mended.
-        lock(&before.health).retain(|_, health| !health.loops);
+        before.health().forgive();
         Some(Arc::clone(before))
     }
 
@@ -198,25 +163,29 @@ impl Forwarder {
         if self.is_probe(labels) {
             return Forwarded::Nobody;
         }
-        let servers = self.servers(labels);
-        if servers.is_empty() {
-            return Forwarded::Nobody;
-        }
         let key = plain.map(|plain| plain.key.as_bytes());
         let kept = |stale| self.memory().answer(packet, plain?, stale, clock::now());
         if let Some(reply) = kept(false) {
             return Forwarded::Reply(reply);
         }
+        let servers = self.servers(labels);
+        if servers.is_empty() {
+            return kept(true).map_or(Forwarded::Nobody, Forwarded::Reply);
+        }
+        let now = clock::now();
+        if now >= deadline {
+            return kept(true).map_or(Forwarded::Failed, Forwarded::Reply);
+        }
         if let Some(key) = key
-            && (self.failure(key, LONGEST_REST).is_some() || self.are_down(&servers))
+            && (self.failure(key, LONGEST_REST).is_some() || self.health().are_down(&servers, now))
             && let Some(reply) = kept(true)
         {
             self.ask_beside(packet, key, servers, transport);
             return Forwarded::Reply(reply);
         }
-        let now = clock::now();
         let deadline = deadline.min(now + LIMIT);
-        let asking = self.ask(packet, key, servers, transport, deadline);
+        let end = deadline.max(now + LEAST);
+        let asking = self.ask(packet, key, servers, transport, end);
         let patience = if key.is_some_and(|key| self.memory().knows(key)) {
             PATIENCE
         } else {
@@ -224,7 +193,9 @@ impl Forwarder {
         };
         let until = deadline.min(now + patience);
         let told = timeout_at(until.into(), asking).await;
-        if let (Err(_), Some(key)) = (&told, key) {
+        if let (Err(_), Some(key)) = (&told, key)
+            && is_fair(now, until, clock::now())
+        {
             self.fails(key);
         }
         let told = told.ok().flatten();
@@ -235,8 +206,8 @@ impl Forwarder {
             return Forwarded::Reply(reply);
         }
         match told {
-            // Asked by another client, who can take more.
-            Some(told) if plain.is_some_and(|plain| told.len() > plain.limit()) => {
+            // It was asked for another client, who can take more, or is longer than was asked for.
+            Some(told) if transport == Transport::Udp && told.len() > room(packet) => {
                 Forwarded::Reply(own_head(&truncated(&told), packet))
             }
             Some(told) => Forwarded::Reply(own_head(&told, packet)),
@@ -312,146 +283,95 @@ impl Forwarder {
     ) -> Option<Reply> {
         let _seat = self.seats.try_acquire().ok()?;
         let told = self.climb(&packet, &servers, transport, deadline).await;
-        if let Some(key) = key {
+        if let (Some(key), Ok(told)) = (key, &told) {
             self.memory().hear(key, told.as_ref(), clock::now());
         }
-        told
+        told.ok().flatten()
     }
 
+    /// Asks one server after the other, and listens to all who were asked until one can tell.
     async fn climb(
         self: &Arc<Self>,
         packet: &[u8],
         servers: &[SocketAddr],
         transport: Transport,
         deadline: Instant,
-    ) -> Option<Reply> {
-        let mut last = None;
-        for (at, &server) in servers.iter().enumerate() {
-            let left = deadline.saturating_duration_since(clock::now());
-            if left.is_zero() {
-                break;
+    ) -> Result<Option<Reply>, Unheard> {
+        let (mut servers, mut asked) = (servers.iter().copied(), FuturesUnordered::new());
+        // Whose turn it is, from when and until when.
+        let mut turn = None;
+        let (mut last, mut is_heard) = (None, false);
+        loop {
+            let now = clock::now();
+            let left = deadline.saturating_duration_since(now);
+            if turn.is_none()
+                && !left.is_zero()
+                && let Some(server) = servers.next()
+            {
+                self.probe(server);
+                asked.push(exchange::ask(server, packet, transport));
+                let share = self.health().share(server, servers.len() + 1, left);
+                turn = Some((server, now, now + share));
             }
-            let limit = if at + 1 < servers.len() {
-                TRY.min(left)
-            } else {
-                left
-            };
-            self.probe(server);
-            let asked = async {
-                match transport {
-                    Transport::Udp => over_udp(server, packet).await,
-                    _ => over_tcp(server, packet).await,
-                }
-            };
-            let until = clock::now() + limit;
-            match timeout_at(until.into(), asked).await {
-                Ok(Ok(reply)) => {
+            let until = turn.map_or(deadline, |(_, _, until)| until);
+            match timeout_at(until.into(), asked.next()).await {
+                Ok(Some((server, Ok(reply)))) => {
+                    is_heard = true;
+                    self.health().heard(server, Some(&reply), clock::now());
+                    turn = turn.filter(|(whose, ..)| *whose != server);
                     let reply = Arc::new(reply);
-                    self.heard(server, Some(&reply));
                     if !cannot_tell(&reply) {
-                        return Some(reply);
+                        return Ok(Some(reply));
                     }
                     last = Some(reply);
                 }
-                Ok(Err(error)) => {
+                Ok(Some((server, Err(error)))) => {
                     debug!(%server, %error, "upstream failed");
-                    self.heard(server, None);
+                    is_heard = true;
+                    // Of whoever was silent before it is known.
+                    if turn.take_if(|(whose, ..)| *whose == server).is_some() {
+                        self.health().heard(server, None, clock::now());
+                    }
                 }
+                // All who were asked have failed, and nobody is left.
+                Ok(None) => break,
                 Err(_) => {
+                    let Some((server, since, until)) = turn.take() else {
+                        break;
+                    };
                     debug!(%server, "upstream was silent");
-                    self.heard(server, None);
+                    let now = clock::now();
+                    if is_fair(since, until, now) {
+                        is_heard = true;
+                        self.health().heard(server, None, now);
+                    }
                 }
             }
         }
-        last
+        match is_heard {
+            true => Ok(last),
+            false => Err(Unheard),
+        }
     }
 
-    /// The upstreams for a name: those that are well first, those that loop not at all.
+    /// The upstreams for a name, in the order in which they are asked.
     fn servers(&self, labels: &[&[u8]]) -> Vec<SocketAddr> {
-        let system = self.system_servers();
+        let now = clock::now();
+        let system = match self.upstreams.wants_system() {
+            true => lock(&self.system).servers(&self.own, now),
+            false => Vec::new(),
+        };
         let mut servers = self.upstreams.of(labels, &system);
         servers.retain(|server| !upstreams::is_ours(*server, &self.own));
-        let (health, now) = (lock(&self.health), clock::now());
-        servers.retain(|server| !health.get(server).is_some_and(|health| health.loops));
-        // Stable: otherwise in the order in which they were named.
-        servers.sort_by_key(|server| {
-            let until = health.get(server).and_then(|health| health.until);
-            until.is_some_and(|until| now < until)
-        });
+        self.health().order(&mut servers, now);
         servers
-    }
-
-    /// Whether nobody there says anything any more.
-    fn are_down(&self, servers: &[SocketAddr]) -> bool {
-        let (health, now) = (lock(&self.health), clock::now());
-        servers.iter().all(|server| {
-            let health = health.get(server).copied().unwrap_or_default();
-            health.silent >= DOWN && health.until.is_some_and(|until| now < until)
-        })
-    }
-
-    fn heard(&self, server: SocketAddr, reply: Option<&[u8]>) {
-        let mut health = lock(&self.health);
-        let health = health.entry(server).or_default();
-        health.silent = match reply {
-            Some(_) => 0,
-            None => health.silent.saturating_add(1),
-        };
-        if reply.is_some_and(|reply| !cannot_tell(reply)) {
-            health.failures = 0;
-            health.until = None;
-            return;
-        }
-        let rest = REST.saturating_mul(1 << health.failures.min(5));
-        health.failures = health.failures.saturating_add(1);
-        health.until = Some(clock::now() + rest.min(LONGEST_REST));
-    }
-
-    /// The servers of resolv.conf, read again when it changes.
-    fn system_servers(&self) -> Vec<SocketAddr> {
-        if !self.upstreams.wants_system() {
-            return Vec::new();
-        }
-        let mut system = lock(&self.system);
-        let now = clock::now();
-        if system
-            .looked
-            .is_some_and(|looked| now.saturating_duration_since(looked) < LOOK)
-        {
-            return system.servers.clone();
-        }
-        system.looked = Some(now);
-        let files = SYSTEM.map(PathBuf::from);
-        let stamp = |file: &PathBuf| fs::metadata(file).ok().map(|file| Stamp::of(&file));
-        let stamps: Vec<_> = files.iter().map(stamp).collect();
-        if system.stamps != stamps {
-            system.stamps = stamps;
-            let read = |file: &Path| {
-                let text = fs::read_to_string(file).unwrap_or_default();
-                upstreams::resolv_conf(&text, &self.own)
-            };
-            let mut all = files.iter().map(|file| read(file));
-            let servers = all.find(|servers| !servers.is_empty()).unwrap_or_default();
-            if servers.is_empty() {
-                warn!("resolv.conf names no server but us: other names are refused");
-            } else if servers != system.servers {
-                info!(?servers, "other names go to the servers of resolv.conf");
-            }
-            system.servers = servers;
-        }
-        system.servers.clone()
     }
 
     /// Asks an upstream once, beside its first question, for a name that only we know:
     /// if that comes back here, it would send every question in a circle.
     fn probe(self: &Arc<Self>, server: SocketAddr) {
-        {
-            let mut health = lock(&self.health);
-            let health = health.entry(server).or_default();
-            if health.probed {
-                return;
-            }
-            health.probed = true;
+        if !self.health().is_to_be_probed(server) {
+            return;
         }
         let label = format!("{:016x}{:016x}", clock::nonce(), clock::nonce());
         lock(&self.probes).insert(label.as_bytes().into(), server);
@@ -464,7 +384,7 @@ impl Forwarder {
         packet.extend_from_slice(&[0, 0, 16, 0, 1]);
         // Bounded by its own limit.
         tokio::spawn(async move {
-            _ = timeout(LIMIT, over_udp(server, &packet)).await;
+            _ = timeout(LIMIT, exchange::over_udp(server, &packet)).await;
         });
     }
 
@@ -478,7 +398,7 @@ impl Forwarder {
             return false;
         };
         warn!(%server, "this upstream sends questions back to us: it is asked no more");
-        lock(&self.health).entry(server).or_default().loops = true;
+        self.health().loops(server);
         true
     }
 
@@ -496,6 +416,10 @@ impl Forwarder {
         self.memory().fail(key.into(), None, clock::now());
     }
 
+    fn health(&self) -> MutexGuard<'_, Health> {
+        lock(&self.health)
+    }
+
     fn memory(&self) -> MutexGuard<'_, Memory> {
         lock(&self.memory)
     }
@@ -503,61 +427,6 @@ impl Forwarder {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn with_id(packet: &[u8]) -> (Vec<u8>, [u8; 2]) {
-    let id = clock::query_id().to_be_bytes();
-    let mut packet = packet.to_vec();
-    for (byte, own) in packet.iter_mut().zip(id) {
-        *byte = own;
-    }
-    (packet, id)
-}
-
-async fn over_udp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = connected(server)?;
-    let (packet, id) = with_id(packet);
-    socket.send(&packet).await?;
-    let mut reply = Vec::with_capacity(4_096);
-    let mut wrong_ids = 0;
-    for _ in 0..MOST_STRAY_DATAGRAMS {
-        reply.clear();
-        socket.recv_buf(&mut reply).await?;
-        if answers(&reply, &packet, id) {
-            return Ok(reply);
-        }
-        wrong_ids += usize::from(reply.get(..2) != Some(&id[..]));
-        if wrong_ids >= MOST_WRONG_IDS {
-            debug!(%server, "somebody guesses: asked over TCP");
-            let reply = over_tcp(server, &packet).await?;
-            // Longer than what every client of UDP takes: it comes over TCP itself.
-            let fits = reply.len() <= LEAST_ROOM;
-            return Ok(if fits { reply } else { truncated(&reply) });
-        }
-    }
-    Err(io::ErrorKind::InvalidData.into())
-}
-
-async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = match server {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    let mut stream = socket.connect(server).await?;
-    stream.set_nodelay(true)?;
-    let (packet, id) = with_id(packet);
-    let length = u16::try_from(packet.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut framed = length.to_be_bytes().to_vec();
-    framed.extend_from_slice(&packet);
-    stream.write_all(&framed).await?;
-    let length = stream.read_u16().await?;
-    let mut reply = Vec::new();
-    stream.take(length.into()).read_to_end(&mut reply).await?;
-    if reply.len() == usize::from(length) && answers(&reply, &packet, id) {
-        Ok(reply)
-    } else {
-        Err(io::ErrorKind::InvalidData.into())
-    }
 }
 
 #[cfg(test)]

@@ -127,15 +127,6 @@ pub(crate) struct Plain {
 }
 
 impl Plain {
-    /// Bytes that the client itself can take, whatever others in its bucket can.
-    pub(crate) fn limit(&self) -> usize {
-        match self.edns {
-            _ if self.size == usize::from(u16::MAX) => self.size,
-            None => 512,
-            Some(size) => usize::from(size).max(512),
-        }
-    }
-
     /// Writes SERVFAIL, with an extended error for who speaks EDNS: nobody has time for
     /// the question. Takes no more than a look at the packet.
     pub(crate) fn overload(&self, packet: &[u8], out: &mut [u8]) -> Option<usize> {

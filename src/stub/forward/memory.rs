@@ -158,7 +158,8 @@ impl Memory {
     fn keep(&mut self, key: Box<[u8]>, reply: &[u8], now: Instant) {
         let Some((recipe, ttl)) = Recipe::of_forwarded(reply, LONGEST_TTL, LONGEST_NEGATIVE) else {
             if is_told(reply) {
-                // What was known before is not so any more.
+                // What was known before is not so any more. Of what cannot be read nobody
+                // knows what it says.
                 self.answers.forget(&key);
             }
             return;

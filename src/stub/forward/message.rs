@@ -1,5 +1,10 @@
 //! **Pure.** The bytes of a packet that goes on and of what comes back: what is said in its
-//! head, whether it is a reply to ours, and whose head it has.
+//! head, how long a reply may be, whether it is one to ours, and whose head it has.
+
+use crate::records::wire;
+
+/// Bytes that every client takes over UDP (RFC 1035, section 2.3.4).
+const LEAST_ROOM: u16 = 512;
 
 /// Whether a reply is SERVFAIL, NOTIMP or REFUSED.
 pub(super) fn cannot_tell(reply: &[u8]) -> bool {
@@ -10,7 +15,30 @@ pub(super) fn cannot_tell(reply: &[u8]) -> bool {
 
 /// Whether a reply is NOERROR or NXDOMAIN, and whole.
 pub(super) fn is_told(reply: &[u8]) -> bool {
-    matches!(reply, [_, _, flags, code, ..] if flags & 0x02 == 0 && matches!(code & 0x0F, 0 | 3))
+    let is_said = matches!(reply, [_, _, flags, code, ..] if flags & 0x02 == 0 && matches!(code & 0x0F, 0 | 3));
+    is_said && wire::shape(reply).is_some()
+}
+
+/// A packet that asks for datagrams of so many bytes at most. What is signed stays as it is.
+pub(super) fn with_room(packet: &[u8], most: u16) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    if let Some(shape) = wire::shape(&packet)
+        && !shape.is_signed
+        && let Some(size) = shape.size_at
+        && let Some(bytes) = packet.get_mut(size..size + 2)
+    {
+        let asked = u16::from_be_bytes([bytes[0], bytes[1]]);
+        bytes.copy_from_slice(&asked.min(most).to_be_bytes());
+    }
+    packet
+}
+
+/// Bytes that whoever sent a packet takes in a datagram (RFC 6891, section 6.2.3).
+pub(super) fn room(packet: &[u8]) -> usize {
+    let size = wire::shape(packet).and_then(|shape| shape.size_at);
+    let bytes = size.and_then(|at| packet.get(at..at + 2));
+    let said = bytes.map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+    said.max(LEAST_ROOM).into()
 }
 
 /// A reply with the client's own id and the case of its question.

@@ -1,6 +1,9 @@
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::SmallRng};
 
-use super::{message::question_end, *};
+use super::{
+    message::{question_end, with_room},
+    *,
+};
 use crate::stub::shortcut;
 
 /// An ordinary question for the address of `www.example.com`.
@@ -17,10 +20,6 @@ fn answer(ttl: u32) -> Vec<u8> {
     reply.extend(ttl.to_be_bytes());
     reply.extend(b"\0\x04\x0A\0\0\x01");
     reply
-}
-
-fn forwarder() -> Forwarder {
-    Forwarder::new(Upstreams::parse(["192.0.2.1"]).unwrap(), Vec::new())
 }
 
 #[test]
@@ -137,25 +136,133 @@ fn who_gives_an_answer_on_is_told_when_it_is_not_so_any_more() {
     let mut cut = answer(60);
     cut[2] |= 0x02;
     hear(&mut memory, cut);
+    // Nor does what ends too early, and does not say so.
+    let mut unreadable = answer(60);
+    unreadable.pop();
+    hear(&mut memory, unreadable);
     assert!(!fate.is_over() && memory.knows(key));
     drop(memory);
     assert!(fate.is_over(), "nobody is left to say so");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_failure_of_an_upstream_is_remembered_for_half_a_minute_at_most() {
-    let (forwarder, server) = (forwarder(), "192.0.2.1:53".parse().unwrap());
-    let rests = || {
-        let health = lock(&forwarder.health)[&server];
-        health
-            .until
-            .map_or(Duration::ZERO, |until| until - clock::now())
-    };
-    for failures in 0..100 {
-        forwarder.heard(server, None);
-        let expected = Duration::from_secs(1 << failures.min(5)).min(LONGEST_REST);
-        assert_eq!(rests(), expected, "after {failures}");
+/// A question with EDNS of that size, and that record behind.
+fn edns(size: u16, more: &[u8]) -> Vec<u8> {
+    let mut packet = question();
+    packet[11] = 1 + u8::from(!more.is_empty());
+    packet.extend(b"\0\0\x29");
+    packet.extend(size.to_be_bytes());
+    packet.extend([0; 6]);
+    packet.extend(more);
+    packet
+}
+
+#[test]
+fn an_upstream_is_told_of_no_more_room_than_there_is_and_what_is_signed_is_left_alone() {
+    for (said, most, told) in [
+        (4_096, 1_232, 1_232),
+        (65_535, 4_096, 4_096),
+        (1_400, 4_096, 1_400),
+        (0, 1_232, 0),
+    ] {
+        assert_eq!(with_room(&edns(said, &[]), most), edns(told, &[]));
+        assert_eq!(room(&edns(said, &[])), usize::from(said.max(512)));
     }
-    forwarder.heard(server, Some(&answer(60)));
-    assert_eq!(rests(), Duration::ZERO);
+    assert_eq!(with_room(&question(), 1_232), question());
+    assert_eq!(room(&question()), 512);
+    let signed = edns(4_096, b"\0\0\xFA\0\xFF\0\0\0\0\0\0");
+    assert_eq!(with_room(&signed, 1_232), signed);
+    assert_eq!(room(&signed), 4_096);
+}
+
+/// Upstreams on loopback that say nothing.
+async fn silent(count: usize) -> (Vec<tokio::net::UdpSocket>, Arc<Forwarder>) {
+    let mut sockets = Vec::new();
+    for _ in 0..count {
+        sockets.push(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    }
+    let addresses = sockets
+        .iter()
+        .map(|socket| socket.local_addr().unwrap().to_string());
+    let upstreams = Upstreams::parse(addresses).unwrap();
+    (sockets, Arc::new(Forwarder::new(upstreams, Vec::new())))
+}
+
+const NAME: &[&[u8]] = &[b"www", b"example", b"com"];
+
+async fn told(forwarder: &Arc<Forwarder>, deadline: Instant) -> Forwarded {
+    let packet = question();
+    let plain = shortcut::read(&packet, false);
+    let answer = forwarder.answer(&packet, NAME, plain.as_ref(), Transport::Udp, deadline);
+    answer.await
+}
+
+/// Whether that the question failed is remembered.
+fn is_failed(forwarder: &Forwarder) -> bool {
+    let key = shortcut::read(&question(), false).unwrap().key;
+    forwarder.failure(key.as_bytes(), LONGEST_REST).is_some()
+}
+
+fn keeps(forwarder: &Forwarder, ttl: u32, since: Instant) {
+    let key = shortcut::read(&question(), false).unwrap().key;
+    let (key, reply) = (key.as_bytes().into(), Arc::new(answer(ttl)));
+    forwarder.memory().hear(key, Some(&reply), since);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_came_too_late_to_be_asked_has_not_failed() {
+    let (_sockets, forwarder) = silent(1).await;
+    let now = clock::now();
+    assert!(matches!(told(&forwarder, now).await, Forwarded::Failed));
+    assert!(!is_failed(&forwarder));
+    // Nor has one whose client leaves before anybody could answer.
+    let soon = now + Duration::from_millis(50);
+    assert!(matches!(told(&forwarder, soon).await, Forwarded::Failed));
+    assert!(!is_failed(&forwarder));
+    keeps(&forwarder, 0, now);
+    assert!(matches!(told(&forwarder, now).await, Forwarded::Reply(_)));
+    assert!(!is_failed(&forwarder));
+    // And one that nobody answers has.
+    let (_sockets, forwarder) = silent(1).await;
+    let late = clock::now() + LIMIT;
+    assert!(matches!(told(&forwarder, late).await, Forwarded::Failed));
+    assert!(is_failed(&forwarder));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stood_still_through_the_time_of_a_question_blames_nobody() {
+    let (_sockets, forwarder) = silent(2).await;
+    let asking = {
+        let forwarder = Arc::clone(&forwarder);
+        tokio::spawn(async move { told(&forwarder, clock::now() + LIMIT).await })
+    };
+    tokio::task::yield_now().await;
+    // As a process that is stopped and goes on later.
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert!(matches!(asking.await.unwrap(), Forwarded::Failed));
+    assert!(!is_failed(&forwarder));
+    let servers = forwarder.servers(NAME);
+    assert!(!forwarder.health().are_down(&servers, clock::now()));
+    let share = forwarder.health().share(servers[0], 2, LIMIT);
+    assert_eq!(share, LIMIT / 2, "as one that is well");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_is_given_while_nobody_can_be_asked() {
+    let mut forwarder = Forwarder::new(Upstreams::system(), Vec::new());
+    forwarder.system = Mutex::new(System::of(Vec::new()));
+    let (forwarder, now) = (Arc::new(forwarder), clock::now());
+    let deadline = now + LIMIT;
+    assert!(matches!(
+        told(&forwarder, deadline).await,
+        Forwarded::Nobody
+    ));
+    // As fresh, and as stale.
+    for (ttl, given) in [(60, 60_u32), (0, 30)] {
+        keeps(&forwarder, ttl, now);
+        let Forwarded::Reply(reply) = told(&forwarder, deadline).await else {
+            panic!("refused");
+        };
+        let at = question().len() + 6;
+        assert_eq!(reply[at..at + 4], given.to_be_bytes());
+    }
 }

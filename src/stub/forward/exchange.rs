@@ -1,0 +1,126 @@
+//! **Shell.** One question to one upstream, under an id and from a port of its own.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
+    time::timeout,
+};
+use tracing::debug;
+
+use super::message::{answers, truncated, with_room};
+use crate::{
+    clock,
+    endpoint::Transport,
+    udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS, connected},
+};
+
+/// After so long without a reply a second datagram is sent: of two in a row seldom both are
+/// lost.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Bytes that every client takes over UDP (RFC 1035, section 2.3.4).
+const LEAST_ROOM: usize = 512;
+
+/// EDNS sizes in bytes, at most: what comes from far is not to come in fragments (RFC 9715,
+/// section 3.1).
+const MOST_ON_LOOPBACK: u16 = 4_096;
+const MOST_REMOTE: u16 = 1_232;
+
+/// Longest datagram.
+const LONGEST: usize = u16::MAX as usize;
+
+/// Asks a server, and says whom.
+pub(super) async fn ask(
+    server: SocketAddr,
+    packet: &[u8],
+    transport: Transport,
+) -> (SocketAddr, io::Result<Vec<u8>>) {
+    let told = match transport {
+        Transport::Udp => over_udp(server, packet).await,
+        _ => over_tcp(server, packet).await,
+    };
+    (server, told)
+}
+
+/// One datagram, and a second one from another port where the first has no reply after
+/// [`AGAIN`]. Whichever is answered counts.
+pub(super) async fn over_udp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
+    let most = match server.ip().is_loopback() {
+        true => MOST_ON_LOOPBACK,
+        false => MOST_REMOTE,
+    };
+    let packet = with_room(packet, most);
+    let mut first = std::pin::pin!(datagram(server, &packet));
+    if let Ok(reply) = timeout(AGAIN, &mut first).await {
+        return reply;
+    }
+    let mut second = Box::pin(datagram(server, &packet));
+    // An error of one says nothing of the other.
+    tokio::select! {
+        reply = &mut first => if reply.is_ok() { reply } else { second.await },
+        reply = &mut second => if reply.is_ok() { reply } else { first.await },
+    }
+}
+
+async fn datagram(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = connected(server)?;
+    let (packet, id) = with_id(packet);
+    socket.send(&packet).await?;
+    let mut wrong_ids = 0;
+    for _ in 0..MOST_STRAY_DATAGRAMS {
+        // Whoever waits has no room for a reply yet: that is 64 KiB.
+        let reply = loop {
+            socket.readable().await?;
+            let mut reply = Vec::with_capacity(LONGEST);
+            match socket.try_recv_buf(&mut reply) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => break received.map(|_| reply)?,
+            }
+        };
+        if answers(&reply, &packet, id) {
+            return Ok(reply.as_slice().into());
+        }
+        wrong_ids += usize::from(reply.get(..2) != Some(&id[..]));
+        if wrong_ids >= MOST_WRONG_IDS {
+            debug!(%server, "somebody guesses: asked over TCP");
+            let reply = over_tcp(server, &packet).await?;
+            // Longer than what every client of UDP takes: it comes over TCP itself.
+            let fits = reply.len() <= LEAST_ROOM;
+            return Ok(if fits { reply } else { truncated(&reply) });
+        }
+    }
+    Err(io::ErrorKind::InvalidData.into())
+}
+
+async fn over_tcp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = match server {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    let mut stream = socket.connect(server).await?;
+    stream.set_nodelay(true)?;
+    let (packet, id) = with_id(packet);
+    let length = u16::try_from(packet.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut framed = length.to_be_bytes().to_vec();
+    framed.extend_from_slice(&packet);
+    stream.write_all(&framed).await?;
+    let length = stream.read_u16().await?;
+    let mut reply = Vec::new();
+    stream.take(length.into()).read_to_end(&mut reply).await?;
+    if reply.len() == usize::from(length) && answers(&reply, &packet, id) {
+        Ok(reply)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
+fn with_id(packet: &[u8]) -> (Vec<u8>, [u8; 2]) {
+    let id = clock::query_id().to_be_bytes();
+    let mut packet = packet.to_vec();
+    for (byte, own) in packet.iter_mut().zip(id) {
+        *byte = own;
+    }
+    (packet, id)
+}

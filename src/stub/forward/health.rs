@@ -1,0 +1,204 @@
+//! **Pure.** Which upstreams answer, in which order they are asked, and how long each is
+//! waited for before the next one is asked as well. Time comes in as an argument.
+//!
+//! | an upstream that | is asked | the next one |
+//! | --- | --- | --- |
+//! | is well | in the order in which they were named | after its share of the time |
+//! | failed, and has rested | so too | after [`FAIR`] |
+//! | rests | after all others: first who failed less often, then who failed longer ago | after [`FAIR`] |
+//! | sends questions back to us | not at all | |
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use super::message::cannot_tell;
+
+/// Shorter silence says nothing of a server.
+const FAIR: Duration = Duration::from_millis(100);
+
+/// Whoever failed is asked last for so long, doubled with each failure. A question that
+/// failed is not asked again before the shortest of it is over (RFC 9520, section 3.2), and
+/// not waited for by who has a stale answer before the longest is.
+pub(super) const REST: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// Who was silent to so many questions in a row is not waited for by who has a stale answer
+/// either, as long as it rests.
+const DOWN: u32 = 3;
+
+/// What is known of each upstream.
+#[derive(Debug, Default)]
+pub(super) struct Health(HashMap<SocketAddr, State>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    /// In a row, and those without any reply.
+    failures: u32,
+    silent: u32,
+    /// When it failed last, and until when it rests for that.
+    failed: Option<(Instant, Instant)>,
+    /// It sends questions back to us.
+    loops: bool,
+    /// It was asked whether it does.
+    probed: bool,
+}
+
+impl State {
+    /// Since when it rests.
+    fn rests(&self, now: Instant) -> Option<Instant> {
+        let (since, until) = self.failed?;
+        (now < until).then_some(since)
+    }
+}
+
+impl Health {
+    /// Puts servers into the order in which they are asked.
+    pub(super) fn order(&self, servers: &mut Vec<SocketAddr>, now: Instant) {
+        servers.retain(|server| !self.of(*server).loops);
+        // Stable: whoever is well stays in the order in which it was named.
+        servers.sort_by_key(|server| {
+            let state = self.of(*server);
+            state.rests(now).map(|since| (state.failures, since))
+        });
+    }
+
+    /// How long a server is waited for before the next one of so many that are left, itself
+    /// among them, is asked as well.
+    pub(super) fn share(&self, server: SocketAddr, servers: usize, left: Duration) -> Duration {
+        let is_well = self.of(server).failures == 0;
+        let share = match u32::try_from(servers) {
+            Ok(servers) if is_well || servers <= 1 => left / servers.max(1),
+            _ => FAIR,
+        };
+        share.max(FAIR).min(left)
+    }
+
+    /// Whether nobody there says anything any more.
+    pub(super) fn are_down(&self, servers: &[SocketAddr], now: Instant) -> bool {
+        servers.iter().all(|server| {
+            let state = self.of(*server);
+            state.silent >= DOWN && state.rests(now).is_some()
+        })
+    }
+
+    /// Takes in what came of a question. `None`: nothing did.
+    pub(super) fn heard(&mut self, server: SocketAddr, reply: Option<&[u8]>, now: Instant) {
+        let state = self.0.entry(server).or_default();
+        state.silent = match reply {
+            Some(_) => 0,
+            None => state.silent.saturating_add(1),
+        };
+        if reply.is_some_and(|reply| !cannot_tell(reply)) {
+            state.failures = 0;
+            state.failed = None;
+            return;
+        }
+        let rest = REST.saturating_mul(1 << state.failures.min(5));
+        state.failures = state.failures.saturating_add(1);
+        state.failed = Some((now, now + rest.min(LONGEST_REST)));
+    }
+
+    /// Whether a server is yet to be asked if it sends questions back to us: once.
+    pub(super) fn is_to_be_probed(&mut self, server: SocketAddr) -> bool {
+        let state = self.0.entry(server).or_default();
+        !std::mem::replace(&mut state.probed, true)
+    }
+
+    pub(super) fn loops(&mut self, server: SocketAddr) {
+        self.0.entry(server).or_default().loops = true;
+    }
+
+    /// Whoever sent questions back has another chance: that may have been mended.
+    pub(super) fn forgive(&mut self) {
+        self.0.retain(|_, state| !state.loops);
+    }
+
+    fn of(&self, server: SocketAddr) -> State {
+        self.0.get(&server).copied().unwrap_or_default()
+    }
+}
+
+/// Whether silence from one moment until another, which was over now, says anything. A wait
+/// that ends long after its time does not: we stood still, and a reply may lie unread.
+pub(super) fn is_fair(since: Instant, until: Instant, now: Instant) -> bool {
+    until.saturating_duration_since(since) >= FAIR && now.saturating_duration_since(until) < FAIR
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    const WELL: &[u8] = &[0, 0, 0x80, 0];
+
+    fn servers() -> [SocketAddr; 3] {
+        ["192.0.2.1:53", "192.0.2.2:53", "192.0.2.3:53"].map(|server| server.parse().unwrap())
+    }
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn a_failure_of_an_upstream_is_remembered_for_half_a_minute_at_most() {
+        let (mut health, [server, ..], now) = (Health::default(), servers(), clock::now());
+        for failures in 0..100 {
+            health.heard(server, None, now);
+            let rest = seconds(1 << failures.min(5)).min(LONGEST_REST);
+            let rests = |at| health.of(server).rests(now + at).is_some();
+            let before_its_end = rest - Duration::from_millis(1);
+            assert!(rests(before_its_end) && !rests(rest), "after {failures}");
+        }
+        health.heard(server, Some(WELL), now);
+        assert_eq!(health.of(server).rests(now), None);
+    }
+
+    #[test]
+    fn whoever_answers_is_asked_before_all_who_failed_and_those_in_turn() {
+        let (mut health, [a, b, c], now) = (Health::default(), servers(), clock::now());
+        let order = |health: &Health, at| {
+            let mut servers = servers().to_vec();
+            health.order(&mut servers, now + at);
+            servers
+        };
+        let milliseconds = Duration::from_millis;
+        assert_eq!(order(&health, seconds(0)), [a, b, c]);
+        health.heard(a, None, now);
+        health.heard(b, None, now + milliseconds(100));
+        assert_eq!(order(&health, milliseconds(200)), [c, a, b]);
+        // As often: who failed longer ago.
+        health.heard(c, None, now + milliseconds(300));
+        health.heard(a, None, now + milliseconds(400));
+        health.heard(b, None, now + milliseconds(350));
+        assert_eq!(order(&health, milliseconds(500)), [c, b, a]);
+        health.heard(a, Some(WELL), now + milliseconds(600));
+        assert_eq!(order(&health, milliseconds(600)), [a, c, b]);
+        health.loops(a);
+        assert_eq!(order(&health, milliseconds(600)), [c, b]);
+    }
+
+    #[test]
+    fn the_time_is_shared_and_who_has_failed_holds_up_the_others_no_longer_than_is_fair() {
+        let (mut health, [a, b, _], now) = (Health::default(), servers(), clock::now());
+        let left = Duration::from_millis(900);
+        assert_eq!(health.share(a, 3, left), left / 3);
+        assert_eq!(health.share(a, 1, left), left);
+        assert_eq!(health.share(a, 100, left), FAIR);
+        assert_eq!(health.share(a, 3, FAIR / 2), FAIR / 2);
+        health.heard(b, None, now);
+        assert_eq!(health.share(b, 3, left), FAIR);
+        assert_eq!(health.share(b, 1, left), left);
+    }
+
+    #[test]
+    fn silence_says_something_only_after_a_fair_time_through_which_we_went_on() {
+        let start = clock::now();
+        let short = Duration::from_millis(1);
+        assert!(is_fair(start, start + FAIR, start + FAIR + short));
+        assert!(!is_fair(start, start + FAIR - short, start + FAIR));
+        assert!(!is_fair(start, start + FAIR, start + seconds(2)));
+    }
+}

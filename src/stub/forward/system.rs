@@ -1,0 +1,129 @@
+//! **Shell.** The name servers of this system, as resolv.conf names them, followed as it
+//! changes.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+
+use crate::{stamp::Stamp, stub::upstreams};
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Where name servers stand. The first that names one that is not us counts.
+const FILES: [&str; 3] = [
+    "/etc/resolv.conf",
+    "/run/systemd/resolve/resolv.conf",
+    "/run/NetworkManager/no-stub-resolv.conf",
+];
+
+/// The servers that were named last.
+#[derive(Debug)]
+pub(super) struct System {
+    files: Vec<PathBuf>,
+    servers: Vec<SocketAddr>,
+    looked: Option<Instant>,
+    stamps: Vec<Option<Stamp>>,
+    /// The files name nobody now, and that was said.
+    is_empty: bool,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self::of(FILES.map(PathBuf::from).to_vec())
+    }
+}
+
+impl System {
+    pub(super) fn of(files: Vec<PathBuf>) -> Self {
+        Self {
+            files,
+            servers: Vec::new(),
+            looked: None,
+            stamps: Vec::new(),
+            is_empty: false,
+        }
+    }
+
+    /// The servers, without us. Where the files name nobody, as they do while they are
+    /// written anew, those that were named before stay.
+    pub(super) fn servers(&mut self, own: &[SocketAddr], now: Instant) -> Vec<SocketAddr> {
+        let is_soon =
+            (self.looked).is_some_and(|looked| now.saturating_duration_since(looked) < LOOK);
+        if !is_soon {
+            self.looked = Some(now);
+            self.look(own);
+        }
+        self.servers.clone()
+    }
+
+    fn look(&mut self, own: &[SocketAddr]) {
+        let stamp = |file: &PathBuf| fs::metadata(file).ok().map(|file| Stamp::of(&file));
+        let stamps: Vec<_> = self.files.iter().map(stamp).collect();
+        if self.stamps == stamps {
+            return;
+        }
+        self.stamps = stamps;
+        let read = |file: &PathBuf| {
+            let text = fs::read_to_string(file).unwrap_or_default();
+            upstreams::resolv_conf(&text, own)
+        };
+        let mut all = self.files.iter().map(read);
+        let Some(servers) = all.find(|servers| !servers.is_empty()) else {
+            if !self.is_empty {
+                match self.servers.as_slice() {
+                    [] => warn!("resolv.conf names no server but us: other names are refused"),
+                    kept => warn!(
+                        servers = ?kept,
+                        "resolv.conf names no server but us any more: other names still go to \
+                         those that it named before"
+                    ),
+                }
+            }
+            self.is_empty = true;
+            return;
+        };
+        self.is_empty = false;
+        if servers != self.servers {
+            info!(?servers, "other names go to the servers of resolv.conf");
+            self.servers = servers;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    #[test]
+    fn a_resolv_conf_that_names_nobody_for_a_moment_takes_no_server_away() {
+        let name = format!("proconsul-resolv-{}.conf", std::process::id());
+        let file = std::env::temp_dir().join(name);
+        let mut system = System::of(vec![file.clone()]);
+        let (start, own) = (clock::now(), ["127.0.0.1:53".parse().unwrap()]);
+        let steps = [
+            (None, &[][..]),
+            (Some("nameserver 192.0.2.1\n"), &["192.0.2.1:53"]),
+            (Some(""), &["192.0.2.1:53"]),
+            (Some("nameserver 127.0.0.1\n"), &["192.0.2.1:53"]),
+            (None, &["192.0.2.1:53"]),
+            (Some("nameserver 192.0.2.22\n"), &["192.0.2.22:53"]),
+        ];
+        for (step, (text, expected)) in (0..).zip(steps) {
+            match text {
+                Some(text) => fs::write(&file, text).unwrap(),
+                None => _ = fs::remove_file(&file),
+            }
+            let servers = system.servers(&own, start + LOOK * step);
+            let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
+            assert_eq!(servers, expected, "{text:?}");
+        }
+        fs::remove_file(&file).unwrap();
+    }
+}
