@@ -158,12 +158,21 @@ async fn a_flood_of_names_is_survived_with_little_memory() {
     .await;
     let mut command = serve(&server.address().to_string(), "none");
     command.args(["--admin", "none"]);
-    // Data of the whole process, the stacks of its threads among them.
-    let serving = Serving::start(limited("--data=33554432", &command));
+    // Address space for data, the stacks of its threads and what the allocator sets aside among
+    // it.
+    let serving = Serving::start(limited("--data=67108864", &command));
     assert_eq!(serving.instances().await, 3);
     let names = (0..6_000_u16).map(|at| question(&format!("x{at}.service.consul."), 1));
     _ = upstream::crowd(serving.dns, names.collect(), 50, Duration::from_secs(5)).await;
     assert_eq!(serving.instances().await, 3);
+    // Memory in use that is no file's: what a control group counts and cannot have back.
+    let status = fs::read_to_string(format!("/proc/{}/status", serving.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+    let kilobytes = line.unwrap().split_whitespace().nth(1).unwrap();
+    assert!(
+        kilobytes.parse::<u32>().unwrap() < 32 << 10,
+        "{kilobytes} kB"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
