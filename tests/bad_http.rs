@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
-use proconsul::{Answer, Freshness, Outcome, Reason, Resolver, ResolverBuilder};
+use proconsul::{Answer, ErrorKind, Freshness, Outcome, Reason, Resolver, ResolverBuilder};
 use support::{
     PATIENCE, closed_port,
     http::{ScriptedHttp, Step, entries, ok, reply, say, status},
+    wait_for,
 };
 use tokio::{
     task::JoinSet,
@@ -583,4 +584,34 @@ async fn however_many_names_are_asked_for_connections_are_left_to_others() {
     // Consul lets a client have 200.
     let connections = agent.connections();
     assert!(connections < 150, "{connections} connections");
+}
+
+/// Time of a look-up that is silent in the tests below.
+const BRIEFLY: Duration = Duration::from_millis(200);
+
+#[tokio::test]
+async fn nobody_waits_beyond_the_limit_while_it_is_weighed_that_a_name_is_gone() {
+    let gone = Arc::new(Mutex::new(false));
+    let is_gone = Arc::clone(&gone);
+    let server = ScriptedHttp::start(move |asked| match *is_gone.lock().unwrap() {
+        false => vec![ok("", &entries("web", &[80]))],
+        true if asked.is_about("web") => vec![Step::Pause(BRIEFLY * 3 / 5), ok("", "[]")],
+        true if asked.is_about("consul") => vec![Step::Pause(BRIEFLY / 2), ok("", "[]")],
+        true => vec![Step::Hang],
+    });
+    let resolver = builder(&server.url()).timeout(BRIEFLY).build().unwrap();
+    wait_for("the set", async || resolver.lookup("web").await.ok()).await;
+    *gone.lock().unwrap() = true;
+    sleep(EXPIRED).await;
+    let start = Instant::now();
+    let error = resolver.lookup("web").require_fresh().await.unwrap_err();
+    let took = start.elapsed();
+    assert!(took < BRIEFLY * 3 / 2, "{took:?}: {error}");
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    // What was weighed meanwhile is there for the next.
+    wait_for("the end of it", async || {
+        let error = resolver.lookup("web").await.err()?;
+        error.is_not_found().then_some(())
+    })
+    .await;
 }

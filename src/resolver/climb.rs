@@ -46,7 +46,7 @@ const DEEPEST: u8 = 3;
 pub(super) const REST: Duration = Duration::from_millis(500);
 
 /// This part of a look-up's time is kept for what comes after the sources.
-const SPARE: u32 = 8;
+const SPARE: u32 = 15;
 
 /// Names in Consul's zone that stand in one set and are asked for at the same time: a set of
 /// thousands is not to be a flood.
