@@ -589,6 +589,69 @@ async fn however_many_names_are_asked_for_connections_are_left_to_others() {
 /// Time of a look-up that is silent in the tests below.
 const BRIEFLY: Duration = Duration::from_millis(200);
 
+/// An agent that never answers what `slow` is in, and all else at once.
+fn silent_about_slow() -> ScriptedHttp {
+    ScriptedHttp::start(|asked| match asked.what() {
+        what if what.contains("slow") => vec![Step::Hang],
+        what if what.contains("/service/") => {
+            let path = what.split('?').next().unwrap();
+            vec![ok("", &entries(path.rsplit('/').next().unwrap(), &[80]))]
+        }
+        _ => vec![status("403 Forbidden", "Permission denied")],
+    })
+}
+
+#[tokio::test]
+async fn a_prepared_query_that_is_slow_shuts_nobody_out() {
+    let server = silent_about_slow();
+    let resolver = builder(&server.url()).timeout(BRIEFLY).build().unwrap();
+    for _ in 0..5 {
+        let error = resolver.lookup("slow.query.consul").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    }
+    assert!(resolver.status().sources[0].up);
+}
+
+#[tokio::test]
+async fn a_name_that_is_slow_is_no_probe_of_whom_it_shut_out() {
+    let server = silent_about_slow();
+    let resolver = builder(&server.url()).timeout(BRIEFLY).build().unwrap();
+    let is_up = || resolver.status().sources[0].up;
+    wait_for("silence", async || {
+        resolver.lookup("slow").await.unwrap_err();
+        (!is_up()).then_some(())
+    })
+    .await;
+    assert_eq!(server.times("consul"), 0);
+    // Nobody looks anything else up.
+    wait_for("a probe that is answered", async || {
+        resolver.lookup("slow").await.unwrap_err();
+        is_up().then_some(())
+    })
+    .await;
+    assert_eq!(server.times("consul"), 1);
+}
+
+#[tokio::test]
+async fn a_name_that_is_slow_after_an_idle_time_lets_others_be_found() {
+    let server = silent_about_slow();
+    let resolver = builder(&server.url()).timeout(BRIEFLY).build().unwrap();
+    wait_for("silence", async || {
+        resolver.lookup("slow").await.unwrap_err();
+        (!resolver.status().sources[0].up).then_some(())
+    })
+    .await;
+    sleep(Duration::from_secs(2)).await;
+    let (slow, web, api) = tokio::join!(
+        resolver.lookup("slow"),
+        resolver.lookup("web"),
+        resolver.lookup("api")
+    );
+    assert_eq!(slow.unwrap_err().kind(), ErrorKind::Timeout);
+    assert!(is_fresh(&web.unwrap()) && is_fresh(&api.unwrap()));
+    assert!(resolver.status().sources[0].up);
+}
+
 #[tokio::test]
 async fn nobody_waits_beyond_the_limit_while_it_is_weighed_that_a_name_is_gone() {
     let gone = Arc::new(Mutex::new(false));

@@ -144,10 +144,9 @@ impl Inner {
         if let Poll::Ready(landed) = at_once {
             return Some(landed);
         }
-        // Another place is as slow as the way there.
-        let is_home = self.sources.is_home(name.locality());
+        let is_near = self.sources.is_near(name);
         let slow = *self.slow();
-        if slow.is_some_and(|when| is_home && clock::now().saturating_duration_since(when) < SLOW) {
+        if slow.is_some_and(|when| is_near && clock::now().saturating_duration_since(when) < SLOW) {
             return None;
         }
         let patience = match source {
@@ -159,7 +158,7 @@ impl Inner {
             .await
             .ok();
         let now = clock::now();
-        if landed.is_none() && is_home && now >= start + patience {
+        if landed.is_none() && is_near && now >= start + patience {
             *self.slow() = Some(now);
         }
         landed
