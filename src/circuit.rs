@@ -16,8 +16,13 @@
 //! [`STEADY`] of being well again doubles the pause, [`FLAPS`] times at most, and then only
 //! a probe closes its circuit. That others were quicker is no failure of that kind.
 //!
-//! What is asked of another datacenter says nothing of the agent that passes it on,
-//! unless nobody is there at all.
+//! Who was silent may have been so about one name alone: it is probed by a question for
+//! Consul's own service instead of a copy. Where nobody has asked for [`IDLE`] since a probe
+//! was due, the circuit tells of then and not of now: who has nobody else to ask puts the
+//! question itself, and waits for it, and so do others until something is heard.
+//!
+//! What is asked of another datacenter, or by a prepared query, says nothing of the agent
+//! that passes it on, unless nobody is there at all.
 
 use std::time::{Duration, Instant};
 
@@ -43,12 +48,17 @@ const THROTTLED: Duration = Duration::from_secs(1);
 /// A probe that has told nothing for so long was lost with whoever sent it.
 const LOST: Duration = Duration::from_secs(5);
 
+/// Who was due for a probe so long ago may be well by now, and nobody has looked.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// A look-up: whoever is known to be gone is passed over.
     Ask,
-    /// A copy of one, to see whether those are back.
+    /// One that has nobody else to ask: who was not probed for long may be well by now.
+    Try,
+    /// A question that nobody waits for, to see whether who is gone is back.
     Probe,
     /// A question for evidence, beside a look-up: that it is late is nobody's failure.
     Beside,
@@ -56,11 +66,11 @@ pub(crate) enum Mode {
 
 impl Mode {
     pub(crate) fn is_let_in(self, gate: Gate) -> bool {
-        let wanted = match self {
-            Self::Ask | Self::Beside => Gate::Pass,
-            Self::Probe => Gate::Probe,
-        };
-        gate == wanted
+        match self {
+            Self::Ask | Self::Beside => gate == Gate::Pass,
+            Self::Try => matches!(gate, Gate::Pass | Gate::Overdue | Gate::Awaited),
+            Self::Probe => matches!(gate, Gate::Probe | Gate::Overdue),
+        }
     }
 }
 
@@ -68,7 +78,7 @@ impl Mode {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asker {
     pub(crate) mode: Mode,
-    /// It is about the agent's own datacenter.
+    /// It is about the agent's own datacenter, and how long it takes is the agent's doing.
     pub(crate) home: bool,
 }
 
@@ -77,8 +87,12 @@ pub(crate) struct Asker {
 pub(crate) enum Gate {
     /// Any question.
     Pass,
-    /// A copy of a question, which nobody waits for.
+    /// A question that nobody waits for.
     Probe,
+    /// The same, and one that is waited for where there is nobody else to ask.
+    Overdue,
+    /// Only such a one: nobody has heard yet from the probe that was overdue.
+    Awaited,
     /// Nothing; the next probe is due in so long.
     Shut(Duration),
 }
@@ -89,12 +103,16 @@ pub(crate) struct Circuit {
     failures: u8,
     /// `Some`: open; when the next probe is due.
     probe: Option<Instant>,
+    /// When one was sent that was overdue, and has told nothing yet.
+    awaited: Option<Instant>,
     /// When it opened.
     since: Option<Instant>,
     /// When it closed last.
     closed: Option<Instant>,
     /// How often in a row it opened soon after that.
     flaps: u8,
+    /// What keeps it open is silence, or what cannot be read.
+    silent: bool,
 }
 
 impl Circuit {
@@ -102,14 +120,27 @@ impl Circuit {
     pub(crate) fn gate(&self, now: Instant) -> Gate {
         match self.probe {
             None => Gate::Pass,
+            Some(due) if now >= due + IDLE => match self.awaited {
+                Some(sent) if now < sent + LOST => Gate::Awaited,
+                _ => Gate::Overdue,
+            },
             Some(due) if now >= due => Gate::Probe,
             Some(due) => Gate::Shut(due - now),
         }
     }
 
-    /// A probe is on its way: no other is due before it has told something.
+    /// A probe is on its way: no other is due before it has told something. One that was
+    /// overdue comes late: those who have nobody else to ask are not to fail for its sake.
     pub(crate) fn probing(&mut self, now: Instant) {
-        self.probe = Some(now + LOST);
+        match self.gate(now) {
+            Gate::Overdue => self.awaited = Some(now),
+            _ => self.probe = Some(now + LOST),
+        }
+    }
+
+    /// Whether it is open because of what may be one name's fault.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.probe.is_some() && self.silent
     }
 
     /// Since when it has been open.
@@ -143,21 +174,23 @@ impl Circuit {
             }
             // It answers, if not this.
             Outcome::Failed if home && was_open => self.close(probed, now),
-            Outcome::TimedOut | Outcome::Late | Outcome::Malformed | Outcome::Failed => {
-                if was_open {
-                    self.open(outcome, now, dice);
-                }
+            // Another place is silent, and the agent is as before.
+            Outcome::TimedOut | Outcome::Late | Outcome::Malformed | Outcome::Failed if probed => {
+                self.unprobed(now);
             }
-            Outcome::Skipped => {}
+            Outcome::TimedOut
+            | Outcome::Late
+            | Outcome::Malformed
+            | Outcome::Failed
+            | Outcome::Skipped => {}
         }
         was_open != self.probe.is_some()
     }
 
     /// Whoever was to probe it heard nothing, and not for its sake.
     pub(crate) fn unprobed(&mut self, now: Instant) {
-        if self.probe.is_some() {
-            self.probe = Some(now);
-        }
+        self.probe = self.probe.map(|due| due.min(now));
+        self.awaited = None;
     }
 
     fn open(&mut self, outcome: Outcome, now: Instant, dice: &mut impl Rng) {
@@ -174,8 +207,12 @@ impl Circuit {
                 0
             };
         }
+        self.silent = matches!(
+            outcome,
+            Outcome::TimedOut | Outcome::Late | Outcome::Malformed
+        );
         let share = dice.random_range(800..=1_200_u32) << self.flaps;
-        self.probe = Some(now + pause * share / 1_000);
+        (self.probe, self.awaited) = (Some(now + pause * share / 1_000), None);
         self.since.get_or_insert(now);
     }
 
@@ -187,7 +224,8 @@ impl Circuit {
         }
         self.failures = 0;
         if is_open {
-            (self.probe, self.since, self.closed) = (None, None, Some(now));
+            (self.probe, self.awaited) = (None, None);
+            (self.since, self.closed) = (None, Some(now));
         }
     }
 }
@@ -305,6 +343,42 @@ mod tests {
     }
 
     #[test]
+    fn after_an_idle_second_all_who_have_to_wait_are_let_in_until_one_is_told() {
+        for (outcome, gate) in [
+            (Outcome::Answered, Gate::Pass),
+            (Outcome::Refused, Gate::Shut(PROBE)),
+        ] {
+            let (mut circuit, now) = after(&[Outcome::Refused]);
+            let at = |ms| now + Duration::from_millis(ms);
+            assert_eq!(circuit.gate(at(1_300)), Gate::Probe);
+            assert_eq!(circuit.gate(at(1_600)), Gate::Overdue);
+            circuit.probing(at(1_600));
+            for (mode, is_let_in) in [(Mode::Try, true), (Mode::Probe, false), (Mode::Ask, false)] {
+                assert_eq!(
+                    mode.is_let_in(circuit.gate(at(1_601))),
+                    is_let_in,
+                    "{mode:?}"
+                );
+            }
+            assert_eq!(circuit.gate(at(6_700)), Gate::Overdue, "the probe was lost");
+            circuit.hear(outcome, PROBES, at(1_602), &mut SmallRng::seed_from_u64(1));
+            let now = circuit.gate(at(1_602));
+            assert_eq!(std::mem::discriminant(&now), std::mem::discriminant(&gate));
+        }
+    }
+
+    #[test]
+    fn what_keeps_it_open_says_what_it_is_probed_with() {
+        use Outcome::*;
+        let is_silent = |outcomes: &[Outcome]| after(outcomes).0.is_silent();
+        assert!(is_silent(&[TimedOut, Late, TimedOut]));
+        assert!(is_silent(&[Refused, TimedOut]));
+        assert!(!is_silent(&[TimedOut, TimedOut]), "it is closed");
+        assert!(!is_silent(&[TimedOut, TimedOut, TimedOut, Refused]));
+        assert!(!is_silent(&[TimedOut, TimedOut, TimedOut, Answered]));
+    }
+
+    #[test]
     fn who_comes_and_goes_is_asked_more_seldom_until_that_ends() {
         let (mut circuit, mut now) = (Circuit::default(), clock::now());
         let mut dice = SmallRng::seed_from_u64(1);
@@ -353,6 +427,15 @@ mod tests {
         assert_eq!(circuit.gate(now), Gate::Pass);
         circuit.hear(Outcome::Refused, ELSEWHERE, now, &mut dice);
         assert_ne!(circuit.gate(now), Gate::Pass);
+        // Nor is the next probe later for it.
+        let now = now + Duration::from_millis(600);
+        circuit.probing(now);
+        let probes = Asker {
+            mode: Mode::Probe,
+            ..ELSEWHERE
+        };
+        circuit.hear(Outcome::TimedOut, probes, now, &mut dice);
+        assert_eq!(circuit.gate(now), Gate::Probe);
     }
 
     #[test]

@@ -21,7 +21,9 @@
 //! The set known before is in the [`cache`](crate::cache), where the snapshot is
 //! read into: a look-up that has one does not climb below HTTP, and whoever asked
 //! has it after a moment, whatever is still being waited for. A source that is not
-//! configured, or whose [`circuit`](crate::circuit) is open, is passed over.
+//! configured, or whose [`circuit`](crate::circuit) is open, is passed over. One that was not
+//! probed for long is asked where those that are well gave nothing, and like any other where
+//! none of them is.
 
 use std::time::{Duration, Instant};
 
@@ -77,8 +79,10 @@ pub(crate) enum Step<S> {
 /// What a climb begins with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Start<'a> {
-    /// The rungs that may be asked, in this order.
+    /// The rungs that may be asked, in this order; what is on this machine is the last.
     pub(crate) rungs: &'a [Rung],
+    /// Those that are left alone and may be well by now, in this order.
+    pub(crate) overdue: &'a [Rung],
     /// A rung was passed over because its circuit is open.
     pub(crate) shut: bool,
     /// There is a set from before.
@@ -95,6 +99,8 @@ pub(crate) struct Start<'a> {
 pub(crate) struct Ladder<S> {
     /// The rungs not yet asked, last first.
     left: Vec<Rung>,
+    /// Those of them that say more only where the others say nothing.
+    doubtful: Vec<Rung>,
     /// Those asked that have said nothing yet, and since when.
     in_air: Vec<(Rung, Instant)>,
     known: bool,
@@ -111,9 +117,19 @@ pub(crate) struct Ladder<S> {
 impl<S> Ladder<S> {
     pub(crate) fn start(start: Start<'_>) -> Self {
         // Below a set that is known there is nothing better.
-        let worth = |rung: &&Rung| !(start.known && **rung == Rung::Static);
+        let worth = |rung: &&Rung| !(start.known && rung.is_local());
+        let well = start.rungs.iter().take_while(|rung| !rung.is_local());
+        let (consul, local) = start.rungs.split_at(well.count());
+        let doubtful = match consul {
+            [] => &[],
+            _ => start.overdue,
+        };
+        let last_first = (local.iter().filter(worth).rev())
+            .chain(start.overdue.iter().rev())
+            .chain(consul.iter().rev());
         Self {
-            left: start.rungs.iter().filter(worth).rev().copied().collect(),
+            left: last_first.copied().collect(),
+            doubtful: doubtful.to_vec(),
             in_air: Vec::new(),
             known: start.known,
             hedge: start.hedge,
@@ -145,7 +161,7 @@ impl<S> Ladder<S> {
         match (self.in_air.first(), self.left.last()) {
             (None, Some(_)) => self.ask(now),
             (None, None) => self.finish(),
-            (Some((_, asked)), Some(Rung::Http)) => {
+            (Some((_, asked)), Some(rung)) if !rung.is_local() => {
                 let beside = *asked + self.hedge;
                 if now >= beside || self.partial.is_some() {
                     self.ask(now)
@@ -191,8 +207,10 @@ impl<S> Ladder<S> {
         self.worst == Some(ErrorKind::Denied)
     }
 
+    /// Whether a rung that is worth waiting for is still to say something.
     fn asks(&self, rung: Rung) -> bool {
-        self.left.contains(&rung) || self.in_air.iter().any(|(asked, _)| *asked == rung)
+        let asked = self.left.contains(&rung) || self.in_air.iter().any(|(one, _)| *one == rung);
+        asked && !self.doubtful.contains(&rung)
     }
 
     fn ask(&mut self, now: Instant) -> Step<S> {

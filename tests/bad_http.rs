@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use proconsul::{Answer, Freshness, Outcome, Reason, Resolver, ResolverBuilder};
+use proconsul::{Answer, ErrorKind, Freshness, Outcome, Reason, Resolver, ResolverBuilder};
 use support::{
     PATIENCE, closed_port,
     http::{ScriptedHttp, Step, entries, ok, reply, say, status},
@@ -628,6 +628,99 @@ async fn what_is_known_is_gone_only_where_the_leader_says_so_too() {
     wait_for("its end", async || {
         let gone = resolver.lookup("web").await.err()?;
         gone.is_not_found().then_some(())
+    })
+    .await;
+}
+
+/// Time of a look-up that is silent in the tests below.
+const BRIEFLY: Duration = Duration::from_millis(200);
+
+/// An agent that never answers what `slow` is in, and all else at once.
+fn silent_about_slow() -> ScriptedHttp {
+    ScriptedHttp::start(|asked| match asked.what() {
+        what if what.contains("slow") => vec![Step::Hang],
+        what if what.contains("/service/") => {
+            let path = what.split('?').next().unwrap();
+            vec![ok("", &entries(path.rsplit('/').next().unwrap(), &[80]))]
+        }
+        _ => vec![status("403 Forbidden", "Permission denied")],
+    })
+}
+
+#[tokio::test]
+async fn a_prepared_query_that_is_slow_shuts_nobody_out() {
+    let server = silent_about_slow();
+    let resolver = builder(&server.url()).timeout(BRIEFLY).build().unwrap();
+    for _ in 0..5 {
+        let error = resolver.lookup("slow.query.consul").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    }
+    assert!(resolver.status().sources[0].up);
+}
+
+#[tokio::test]
+async fn a_name_that_is_slow_is_no_probe_of_whom_it_shut_out() {
+    let server = silent_about_slow();
+    let resolver = builder(&server.url()).timeout(BRIEFLY).build().unwrap();
+    let is_up = || resolver.status().sources[0].up;
+    wait_for("silence", async || {
+        resolver.lookup("slow").await.unwrap_err();
+        (!is_up()).then_some(())
+    })
+    .await;
+    assert_eq!(server.times("consul"), 0);
+    // Nobody looks anything else up.
+    wait_for("a probe that is answered", async || {
+        resolver.lookup("slow").await.unwrap_err();
+        is_up().then_some(())
+    })
+    .await;
+    assert_eq!(server.times("consul"), 1);
+}
+
+#[tokio::test]
+async fn a_name_that_is_slow_after_an_idle_time_lets_others_be_found() {
+    let server = silent_about_slow();
+    let resolver = builder(&server.url()).timeout(BRIEFLY).build().unwrap();
+    wait_for("silence", async || {
+        resolver.lookup("slow").await.unwrap_err();
+        (!resolver.status().sources[0].up).then_some(())
+    })
+    .await;
+    sleep(Duration::from_secs(2)).await;
+    let (slow, web, api) = tokio::join!(
+        resolver.lookup("slow"),
+        resolver.lookup("web"),
+        resolver.lookup("api")
+    );
+    assert_eq!(slow.unwrap_err().kind(), ErrorKind::Timeout);
+    assert!(is_fresh(&web.unwrap()) && is_fresh(&api.unwrap()));
+    assert!(resolver.status().sources[0].up);
+}
+
+#[tokio::test]
+async fn nobody_waits_beyond_the_limit_while_it_is_weighed_that_a_name_is_gone() {
+    let gone = Arc::new(Mutex::new(false));
+    let is_gone = Arc::clone(&gone);
+    let server = ScriptedHttp::start(move |asked| match *is_gone.lock().unwrap() {
+        false => vec![ok("", &entries("web", &[80]))],
+        true if asked.is_about("web") => vec![Step::Pause(BRIEFLY * 3 / 5), ok("", "[]")],
+        true if asked.is_about("consul") => vec![Step::Pause(BRIEFLY / 2), ok("", "[]")],
+        true => vec![Step::Hang],
+    });
+    let resolver = builder(&server.url()).timeout(BRIEFLY).build().unwrap();
+    wait_for("the set", async || resolver.lookup("web").await.ok()).await;
+    *gone.lock().unwrap() = true;
+    sleep(EXPIRED).await;
+    let start = Instant::now();
+    let error = resolver.lookup("web").require_fresh().await.unwrap_err();
+    let took = start.elapsed();
+    assert!(took < BRIEFLY * 3 / 2, "{took:?}: {error}");
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    // What was weighed meanwhile is there for the next.
+    wait_for("the end of it", async || {
+        let error = resolver.lookup("web").await.err()?;
+        error.is_not_found().then_some(())
     })
     .await;
 }

@@ -259,6 +259,43 @@ async fn what_was_found_once_is_given_while_consul_is_gone_and_the_truth_when_it
 }
 
 #[tokio::test]
+async fn what_failed_before_an_idle_time_costs_the_next_look_ups_nothing() {
+    let names = ["web", "api", "db", "mail", "auth"];
+    let mut agent = agent_with(&names).await;
+    let resolver = builder(&agent).timeout(Duration::from_secs(20));
+    let resolver = resolver
+        .default_address("db", "10.9.9.9:1")
+        .build()
+        .unwrap();
+    fresh(&resolver, "web").await;
+    agent.stop().await;
+    let error = resolver.lookup("web").require_fresh().await.unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    assert!(!resolver.status().sources.iter().any(|source| source.up));
+    agent.restart().await;
+    register(&agent, &names).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // All at once: none fails for the sake of another.
+    let (web, api, db, mail, auth) = tokio::join!(
+        resolver.lookup("web").require_fresh(),
+        resolver.lookup("api"),
+        resolver.lookup("db"),
+        resolver.lookup("mail"),
+        resolver.lookup("auth"),
+    );
+    for (answer, port) in [web, api, db, mail, auth].into_iter().zip(8000..) {
+        let answer = answer.unwrap();
+        assert_eq!(ports(&answer), [port]);
+        assert_eq!(answer.freshness(), Freshness::Fresh);
+    }
+    wait_for("both to be well", async || {
+        let sources = resolver.status().sources;
+        sources.iter().all(|source| source.up).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_agent_that_hangs_costs_a_cached_name_no_more_than_a_moment() {
     let agent = agent_with(&["web"]).await;
     let resolver = builder(&agent)

@@ -17,6 +17,7 @@ fn nothing(unhealthy: usize) -> Nothing {
 fn ladder(rungs: &[Rung], known: bool, now: Instant) -> Ladder<u8> {
     Ladder::start(Start {
         rungs,
+        overdue: &[],
         shut: false,
         known,
         hedge: HEDGE,
@@ -156,6 +157,7 @@ fn a_name_that_is_not_in_the_static_catalog_is_not_gone_while_consul_is_passed_o
     let now = clock::now();
     let mut ladder = Ladder::<u8>::start(Start {
         rungs: &[Rung::Static],
+        overdue: &[],
         shut: true,
         known: false,
         hedge: HEDGE,
@@ -165,6 +167,100 @@ fn a_name_that_is_not_in_the_static_catalog_is_not_gone_while_consul_is_passed_o
     assert!(matches!(ladder.step(now), Step::Ask(Rung::Static, _)));
     ladder.hear(Rung::Static, Heard::Nothing(nothing(0)));
     assert_eq!(ladder.step(now), Step::GiveUp(ErrorKind::Unavailable));
+}
+
+/// A climb where some rungs are well, and others were not probed for long.
+fn doubtful(rungs: &[Rung], overdue: &[Rung], said: &[Heard<u8>]) -> (Vec<Rung>, Step<u8>) {
+    let now = clock::now();
+    let mut ladder = Ladder::start(Start {
+        rungs,
+        overdue,
+        shut: false,
+        known: false,
+        hedge: HEDGE,
+        deadline: now + Duration::from_secs(1),
+        end: now + Duration::from_millis(1_100),
+    });
+    let (mut asked, mut said) = (Vec::new(), said.iter().cloned());
+    loop {
+        match ladder.step(now) {
+            Step::Ask(rung, _) => asked.push(rung),
+            Step::Wait(_) => {
+                let rung = *asked.last().unwrap();
+                ladder.hear(rung, said.next().unwrap());
+            }
+            end => return (asked, end),
+        }
+    }
+}
+
+#[test]
+fn who_was_not_probed_for_long_is_asked_where_those_that_are_well_give_nothing() {
+    use Heard::*;
+    use Rung::*;
+    let none = || Nothing(nothing(0));
+    let gone = |rung| Step::Nothing(rung, nothing(0));
+    let table: Vec<(_, _, _, &[Rung], _)> = vec![
+        (
+            vec![Http, Static],
+            vec![Dns],
+            vec![Whole(2)],
+            &[Http],
+            Step::Give(2),
+        ),
+        (
+            vec![Http, Static],
+            vec![Dns],
+            vec![Denied, Whole(1)],
+            &[Http, Dns],
+            Step::Give(1),
+        ),
+        // It is not needed to confirm anything.
+        (
+            vec![Dns, Static],
+            vec![Http],
+            vec![Partial(1)],
+            &[Dns],
+            Step::Give(1),
+        ),
+        (
+            vec![Dns, Static],
+            vec![Http],
+            vec![none()],
+            &[Dns],
+            gone(Dns),
+        ),
+        (
+            vec![Dns, Static],
+            vec![Http],
+            vec![Failed, Whole(2)],
+            &[Dns, Http],
+            Step::Give(2),
+        ),
+        // Where nobody is well, they are as good as ever.
+        (
+            vec![Static],
+            vec![Dns, Http],
+            vec![Partial(1), Whole(2)],
+            &[Dns, Http],
+            Step::Give(2),
+        ),
+        (
+            vec![Static],
+            vec![Dns, Http],
+            vec![Failed, Failed, Whole(3)],
+            ALL,
+            Step::Give(3),
+        ),
+    ];
+    for (rungs, overdue, said, asked, end) in table {
+        let came = doubtful(&rungs, &overdue, &said);
+        assert_eq!(
+            came,
+            (asked.to_vec(), end),
+            "{rungs:?} {overdue:?} {said:?}"
+        );
+    }
 }
 
 #[test]

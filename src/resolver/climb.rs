@@ -46,7 +46,7 @@ const DEEPEST: u8 = 3;
 pub(super) const REST: Duration = Duration::from_millis(500);
 
 /// This part of a look-up's time is kept for what comes after the sources.
-const SPARE: u32 = 8;
+const SPARE: u32 = 15;
 
 /// Names in Consul's zone that stand in one set and are asked for at the same time: a set of
 /// thousands is not to be a flood.
@@ -116,9 +116,10 @@ impl Inner {
             .filter(|_| is_written_down)
             .map_or(until, |by| by.min(until));
         let mut attempts = Vec::new();
-        let rungs = self.open_rungs(name, start, &mut attempts);
+        let (rungs, mut overdue) = self.open_rungs(name, start, &mut attempts);
         let mut ladder = Ladder::start(Start {
             rungs: &rungs,
+            overdue: &overdue,
             shut: !attempts.is_empty(),
             known,
             hedge: self.sources.hedge(start),
@@ -129,12 +130,22 @@ impl Inner {
         let mut took = Duration::ZERO;
         let landed = loop {
             match ladder.step(now) {
-                Step::Ask(Rung::Http, limit) => {
-                    air.ask(Rung::Http, self.look_up_apart(name, limit), now);
-                }
                 Step::Ask(rung, limit) => {
-                    let asking = self.sources.ask(rung, question, Mode::Ask, limit);
-                    air.ask(rung, asking, now);
+                    let mode = match overdue.iter().position(|left| *left == rung) {
+                        Some(at) => {
+                            overdue.remove(at);
+                            // This one may take its time.
+                            if self.sources.is_probed_apart(rung, name) {
+                                self.probe_beside(name, rung, now);
+                            }
+                            Mode::Try
+                        }
+                        None => Mode::Ask,
+                    };
+                    match rung {
+                        Rung::Http => air.ask(rung, self.look_up_apart(name, mode, limit), now),
+                        _ => air.ask(rung, self.sources.ask(rung, question, mode, limit), now),
+                    }
                 }
                 Step::Wait(until) => {
                     let first = air.hear(until).await;
@@ -192,6 +203,10 @@ impl Inner {
                 }
             }
         };
+        // Others were enough; they are due all the same.
+        for rung in overdue {
+            self.probe_beside(name, rung, now);
+        }
         let now = clock::now();
         if now.saturating_duration_since(start) < PATIENCE && !matches!(landed, Landed::Kept(_)) {
             *self.slow() = None;
@@ -211,6 +226,7 @@ impl Inner {
     fn look_up_apart(
         self: &Arc<Self>,
         name: &ConsulName,
+        mode: Mode,
         limit: Instant,
     ) -> impl Future<Output = (Heard<Box<Finding>>, Vec<Attempt>)> + use<> {
         let (inner, name) = (Arc::clone(self), name.clone());
@@ -220,7 +236,7 @@ impl Inner {
                 name: &name,
                 fqdn: &fqdn,
             };
-            inner.sources.look_up_over_http(question, limit).await
+            (inner.sources.look_up_over_http(question, mode, limit)).await
         });
         let asking = Owned(asked.abort_handle());
         async move {
@@ -231,42 +247,74 @@ impl Inner {
         }
     }
 
-    /// The rungs that may be asked. Of the others one step each is told, and those
-    /// that are due are probed with this question, which nobody waits for.
+    /// The rungs that may be asked, and those whose probe is overdue. Of the others one step
+    /// each is told, and those that are due are probed beside.
     fn open_rungs(
         self: &Arc<Self>,
         name: &ConsulName,
         now: Instant,
         attempts: &mut Vec<Attempt>,
-    ) -> Vec<Rung> {
-        let mut open = Vec::new();
+    ) -> (Vec<Rung>, Vec<Rung>) {
+        let (mut open, mut overdue) = (Vec::new(), Vec::new());
         for &rung in self.sources.rungs() {
-            if self.sources.is_probe_due(rung, now) {
-                let (inner, name) = (Arc::clone(self), name.clone());
-                // Ends within the time limit of a look-up.
-                tokio::spawn(async move { inner.probe(&name, rung).await });
-            }
             match self.sources.gate(rung, now) {
                 Gate::Pass => open.push(rung),
+                Gate::Overdue | Gate::Awaited => {
+                    overdue.push(rung);
+                    continue;
+                }
                 Gate::Probe | Gate::Shut(_) => attempts.extend(self.sources.skipped(rung, now)),
             }
+            self.probe_beside(name, rung, now);
         }
-        open
+        (open, overdue)
+    }
+
+    /// Probes a rung if that is due, which nobody waits for: with a copy of this question, whose
+    /// answer is kept, or where that would tell little with one for Consul's own service.
+    fn probe_beside(self: &Arc<Self>, name: &ConsulName, rung: Rung, now: Instant) {
+        if !self.sources.is_probe_due(rung, now) {
+            return;
+        }
+        let (inner, name) = (Arc::clone(self), name.clone());
+        // Ends within the time limit of a look-up.
+        tokio::spawn(async move {
+            match inner.sources.is_probed_apart(rung, &name) {
+                true => inner.probe_apart(&name, rung).await,
+                false => inner.probe(&name, rung).await,
+            }
+        });
     }
 
     /// Asks a rung that is left alone whether it is back. What it knows is kept.
     async fn probe(self: &Arc<Self>, name: &ConsulName, rung: Rung) {
+        let deadline = clock::now() + self.config.timeout;
         let fqdn = name.fqdn(&self.config.domain);
         let question = Question { name, fqdn: &fqdn };
-        let deadline = clock::now() + self.config.timeout;
-        let (heard, _) = self
-            .sources
-            .ask(rung, question, Mode::Probe, deadline)
-            .await;
-        if let Heard::Whole(finding) = heard {
+        let asking = self.sources.ask(rung, question, Mode::Probe, deadline);
+        if let (Heard::Whole(finding), _) = asking.await {
             *self.slow() = None;
             let addresses = self.addresses(&finding.found, deadline, 0).await;
             self.keep(question, *finding, addresses);
+        }
+    }
+
+    /// The same by a question for what every agent has at hand: who asked for `name` may have
+    /// it then.
+    async fn probe_apart(&self, name: &ConsulName, rung: Rung) {
+        let Ok(own) = ConsulName::service("consul") else {
+            return;
+        };
+        let deadline = clock::now() + self.config.timeout;
+        let fqdn = own.fqdn(&self.config.domain);
+        let question = Question {
+            name: &own,
+            fqdn: &fqdn,
+        };
+        let asking = self.sources.ask(rung, question, Mode::Probe, deadline);
+        if let (Heard::Whole(_), _) = asking.await {
+            *self.slow() = None;
+            self.cache().wake(name.key());
         }
     }
 

@@ -31,6 +31,9 @@ use crate::{
 /// are asked for.
 pub(super) const AFTER: Duration = Duration::from_millis(500);
 
+/// This part of a look-up's time is kept for the way of what was found to who waits for it.
+const LANDING: u32 = 16;
+
 type Waiting = Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>>;
 
 /// A look-up under way: await it. Made by [`Resolver::lookup`].
@@ -132,7 +135,7 @@ impl Inner {
         &self,
         name: &ConsulName,
         source: Source,
-        by: Option<Instant>,
+        by: Instant,
         landing: impl Future<Output = T>,
     ) -> Option<T> {
         let mut landing = pin!(landing);
@@ -141,10 +144,9 @@ impl Inner {
         if let Poll::Ready(landed) = at_once {
             return Some(landed);
         }
-        // Another place is as slow as the way there.
-        let is_home = self.sources.is_home(name.locality());
+        let is_near = self.sources.is_near(name);
         let slow = *self.slow();
-        if slow.is_some_and(|when| is_home && clock::now().saturating_duration_since(when) < SLOW) {
+        if slow.is_some_and(|when| is_near && clock::now().saturating_duration_since(when) < SLOW) {
             return None;
         }
         let patience = match source {
@@ -152,10 +154,11 @@ impl Inner {
             _ => PATIENCE,
         };
         let start = clock::now();
-        let until = by.map_or(start + patience, |by| by.min(start + patience));
-        let landed = timeout_at(until.into(), landing).await.ok();
+        let landed = timeout_at(by.min(start + patience).into(), landing)
+            .await
+            .ok();
         let now = clock::now();
-        if landed.is_none() && is_home && now >= start + patience {
+        if landed.is_none() && is_near && now >= start + patience {
             *self.slow() = Some(now);
         }
         landed
@@ -179,7 +182,8 @@ impl Inner {
         let start = || {
             let (inner, name) = (Arc::clone(self), name.clone());
             async move {
-                let deadline = clock::now() + inner.config.timeout;
+                let time = inner.config.timeout;
+                let deadline = clock::now() + time - time / LANDING;
                 inner.find(&name, deadline, by, 0).await
             }
         };
@@ -193,7 +197,8 @@ impl Inner {
         }
     }
 
-    /// Waits for the sources; a set that is stale already bounds the wait.
+    /// Waits for the sources, at most for the time of a look-up; a set that is stale already
+    /// bounds the wait. What is weighed for longer is for those who ask next.
     pub(super) async fn wait(
         self: &Arc<Self>,
         name: &ConsulName,
@@ -201,9 +206,10 @@ impl Inner {
         runs: Runs,
         by: Option<Instant>,
     ) -> Result<Answer, Error> {
+        let end = clock::now() + self.config.timeout;
         if self.snapshot.is_some() {
             // Another runtime may be reading it, and stand still.
-            _ = timeout(self.config.timeout, self.warm()).await;
+            _ = timeout(self.config.timeout / 2, self.warm()).await;
         }
         let landed = || self.cached(name, wish).map(Landed::of);
         let landing = self.fly(name, runs, by, landed);
@@ -212,9 +218,12 @@ impl Inner {
             _ => None,
         };
         let landed = match &known {
-            None => Some(landing.await),
+            None => timeout_at(end.into(), landing).await.ok(),
             // In a box: who has nothing to be given meanwhile is not to carry its room.
-            Some((held, _)) => Box::pin(self.wait_a_moment(name, held.source, by, landing)).await,
+            Some((held, _)) => {
+                let by = by.map_or(end, |by| by.min(end));
+                Box::pin(self.wait_a_moment(name, held.source, by, landing)).await
+            }
         };
         let (error, attempts) = match landed {
             Some(Ok(Landed::Found(answer))) => return Ok(answer),

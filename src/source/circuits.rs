@@ -57,6 +57,8 @@ impl Circuits {
         let gates = state.circuits.iter().map(|circuit| circuit.gate(now));
         let best = gates.reduce(|best, gate| match (best, gate) {
             (Gate::Pass, _) | (_, Gate::Pass) => Gate::Pass,
+            (Gate::Overdue, _) | (_, Gate::Overdue) => Gate::Overdue,
+            (Gate::Awaited, _) | (_, Gate::Awaited) => Gate::Awaited,
             (Gate::Probe, _) | (_, Gate::Probe) => Gate::Probe,
             (Gate::Shut(one), Gate::Shut(other)) => Gate::Shut(one.min(other)),
         });
@@ -66,7 +68,12 @@ impl Circuits {
     /// Whether any address is due for a probe.
     pub(crate) fn is_probe_due(&self, now: Instant) -> bool {
         let state = self.state();
-        (state.circuits.iter()).any(|circuit| circuit.gate(now) == Gate::Probe)
+        (state.circuits.iter()).any(|circuit| Mode::Probe.is_let_in(circuit.gate(now)))
+    }
+
+    /// Whether an address is left alone because of what may be one name's fault.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.state().circuits.iter().any(Circuit::is_silent)
     }
 
     /// The addresses that may be asked, by their place in the list.
@@ -78,16 +85,23 @@ impl Circuits {
     }
 
     /// A question to one address begins, if it may still be asked: an address is probed by
-    /// one question at a time.
+    /// one question at a time, but for those who [try](Mode::Try) it.
     pub(crate) fn begin(&self, index: usize, asker: Asker, start: Instant) -> Option<Asking<'_>> {
         let mut state = self.state();
         let circuit = state.circuits.get_mut(index)?;
-        if !asker.mode.is_let_in(circuit.gate(start)) {
+        let gate = circuit.gate(start);
+        if !asker.mode.is_let_in(gate) {
             return None;
         }
         if asker.mode == Mode::Probe {
             circuit.probing(start);
         }
+        let mode = match (asker.mode, gate) {
+            (Mode::Try, Gate::Pass) => Mode::Ask,
+            (Mode::Try, _) => Mode::Probe,
+            (mode, _) => mode,
+        };
+        let asker = Asker { mode, ..asker };
         Some(Asking {
             circuits: self,
             index,

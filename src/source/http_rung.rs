@@ -60,6 +60,7 @@ impl Sources {
     pub(crate) async fn look_up_over_http(
         &self,
         question: Question<'_>,
+        mode: Mode,
         limit: Instant,
     ) -> (Heard<Box<Finding>>, Vec<Attempt>) {
         let start = clock::now();
@@ -78,7 +79,7 @@ impl Sources {
             let attempt = unanswered(Rung::Http, &whom, outcome, elapsed, detail);
             return (Heard::TimedOut, attempt.into_iter().collect());
         };
-        self.ask(Rung::Http, question, Mode::Ask, limit).await
+        self.ask(Rung::Http, question, mode, limit).await
     }
 
     /// Whether something failed lately: a server that was started anew may not know yet what

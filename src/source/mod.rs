@@ -33,7 +33,7 @@ use crate::{
     error::{Error, ErrorKind},
     found::Found,
     ladder::{Heard, Nothing, Rung},
-    name::{ConsulName, Domain, Locality},
+    name::{ConsulName, Domain, Locality, Subject},
     records::read::{self, Asks},
 };
 
@@ -176,6 +176,12 @@ impl Sources {
             .is_some_and(|circuits| circuits.is_probe_due(now))
     }
 
+    /// Whether a rung that is left alone is to be probed by another question than this one: it
+    /// was silent, maybe to this very name, or the name says nothing of it.
+    pub(crate) fn is_probed_apart(&self, rung: Rung, name: &ConsulName) -> bool {
+        !self.is_near(name) || self.circuits(rung).is_some_and(Circuits::is_silent)
+    }
+
     /// The addresses of a rung that are left alone, as steps of a look-up.
     pub(crate) fn skipped(&self, rung: Rung, now: Instant) -> Vec<Attempt> {
         let skipped = |(address, since): (&str, Option<Instant>)| {
@@ -233,7 +239,7 @@ impl Sources {
         let mut attempts = Vec::new();
         let asker = Asker {
             mode,
-            home: self.is_home(question.name.locality()),
+            home: self.is_near(question.name),
         };
         let heard = match rung {
             Rung::Dns => self.ask_dns(question, asker, limit, &mut attempts).await,
@@ -289,6 +295,12 @@ impl Sources {
             unconfirmed: None,
         };
         Some(judged(finding))
+    }
+
+    /// Whether how long an answer to a name takes says something of whoever gives it: another
+    /// place is as slow as the way there, and a prepared query may ask in several.
+    pub(crate) fn is_near(&self, name: &ConsulName) -> bool {
+        !matches!(name.subject(), Subject::Query(_)) && self.is_home(name.locality())
     }
 
     /// Whether a name asks for no other place than our own.

@@ -112,7 +112,7 @@ enum Landed {
 #[derive(Clone, Debug)]
 enum Event {
     Land(String, End),
-    Probed(String, Arc<Held>),
+    Probed(String, Option<Arc<Held>>),
     /// Consul's own service is met where this was found.
     Meet(String),
     Answer(Waiting),
@@ -314,7 +314,10 @@ impl World {
                 Event::Land(name, end) => self.land(&name, end),
                 Event::Probed(name, held) => {
                     self.slow = None;
-                    self.keep(&name, held);
+                    match held {
+                        Some(held) => self.keep(&name, held),
+                        None => self.cache.wake(&name),
+                    }
                 }
                 Event::Meet(name) => self.meet(&name),
                 Event::Answer(waiting) => self.answer(waiting),
@@ -336,13 +339,14 @@ impl World {
     fn climb(&mut self, name: &str) -> (End, Instant, Steps) {
         let start = self.now;
         let known = self.knows(name);
-        let (mut rungs, mut steps) = (Vec::new(), Vec::new());
+        let (mut rungs, mut overdue, mut steps) = (Vec::new(), Vec::new(), Vec::new());
         for rung in [Rung::Dns, Rung::Http] {
             if !self.conditions.contains_key(&rung) {
                 continue;
             }
             match self.circuits.entry(rung).or_default().gate(start) {
                 Gate::Pass => rungs.push(rung),
+                Gate::Overdue | Gate::Awaited => overdue.push(rung),
                 Gate::Probe => {
                     self.probe(rung, name);
                     steps.push((rung, Outcome::Skipped));
@@ -355,17 +359,25 @@ impl World {
         }
         let mut ladder = Ladder::start(Start {
             rungs: &rungs,
+            overdue: &overdue,
             shut: !steps.is_empty(),
             known,
             hedge: self.pace.hedge(),
             deadline: start + LIMIT,
             end: start + LIMIT + SPARE,
         });
+        let asker = |rung| match overdue.contains(&rung) {
+            true => PROBES,
+            false => ASKS,
+        };
         let mut now = start;
         let mut air: Vec<(Instant, Rung, Heard<Arc<Held>>, Outcome)> = Vec::new();
         let end = loop {
             match ladder.step(now) {
                 Step::Ask(rung, limit) => {
+                    if overdue.contains(&rung) && self.is_probed_apart(rung) {
+                        self.probe(rung, name);
+                    }
                     let (heard, outcome, takes) = self.reply(rung, name, now);
                     let (at, heard, outcome) = match now + takes {
                         at if at < limit => (at, heard, outcome),
@@ -382,7 +394,8 @@ impl World {
                     match first {
                         Some((index, at)) if at <= until => {
                             let (at, rung, heard, outcome) = air.remove(index);
-                            self.hear(rung, outcome, ASKS, at, at.saturating_duration_since(now));
+                            let took = at.saturating_duration_since(now);
+                            self.hear(rung, outcome, asker(rung), at, took);
                             steps.push((rung, outcome));
                             now = at;
                             ladder.hear(rung, heard);
@@ -398,8 +411,13 @@ impl World {
             }
         };
         for (_, rung, ..) in air {
-            self.hear(rung, Outcome::Late, ASKS, now, Duration::ZERO);
+            self.hear(rung, Outcome::Late, asker(rung), now, Duration::ZERO);
             steps.push((rung, Outcome::Late));
+        }
+        for &rung in &overdue {
+            if !steps.iter().any(|(asked, _)| *asked == rung) {
+                self.probe(rung, name);
+            }
         }
         (end, now, steps)
     }
@@ -411,21 +429,6 @@ impl World {
         if rung != Rung::Static {
             let circuit = self.circuits.entry(rung).or_default();
             circuit.hear(outcome, asker, at, &mut self.dice);
-        }
-    }
-
-    /// `Inner::probe`.
-    fn probe(&mut self, rung: Rung, name: &str) {
-        let now = self.now;
-        self.circuits.entry(rung).or_default().probing(now);
-        let (heard, outcome, takes) = self.reply(rung, name, now);
-        let (outcome, takes) = match takes < LIMIT {
-            true => (outcome, takes),
-            false => (Outcome::TimedOut, LIMIT),
-        };
-        self.hear(rung, outcome, PROBES, now + takes, takes);
-        if let (Heard::Whole(held), true) = (heard, outcome == Outcome::Answered) {
-            self.later(now + takes, Event::Probed(name.to_owned(), held));
         }
     }
 

@@ -8,8 +8,9 @@ use std::{
 
 use rand::RngExt as _;
 
-use super::World;
+use super::{Event, LIMIT, PROBES, World};
 use crate::{
+    circuit::Circuit,
     endpoint::{Outcome, Source, Transport},
     found::{Found, Held, Instance, TargetKind},
     ladder::{Heard, Nothing, Rung},
@@ -121,6 +122,28 @@ impl World {
             Condition::Failing => (Heard::Failed, Outcome::Failed, quick),
             Condition::Denied => (Heard::Denied, Outcome::Denied, quick),
             Condition::Silent => (Heard::TimedOut, Outcome::TimedOut, Duration::from_secs(60)),
+        }
+    }
+
+    pub(super) fn is_probed_apart(&self, rung: Rung) -> bool {
+        self.circuits.get(&rung).is_some_and(Circuit::is_silent)
+    }
+
+    /// `Inner::probe_beside`.
+    pub(super) fn probe(&mut self, rung: Rung, name: &str) {
+        let now = self.now;
+        self.circuits.entry(rung).or_default().probing(now);
+        let apart = self.is_probed_apart(rung);
+        let asked = if apart { "consul" } else { name };
+        let (heard, outcome, takes) = self.reply(rung, asked, now);
+        let (outcome, takes) = match takes < LIMIT {
+            true => (outcome, takes),
+            false => (Outcome::TimedOut, LIMIT),
+        };
+        self.hear(rung, outcome, PROBES, now + takes, takes);
+        if let (Heard::Whole(held), true) = (heard, outcome == Outcome::Answered) {
+            let held = (!apart).then_some(held);
+            self.later(now + takes, Event::Probed(name.to_owned(), held));
         }
     }
 }

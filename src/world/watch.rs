@@ -83,11 +83,11 @@ impl World {
             follower.probes = false;
             match circuit.gate(now) {
                 Gate::Pass => {}
-                Gate::Probe => {
+                Gate::Probe | Gate::Overdue => {
                     circuit.probing(now);
                     follower.probes = true;
                 }
-                Gate::Shut(_) => {
+                Gate::Awaited | Gate::Shut(_) => {
                     self.later(now + POLL, Event::Turn(name.to_owned(), number));
                     return self.ask(name, Wish::default());
                 }
