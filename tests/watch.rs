@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -237,6 +237,55 @@ async fn what_a_server_without_a_leader_confirms_is_marked_and_gets_no_younger()
             .then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_older_is_not_told_without_a_leader_and_with_one_only_if_it_stays() {
+    // What DNS knows is of before, too, and it cannot tell.
+    let agent = Agent::start().await;
+    register(&agent, "web", 79, "a").await;
+    const NEW: usize = 0;
+    const OLD: usize = 1;
+    const OLD_AND_LED: usize = 2;
+    let phase = Arc::new(AtomicUsize::new(NEW));
+    let told = Arc::clone(&phase);
+    let server = ScriptedHttp::of_web(move |asked| {
+        let (index, led, port) = match told.load(Ordering::SeqCst) {
+            NEW => (900, true, 80),
+            OLD => (300, false, 79),
+            _ => (300, true, 79),
+        };
+        let headers = format!("X-Consul-Index: {index}\r\nX-Consul-KnownLeader: {led}\r\n");
+        let waits = asked.what().contains("wait=");
+        let pause = Duration::from_secs(u64::from(waits));
+        vec![Step::Pause(pause), ok(&headers, &entries("web", &[port]))]
+    });
+    let resolver = builder(&agent).http(&server.url()).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    wait_for("what is new", async || {
+        (ports(&service.endpoints()) == [80]).then_some(())
+    })
+    .await;
+    phase.store(OLD, Ordering::SeqCst);
+    // Longer than a server with a leader is given to catch up.
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(6) {
+        let answer = resolver.lookup("web").await.unwrap();
+        assert_eq!(ports(answer.endpoints()), [80], "{answer:?}");
+        assert_eq!(ports(&service.endpoints()), [80]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let answer = service.answer().unwrap();
+    assert_eq!(answer.freshness(), Freshness::Stale);
+    assert!(answer.age() > Duration::from_secs(4), "{:?}", answer.age());
+    // Data that were replaced by older ones.
+    phase.store(OLD_AND_LED, Ordering::SeqCst);
+    let start = tokio::time::Instant::now();
+    wait_for("what is there now", async || {
+        (ports(&service.endpoints()) == [79]).then_some(())
+    })
+    .await;
+    assert!(start.elapsed() > Duration::from_secs(2));
 }
 
 #[tokio::test]

@@ -281,6 +281,9 @@ impl Following {
         let mut looked = clock::now();
         // Whoever told it had heard of the leader; that of another place is asked by nobody.
         let mut led = true;
+        // What was told last is older than what is known, which others cannot tell: DNS has no
+        // index.
+        let mut is_behind = false;
         let home = self.sources.is_home(self.name.locality());
         loop {
             let now = clock::now();
@@ -291,7 +294,10 @@ impl Following {
                 }
             }
             let turn = blocking.turn(self.limit);
-            if self.poll_until(turn.due).await.is_none() {
+            let alone = std::mem::take(&mut is_behind);
+            if alone {
+                sleep_until(turn.due.into()).await;
+            } else if self.poll_until(turn.due).await.is_none() {
                 return;
             }
             let start = clock::now();
@@ -317,6 +323,7 @@ impl Following {
                     let now = clock::now();
                     before = None;
                     inner.cache().expire(self.name.key(), now);
+                    inner.evidence().lost(self.name.key());
                     // It was waited for already: all who are followed there end here at once,
                     // and whoever has a stale set need not wait again.
                     *inner.slow() = Some(now);
@@ -325,7 +332,7 @@ impl Following {
                     continue;
                 }
                 // Who asks for the state knows nothing, and others may.
-                () = self.poll_beside(address), if turn.index.is_none() => return,
+                () = self.poll_beside(address), if turn.index.is_none() && !alone => return,
                 () = self.deserted() => return,
             };
             let Some((heard, blocked)) = told else {
@@ -342,10 +349,19 @@ impl Following {
             );
             if answered {
                 let mut evidence = inner.evidence();
-                evidence.followed(self.name.key(), blocked.index, now);
+                evidence.followed(self.name.key(), blocked.index, blocked.led, now);
             }
-            if answered && !blocking.believes(blocked.index, now) {
-                debug!(name = %self.fqdn, index = blocked.index, "older than what is known");
+            if answered && !blocking.believes(blocked.index, blocked.led, now) {
+                debug!(name = %self.fqdn, index = blocked.index, blocked.led, "older than what is known");
+                before = None;
+                {
+                    let mut cache = inner.cache();
+                    cache.expire(self.name.key(), now);
+                    // Nobody else is asked either.
+                    cache.rest(self.name.key(), now + RECHECK + self.limit);
+                }
+                // What is too old to be given is no better than what others tell.
+                is_behind = !self.is_outdated(now, inner.config.cache.keep);
                 address += 1;
                 continue;
             }
@@ -357,7 +373,7 @@ impl Following {
                     let follows = heard_of(same.is_none());
                     // Consul does not tell when a host name in a set moves.
                     let settled = records::unresolved(&finding.found).next().is_none();
-                    led = finding.unconfirmed.is_none();
+                    led = blocked.led;
                     let brief = !settled || !led;
                     // In a pause the others are asked, and nobody is told of a change.
                     let pauses = blocking.turn(self.limit).due > now + self.pace;
@@ -433,6 +449,7 @@ impl Following {
                     inner.counters.attempted(Source::Http, blocked.outcome);
                     let (failure, asked) = failure(&blocked);
                     debug!(name = %self.fqdn, outcome = %blocked.outcome, "not followed for now");
+                    inner.evidence().lost(self.name.key());
                     blocking.failed(failure, asked, now, &mut dice);
                     address += 1;
                     true

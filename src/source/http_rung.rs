@@ -25,6 +25,7 @@ use crate::{
         blocking::Turn,
         dns_settings::Lacks,
         health::ask::{self, Ask, Place},
+        http::LAST_CONTACT,
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::{Found, Instance},
@@ -34,10 +35,6 @@ use crate::{
 
 /// How long an agent is given to tell how its DNS interface is set.
 const PATIENCE: Duration = Duration::from_millis(150);
-
-/// A server that has not heard of its leader for so long may not know what is true by now. The
-/// leader tells each about once a second.
-const LAST_CONTACT: Duration = Duration::from_secs(5);
 
 /// After a failure servers may be reading their logs again for so long.
 const SETTLING: Duration = Duration::from_secs(10);

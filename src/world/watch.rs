@@ -230,12 +230,18 @@ impl World {
             };
             circuit.hear(outcome, asker, now, &mut self.dice);
         }
+        let led = !matches!(&told, Told::Nothing(nothing, _) if nothing.leader == Some(false));
         if let Told::Set(_, index) | Told::Nothing(_, index) = &told {
-            self.evidence.followed(name, Some(*index), now);
+            self.evidence.followed(name, Some(*index), led, now);
         }
         match told {
             Told::Set(_, index) | Told::Nothing(_, index)
-                if !blocking.believes(Some(index), now) => {}
+                if !blocking.believes(Some(index), led, now) =>
+            {
+                follower.before = None;
+                self.cache.expire(name, now);
+                self.cache.rest(name, now + RECHECK + LIMIT);
+            }
             Told::Set(ports, index) => {
                 let set = held(name, &ports, Source::Http, true);
                 let same = follower.before.take();
@@ -270,6 +276,7 @@ impl World {
                 follower.before = None;
                 self.cache.expire(name, now);
                 self.cache.wake(name);
+                self.evidence.lost(name);
                 blocking.failed(failure, None, now, &mut self.dice);
             }
         }
