@@ -240,6 +240,36 @@ async fn what_a_server_without_a_leader_confirms_is_marked_and_gets_no_younger()
 }
 
 #[tokio::test]
+async fn what_a_server_without_a_leader_confirms_is_fresh_all_the_while_and_dns_is_not_asked() {
+    // What DNS says otherwise would be seen.
+    let agent = Agent::start().await;
+    register(&agent, "web", 79, "a").await;
+    let server = ScriptedHttp::of_web(|asked| {
+        let found = ok(
+            "X-Consul-Index: 7\r\nX-Consul-KnownLeader: false\r\n",
+            &entries("web", &[80]),
+        );
+        // As Consul, which adds up to a sixteenth.
+        let waits = asked.what().contains("wait=1s");
+        let pause = Duration::from_millis(if waits { 1_062 } else { 0 });
+        vec![Step::Pause(pause), found]
+    });
+    let resolver = builder(&agent).http(&server.url()).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    wait_for("the first word of the HTTP API", async || {
+        (ports(&service.endpoints()) == [80]).then_some(())
+    })
+    .await;
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        let answer = resolver.lookup("web").await.unwrap();
+        assert_eq!(ports(answer.endpoints()), [80], "{answer:?}");
+        assert_eq!(answer.freshness(), Freshness::Fresh);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_older_is_not_told_without_a_leader_and_with_one_only_if_it_stays() {
     // What DNS knows is of before, too, and it cannot tell.
     let agent = Agent::start().await;

@@ -378,10 +378,13 @@ impl Following {
                     // In a pause the others are asked, and nobody is told of a change.
                     let pauses = blocking.turn(self.limit).due > now + self.pace;
                     let until = now
-                        + if follows && !brief && !pauses {
+                        + if pauses {
+                            self.pace
+                        } else if follows && !brief {
                             blocking::longest()
                         } else {
-                            self.pace
+                            // The next word comes after a pace, and what an agent adds to it.
+                            2 * self.pace
                         };
                     // Who may be behind makes nothing younger.
                     let known = || inner.cache().known_since(self.name.key(), &finding.found);
