@@ -88,7 +88,34 @@ pub(crate) struct Blocking {
     rested: bool,
     /// When all replies so far would have come at one each [`CHANGE`].
     told: Instant,
+    backoff: Backoff,
+}
+
+/// The pauses after failures in a row.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Backoff {
     failures: u32,
+}
+
+impl Backoff {
+    /// No server is given a longer pause, whatever it asks for.
+    pub(crate) const LONGEST: Duration = Duration::from_secs(60);
+
+    /// After one more; the server asked for a pause of `asked`.
+    pub(crate) fn pause(
+        &mut self,
+        failure: Failure,
+        asked: Option<Duration>,
+        dice: &mut impl Rng,
+    ) -> Duration {
+        let pause = match failure {
+            Failure::Refused => REFUSED,
+            Failure::Other => doubled(FIRST, self.failures),
+        };
+        self.failures = self.failures.saturating_add(1);
+        let asked = asked.unwrap_or_default().min(Self::LONGEST);
+        spread(pause, dice).max(asked + asked * dice.random_range(0..=100_u32) / 1_000)
+    }
 }
 
 impl Blocking {
@@ -109,7 +136,7 @@ impl Blocking {
             idle: 0,
             rested: false,
             told: now,
-            failures: 0,
+            backoff: Backoff::default(),
         }
     }
 
@@ -155,7 +182,7 @@ impl Blocking {
         now: Instant,
         dice: &mut impl Rng,
     ) -> bool {
-        self.failures = 0;
+        self.backoff = Backoff::default();
         self.told = self.told.max(now) + CHANGE;
         let due = self.told.checked_sub(CHANGES * CHANGE);
         self.due = due.map_or(now, |due| due.max(now));
@@ -208,13 +235,7 @@ impl Blocking {
         self.index = 0;
         self.rested = false;
         self.progress.forget_who_is_behind();
-        let pause = match failure {
-            Failure::Refused => REFUSED,
-            Failure::Other => doubled(FIRST, self.failures),
-        };
-        self.failures = self.failures.saturating_add(1);
-        let asked = asked.unwrap_or_default().min(Duration::from_secs(60));
-        self.due = now + spread(pause.max(asked), dice);
+        self.due = now + self.backoff.pause(failure, asked, dice);
     }
 }
 

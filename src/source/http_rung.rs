@@ -201,17 +201,19 @@ impl Sources {
     }
 
     /// The first address of the HTTP API, from this place in the list on, that may be asked
-    /// for the state of a name that is followed. One that is well comes before one that this
-    /// question probes.
+    /// for the state of a name that is followed, of those that are `free`. One that is well
+    /// comes before one that this question probes.
     pub(crate) fn followed_at(
         &self,
         name: &ConsulName,
         from: usize,
+        free: impl Fn(usize) -> bool,
     ) -> Option<(usize, Asking<'_>)> {
         let count = self.agent.addresses().len();
         let home = self.is_home(name.locality());
         [Mode::Ask, Mode::Probe].into_iter().find_map(|mode| {
-            let mut places = (from..from + count).map(|place| place % count);
+            let places = (from..from + count).map(|place| place % count);
+            let mut places = places.filter(|place| free(*place));
             places.find_map(|place| {
                 let asker = Asker { mode, home };
                 let asking = self.http_circuits.begin(place, asker, clock::now())?;

@@ -12,6 +12,7 @@ use super::{
     source::{Condition, held},
 };
 use crate::{
+    balance,
     cache::stale::Wish,
     circuit::{Gate, Pace},
     consul::blocking::{self, Blocking, Failure, Turn},
@@ -273,9 +274,11 @@ impl World {
                 }
             }
             Told::Failed(failure) => {
-                follower.before = None;
-                self.cache.expire(name, now);
-                self.cache.wake(name);
+                if follower.before.take().is_some() {
+                    let part = balance::hash(name.as_bytes()) % 1_000;
+                    let share = POLL * u32::try_from(part).unwrap_or(0) / 1_000;
+                    self.cache.expire(name, now + share);
+                }
                 self.evidence.lost(name);
                 blocking.failed(failure, None, now, &mut self.dice);
             }
