@@ -5,7 +5,7 @@
 //! | heard where there was a set before | judged |
 //! | --- | --- |
 //! | the operator let the name go | gone at once |
-//! | a lower index than was heard of that name, as long as that may pass ([`Progress`]) | held: [`Reason::Unconfirmed`]: a server that reads its log again |
+//! | a lower index than was heard of that name, as long as that may pass, or without a leader ([`Progress`]) | held: [`Reason::Unconfirmed`]: a server that reads its log again |
 //! | instances there are, all critical | gone: that is known, not missing |
 //! | another source says that we may not know, or this one shows nothing at all | held: [`Reason::Denied`] |
 //! | the server that answered knows no leader | held: [`Reason::NoLeader`] |
@@ -308,13 +308,21 @@ impl Evidence {
     }
 
     /// What was told of a name that is followed has this index. A lower one counts when that
-    /// does not pass.
-    pub(crate) fn followed(&mut self, key: &str, index: Option<u64>, now: Instant) {
+    /// does not pass, and whoever told it hears of its leader (`led`).
+    pub(crate) fn followed(&mut self, key: &str, index: Option<u64>, led: bool, now: Instant) {
         if let Some(index) = index
             && (self.progress.len() < MOST || self.progress.contains_key(key))
         {
             let known = self.progress.entry(key.into()).or_default();
-            known.believes(index, now);
+            known.believes(index, led, now);
+        }
+    }
+
+    /// A name could not be followed for a moment: whoever tells less of it next has its time
+    /// from then on.
+    pub(crate) fn lost(&mut self, key: &str) {
+        if let Some(known) = self.progress.get_mut(key) {
+            known.forget_who_is_behind();
         }
     }
 
@@ -325,7 +333,9 @@ impl Evidence {
 
     fn is_behind(&mut self, word: Word<'_>, now: Instant) -> bool {
         let known = self.progress.get_mut(word.key);
-        (word.nothing.index.zip(known)).is_some_and(|(index, known)| !known.believes(index, now))
+        let led = word.nothing.leader != Some(false);
+        (word.nothing.index.zip(known))
+            .is_some_and(|(index, known)| !known.believes(index, led, now))
     }
 
     /// A name was found.

@@ -1,6 +1,14 @@
 //! **Shell.** Tasks in the background: the runtime that they need, and an owner for each.
 
-use tokio::{runtime::Handle, task::AbortHandle};
+use std::{
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, task::AbortHandle, time::sleep};
+use tracing::error;
 
 use crate::error::{Error, ErrorKind};
 
@@ -19,5 +27,51 @@ pub(crate) struct Owned(pub(crate) AbortHandle);
 impl Drop for Owned {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// Does work that nobody looks after; where it panics it is begun anew after a pause. `what`
+/// ends then, for the log.
+pub(crate) async fn anew_after_panics<F: Future<Output = ()>>(
+    what: &str,
+    pause: Duration,
+    mut work: impl FnMut() -> F,
+) {
+    loop {
+        let mut working = Box::pin(work());
+        let is_done = poll_fn(|context| {
+            let polled = catch_unwind(AssertUnwindSafe(|| working.as_mut().poll(context)));
+            match polled {
+                Ok(polled) => polled.map(|()| true),
+                Err(_) => Poll::Ready(false),
+            }
+        });
+        if is_done.await {
+            return;
+        }
+        // What it held it gives back before it is begun anew.
+        drop(working);
+        error!("{what} panicked, which is a defect of proconsul: begun anew");
+        sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_panics_is_begun_anew_until_it_ends() {
+        let mut times = 0;
+        let work = || {
+            times += 1;
+            let panics = times < 3;
+            async move {
+                tokio::task::yield_now().await;
+                assert!(!panics, "as the test wants it");
+            }
+        };
+        anew_after_panics("a test", Duration::from_secs(1), work).await;
+        assert_eq!(times, 3);
     }
 }

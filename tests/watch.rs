@@ -5,18 +5,19 @@ mod support;
 
 use std::{
     io::{BufRead as _, BufReader},
+    net::Ipv4Addr,
     process::{Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use proconsul::{Change, Changes, Endpoint, Freshness, Resolver, ResolverBuilder};
+use proconsul::{Change, Changes, Endpoint, Freshness, Resolver, ResolverBuilder, Service, Source};
 use serde_json::{Value, json};
 use support::{
-    Agent, PATIENCE, closed_port,
+    Agent, PATIENCE, Proxy, Weather, closed_port,
     http::{ScriptedHttp, Step, entries, ok, status},
     wait_for,
 };
@@ -235,6 +236,147 @@ async fn what_a_server_without_a_leader_confirms_is_marked_and_gets_no_younger()
         let young = answer.age() < Duration::from_secs(2);
         (answer.warnings().is_empty() && young && answer.freshness() == Freshness::Fresh)
             .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_server_without_a_leader_confirms_is_fresh_all_the_while_and_dns_is_not_asked() {
+    // What DNS says otherwise would be seen.
+    let agent = Agent::start().await;
+    register(&agent, "web", 79, "a").await;
+    let server = ScriptedHttp::of_web(|asked| {
+        let found = ok(
+            "X-Consul-Index: 7\r\nX-Consul-KnownLeader: false\r\n",
+            &entries("web", &[80]),
+        );
+        // As Consul, which adds up to a sixteenth.
+        let waits = asked.what().contains("wait=1s");
+        let pause = Duration::from_millis(if waits { 1_062 } else { 0 });
+        vec![Step::Pause(pause), found]
+    });
+    let resolver = builder(&agent).http(&server.url()).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    wait_for("the first word of the HTTP API", async || {
+        (ports(&service.endpoints()) == [80]).then_some(())
+    })
+    .await;
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        let answer = resolver.lookup("web").await.unwrap();
+        assert_eq!(ports(answer.endpoints()), [80], "{answer:?}");
+        assert_eq!(answer.freshness(), Freshness::Fresh);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_older_is_not_told_without_a_leader_and_with_one_only_if_it_stays() {
+    // What DNS knows is of before, too, and it cannot tell.
+    let agent = Agent::start().await;
+    register(&agent, "web", 79, "a").await;
+    const NEW: usize = 0;
+    const OLD: usize = 1;
+    const OLD_AND_LED: usize = 2;
+    let phase = Arc::new(AtomicUsize::new(NEW));
+    let told = Arc::clone(&phase);
+    let server = ScriptedHttp::of_web(move |asked| {
+        let (index, led, port) = match told.load(Ordering::SeqCst) {
+            NEW => (900, true, 80),
+            OLD => (300, false, 79),
+            _ => (300, true, 79),
+        };
+        let headers = format!("X-Consul-Index: {index}\r\nX-Consul-KnownLeader: {led}\r\n");
+        let waits = asked.what().contains("wait=");
+        let pause = Duration::from_secs(u64::from(waits));
+        vec![Step::Pause(pause), ok(&headers, &entries("web", &[port]))]
+    });
+    let resolver = builder(&agent).http(&server.url()).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    wait_for("what is new", async || {
+        (ports(&service.endpoints()) == [80]).then_some(())
+    })
+    .await;
+    phase.store(OLD, Ordering::SeqCst);
+    // Longer than a server with a leader is given to catch up.
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(6) {
+        let answer = resolver.lookup("web").await.unwrap();
+        assert_eq!(ports(answer.endpoints()), [80], "{answer:?}");
+        assert_eq!(ports(&service.endpoints()), [80]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let answer = service.answer().unwrap();
+    assert_eq!(answer.freshness(), Freshness::Stale);
+    assert!(answer.age() > Duration::from_secs(4), "{:?}", answer.age());
+    // Data that were replaced by older ones.
+    phase.store(OLD_AND_LED, Ordering::SeqCst);
+    let start = tokio::time::Instant::now();
+    wait_for("what is there now", async || {
+        (ports(&service.endpoints()) == [79]).then_some(())
+    })
+    .await;
+    assert!(start.elapsed() > Duration::from_secs(2));
+}
+
+/// Names that one agent is asked for, and how often in a second a source may be asked that
+/// asks to be left alone.
+const MANY: u16 = 40;
+const MOST: u64 = 2;
+
+#[tokio::test]
+async fn when_an_api_fails_one_of_all_who_follow_asks_and_what_they_know_is_not_asked_at_once() {
+    let agent = Agent::start().await;
+    let names: Vec<_> = (0..MANY).map(|number| format!("web{number}")).collect();
+    for (name, port) in names.iter().zip(1..) {
+        register(&agent, name, port, "a").await;
+    }
+    let at = Ipv4Addr::LOCALHOST;
+    let dns = Proxy::start(at, agent.dns()).await;
+    let api = agent.http().replace("http://", "").parse().unwrap();
+    let http = Proxy::start(at, api).await;
+    let resolver = builder(&agent)
+        .dns(&dns.address().to_string())
+        .http(&http.http())
+        .build()
+        .unwrap();
+    let services: Vec<_> = (names.iter())
+        .map(|name| resolver.service(name).unwrap())
+        .collect();
+    for service in &services {
+        service.ready().await;
+    }
+    wait_for("all to be followed", async || {
+        (resolver.status().watches == usize::from(MANY)).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (dns_before, http_before) = (dns.passed(), http.passed());
+    // Connections that are open are cut: all who wait for a change hear it in one instant.
+    http.set(Weather::refused());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    http.set(Weather {
+        // Each request is one connection: those are counted.
+        says: Some("HTTP/1.1 503 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".into()),
+        ..Weather::default()
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (start, asked) = (tokio::time::Instant::now(), dns.passed() - dns_before);
+    assert!(asked < u64::from(MANY) / 2, "{asked} at once");
+    while start.elapsed() < Duration::from_secs(3) {
+        for name in &names {
+            resolver.lookup(name).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let asked = http.passed() - http_before;
+    assert!((2..=3 * MOST + 2).contains(&asked), "{asked} in 3 s");
+    let fresh = |service: &Service| service.answer().unwrap().source() == Source::Dns;
+    assert!(services.iter().all(fresh));
+    http.set(Weather::default());
+    wait_for("all to be followed again", async || {
+        let followed = |service: &Service| service.answer().unwrap().source() == Source::Http;
+        services.iter().all(followed).then_some(())
     })
     .await;
 }
@@ -536,15 +678,73 @@ async fn a_handle_that_is_dropped_leaves_its_watch_to_the_next() {
     assert_eq!(ports(&next(&mut changes).await.added), [3]);
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime can be made")
+}
+
+#[test]
+fn a_handle_that_outlives_its_runtime_is_followed_where_it_is_used_next() {
+    let (first, second) = (runtime(), runtime());
+    let agent = second.block_on(Agent::start());
+    second.block_on(register(&agent, "web", 1, "a"));
+    let keep = Duration::from_secs(2);
+    let resolver = builder(&agent).keep_stale(keep).build().unwrap();
+    let service = first.block_on(async {
+        let service = resolver.service("web").unwrap();
+        service.ready().await;
+        service
+    });
+    let told = service.clone();
+    let (waits, waiting) = std::sync::mpsc::channel();
+    // It waits elsewhere when the first runtime ends.
+    let tells = second.spawn(async move {
+        let mut changes = told.changes();
+        next(&mut changes).await;
+        waits.send(()).unwrap();
+        let change = next(&mut changes).await;
+        (ports(&change.added), changes)
+    });
+    waiting.recv().unwrap();
+    drop(first);
+    second.block_on(register(&agent, "web", 2, "a"));
+    let (added, mut changes) = second.block_on(tells).unwrap();
+    assert_eq!(added, [2]);
+    // All runtimes end: what is known is given for as long as it may be, and no longer.
+    drop(service.try_pick().unwrap());
+    let third = runtime();
+    let last = third.block_on(async {
+        let last = resolver.service("api").unwrap();
+        register(&agent, "api", 7, "a").await;
+        last.ready().await;
+        last
+    });
+    drop(third);
+    drop(last.try_pick().unwrap());
+    std::thread::sleep(keep + Duration::from_secs(1));
+    assert!(last.try_pick().unwrap_err().is_unavailable());
+    assert!(last.endpoints().is_empty());
+    second.block_on(async {
+        let pick = tokio::time::timeout(PATIENCE, last.pick()).await;
+        drop(pick.expect("in time").unwrap());
+        register(&agent, "web", 3, "a").await;
+        let all = wait_for("the change", async || {
+            let change = next(&mut changes).await;
+            change
+                .all
+                .iter()
+                .any(|one| one.port == 3)
+                .then_some(change.all)
+        });
+        assert_eq!(ports(&all.await), [1, 2, 3]);
+    });
+}
+
 #[test]
 fn a_resolver_that_outlives_a_runtime_follows_in_the_next() {
-    let runtime = || {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap()
-    };
     let (first, second) = (runtime(), runtime());
     let agent = second.block_on(Agent::start());
     second.block_on(register(&agent, "web", 1, "a"));

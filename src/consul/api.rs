@@ -192,9 +192,9 @@ impl Api {
             let dice = &mut clock::dice();
             match replied {
                 Ok(reply) => {
-                    let index = reply.index;
-                    if !blocking.believes(index, now) {
-                        debug!(%address, index, "older than what is known");
+                    let (index, led) = (reply.index, reply.is_led());
+                    if !blocking.believes(index, led, now) {
+                        debug!(%address, index, led, "older than what is known");
                         turns = turns.wrapping_add(1);
                         continue;
                     }

@@ -7,7 +7,7 @@
 //! | an index | a query that waits for a higher one, at most [`WAIT`] |
 //! | an index of 0 | 1: less would not wait |
 //! | a lower index than ever before | not believed as long as that may pass ([`Progress`]), and asked for elsewhere after [`CAUGHT_UP`] |
-//! | the same after that time | the state: the servers' data is another one |
+//! | the same after that time, from who hears of a leader | the state: the servers' data is another one |
 //! | the index asked with, before its time | the state: a snapshot that is restored wakes who waits, with what was before it |
 //! | no index | not to be followed |
 //! | the same content as before, at once | [`BURST`] times at once, then after 1 s, doubling to [`SLOWEST`]: indexes move for other reasons too |
@@ -88,7 +88,34 @@ pub(crate) struct Blocking {
     rested: bool,
     /// When all replies so far would have come at one each [`CHANGE`].
     told: Instant,
+    backoff: Backoff,
+}
+
+/// The pauses after failures in a row.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Backoff {
     failures: u32,
+}
+
+impl Backoff {
+    /// No server is given a longer pause, whatever it asks for.
+    pub(crate) const LONGEST: Duration = Duration::from_secs(60);
+
+    /// After one more; the server asked for a pause of `asked`.
+    pub(crate) fn pause(
+        &mut self,
+        failure: Failure,
+        asked: Option<Duration>,
+        dice: &mut impl Rng,
+    ) -> Duration {
+        let pause = match failure {
+            Failure::Refused => REFUSED,
+            Failure::Other => doubled(FIRST, self.failures),
+        };
+        self.failures = self.failures.saturating_add(1);
+        let asked = asked.unwrap_or_default().min(Self::LONGEST);
+        spread(pause, dice).max(asked + asked * dice.random_range(0..=100_u32) / 1_000)
+    }
 }
 
 impl Blocking {
@@ -109,7 +136,7 @@ impl Blocking {
             idle: 0,
             rested: false,
             told: now,
-            failures: 0,
+            backoff: Backoff::default(),
         }
     }
 
@@ -132,12 +159,13 @@ impl Blocking {
 
     /// Whether a reply with this index is believed, and then goes to [`Blocking::answered`].
     /// One that tells what is older than what was heard before is not, as long as that may
-    /// pass: it is asked for again, best at another server.
-    pub(crate) fn believes(&mut self, index: Option<u64>, now: Instant) -> bool {
+    /// pass, or as long as whoever told it does not hear of its leader (`led`): it is asked for
+    /// again, best at another server.
+    pub(crate) fn believes(&mut self, index: Option<u64>, led: bool, now: Instant) -> bool {
         let Some(index) = index.map(|index| index.max(1)) else {
             return true;
         };
-        let believed = self.progress.believes(index, now);
+        let believed = self.progress.believes(index, led, now);
         if !believed {
             self.again(now + CAUGHT_UP);
         }
@@ -154,7 +182,7 @@ impl Blocking {
         now: Instant,
         dice: &mut impl Rng,
     ) -> bool {
-        self.failures = 0;
+        self.backoff = Backoff::default();
         self.told = self.told.max(now) + CHANGE;
         let due = self.told.checked_sub(CHANGES * CHANGE);
         self.due = due.map_or(now, |due| due.max(now));
@@ -207,13 +235,7 @@ impl Blocking {
         self.index = 0;
         self.rested = false;
         self.progress.forget_who_is_behind();
-        let pause = match failure {
-            Failure::Refused => REFUSED,
-            Failure::Other => doubled(FIRST, self.failures),
-        };
-        self.failures = self.failures.saturating_add(1);
-        let asked = asked.unwrap_or_default().min(Duration::from_secs(60));
-        self.due = now + spread(pause.max(asked), dice);
+        self.due = now + self.backoff.pause(failure, asked, dice);
     }
 }
 
@@ -244,6 +266,7 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(1);
     const LIMIT: Duration = Duration::from_secs(1);
+    const LED: bool = true;
 
     fn begun() -> (Blocking, Instant, SmallRng) {
         let now = clock::now();
@@ -283,18 +306,34 @@ mod tests {
     fn what_is_older_than_what_was_heard_is_believed_when_it_does_not_pass() {
         let (mut blocking, start, mut dice) = begun();
         let at = |millis| start + Duration::from_millis(millis);
-        assert!(blocking.believes(Some(900), at(0)));
+        assert!(blocking.believes(Some(900), LED, at(0)));
         blocking.failed(Failure::Other, None, at(10), &mut dice);
-        assert!(!blocking.believes(Some(20), at(20)));
-        assert!(!blocking.believes(Some(850), at(2_900)));
+        assert!(!blocking.believes(Some(20), LED, at(20)));
+        assert!(!blocking.believes(Some(850), LED, at(2_900)));
         let next = blocking.turn(LIMIT);
         assert_eq!((next.index, next.due), (None, at(2_900) + CAUGHT_UP));
         // It has caught up.
-        assert!(blocking.believes(Some(900), at(3_500)));
-        assert!(!blocking.believes(Some(20), at(4_000)));
-        assert!(blocking.believes(Some(25), at(7_001)));
-        assert!(blocking.believes(Some(26), at(7_002)));
-        assert!(!blocking.believes(Some(24), at(7_003)));
+        assert!(blocking.believes(Some(900), LED, at(3_500)));
+        assert!(!blocking.believes(Some(20), LED, at(4_000)));
+        assert!(blocking.believes(Some(25), LED, at(7_001)));
+        assert!(blocking.believes(Some(26), LED, at(7_002)));
+        assert!(!blocking.believes(Some(24), LED, at(7_003)));
+    }
+
+    #[test]
+    fn what_is_older_is_never_believed_of_who_hears_of_no_leader() {
+        let (mut blocking, start, _) = begun();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(blocking.believes(Some(900), LED, at(0)));
+        for seconds in 1..100 {
+            assert!(!blocking.believes(Some(300), !LED, at(seconds)));
+        }
+        // Its time begins with a leader, whom the servers agree on before they have caught up.
+        assert!(!blocking.believes(Some(300), LED, at(100)));
+        assert!(!blocking.believes(Some(300), !LED, at(110)));
+        assert!(blocking.believes(Some(300), LED, at(111)));
+        // What is as new needs no leader.
+        assert!(blocking.believes(Some(300), !LED, at(112)));
     }
 
     #[test]

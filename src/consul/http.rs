@@ -60,6 +60,10 @@ const IDLE: Duration = Duration::from_secs(10);
 /// As much of an error's text as is looked at.
 const TEXT_LIMIT: usize = 4 << 10;
 
+/// A server that has not heard of its leader for so long may not know what is true by now. The
+/// leader tells each about once a second.
+pub(crate) const LAST_CONTACT: Duration = Duration::from_secs(5);
+
 /// Where an agent is, and how it is spoken to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct AgentSettings {
@@ -105,6 +109,14 @@ pub(crate) struct Reply {
     pub(crate) translate_addresses: bool,
     /// The agent's clock, since 1970.
     pub(crate) date: Option<Duration>,
+}
+
+impl Reply {
+    /// Whether the server that answered hears of its leader, as far as it says.
+    pub(crate) fn is_led(&self) -> bool {
+        let hears = self.last_contact.is_none_or(|ago| ago < LAST_CONTACT);
+        hears && self.known_leader != Some(false)
+    }
 }
 
 impl Agent {

@@ -24,9 +24,14 @@ impl Progress {
     }
 
     /// Whether what came with this index is believed: not what is older than what was heard
-    /// before, as long as that may pass.
-    pub(crate) fn believes(&mut self, index: u64, now: Instant) -> bool {
+    /// before, as long as that may pass. `led`: whoever told it hears of its leader. Of one who
+    /// does not, nothing that is older is believed, however long that lasts: it may be reading
+    /// what it wrote down before.
+    pub(crate) fn believes(&mut self, index: u64, led: bool, now: Instant) -> bool {
         if index < self.highest {
+            if !led {
+                return false;
+            }
             let since = *self.behind.get_or_insert(now);
             if now.saturating_duration_since(since) < PASSING {
                 return false;

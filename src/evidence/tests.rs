@@ -8,6 +8,8 @@ const NONE: Nothing = Nothing {
     index: None,
 };
 
+const LED: bool = true;
+
 fn word(key: &str) -> Word<'_> {
     Word {
         key,
@@ -255,17 +257,44 @@ fn who_is_behind_what_was_heard_of_a_name_deletes_it_only_if_that_does_not_pass(
         };
         evidence.judge(word, now + Duration::from_millis(after))
     };
-    evidence.followed("web", Some(200), now);
+    evidence.followed("web", Some(200), LED, now);
     // Whoever is followed and behind makes nobody else believe it.
-    evidence.followed("web", Some(140), now);
+    evidence.followed("web", Some(140), LED, now);
     let held = Belief::Held(Reason::Unconfirmed);
     assert_eq!(judged(&mut evidence, 150, 0), held);
     assert_eq!(judged(&mut evidence, 199, 2_900), held);
     assert_eq!(judged(&mut evidence, 200, 2_950), Belief::Gone);
-    evidence.followed("web", Some(300), now);
+    evidence.followed("web", Some(300), LED, now);
     assert_eq!(judged(&mut evidence, 200, 3_000), held);
     // The servers' data are others.
     assert_eq!(judged(&mut evidence, 200, 6_000), Belief::Gone);
+}
+
+#[test]
+fn what_is_older_deletes_nothing_without_a_leader_and_each_restart_has_its_time() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    let judged = |evidence: &mut Evidence, leader, after| {
+        let nothing = Nothing {
+            index: Some(300),
+            leader: Some(leader),
+            ..NONE
+        };
+        let word = Word {
+            nothing: &nothing,
+            ..word("web")
+        };
+        evidence.judge(word, now + Duration::from_millis(after))
+    };
+    evidence.followed("web", Some(900), LED, now);
+    let held = Belief::Held(Reason::Unconfirmed);
+    for after in [0, 4_000, 90_000] {
+        assert_eq!(judged(&mut evidence, !LED, after), held);
+    }
+    assert_eq!(judged(&mut evidence, LED, 100_000), held);
+    // Another restart, long after.
+    evidence.lost("web");
+    assert_eq!(judged(&mut evidence, LED, 200_000), held);
+    assert_eq!(judged(&mut evidence, LED, 203_000), Belief::Gone);
 }
 
 #[test]

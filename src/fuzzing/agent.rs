@@ -115,7 +115,7 @@ pub fn blocking(bytes: &[u8]) {
             }
             _ => {
                 let index = (more != 0).then_some(more % 17);
-                if !blocking.believes(index, now) {
+                if !blocking.believes(index, true, now) {
                     continue;
                 }
                 before = index.map(|index| index.max(1));
@@ -231,7 +231,7 @@ fn follow(index: Option<u64>) {
     let now = clock::now();
     let mut blocking = Blocking::new(now);
     let mut dice = SmallRng::seed_from_u64(7);
-    assert!(blocking.believes(index, now), "it is the first");
+    assert!(blocking.believes(index, true, now), "it is the first");
     let follows = blocking.answered(index, true, Duration::ZERO, now, &mut dice);
     assert_eq!(follows, index.is_some());
     let asked = blocking.turn(Duration::from_secs(1)).index;

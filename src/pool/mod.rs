@@ -15,7 +15,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Instant,
@@ -60,6 +60,8 @@ pub(crate) struct Pool {
     number: usize,
     /// Of the set: one that was remembered is as good while it is the same.
     version: AtomicU64,
+    /// Nobody tells it any more what is known.
+    lone: AtomicBool,
     set: ArcSwap<Set>,
     /// As many as a power of two.
     cursors: Box<[Cursor]>,
@@ -157,6 +159,7 @@ impl Pool {
         Arc::new_cyclic(|own| Self {
             number,
             version: AtomicU64::new(0),
+            lone: AtomicBool::new(false),
             set: ArcSwap::from_pointee(empty),
             // Not all begin with the same endpoint.
             cursors: (0..threads)
@@ -186,6 +189,15 @@ impl Pool {
     /// Nothing is known of a name any more.
     pub(crate) fn forget(&self, feed: usize) {
         self.set_feed(feed, Feed::Unheard);
+    }
+
+    /// Whether those who follow a name for it ended with their runtime.
+    pub(crate) fn is_lone(&self) -> bool {
+        self.lone.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_lone(&self, lone: bool) {
+        self.lone.store(lone, Ordering::Relaxed);
     }
 
     fn set_feed(&self, feed: usize, heard: Feed) {

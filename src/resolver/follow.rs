@@ -12,19 +12,21 @@
 //!
 //! While the HTTP API is not there, or for a name that it cannot follow, the other
 //! rungs are asked once a TTL and at least once a second: a handle goes on being
-//! told. Of all names that were followed at an address that fails one at a time is asked for
-//! there, until it is back. The connections are bounded by [`ResolverBuilder::watches`]; above that names
+//! told. A name that was followed until then holds for up to a second yet: not all of them are
+//! asked for at once. At an address that fails one of them at a time asks whether it is
+//! back ([`turnstile`](super::turnstile)). The connections are bounded by [`ResolverBuilder::watches`]; above that names
 //! are polled in the same way.
 //!
 //! [`ResolverBuilder::watches`]: crate::ResolverBuilder::watches
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, watch},
     task::AbortHandle,
     time::{sleep, sleep_until},
@@ -34,10 +36,13 @@ use tracing::debug;
 use super::{
     Inner,
     climb::Landed,
+    news::{Known, News},
     pulse::Pulses,
+    turnstile::Turnstiles,
     weigh::{Patience, Said},
 };
 use crate::{
+    balance,
     cache::stale::Wish,
     clock,
     consul::blocking::{self, Blocking, Failure},
@@ -49,6 +54,7 @@ use crate::{
     pool::Pool,
     records,
     source::{Finding, Question, Sources, catalog::Blocked},
+    task,
 };
 
 /// Asked so often between two answers, a name is worth a connection of its own.
@@ -64,19 +70,6 @@ pub(super) const POLL: Duration = Duration::from_secs(1);
 /// What is held is asked about again after so long.
 const RECHECK: Duration = Duration::from_secs(1);
 
-/// What a follower last heard.
-#[derive(Clone, Debug)]
-pub(super) enum Known {
-    /// Nothing yet.
-    Unheard,
-    /// And when a source last gave it.
-    Set(Arc<Held>, Instant),
-    /// There is no such name, or nothing healthy.
-    Gone,
-    /// No source has answered for as long as a set may be given.
-    Lost,
-}
-
 /// The names that are followed. Dropped, it ends their queries.
 #[derive(Debug)]
 pub(super) struct Followers {
@@ -85,6 +78,7 @@ pub(super) struct Followers {
     /// One for each blocking query.
     connections: Arc<Semaphore>,
     pulses: Arc<Pulses>,
+    stiles: Arc<Turnstiles>,
     most: usize,
 }
 
@@ -94,57 +88,13 @@ struct Follower {
     task: AbortHandle,
 }
 
-/// What a follower tells, and whom: those who wait for it, and the pools that picks are
-/// made from.
-#[derive(Debug)]
-struct News {
-    known: watch::Sender<Known>,
-    /// Each by the number that it knows this name by. A std mutex: held while they are
-    /// told, so that none is told the older of two after the newer.
-    pools: Mutex<Vec<(Weak<Pool>, usize)>>,
-}
-
-impl Default for News {
-    fn default() -> Self {
-        Self {
-            known: watch::Sender::new(Known::Unheard),
-            pools: Mutex::default(),
-        }
-    }
-}
-
-impl News {
-    fn add(&self, pool: &Arc<Pool>, feed: usize) {
-        self.pools().push((Arc::downgrade(pool), feed));
-        self.tell_pools();
-    }
-
-    fn tell_pools(&self) {
-        self.pools().retain(|(pool, feed)| {
-            let Some(pool) = pool.upgrade() else {
-                return false;
-            };
-            match &*self.known.borrow() {
-                Known::Unheard => {}
-                Known::Set(held, _) => pool.feed(*feed, Some(Arc::clone(held))),
-                Known::Gone => pool.feed(*feed, None),
-                Known::Lost => pool.forget(*feed),
-            }
-            true
-        });
-    }
-
-    fn pools(&self) -> MutexGuard<'_, Vec<(Weak<Pool>, usize)>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Followers {
     pub(super) fn new(most: usize) -> Self {
         Self {
             all: Mutex::default(),
             connections: Arc::new(Semaphore::new(most)),
             pulses: Arc::default(),
+            stiles: Arc::default(),
             most,
         }
     }
@@ -203,7 +153,8 @@ impl Inner {
             news.add(pool, feed);
         }
         // Its runtime may have ended: whoever listens still does.
-        if known.is_some_and(|known| !known.task.is_finished()) {
+        let is_lone = news.lone.swap(false, Ordering::SeqCst);
+        if known.is_some_and(|known| !is_lone && !known.task.is_finished()) {
             return heard;
         }
         let following = Following {
@@ -211,6 +162,7 @@ impl Inner {
             sources: Arc::clone(&self.sources),
             connections: Arc::clone(&self.followers.connections),
             pulses: Arc::clone(&self.followers.pulses),
+            stiles: Arc::clone(&self.followers.stiles),
             fqdn: name.fqdn(&self.config.domain),
             name: name.clone(),
             news: Arc::clone(&news),
@@ -218,9 +170,39 @@ impl Inner {
             limit: self.config.timeout,
         };
         // Its owner is the map: it is aborted when the resolver goes.
-        let task = tokio::spawn(following.run()).abort_handle();
+        let mut running = Running {
+            following,
+            began: false,
+            ended: false,
+        };
+        let task = tokio::spawn(async move {
+            // All of it, or nobody would know where it is dropped before.
+            let running = &mut running;
+            running.began = true;
+            let (following, what) = (&running.following, "whoever follows a name");
+            task::anew_after_panics(what, POLL, || following.run()).await;
+            running.ended = true;
+        });
+        let task = task.abort_handle();
         all.insert(name.key().into(), Follower { news, task });
         heard
+    }
+
+    /// Whoever followed a name ended with its runtime: it is followed again in this one, if this
+    /// is one. What is too old to be given is given no longer, in any case.
+    pub(super) fn follow_again(self: &Arc<Self>, name: &ConsulName) {
+        let news = {
+            let all = self.followers.all();
+            all.get(name.key()).map(|known| Arc::clone(&known.news))
+        };
+        if let Some(news) = news
+            && news.is_outdated(clock::now(), self.config.cache.keep)
+        {
+            news.tell(Known::Lost);
+        }
+        if Handle::try_current().is_ok() {
+            drop(self.follow(name, None));
+        }
     }
 
     /// Ends following a name that nobody listens to and that is asked seldom. False:
@@ -246,6 +228,7 @@ struct Following {
     sources: Arc<Sources>,
     connections: Arc<Semaphore>,
     pulses: Arc<Pulses>,
+    stiles: Arc<Turnstiles>,
     name: ConsulName,
     fqdn: String,
     news: Arc<News>,
@@ -254,8 +237,30 @@ struct Following {
     limit: Duration,
 }
 
+/// One that runs. Dropped before it has ended, as by a runtime that is shut down, it says so.
+struct Running {
+    following: Following,
+    began: bool,
+    ended: bool,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let following = &self.following;
+        if let Some(inner) = following.inner.upgrade() {
+            // Nobody confirms it any more.
+            (inner.cache()).expire(following.name.key(), clock::now());
+        }
+        // A runtime that takes no task is no reason to try again in it.
+        following.news.end(self.began);
+    }
+}
+
 impl Following {
-    async fn run(self) {
+    async fn run(&self) {
         let can_follow = self.sources.can_follow(&self.name);
         loop {
             // Others may have gone since it was last looked.
@@ -281,6 +286,11 @@ impl Following {
         let mut looked = clock::now();
         // Whoever told it had heard of the leader; that of another place is asked by nobody.
         let mut led = true;
+        // What was told last is older than what is known, which others cannot tell: DNS has no
+        // index.
+        let mut is_behind = false;
+        // The others are asked then, where they have to be.
+        let mut poll = clock::now();
         let home = self.sources.is_home(self.name.locality());
         loop {
             let now = clock::now();
@@ -291,19 +301,31 @@ impl Following {
                 }
             }
             let turn = blocking.turn(self.limit);
-            if self.poll_until(turn.due).await.is_none() {
+            let alone = std::mem::take(&mut is_behind);
+            if alone {
+                sleep_until(turn.due.into()).await;
+            } else if self.poll_until(turn.due, &mut poll).await.is_none() {
                 return;
             }
             let start = clock::now();
-            let mut asking = None;
+            let (mut asking, mut pass) = (None, None);
             if turn.index.is_none() {
-                let Some((well, asks)) = self.sources.followed_at(&self.name, address) else {
-                    if self.poll_until(start + POLL).await.is_none() {
+                let free = |place| self.stiles.is_free(place, start);
+                let well = self.sources.followed_at(&self.name, address, free);
+                let well = well.and_then(|(well, asks)| {
+                    let pass = self.stiles.pass(well, start)?;
+                    Some((well, asks, pass))
+                });
+                let Some((well, asks, passes)) = well else {
+                    // Not all of them come back in one instant.
+                    let later = start + (POLL + self.share(POLL)) / 2;
+                    let due = self.stiles.due(start).unwrap_or(later);
+                    if self.poll_until(due.min(later), &mut poll).await.is_none() {
                         return;
                     }
                     continue;
                 };
-                (address, asking) = (well, Some(asks));
+                (address, asking, pass) = (well, Some(asks), Some(passes));
             }
             let question = self.question();
             let pulse = self.pulses.of(self.sources.agent(), address);
@@ -316,16 +338,25 @@ impl Following {
                     };
                     let now = clock::now();
                     before = None;
-                    inner.cache().expire(self.name.key(), now);
-                    // It was waited for already: all who are followed there end here at once,
-                    // and whoever has a stale set need not wait again.
+                    // All who are followed there end here at once: nobody waits for all of them
+                    // to be asked for.
+                    poll = now + self.share(self.pace);
+                    {
+                        let mut cache = inner.cache();
+                        cache.expire(self.name.key(), now);
+                        cache.rest(self.name.key(), poll);
+                    }
+                    inner.evidence().lost(self.name.key());
+                    // It was waited for already.
                     *inner.slow() = Some(now);
-                    blocking.failed(Failure::Other, None, now, &mut clock::dice());
+                    let (failure, mut dice) = ((Failure::Other, None), clock::dice());
+                    self.stiles.failed(address, None, failure, now, &mut dice);
+                    blocking.failed(failure.0, None, now, &mut dice);
                     address += 1;
                     continue;
                 }
                 // Who asks for the state knows nothing, and others may.
-                () = self.poll_beside(address), if turn.index.is_none() => return,
+                () = self.poll_beside(address), if turn.index.is_none() && !alone => return,
                 () = self.deserted() => return,
             };
             let Some((heard, blocked)) = told else {
@@ -340,12 +371,24 @@ impl Following {
                 heard,
                 Some(Heard::Whole(_) | Heard::Partial(_) | Heard::Nothing(_))
             );
+            if answered || blocked.outcome == Outcome::Denied {
+                self.stiles.answered(address);
+            }
             if answered {
                 let mut evidence = inner.evidence();
-                evidence.followed(self.name.key(), blocked.index, now);
+                evidence.followed(self.name.key(), blocked.index, blocked.led, now);
             }
-            if answered && !blocking.believes(blocked.index, now) {
-                debug!(name = %self.fqdn, index = blocked.index, "older than what is known");
+            if answered && !blocking.believes(blocked.index, blocked.led, now) {
+                debug!(name = %self.fqdn, index = blocked.index, blocked.led, "older than what is known");
+                before = None;
+                {
+                    let mut cache = inner.cache();
+                    cache.expire(self.name.key(), now);
+                    // Nobody else is asked either.
+                    cache.rest(self.name.key(), now + RECHECK + self.limit);
+                }
+                // What is too old to be given is no better than what others tell.
+                is_behind = !self.news.is_outdated(now, inner.config.cache.keep);
                 address += 1;
                 continue;
             }
@@ -357,15 +400,18 @@ impl Following {
                     let follows = heard_of(same.is_none());
                     // Consul does not tell when a host name in a set moves.
                     let settled = records::unresolved(&finding.found).next().is_none();
-                    led = finding.unconfirmed.is_none();
+                    led = blocked.led;
                     let brief = !settled || !led;
                     // In a pause the others are asked, and nobody is told of a change.
                     let pauses = blocking.turn(self.limit).due > now + self.pace;
                     let until = now
-                        + if follows && !brief && !pauses {
+                        + if pauses {
+                            self.pace
+                        } else if follows && !brief {
                             blocking::longest()
                         } else {
-                            self.pace
+                            // The next word comes after a pace, and what an agent adds to it.
+                            2 * self.pace
                         };
                     // Who may be behind makes nothing younger.
                     let known = || inner.cache().known_since(self.name.key(), &finding.found);
@@ -423,17 +469,23 @@ impl Following {
                     follows
                 }
                 Some(_) | None => {
-                    before = None;
-                    {
-                        let mut cache = inner.cache();
-                        cache.expire(self.name.key(), now);
-                        cache.wake(self.name.key());
+                    // It was true until now, as far as a query tells that waited. Each name
+                    // holds for a part of the time that what is found holds for.
+                    if before.take().is_some() {
+                        poll = now + self.share(self.pace);
+                        inner.cache().expire(self.name.key(), poll);
                     }
                     // Nobody else may ask there for as long as DNS is well.
                     inner.counters.attempted(Source::Http, blocked.outcome);
                     let (failure, asked) = failure(&blocked);
                     debug!(name = %self.fqdn, outcome = %blocked.outcome, "not followed for now");
-                    blocking.failed(failure, asked, now, &mut dice);
+                    inner.evidence().lost(self.name.key());
+                    if is_of_address(blocked.outcome, home) {
+                        let failure = (failure, asked);
+                        self.stiles.failed(address, pass, failure, now, &mut dice);
+                    }
+                    // The pause that was asked for is the address's.
+                    blocking.failed(failure, None, now, &mut dice);
                     address += 1;
                     true
                 }
@@ -444,16 +496,27 @@ impl Following {
         }
     }
 
-    /// Asks all rungs once a pace until `due`. `None`: there is no resolver any more.
-    async fn poll_until(&self, due: Instant) -> Option<()> {
+    /// Asks all rungs once a pace until `due`, from `poll` on. `None`: there is no resolver any
+    /// more.
+    async fn poll_until(&self, due: Instant, poll: &mut Instant) -> Option<()> {
         loop {
             let now = clock::now();
             if now >= due {
                 return Some(());
             }
-            self.poll().await?;
-            sleep_until(due.min(now + self.pace).into()).await;
+            if now >= *poll {
+                *poll = now + self.pace;
+                self.poll().await?;
+            }
+            sleep_until(due.min(*poll).into()).await;
         }
+    }
+
+    /// The part of a time that is this name's: names that were lost together are asked for one
+    /// after the other.
+    fn share(&self, time: Duration) -> Duration {
+        let part = balance::hash(self.name.key().as_bytes()) % 1_000;
+        time * u32::try_from(part).unwrap_or(0) / 1_000
     }
 
     /// Asks all rungs once a pace while an address is slow. Completes when there is no resolver
@@ -483,19 +546,11 @@ impl Following {
                 let since = since(answer.age);
                 self.tell_first(Known::Set(answer.held, since));
             }
-            Err(_) if self.is_outdated(now, inner.config.cache.keep) => self.tell(Known::Lost),
+            Err(_) if self.news.is_outdated(now, inner.config.cache.keep) => self.tell(Known::Lost),
             // The cache may have had no room for it.
             Err(_) => {}
         }
         Some(())
-    }
-
-    /// Whether what was last told is older than what may be given.
-    fn is_outdated(&self, now: Instant, keep: Duration) -> bool {
-        match &*self.news.known.borrow() {
-            Known::Set(_, since) => now.saturating_duration_since(*since) >= keep,
-            Known::Unheard | Known::Gone | Known::Lost => false,
-        }
     }
 
     /// Whether nobody wants it any more, or there is no resolver.
@@ -524,18 +579,7 @@ impl Following {
     }
 
     fn tell(&self, known: Known) {
-        let told = self.news.known.send_if_modified(|before| {
-            let same = match (&*before, &known) {
-                (Known::Set(before, _), Known::Set(held, _)) => Arc::ptr_eq(before, held),
-                (Known::Gone, Known::Gone) | (Known::Lost, Known::Lost) => true,
-                _ => false,
-            };
-            *before = known;
-            !same
-        });
-        if told {
-            self.news.tell_pools();
-        }
+        self.news.tell(known);
     }
 
     fn tell_first(&self, known: Known) {
@@ -543,6 +587,20 @@ impl Following {
         if is_first {
             self.tell(known);
         }
+    }
+}
+
+/// Whether who else follows names at an address would hear the same. What is asked of another
+/// place (not `home`) says nothing of the agent that passes it on, unless nobody is there.
+fn is_of_address(outcome: Outcome, home: bool) -> bool {
+    match outcome {
+        Outcome::Refused | Outcome::Unreachable | Outcome::Throttled => true,
+        Outcome::TimedOut | Outcome::Failed | Outcome::Malformed | Outcome::Late => home,
+        Outcome::Answered
+        | Outcome::Partial
+        | Outcome::NotFound
+        | Outcome::Denied
+        | Outcome::Skipped => false,
     }
 }
 

@@ -6,9 +6,11 @@ mod askable;
 mod climb;
 mod follow;
 mod lookup;
+mod news;
 mod pulse;
 mod service;
 mod told;
+mod turnstile;
 mod warm;
 mod weigh;
 

@@ -4,15 +4,15 @@
 use std::{
     fmt,
     ops::Deref,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
 };
 
 use futures_core::Stream;
-use tokio::{sync::watch, time::timeout};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 
-use super::{Name, Resolver, follow::Known};
+use super::{Name, Resolver, news::Known};
 use crate::{
     balance, blocking,
     cache::Look,
@@ -36,7 +36,7 @@ pub struct Service {
     name: ConsulName,
     heard: watch::Receiver<Known>,
     /// The same name in other datacenters, which this keeps followed.
-    _others: Arc<[watch::Receiver<Known>]>,
+    others: Arc<[(ConsulName, watch::Receiver<Known>)]>,
     pool: Arc<Pool>,
     /// The thread that it is followed on, where that is our own.
     _thread: Option<Arc<blocking::Own>>,
@@ -76,13 +76,16 @@ impl Resolver {
             1 + others.len(),
             &self.0.counters.breakers,
         );
-        let follow = |feed, name| self.0.follow(name, Some((&pool, feed)));
+        let follow = |feed, name: &ConsulName| self.0.follow(name, Some((&pool, feed)));
         Ok(Service {
             resolver: self.clone(),
             heard: follow(0, &name),
-            _others: (1..)
-                .zip(&others)
-                .map(|(feed, name)| follow(feed, name))
+            others: (1..)
+                .zip(others)
+                .map(|(feed, name)| {
+                    let heard = follow(feed, &name);
+                    (name, heard)
+                })
                 .collect(),
             pool,
             name,
@@ -102,6 +105,7 @@ impl Service {
     /// source has answered for longer than
     /// [`keep_stale`](crate::ResolverBuilder::keep_stale) allows.
     pub fn endpoints(&self) -> Endpoints {
+        self.stay_followed();
         Endpoints(held(&self.heard.borrow()))
     }
 
@@ -122,7 +126,7 @@ impl Service {
     ///
     /// Safe: it waits for a state and takes nothing.
     pub async fn ready(&self) {
-        self.pool.ready().await;
+        self.while_followed(self.pool.ready()).await;
     }
 
     /// An endpoint for one call, by the policy. At once, without a lock, an allocation or
@@ -134,6 +138,7 @@ impl Service {
     /// is healthy and as required, [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) where nothing is known yet
     /// or any more, or all rest.
     pub fn try_pick(&self) -> Result<Lease, Error> {
+        self.stay_followed();
         self.pool.pick(None).ok_or_else(|| self.pool.why_empty())
     }
 
@@ -144,6 +149,7 @@ impl Service {
     ///
     /// As [`try_pick`](Self::try_pick).
     pub fn try_pick_for(&self, key: impl AsRef<[u8]>) -> Result<Lease, Error> {
+        self.stay_followed();
         let key = balance::hash(key.as_ref());
         (self.pool.pick(Some(key))).ok_or_else(|| self.pool.why_empty())
     }
@@ -160,9 +166,14 @@ impl Service {
     ///
     /// Safe: it holds nothing while it waits.
     pub async fn pick(&self) -> Result<Lease, Error> {
+        self.stay_followed();
         if let Some(lease) = self.pool.pick(None) {
             return Ok(lease);
         }
+        self.while_followed(self.pick_later()).await
+    }
+
+    async fn pick_later(&self) -> Result<Lease, Error> {
         // The question of the follower, if it is in the air: nobody is asked twice.
         let asked = self.resolver.lookup(&self.name);
         tokio::select! {
@@ -174,6 +185,38 @@ impl Service {
             }
         }
         self.try_pick()
+    }
+
+    /// The runtime that it was followed in may have ended: then it is followed in this one.
+    fn stay_followed(&self) {
+        if self.pool.is_lone() {
+            self.follow_again();
+        }
+    }
+
+    #[cold]
+    fn follow_again(&self) {
+        // Whoever ends meanwhile says so anew.
+        if Handle::try_current().is_ok() {
+            self.pool.set_lone(false);
+        }
+        let others = self.others.iter().map(|(name, _)| name);
+        for name in [&self.name].into_iter().chain(others) {
+            self.resolver.0.follow_again(name);
+        }
+    }
+
+    /// Waits for something that whoever follows it tells.
+    async fn while_followed<T>(&self, waits: impl Future<Output = T>) -> T {
+        let (mut waits, mut heard) = (pin!(waits), self.heard.clone());
+        loop {
+            self.stay_followed();
+            tokio::select! {
+                biased;
+                told = &mut waits => return told,
+                Ok(()) = heard.changed() => {}
+            }
+        }
     }
 
     /// The thread that it is followed on lives as long as it does.
@@ -260,6 +303,7 @@ impl Changes {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Change> {
         loop {
+            self.service.stay_followed();
             if self.next.is_none()
                 && let Some(change) = self.difference()
             {

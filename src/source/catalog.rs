@@ -223,6 +223,8 @@ pub(crate) struct Blocked {
     pub(crate) told: Result<Told, Miss>,
     /// `X-Consul-Index` of the reply.
     pub(crate) index: Option<u64>,
+    /// See [`Reply::is_led`].
+    pub(crate) led: bool,
     pub(crate) outcome: Outcome,
     /// The pause that was asked for.
     pub(crate) after: Option<Duration>,
@@ -247,6 +249,7 @@ pub(crate) async fn block(
         None => Err(Trouble::Config("there is no such address".into())),
     };
     let index = replied.as_ref().ok().and_then(|reply| reply.index);
+    let led = replied.as_ref().is_ok_and(Reply::is_led);
     let after = replied.as_ref().err().and_then(Trouble::after);
     let heard = hear(question, replied);
     let miss = || Miss::Failed {
@@ -257,6 +260,7 @@ pub(crate) async fn block(
     Blocked {
         told,
         index,
+        led,
         outcome: heard.outcome,
         after,
     }

@@ -25,6 +25,7 @@ use crate::{
         blocking::Turn,
         dns_settings::Lacks,
         health::ask::{self, Ask, Place, Reader},
+        http::LAST_CONTACT,
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::{Found, Instance},
@@ -34,10 +35,6 @@ use crate::{
 
 /// How long an agent is given to tell how its DNS interface is set.
 const PATIENCE: Duration = Duration::from_millis(150);
-
-/// A server that has not heard of its leader for so long may not know what is true by now. The
-/// leader tells each about once a second.
-const LAST_CONTACT: Duration = Duration::from_secs(5);
 
 /// After a failure a server may be started anew and read its log for so long.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -235,17 +232,19 @@ impl Sources {
     }
 
     /// The first address of the HTTP API, from this place in the list on, that may be asked
-    /// for the state of a name that is followed. One that is well comes before one that this
-    /// question probes.
+    /// for the state of a name that is followed, of those that are `free`. One that is well
+    /// comes before one that this question probes.
     pub(crate) fn followed_at(
         &self,
         name: &ConsulName,
         from: usize,
+        free: impl Fn(usize) -> bool,
     ) -> Option<(usize, Asking<'_>)> {
         let count = self.agent.addresses().len();
         let home = self.is_home(name.locality());
         [Mode::Ask, Mode::Probe].into_iter().find_map(|mode| {
-            let mut places = (from..from + count).map(|place| place % count);
+            let places = (from..from + count).map(|place| place % count);
+            let mut places = places.filter(|place| free(*place));
             places.find_map(|place| {
                 let asker = Asker { mode, home };
                 let asking = self.http_circuits.begin(place, asker, clock::now())?;

@@ -12,6 +12,7 @@ use super::{
     source::{Condition, held},
 };
 use crate::{
+    balance,
     cache::stale::Wish,
     circuit::{Gate, Pace},
     consul::blocking::{self, Blocking, Failure, Turn},
@@ -230,12 +231,18 @@ impl World {
             };
             circuit.hear(outcome, asker, now, &mut self.dice);
         }
+        let led = !matches!(&told, Told::Nothing(nothing, _) if nothing.leader == Some(false));
         if let Told::Set(_, index) | Told::Nothing(_, index) = &told {
-            self.evidence.followed(name, Some(*index), now);
+            self.evidence.followed(name, Some(*index), led, now);
         }
         match told {
             Told::Set(_, index) | Told::Nothing(_, index)
-                if !blocking.believes(Some(index), now) => {}
+                if !blocking.believes(Some(index), led, now) =>
+            {
+                follower.before = None;
+                self.cache.expire(name, now);
+                self.cache.rest(name, now + RECHECK + LIMIT);
+            }
             Told::Set(ports, index) => {
                 let set = held(name, &ports, Source::Http, true);
                 let same = follower.before.take();
@@ -267,9 +274,12 @@ impl World {
                 }
             }
             Told::Failed(failure) => {
-                follower.before = None;
-                self.cache.expire(name, now);
-                self.cache.wake(name);
+                if follower.before.take().is_some() {
+                    let part = balance::hash(name.as_bytes()) % 1_000;
+                    let share = POLL * u32::try_from(part).unwrap_or(0) / 1_000;
+                    self.cache.expire(name, now + share);
+                }
+                self.evidence.lost(name);
                 blocking.failed(failure, None, now, &mut self.dice);
             }
         }
