@@ -40,6 +40,15 @@ impl<V: Weigh> Bounded<V> {
     /// Keeps a value in place of what is known by that key. One value may not push out
     /// all others: what costs more than a quarter of the room is not kept.
     pub(crate) fn keep(&mut self, key: Box<[u8]>, value: V) {
+        self.put(key, value, true);
+    }
+
+    /// The same, as if it had been used: what nobody needs for longest goes first then.
+    pub(crate) fn keep_newest(&mut self, key: Box<[u8]>, value: V) {
+        self.put(key, value, false);
+    }
+
+    fn put(&mut self, key: Box<[u8]>, value: V, last: bool) {
         let bytes = value.weigh(&key);
         if bytes > self.most / 4 {
             return;
@@ -55,7 +64,7 @@ impl<V: Weigh> Bounded<V> {
             self.bytes -= oldest.weigh(&key);
         }
         self.bytes += bytes;
-        let new = is_new.then(|| key.clone());
+        let new = (is_new && last).then(|| key.clone());
         _ = self.values.push(key, value);
         if let Some(key) = new {
             // The first to go, until it is used.
@@ -123,6 +132,15 @@ mod tests {
         kept.keep(b"known".to_vec().into(), 6);
         kept.keep(b"large".to_vec().into(), 240);
         assert_eq!(kept.peek(b"known"), Some(&6));
+    }
+
+    #[test]
+    fn of_those_that_are_kept_as_newest_the_oldest_goes_first() {
+        let mut kept = Bounded::new(40);
+        for key in [b"a", b"b", b"c", b"d", b"e"] {
+            kept.keep_newest(key.to_vec().into(), 9);
+        }
+        assert_eq!((kept.peek(b"a"), kept.peek(b"d")), (None, Some(&9)));
     }
 
     #[test]

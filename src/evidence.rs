@@ -298,13 +298,16 @@ impl Evidence {
                     self.mass = None;
                 }
             }
-            Belief::Held(reason) => {
-                if self.held.len() < MOST || self.held.contains_key(word.key) {
-                    self.held.insert(word.key.into(), (reason, now));
-                }
-            }
+            Belief::Held(reason) => self.hold(word.key, reason, now),
         }
         belief
+    }
+
+    /// A name is given all the same.
+    pub(crate) fn hold(&mut self, key: &str, reason: Reason, now: Instant) {
+        if self.held.len() < MOST || self.held.contains_key(key) {
+            self.held.insert(key.into(), (reason, now));
+        }
     }
 
     /// What was told of a name that is followed has this index. A lower one counts when that

@@ -27,7 +27,8 @@ pub enum Reason {
     NoLeader,
     /// Consul's own service is gone as well.
     NoCanary,
-    /// Only DNS says so, and not for long enough yet.
+    /// Only DNS says so, and not for long enough yet; or the leader, who was asked, does not
+    /// answer.
     Unconfirmed,
     /// Too many services vanished at once.
     Mass,
@@ -42,7 +43,7 @@ impl Reason {
             Self::Denied => "Consul says that it is gone, and elsewhere that we may not know",
             Self::NoLeader => "a server that knows no leader says that it is gone",
             Self::NoCanary => "Consul says that it is gone, and its own service too",
-            Self::Unconfirmed => "only Consul's DNS says that it is gone, and not for long yet",
+            Self::Unconfirmed => "one server says that it is gone, and nobody confirms it yet",
             Self::Mass => "too many services vanished at once",
             Self::KeepAll => "nothing is believed gone, as configured",
         }

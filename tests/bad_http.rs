@@ -591,14 +591,16 @@ async fn however_many_names_are_asked_for_connections_are_left_to_others() {
 
 #[tokio::test]
 async fn what_is_known_is_gone_only_where_the_leader_says_so_too() {
-    let (any, leader) = (
-        Arc::new(AtomicBool::new(true)),
-        Arc::new(AtomicBool::new(true)),
-    );
+    let flag = || Arc::new(AtomicBool::new(true));
+    let (any, leader, is_led) = (flag(), flag(), flag());
     let (any_has_it, leader_has_it) = (Arc::clone(&any), Arc::clone(&leader));
+    let there_is_one = Arc::clone(&is_led);
     // Behind the agent is a server that reads its log again, and the leader.
     let server = ScriptedHttp::of_web(move |asked| {
         let has_it = match asked.what().contains("consistent") {
+            true if !there_is_one.load(Ordering::SeqCst) => {
+                return vec![status("500 Internal Server Error", "No cluster leader")];
+            }
             true => &leader_has_it,
             false => &any_has_it,
         };
@@ -624,7 +626,15 @@ async fn what_is_known_is_gone_only_where_the_leader_says_so_too() {
             (1, Freshness::Fresh)
         );
     }
+    // While nobody can say so it is held.
     leader.store(false, Ordering::SeqCst);
+    is_led.store(false, Ordering::SeqCst);
+    for _ in 0..3 {
+        let held = resolver.lookup("web").await.unwrap();
+        assert_eq!(held.freshness(), Freshness::Stale);
+    }
+    assert_eq!(resolver.protected()[0].1, Reason::Unconfirmed);
+    is_led.store(true, Ordering::SeqCst);
     wait_for("its end", async || {
         let gone = resolver.lookup("web").await.err()?;
         gone.is_not_found().then_some(())
@@ -721,6 +731,28 @@ async fn nobody_waits_beyond_the_limit_while_it_is_weighed_that_a_name_is_gone()
     wait_for("the end of it", async || {
         let error = resolver.lookup("web").await.err()?;
         error.is_not_found().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_catalog_leaves_out_of_a_set_is_not_brought_back() {
+    let all = Arc::new(AtomicBool::new(true));
+    let has_all = Arc::clone(&all);
+    let server = ScriptedHttp::of_web(move |_| {
+        let body = match has_all.load(Ordering::SeqCst) {
+            true => entries("web", &Vec::from_iter(80..=100)),
+            // One is registered anew at a port that there is not, another is gone.
+            false => entries("web", &Vec::from_iter(79..=98)).replace(":79}", ":70000}"),
+        };
+        vec![ok("", &body)]
+    });
+    let resolver = builder(&server.url()).build().unwrap();
+    assert_eq!(resolver.lookup("web").await.unwrap().endpoints().len(), 21);
+    all.store(false, Ordering::SeqCst);
+    wait_for("the others' end", async || {
+        let web = resolver.lookup("web").require_fresh().await.ok()?;
+        (web.endpoints().len() == 19 && !web.is_complete()).then_some(())
     })
     .await;
 }

@@ -397,7 +397,8 @@ impl Inner {
             unconfirmed,
         } = finding;
         let Question { name, fqdn } = question;
-        let is_part = doubt.is_some();
+        // The catalog cuts nothing: what it leaves out is gone, or not to be seen.
+        let is_part = source == Source::Dns && doubt.is_some();
         let mut warnings: Vec<Box<str>> = doubt.into_iter().collect();
         let mut carried = None;
         for (host, told) in addresses {

@@ -387,8 +387,9 @@ impl Following {
                     // Nobody else is asked either.
                     cache.rest(self.name.key(), now + RECHECK + self.limit);
                 }
-                // What is too old to be given is no better than what others tell.
-                is_behind = !self.news.is_outdated(now, inner.config.cache.keep);
+                // Who was told nothing yet is told what others know, and so is who was told what
+                // is too old to be given.
+                is_behind = self.news.is_told(now, inner.config.cache.keep);
                 address += 1;
                 continue;
             }
@@ -418,7 +419,9 @@ impl Following {
                     let since = if led { None } else { known() }.unwrap_or(now);
                     // Another source may have put something else there meanwhile.
                     let confirmed = same.filter(|(told, held)| {
-                        let alike = settled && told.unconfirmed == finding.unconfirmed;
+                        let alike = settled
+                            && held.carried.is_none()
+                            && told.unconfirmed == finding.unconfirmed;
                         alike && inner.cache().confirm(self.name.key(), held, since, until)
                     });
                     blocking.wait(brief.then_some(self.pace));
@@ -457,8 +460,14 @@ impl Following {
                     };
                     match inner.weigh(question, &said, Vec::new()).await {
                         Landed::Nothing(_) => self.tell(Known::Gone),
+                        // The leader knows better than the server that is followed.
+                        Landed::Found(answer) => {
+                            let now = clock::now();
+                            self.tell(Known::Set(answer.held, now));
+                            blocking.again(now + RECHECK);
+                        }
                         // What is held is asked about until it is settled.
-                        _ => {
+                        Landed::Kept(_) => {
                             let (now, mut cache) = (clock::now(), inner.cache());
                             cache.expire(self.name.key(), now);
                             // By nobody else.

@@ -99,6 +99,12 @@ impl News {
         }
     }
 
+    /// Whether something was told that may still be given.
+    pub(super) fn is_told(&self, now: Instant, keep: Duration) -> bool {
+        let is_told = matches!(&*self.known.borrow(), Known::Set(..) | Known::Gone);
+        is_told && !self.is_outdated(now, keep)
+    }
+
     /// Whether what was last told is older than what may be given.
     pub(super) fn is_outdated(&self, now: Instant, keep: Duration) -> bool {
         match &*self.known.borrow() {

@@ -7,13 +7,16 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tracing::debug;
 
-use crate::{consul::http::Agent, task::Owned};
+use crate::{clock, consul::http::Agent, task::Owned};
 
 /// Time between two questions.
 const EACH: Duration = Duration::from_secs(1);
@@ -21,6 +24,9 @@ const EACH: Duration = Duration::from_secs(1);
 /// An answer that takes longer is none: with [`EACH`] it is less than two seconds until
 /// somebody knows.
 const LIMIT: Duration = Duration::from_millis(700);
+
+/// Who was not asked for so long is asked by nobody any more: the runtime stands still.
+const STILL: Duration = Duration::from_secs(4);
 
 /// Whoever is asked needs a server for it, and no token: an agent that lost all of them is
 /// none to follow names at. A server without a leader answers with an empty text.
@@ -39,10 +45,19 @@ pub(super) struct Pulse {
 }
 
 /// How often an address was asked in vain.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Misses {
     silent: u64,
     leaderless: u64,
+    /// When it was last asked, or was to be.
+    felt: Instant,
+}
+
+impl Misses {
+    /// Nobody drives the runtime that it is felt in.
+    fn is_still(&self) -> bool {
+        clock::now().saturating_duration_since(self.felt) > STILL
+    }
 }
 
 impl Pulses {
@@ -51,10 +66,16 @@ impl Pulses {
         let address = address % agent.addresses().len().max(1);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = all.get(&address).and_then(Weak::upgrade);
-        if let Some(known) = known.filter(|known| !known.task.0.is_finished()) {
+        let beats =
+            |known: &Arc<Pulse>| !known.task.0.is_finished() && !known.misses.borrow().is_still();
+        if let Some(known) = known.filter(beats) {
             return known;
         }
-        let (miss, misses) = watch::channel(Misses::default());
+        let (miss, misses) = watch::channel(Misses {
+            silent: 0,
+            leaderless: 0,
+            felt: clock::now(),
+        });
         let task = tokio::spawn(feel(Arc::clone(agent), address, miss));
         let pulse = Arc::new(Pulse {
             misses,
@@ -76,13 +97,22 @@ impl Pulse {
         let missed = |now: &Misses| {
             now.silent != before.silent || (led && now.leaderless != before.leaderless)
         };
-        // An error is the end of the runtime, and of whoever waits in it.
-        _ = misses.wait_for(missed).await;
+        loop {
+            // An error is the end of the runtime, and of whoever waits in it.
+            if timeout(STILL, misses.wait_for(missed)).await.is_ok() || misses.borrow().is_still() {
+                return;
+            }
+        }
     }
 }
 
 async fn feel(agent: Arc<Agent>, address: usize, miss: watch::Sender<Misses>) {
     loop {
+        // Nobody is to be woken for that.
+        miss.send_if_modified(|misses| {
+            misses.felt = clock::now();
+            false
+        });
         sleep(EACH).await;
         let Some(address) = agent.addresses().nth(address) else {
             return;

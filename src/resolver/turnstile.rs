@@ -29,13 +29,21 @@ struct Turnstile {
     backoff: Backoff,
     /// Nobody passes before.
     until: Instant,
-    /// Somebody passed, and has heard nothing yet.
-    taken: bool,
+    /// When somebody passed who has heard nothing yet.
+    taken: Option<Instant>,
 }
+
+/// Who has heard nothing for so long stands still, with the runtime that it is in.
+const LOST: Duration = Duration::from_secs(5);
 
 impl Turnstile {
     fn is_free(&self, now: Instant) -> bool {
-        !self.taken && now >= self.until
+        !self.is_taken(now) && now >= self.until
+    }
+
+    fn is_taken(&self, now: Instant) -> bool {
+        let since = self.taken;
+        since.is_some_and(|since| now.saturating_duration_since(since) < LOST)
     }
 }
 
@@ -51,11 +59,11 @@ impl Turnstiles {
     pub(super) fn pass(&self, address: usize, now: Instant) -> Option<Pass<'_>> {
         let alone = match self.all().get_mut(&address) {
             Some(stile) if stile.is_free(now) => {
-                stile.taken = true;
-                true
+                stile.taken = Some(now);
+                stile.taken
             }
             Some(_) => return None,
-            None => false,
+            None => None,
         };
         Some(Pass {
             stiles: self,
@@ -67,7 +75,11 @@ impl Turnstiles {
     /// When one may be let through next, as far as that is known.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let all = self.all();
-        let waits = all.values().map(|stile| stile.until);
+        let free = |stile: &Turnstile| {
+            let lost = stile.taken.map(|since| since + LOST);
+            lost.map_or(stile.until, |lost| lost.max(stile.until))
+        };
+        let waits = all.values().map(free);
         waits.filter(|until| *until > now).min()
     }
 
@@ -91,10 +103,10 @@ impl Turnstiles {
         let stile = all.entry(address).or_insert_with(|| Turnstile {
             backoff: Backoff::default(),
             until: now,
-            taken: false,
+            taken: None,
         });
         // Those who had asked before heard of the same failure: it is one.
-        if stile.until <= now && (!stile.taken || is_alone(pass.as_ref())) {
+        if stile.until <= now && (!stile.is_taken(now) || is_alone(pass.as_ref())) {
             stile.until = now + stile.backoff.pause(failure, asked, dice);
         } else if let Some(asked) = asked {
             stile.until = stile.until.max(now + asked.min(Backoff::LONGEST));
@@ -113,20 +125,22 @@ impl Turnstiles {
 pub(super) struct Pass<'a> {
     stiles: &'a Turnstiles,
     address: usize,
-    /// The others wait for this one.
-    alone: bool,
+    /// Since when the others wait for this one.
+    alone: Option<Instant>,
 }
 
 fn is_alone(pass: Option<&Pass<'_>>) -> bool {
-    pass.is_some_and(|pass| pass.alone)
+    pass.is_some_and(|pass| pass.alone.is_some())
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        if self.alone
+        // Another may have passed since.
+        if self.alone.is_some()
             && let Some(stile) = self.stiles.all().get_mut(&self.address)
+            && stile.taken == self.alone
         {
-            stile.taken = false;
+            stile.taken = None;
         }
     }
 }

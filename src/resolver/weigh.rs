@@ -43,6 +43,14 @@ pub(super) struct Said {
     pub(super) patience: Patience,
 }
 
+/// What the leader says of a name that another server says not to exist.
+enum Confirmed {
+    There(Answer),
+    Gone,
+    /// It was asked, and there was no answer.
+    Unheard,
+}
+
 /// How long questions for evidence are waited for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
@@ -72,13 +80,13 @@ impl Inner {
         let place = name.locality().datacenter.as_deref().unwrap_or_default();
         // Who lost sight of what is known says nothing of what is not.
         let now = clock::now();
-        let (blind, asks, lately) = {
+        let (blind, wants, asks, lately) = {
             let mut evidence = self.evidence();
             let wants = said.known && evidence.wants_canary(name.key(), &said.nothing);
             let blind = evidence.is_blinded(now) && said.rung != Rung::Static;
             let asks = wants || blind;
             let lately = || evidence.canary_lately(said.rung, place, now);
-            (blind, asks, asks.then(lately).flatten())
+            (blind, wants, asks, asks.then(lately).flatten())
         };
         let canary = match (asks, lately) {
             (false, _) => Canary::Silent,
@@ -128,13 +136,27 @@ impl Inner {
             (false, true) if canary != Canary::There => Belief::Held(Reason::NoCanary),
             (false, _) => Belief::Gone,
         };
-        if belief == Belief::Gone
-            && let Some(answer) = self
-                .known_to_the_leader(question, said, &mut attempts)
-                .await
-        {
-            return Landed::Found(answer);
-        }
+        // Of a name that nobody knew the leader is asked only where something failed lately: most
+        // of them do not exist.
+        let confirms = belief == Belief::Gone
+            && said.rung != Rung::Static
+            && match said.known {
+                true => wants,
+                false => self.sources.unsettled(now),
+            };
+        let confirmed = match confirms {
+            true => self.confirm(question, said, &mut attempts).await,
+            false => None,
+        };
+        let belief = match confirmed {
+            Some(Confirmed::There(answer)) => return Landed::Found(answer),
+            Some(Confirmed::Unheard) if said.known => {
+                let reason = Reason::Unconfirmed;
+                self.evidence().hold(name.key(), reason, clock::now());
+                Belief::Held(reason)
+            }
+            Some(Confirmed::Unheard | Confirmed::Gone) | None => belief,
+        };
         match belief {
             Belief::Gone | Belief::AskOthers(_) => {
                 self.cache().put_nothing(name.key(), said.nothing.ttl, now);
@@ -150,33 +172,33 @@ impl Inner {
         }
     }
 
-    /// What the leader has at a name that another server says not to exist: that one may have
-    /// been started anew, and read its log still. Of a name that nobody knew it is asked only
-    /// where something failed lately: most of them do not exist.
-    async fn known_to_the_leader(
+    /// What the leader says of a name that another server says not to exist: that one may have
+    /// been started anew, and read its log still. `None`: it is not asked.
+    async fn confirm(
         self: &Arc<Self>,
         question: Question<'_>,
         said: &Said,
         attempts: &mut Vec<Attempt>,
-    ) -> Option<Answer> {
-        let now = clock::now();
-        let wants = said.rung != Rung::Static && (said.known || self.sources.unsettled(now));
-        if !wants {
-            return None;
-        }
-        let limit = said.patience.limit();
+    ) -> Option<Confirmed> {
+        // Who has a set waits no longer for this than for any source.
+        let limit = match said.known {
+            true => said.patience.until.max(said.patience.limit()),
+            false => said.patience.limit(),
+        };
         let confirming = Box::pin(self.sources.confirm(question, limit));
         let (heard, made) = confirming.await?;
         attempts.extend(made);
-        let (Heard::Whole(finding) | Heard::Partial(finding)) = heard else {
-            return None;
+        let finding = match heard {
+            Heard::Whole(finding) | Heard::Partial(finding) => finding,
+            Heard::Nothing(_) => return Some(Confirmed::Gone),
+            Heard::Denied | Heard::Failed | Heard::TimedOut => return Some(Confirmed::Unheard),
         };
         let addresses = Box::pin(self.addresses(&finding.found, limit, 0)).await;
         let answer = self.keep(question, *finding, addresses);
-        Some(Answer {
+        Some(Confirmed::There(Answer {
             attempts: Some(attempts.as_slice().into()),
             ..answer
-        })
+        }))
     }
 
     /// Whether an agent that says "there is nothing" may show nothing at all: until Consul's

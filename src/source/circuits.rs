@@ -167,10 +167,14 @@ impl Circuits {
         {
             pace.observe(took);
         }
-        if matches!(
-            outcome,
-            Outcome::Refused | Outcome::TimedOut | Outcome::Failed | Outcome::Unreachable
-        ) {
+        // What is probed failed before, and what is slow elsewhere says nothing of here.
+        if asker.home
+            && matches!(asker.mode, Mode::Ask | Mode::Try)
+            && matches!(
+                outcome,
+                Outcome::Refused | Outcome::TimedOut | Outcome::Failed | Outcome::Unreachable
+            )
+        {
             state.failed = Some(now);
         }
         let Some(circuit) = state.circuits.get_mut(index) else {

@@ -14,7 +14,7 @@ use super::{
     Finding, Question, Sources,
     catalog::{self, Blocked, Miss, Told},
     circuits::{Asking, Circuits},
-    judged, said_nothing, unanswered,
+    failure, judged, said_nothing, unanswered,
 };
 use crate::{
     circuit::{Asker, Gate, Mode},
@@ -113,7 +113,9 @@ impl Sources {
         let circuits = &self.http_circuits;
         let told = catalog::ask(&self.agent, &asked, circuits, asker, limit, clock::now);
         let (told, attempts) = told.await;
-        Some((self.by_catalog(question.name, told)?, attempts))
+        let heard = self.by_catalog(question.name, told);
+        let heard = heard.unwrap_or_else(|| failure(&attempts));
+        Some((heard, attempts))
     }
 
     pub(super) async fn ask_http(
@@ -285,7 +287,8 @@ impl Sources {
                     };
                     circuits.hear(address, Outcome::Answered, asker, None, clock::now());
                 }
-                None => circuits.failed(clock::now()),
+                None if self.is_home(question.name.locality()) => circuits.failed(clock::now()),
+                None => {}
             }
             blocked
         };

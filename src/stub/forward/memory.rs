@@ -95,7 +95,8 @@ impl Memory {
 
     /// A question failed; `told`: what was said all the same.
     pub(super) fn fail(&mut self, key: Box<[u8]>, told: Option<Reply>, now: Instant) {
-        self.failures.keep(key, Failed { at: now, told });
+        // The last ones are what counts, and nobody uses them more than once.
+        self.failures.keep_newest(key, Failed { at: now, told });
     }
 
     /// What was told where a question failed so shortly ago.
