@@ -37,7 +37,7 @@ use super::{
     Inner,
     climb::Landed,
     news::{Known, News},
-    pulse::Pulses,
+    pulse::{Missed, Pulses},
     turnstile::Turnstiles,
     weigh::{Patience, Said},
 };
@@ -332,7 +332,7 @@ impl Following {
             let told = tokio::select! {
                 told = self.sources.block(question, address, asking, &turn) => told,
                 // Who waits for a change hears nothing either where nobody is left to tell it.
-                () = pulse.missed(led && home), if turn.index.is_some() => {
+                missed = pulse.missed(led && home), if turn.index.is_some() => {
                     let Some(inner) = self.inner.upgrade() else {
                         return;
                     };
@@ -341,16 +341,22 @@ impl Following {
                     // All who are followed there end here at once: nobody waits for all of them
                     // to be asked for.
                     poll = now + self.share(self.pace);
-                    {
-                        let mut cache = inner.cache();
-                        cache.expire(self.name.key(), now);
-                        cache.rest(self.name.key(), poll);
+                    let (failure, mut dice) = ((Failure::Other, None), clock::dice());
+                    match missed {
+                        // It answers, and nothing changes without a leader: each name holds for a
+                        // part of the time that what is found holds for.
+                        Missed::Leader => inner.cache().expire(self.name.key(), poll),
+                        Missed::All => {
+                            let mut cache = inner.cache();
+                            cache.expire(self.name.key(), now);
+                            cache.rest(self.name.key(), poll);
+                            drop(cache);
+                            // It was waited for already.
+                            *inner.slow() = Some(now);
+                            self.stiles.failed(address, None, failure, now, &mut dice);
+                        }
                     }
                     inner.evidence().lost(self.name.key());
-                    // It was waited for already.
-                    *inner.slow() = Some(now);
-                    let (failure, mut dice) = ((Failure::Other, None), clock::dice());
-                    self.stiles.failed(address, None, failure, now, &mut dice);
                     blocking.failed(failure.0, None, now, &mut dice);
                     address += 1;
                     continue;

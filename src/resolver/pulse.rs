@@ -44,6 +44,15 @@ pub(super) struct Pulse {
     task: Owned,
 }
 
+/// What an address that was asked did not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missed {
+    /// Anything.
+    All,
+    /// Who leads. Without a leader nothing changes either.
+    Leader,
+}
+
 /// How often an address was asked in vain.
 #[derive(Clone, Copy, Debug)]
 struct Misses {
@@ -91,7 +100,7 @@ impl Pulse {
     /// that there is no leader.
     ///
     /// Cancel-safe.
-    pub(super) async fn missed(&self, led: bool) {
+    pub(super) async fn missed(&self, led: bool) -> Missed {
         let mut misses = self.misses.clone();
         let before = *misses.borrow_and_update();
         let missed = |now: &Misses| {
@@ -99,8 +108,13 @@ impl Pulse {
         };
         loop {
             // An error is the end of the runtime, and of whoever waits in it.
-            if timeout(STILL, misses.wait_for(missed)).await.is_ok() || misses.borrow().is_still() {
-                return;
+            let waited = timeout(STILL, misses.wait_for(missed)).await;
+            let answers = waited.map(|told| told.is_ok_and(|now| now.silent == before.silent));
+            match answers {
+                Ok(true) => return Missed::Leader,
+                Ok(false) => return Missed::All,
+                Err(_) if misses.borrow().is_still() => return Missed::All,
+                Err(_) => {}
             }
         }
     }
