@@ -40,35 +40,28 @@ impl<V: Weigh> Bounded<V> {
     /// Keeps a value in place of what is known by that key. One value may not push out
     /// all others: what costs more than a quarter of the room is not kept.
     pub(crate) fn keep(&mut self, key: Box<[u8]>, value: V) {
-        self.put(key, value, true);
+        let new = (!self.values.contains(&key)).then(|| key.clone());
+        self.keep_newest(key, value);
+        if let Some(key) = new {
+            // The first to go, until it is used.
+            self.values.demote(&key);
+        }
     }
 
     /// The same, as if it had been used: what nobody needs for longest goes first then.
     pub(crate) fn keep_newest(&mut self, key: Box<[u8]>, value: V) {
-        self.put(key, value, false);
-    }
-
-    fn put(&mut self, key: Box<[u8]>, value: V, last: bool) {
         let bytes = value.weigh(&key);
         if bytes > self.most / 4 {
             return;
         }
-        let before = self.values.pop_entry(&key);
-        let is_new = before.is_none();
-        if let Some((key, before)) = before {
+        self.bytes += bytes;
+        if let Some((key, before)) = self.values.push(key, value) {
             self.bytes -= before.weigh(&key);
         }
-        while self.bytes + bytes > self.most
+        while self.bytes > self.most
             && let Some((key, oldest)) = self.values.pop_lru()
         {
             self.bytes -= oldest.weigh(&key);
-        }
-        self.bytes += bytes;
-        let new = (is_new && last).then(|| key.clone());
-        _ = self.values.push(key, value);
-        if let Some(key) = new {
-            // The first to go, until it is used.
-            self.values.demote(&key);
         }
     }
 

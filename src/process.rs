@@ -5,10 +5,10 @@ use crate::error::{Error, ErrorKind};
 
 /// The process that something was made in, the only one that may ask anybody with it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Home(u32);
+pub(crate) struct Process(u32);
 
-impl Home {
-    pub(crate) fn here() -> Self {
+impl Process {
+    pub(crate) fn own() -> Self {
         Self(std::process::id())
     }
 

@@ -1,12 +1,8 @@
 //! **Shell.** Tasks in the background: the runtime that they need, and an owner for each.
 
-use std::{
-    future::poll_fn,
-    panic::{AssertUnwindSafe, catch_unwind},
-    task::Poll,
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, time::Duration};
 
+use futures_util::FutureExt as _;
 use tokio::{runtime::Handle, task::AbortHandle, time::sleep};
 use tracing::error;
 
@@ -38,19 +34,10 @@ pub(crate) async fn anew_after_panics<F: Future<Output = ()>>(
     mut work: impl FnMut() -> F,
 ) {
     loop {
-        let mut working = Box::pin(work());
-        let is_done = poll_fn(|context| {
-            let polled = catch_unwind(AssertUnwindSafe(|| working.as_mut().poll(context)));
-            match polled {
-                Ok(polled) => polled.map(|()| true),
-                Err(_) => Poll::Ready(false),
-            }
-        });
-        if is_done.await {
+        // What it held it gives back before it is begun anew.
+        if AssertUnwindSafe(work()).catch_unwind().await.is_ok() {
             return;
         }
-        // What it held it gives back before it is begun anew.
-        drop(working);
         error!("{what} panicked, which is a defect of proconsul: begun anew");
         sleep(pause).await;
     }

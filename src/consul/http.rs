@@ -38,7 +38,7 @@ use crate::{
         token::Token,
     },
     error::Error,
-    process::Home,
+    process::Process,
     stamp::Stamp,
 };
 
@@ -62,7 +62,7 @@ const TEXT_LIMIT: usize = 4 << 10;
 
 /// A server that has not heard of its leader for so long may not know what is true by now. The
 /// leader tells each about once a second.
-pub(crate) const LAST_CONTACT: Duration = Duration::from_secs(5);
+const LAST_CONTACT: Duration = Duration::from_secs(5);
 
 /// Where an agent is, and how it is spoken to.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,7 +76,7 @@ pub(crate) struct AgentSettings {
 
 /// The HTTP API of one agent, or of several that stand for each other.
 pub(crate) struct Agent {
-    home: Home,
+    process: Process,
     lines: Box<[Arc<Line>]>,
     token: Option<Token>,
     token_file: Option<Arc<TokenFile>>,
@@ -114,9 +114,20 @@ pub(crate) struct Reply {
 impl Reply {
     /// Whether the server that answered hears of its leader, as far as it says.
     pub(crate) fn is_led(&self) -> bool {
-        let hears = self.last_contact.is_none_or(|ago| ago < LAST_CONTACT);
-        hears && self.known_leader != Some(false)
+        unconfirmed(self.known_leader, self.last_contact).is_none()
     }
+}
+
+/// Why what a server tells may be of before. What it says is used: no other may be there.
+pub(crate) fn unconfirmed(
+    known_leader: Option<bool>,
+    contact: Option<Duration>,
+) -> Option<&'static str> {
+    if known_leader == Some(false) {
+        return Some("the server that told it knows no leader: newer changes may be missing");
+    }
+    let late = contact.is_some_and(|contact| contact >= LAST_CONTACT);
+    late.then_some("the server that told it lags behind its leader: newer changes may be missing")
 }
 
 impl Agent {
@@ -128,7 +139,7 @@ impl Agent {
         let lines = settings.addresses.into_iter();
         let lines = lines.map(|address| Line::new(address, server_name).map(Arc::new));
         Ok(Self {
-            home: Home::here(),
+            process: Process::own(),
             lines: lines.collect::<Result<_, _>>()?,
             token: settings.token,
             token_file: settings
@@ -191,7 +202,7 @@ impl Agent {
         path: &str,
     ) -> Result<Reply, Trouble> {
         let forked = |error: Error| Trouble::Config(error.to_string().into());
-        self.home.check().map_err(forked)?;
+        self.process.check().map_err(forked)?;
         let line = self.lines.iter().find(|line| line.address == *address);
         let line = line.ok_or_else(|| Trouble::Config("not an address of this agent".into()))?;
         let url = line.url(path)?;

@@ -409,16 +409,15 @@ impl Inner {
                     continue;
                 }
                 Err(Lost::Unheard(why)) => {
-                    let (before, since) = self.addresses_before(name, &host);
-                    let addresses = match before.is_empty() {
-                        true => "no address",
-                        false => {
-                            carried = Some(since);
-                            "the addresses of before"
-                        }
+                    let before = self.addresses_before(name, &host);
+                    let addresses = match &before {
+                        None => "no address",
+                        Some(_) => "the addresses of before",
                     };
                     warnings.push(format!("{host} has {addresses}: {why}").into());
-                    before
+                    let (before, since) = before.unzip();
+                    carried = since.or(carried);
+                    before.unwrap_or_default()
                 }
             };
             records::resolve(&mut found, &host, &addresses, self.sources.zones());
@@ -461,16 +460,9 @@ impl Inner {
     /// Gives how many these are, and since when nobody tells them: they are kept for no longer
     /// than a stale set.
     fn members_before(&self, name: &ConsulName, found: &mut Found) -> Option<(usize, Instant)> {
-        let now = clock::now();
-        let (Look::Fresh(held, ..) | Look::Stale(held, ..)) = self.look(name) else {
-            return None;
-        };
+        let (held, since) = self.set_before(name)?;
         // What was a part itself, of nobody knows what, is no better.
         if !held.complete && held.carried.is_none() {
-            return None;
-        }
-        let since = held.carried.unwrap_or(now);
-        if now.saturating_duration_since(since) >= self.config.cache.keep {
             return None;
         }
         let count = found.add_missing(&held.found);
@@ -478,19 +470,23 @@ impl Inner {
     }
 
     /// The addresses that a host name had in the set that is known, and since when nobody tells
-    /// them anew: they are kept for no longer than a stale set.
-    fn addresses_before(&self, name: &ConsulName, host: &str) -> (Vec<IpAddr>, Instant) {
+    /// them anew.
+    fn addresses_before(&self, name: &ConsulName, host: &str) -> Option<(Vec<IpAddr>, Instant)> {
+        let (held, since) = self.set_before(name)?;
+        let addresses = records::resolved(&held.found, host);
+        (!addresses.is_empty()).then(|| (addresses.to_vec(), since))
+    }
+
+    /// The set that is known, and since when nobody tells anew what of it is older than itself:
+    /// that is kept for no longer than a stale set.
+    fn set_before(&self, name: &ConsulName) -> Option<(Arc<Held>, Instant)> {
         let now = clock::now();
         let (Look::Fresh(held, ..) | Look::Stale(held, ..)) = self.look(name) else {
-            return (Vec::new(), now);
+            return None;
         };
         let since = held.carried.unwrap_or(now);
         let is_kept = now.saturating_duration_since(since) < self.config.cache.keep;
-        let addresses = match is_kept {
-            true => records::resolved(&held.found, host).to_vec(),
-            false => Vec::new(),
-        };
-        (addresses, since)
+        is_kept.then_some((held, since))
     }
 
     /// The TTL that a name had when a source last said one; Consul's default is 0.

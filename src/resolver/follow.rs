@@ -14,8 +14,8 @@
 //! rungs are asked once a TTL and at least once a second: a handle goes on being
 //! told. A name that was followed until then holds for up to a second yet: not all of them are
 //! asked for at once. At an address that fails one of them at a time asks whether it is
-//! back ([`turnstile`](super::turnstile)). The connections are bounded by [`ResolverBuilder::watches`]; above that names
-//! are polled in the same way.
+//! back ([`turnstile`](super::turnstile)). The connections are bounded by
+//! [`ResolverBuilder::watches`]; above that names are polled in the same way.
 //!
 //! [`ResolverBuilder::watches`]: crate::ResolverBuilder::watches
 
@@ -387,12 +387,7 @@ impl Following {
             if answered && !blocking.believes(blocked.index, blocked.led, now) {
                 debug!(name = %self.fqdn, index = blocked.index, blocked.led, "older than what is known");
                 before = None;
-                {
-                    let mut cache = inner.cache();
-                    cache.expire(self.name.key(), now);
-                    // Nobody else is asked either.
-                    cache.rest(self.name.key(), now + RECHECK + self.limit);
-                }
+                self.keep_as_stale(&inner, now);
                 // Who was told nothing yet is told what others know, and so is who was told what
                 // is too old to be given.
                 is_behind = self.news.is_told(now, inner.config.cache.keep);
@@ -434,7 +429,7 @@ impl Following {
                     before = match confirmed {
                         Some(known) => {
                             inner.will_save(false);
-                            self.tell(Known::Set(Arc::clone(&known.1), since));
+                            self.news.tell(Known::Set(Arc::clone(&known.1), since));
                             Some(known)
                         }
                         None => {
@@ -444,7 +439,7 @@ impl Following {
                                 (since, until),
                             );
                             let held = kept.await;
-                            self.tell(Known::Set(Arc::clone(&held), since));
+                            self.news.tell(Known::Set(Arc::clone(&held), since));
                             Some((finding, held))
                         }
                     };
@@ -465,19 +460,17 @@ impl Following {
                         },
                     };
                     match inner.weigh(question, &said, Vec::new()).await {
-                        Landed::Nothing(_) => self.tell(Known::Gone),
+                        Landed::Nothing(_) => self.news.tell(Known::Gone),
                         // The leader knows better than the server that is followed.
                         Landed::Found(answer) => {
                             let now = clock::now();
-                            self.tell(Known::Set(answer.held, now));
+                            self.news.tell(Known::Set(answer.held, now));
                             blocking.again(now + RECHECK);
                         }
                         // What is held is asked about until it is settled.
                         Landed::Kept(_) => {
-                            let (now, mut cache) = (clock::now(), inner.cache());
-                            cache.expire(self.name.key(), now);
-                            // By nobody else.
-                            cache.rest(self.name.key(), now + RECHECK + self.limit);
+                            let now = clock::now();
+                            self.keep_as_stale(&inner, now);
                             blocking.again(now + RECHECK);
                         }
                     }
@@ -553,19 +546,28 @@ impl Following {
         match told {
             Ok(answer) if answer.is_fresh() => {
                 let since = since(answer.age);
-                self.tell(Known::Set(answer.held, since));
+                self.news.tell(Known::Set(answer.held, since));
             }
-            Err(error) if error.is_not_found() => self.tell(Known::Gone),
+            Err(error) if error.is_not_found() => self.news.tell(Known::Gone),
             // What is stale was told before.
             Ok(answer) => {
                 let since = since(answer.age);
                 self.tell_first(Known::Set(answer.held, since));
             }
-            Err(_) if self.news.is_outdated(now, inner.config.cache.keep) => self.tell(Known::Lost),
+            Err(_) if self.news.is_outdated(now, inner.config.cache.keep) => {
+                self.news.tell(Known::Lost)
+            }
             // The cache may have had no room for it.
             Err(_) => {}
         }
         Some(())
+    }
+
+    /// What is known is given as stale until it is asked about again, and nobody else asks.
+    fn keep_as_stale(&self, inner: &Inner, now: Instant) {
+        let mut cache = inner.cache();
+        cache.expire(self.name.key(), now);
+        cache.rest(self.name.key(), now + RECHECK + self.limit);
     }
 
     /// Whether nobody wants it any more, or there is no resolver.
@@ -593,14 +595,10 @@ impl Following {
         }
     }
 
-    fn tell(&self, known: Known) {
-        self.news.tell(known);
-    }
-
     fn tell_first(&self, known: Known) {
         let is_first = matches!(*self.news.known.borrow(), Known::Unheard | Known::Lost);
         if is_first {
-            self.tell(known);
+            self.news.tell(known);
         }
     }
 }

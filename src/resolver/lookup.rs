@@ -175,7 +175,7 @@ impl Inner {
     ) -> Result<Landed, Lost> {
         // Who runs it with itself is a task of ours, which no child of a fork has.
         if runs == Runs::Apart
-            && let Err(error) = self.home.check()
+            && let Err(error) = self.process.check()
         {
             return Ok(Landed::Kept(error));
         }

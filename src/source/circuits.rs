@@ -169,7 +169,7 @@ impl Circuits {
         }
         // What is probed failed before, and what is slow elsewhere says nothing of here.
         if asker.home
-            && matches!(asker.mode, Mode::Ask | Mode::Try)
+            && asker.mode == Mode::Ask
             && matches!(
                 outcome,
                 Outcome::Refused | Outcome::TimedOut | Outcome::Failed | Outcome::Unreachable

@@ -25,7 +25,7 @@ use crate::{
         blocking::Turn,
         dns_settings::Lacks,
         health::ask::{self, Ask, Place, Reader},
-        http::LAST_CONTACT,
+        http::unconfirmed,
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::{Found, Instance},
@@ -97,8 +97,8 @@ impl Sources {
             ask_of(question.name)?,
             Ask::Service { .. } | Ask::Connect { .. } | Ask::Ingress { .. } | Ask::Node { .. }
         );
-        let is_open = || self.gate(Rung::Http, clock::now()) == Gate::Pass;
-        if !can_confirm || !self.rungs.contains(&Rung::Http) || !is_open() {
+        let is_open = self.gate(Rung::Http, clock::now()) == Gate::Pass;
+        if !can_confirm || !self.rungs.contains(&Rung::Http) || !is_open {
             return None;
         }
         let _seat = self.http_seats.try_acquire().ok()?;
@@ -362,15 +362,6 @@ impl Sources {
             unconfirmed: unconfirmed(known_leader, last_contact).map(Into::into),
         }))
     }
-}
-
-/// Why what a server tells may be of before. What it says is used: no other may be there.
-fn unconfirmed(known_leader: Option<bool>, contact: Option<Duration>) -> Option<&'static str> {
-    if known_leader == Some(false) {
-        return Some("the server that told it knows no leader: newer changes may be missing");
-    }
-    let late = contact.is_some_and(|contact| contact >= LAST_CONTACT);
-    late.then_some("the server that told it lags behind its leader: newer changes may be missing")
 }
 
 /// What the catalog is asked for a name. `None`: it has no answer to that.

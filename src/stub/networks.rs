@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::shortcut::OPT;
+use super::shortcut::{OPT, write_opt};
 use crate::error::Error;
 
 /// Most bytes of a reply for each of the question.
@@ -114,10 +114,9 @@ fn brief(question: &[u8], reply: &[u8]) -> Option<Vec<u8>> {
     brief[6..HEADER].fill(0);
     let speaks_edns = question.get(10..HEADER)? != [0, 0];
     if speaks_edns {
-        let [high, low] = MOST.to_be_bytes();
-        let opt: [u8; OPT] = [0, 0, 41, high, low, 0, 0, 0, 0, 0, 0];
         brief[11] = 1;
-        brief.extend(opt);
+        brief.resize(end + 5 + OPT, 0);
+        write_opt(MOST, None, &mut brief[end + 5..])?;
     }
     Some(brief)
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::message::{answers, truncated, with_room};
+use super::message::{LEAST_ROOM, answers, truncated, with_room};
 use crate::{
     clock,
     endpoint::Transport,
@@ -19,9 +19,6 @@ use crate::{
 /// After so long without a reply a second datagram is sent: of two in a row seldom both are
 /// lost.
 const AGAIN: Duration = Duration::from_millis(200);
-
-/// Bytes that every client takes over UDP (RFC 1035, section 2.3.4).
-const LEAST_ROOM: usize = 512;
 
 /// EDNS sizes in bytes, at most: what comes from far is not to come in fragments (RFC 9715,
 /// section 3.1).
@@ -87,7 +84,7 @@ async fn datagram(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
             debug!(%server, "somebody guesses: asked over TCP");
             let reply = over_tcp(server, &packet).await?;
             // Longer than what every client of UDP takes: it comes over TCP itself.
-            let fits = reply.len() <= LEAST_ROOM;
+            let fits = reply.len() <= usize::from(LEAST_ROOM);
             return Ok(if fits { reply } else { truncated(&reply) });
         }
     }

@@ -4,7 +4,7 @@
 use crate::records::wire;
 
 /// Bytes that every client takes over UDP (RFC 1035, section 2.3.4).
-const LEAST_ROOM: u16 = 512;
+pub(super) const LEAST_ROOM: u16 = 512;
 
 /// Whether a reply is SERVFAIL, NOTIMP or REFUSED.
 pub(super) fn cannot_tell(reply: &[u8]) -> bool {

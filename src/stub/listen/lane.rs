@@ -49,7 +49,7 @@ use crate::{
     stub::{
         Server, answer,
         networks::Networks,
-        shortcut::{self, Fill, Given, Shortcuts},
+        shortcut::{self, Fill, Given, Late, Shortcuts},
         tally::{Counted, Tally},
     },
 };
@@ -180,6 +180,14 @@ impl Lane {
         Ok(Self { socket })
     }
 
+    /// Sends one reply, as its client may have it.
+    fn reply(&self, trusted: &Networks, question: &[u8], reply: &[u8], client: SocketAddr) {
+        let reply = trusted.cut(question, reply, client);
+        if let Err(error) = self.send(&reply, client) {
+            debug!(%client, %error, "reply not sent");
+        }
+    }
+
     /// Sends one reply, without waiting: what does not fit the kernel's queue is lost,
     /// as datagrams are.
     fn send(&self, reply: &[u8], client: SocketAddr) -> io::Result<()> {
@@ -284,7 +292,7 @@ fn serve<S: Address>(work: &Work) {
         }
         let mut lengths = [0; BATCH];
         let mut to: [Option<S>; BATCH] = [None; BATCH];
-        let (mut replies, mut shed) = (0, 0);
+        let mut replies = 0;
         let packets = incoming.chunks_exact(QUESTION).zip(&from).take(count);
         for (packet, (length, client)) in packets {
             let (packet, Some(client)) = (&packet[..*length], client) else {
@@ -296,9 +304,7 @@ fn serve<S: Address>(work: &Work) {
                 Some(plain) => shortcuts.answer(packet, plain, now, room),
                 // What is no question keeps nobody waiting who asks one.
                 None => match answer::first_look(packet) {
-                    Ok(_) => Given::Miss {
-                        hits: Hits::default(),
-                    },
+                    Ok(_) => Given::UNKNOWN,
                     Err(None) => {
                         counted.dropped();
                         continue;
@@ -321,41 +327,37 @@ fn serve<S: Address>(work: &Work) {
                     replies += 1;
                 }
                 Given::Miss { hits } => {
-                    let mut late =
-                        |room: &mut [u8]| shortcuts.answer_late(packet, plain.as_ref()?, now, room);
                     // Too many wait already: what was known is given, or told so at once.
-                    let known = (full.load(Ordering::Relaxed)).then(|| late(room)).flatten();
-                    let reply = match known {
-                        Some(length) => Some(length),
-                        None => {
-                            let miss = Miss {
-                                packet: packet.into(),
-                                client: client.client(),
-                                since: clock::now(),
-                                hits,
-                            };
-                            if misses.try_send(miss).is_ok() {
-                                continue;
-                            }
-                            late(room)
+                    let known = match &plain {
+                        Some(plain) if full.load(Ordering::Relaxed) => {
+                            shortcuts.answer_late(packet, plain, now, room)
                         }
+                        _ => None,
                     };
-                    if reply.is_some() {
-                        tally.gave(room[3]);
-                    }
-                    match reply.or_else(|| plain?.overload(packet, room)) {
-                        Some(length) => {
-                            shed += u64::from(reply.is_none());
-                            lengths[replies] = fit(trusted, packet, room, length, client);
-                            to[replies] = Some(*client);
-                            replies += 1;
+                    if known.is_none() {
+                        let miss = Miss {
+                            packet: packet.into(),
+                            client: client.client(),
+                            since: clock::now(),
+                            hits,
+                        };
+                        if misses.try_send(miss).is_ok() {
+                            continue;
                         }
-                        None => counted.dropped(),
                     }
+                    let plain = plain.as_ref();
+                    let late = || shortcuts.late(packet, plain?, now, room);
+                    let Some(told) = known.map(Late::Known).or_else(late) else {
+                        counted.dropped();
+                        continue;
+                    };
+                    let length = count_late(tally, told, room);
+                    lengths[replies] = fit(trusted, packet, room, length, client);
+                    to[replies] = Some(*client);
+                    replies += 1;
                 }
             }
         }
-        tally.shed(shed);
         give(lane, &outgoing, &lengths[..replies], &to, &mut sent);
     }
 }
@@ -364,17 +366,25 @@ fn serve<S: Address>(work: &Work) {
 fn late(work: &Work, shortcuts: &mut Shortcuts, miss: &Miss, now: Instant, room: &mut [u8]) {
     let Miss { packet, client, .. } = miss;
     let plain = shortcut::read(packet, false);
-    let known = (plain.as_ref()).and_then(|plain| shortcuts.answer_late(packet, plain, now, room));
-    let Some(length) = known.or_else(|| plain?.overload(packet, room)) else {
+    let told = plain.and_then(|plain| shortcuts.late(packet, &plain, now, room));
+    let Some(told) = told else {
         return work.counted.dropped();
     };
-    match known {
-        Some(_) => work.tally.gave(room[3]),
-        None => work.tally.shed(1),
-    }
-    let reply = work.trusted.cut(packet, &room[..length], *client);
-    if let Err(error) = work.lane.send(&reply, *client) {
-        debug!(%client, %error, "reply not sent");
+    let length = count_late(&work.tally, told, room);
+    (work.lane).reply(&work.trusted, packet, &room[..length], *client);
+}
+
+/// Counts what is told in `room`; gives its length.
+fn count_late(tally: &Tally, told: Late, room: &[u8]) -> usize {
+    match told {
+        Late::Known(length) => {
+            tally.gave(room[3]);
+            length
+        }
+        Late::Shed(length) => {
+            tally.shed();
+            length
+        }
     }
 }
 
@@ -503,7 +513,7 @@ impl SlowLane {
         let Self { tell, server, .. } = self;
         server.served(&packet, hits);
         if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
-            self.send(&packet, &reply.bytes, client);
+            (self.lane).reply(&self.trusted, &packet, &reply.bytes, client);
             if let Some(fill) = reply.fill
                 && tell.try_send(Told::Fill(fill)).is_err()
             {
@@ -511,13 +521,6 @@ impl SlowLane {
             }
         }
         client
-    }
-
-    fn send(&self, question: &[u8], reply: &[u8], client: SocketAddr) {
-        let reply = self.trusted.cut(question, reply, client);
-        if let Err(error) = self.lane.send(&reply, client) {
-            debug!(%client, %error, "reply not sent");
-        }
     }
 }
 

@@ -321,7 +321,11 @@ impl Recipe {
 }
 
 /// An OPT record that says our version and the client's own size, as Consul does.
-pub(super) fn write_opt(size: u16, extended: Option<u16>, out: &mut [u8]) -> Option<usize> {
+pub(in crate::stub) fn write_opt(
+    size: u16,
+    extended: Option<u16>,
+    out: &mut [u8],
+) -> Option<usize> {
     let [high, low] = size.to_be_bytes();
     let head = [0, 0, 41, high, low, 0, 0, 0, 0, 0, 0];
     out.get_mut(..OPT)?.copy_from_slice(&head);
