@@ -75,6 +75,19 @@ pub(crate) async fn answer(
     }
 }
 
+/// The name that is looked up for a question, unless what it asks for is written in it.
+pub(crate) fn sought(asked: &Asked) -> Option<&ConsulName> {
+    if asked.is_about_the_zone() {
+        return None;
+    }
+    let name = asked.meaning.as_ref().ok();
+    name.filter(|name| match name.subject() {
+        Subject::Apex | Subject::Address(_) => false,
+        Subject::Node(_) => !asked.is_nothing_of_a_node(),
+        _ => true,
+    })
+}
+
 /// How long an answer to a question may be given again without asking. `None`: not at all.
 /// `answer`: what [`answer`] made it of.
 pub(crate) fn hold(

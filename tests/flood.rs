@@ -23,7 +23,7 @@ use std::{
 };
 
 use hickory_proto::{
-    op::ResponseCode,
+    op::{Message, ResponseCode},
     rr::{Name, RData, RecordType, rdata::SOA},
 };
 use proconsul::{
@@ -62,6 +62,15 @@ fn memory(id: u32) -> usize {
     kilobytes.parse::<usize>().unwrap() * 1_024
 }
 
+/// That there is no such name, as Consul says it.
+fn nowhere(question: &Message) -> script::Reply {
+    let apex = Name::from_ascii("consul.").unwrap();
+    let data = SOA::new(apex.clone(), apex, 1, 3_600, 600, 86_400, 10);
+    srv(question, 0)
+        .code(3)
+        .authority("consul.", 10, RData::SOA(data))
+}
+
 /// Asks for so many names that do not exist, a few at a time, as fast as they are answered.
 async fn flood(server: SocketAddr, from: u32, count: u32, zone: &'static str) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -97,13 +106,7 @@ async fn names_that_do_not_exist_cost_neither_memory_nor_what_is_known() {
             well.fetch_add(is_web, Ordering::Relaxed);
             return vec![srv(question, 3).with_text().ttls(&[3_600; 3])];
         }
-        let apex = Name::from_ascii("consul.").unwrap();
-        let data = SOA::new(apex.clone(), apex, 1, 3_600, 600, 86_400, 10);
-        vec![
-            srv(question, 0)
-                .code(3)
-                .authority("consul.", 10, RData::SOA(data)),
-        ]
+        vec![nowhere(question)]
     })
     .await;
     let others = Upstream::start(|packet| {
@@ -251,6 +254,61 @@ async fn is_told_of_its_share(stub: SocketAddr) {
         heard.len()
     );
     assert!(at_once > 50, "{at_once} above the share");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_nothing_is_known_of_are_asked_for_so_often_a_second_and_no_more() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let all = Arc::clone(&asked);
+    let consul = Server::start(move |question, _| {
+        let name = question.queries[0].name().to_string();
+        if name.starts_with("web") || name.starts_with("consul") {
+            return vec![srv(question, 3).with_text().ttls(&[3_600; 3])];
+        }
+        all.fetch_add(usize::from(name.starts_with('n')), Ordering::Relaxed);
+        vec![nowhere(question)]
+    })
+    .await;
+    let builder = Resolver::builder().dns(&consul.address().to_string());
+    let resolver = builder.http("none").build().unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let stub = Stub::bind(resolver, &[any]).await.unwrap();
+    let stub = stub.unknown_per_second(100);
+    let (server, traffic) = (stub.addresses()[0], stub.traffic());
+    tokio::spawn(stub.run(std::future::pending()));
+    assert_eq!(a(server, "web.service.consul.").await.answers.len(), 3);
+
+    let start = Instant::now();
+    let names =
+        (0..1_000).map(|at| with_opt(question(&format!("n{at}.service.consul."), 1), 1_232, &[]));
+    let told = crowd(server, names.collect(), 20, IN_TIME).await;
+    // What is known is given, also of those names, and what is written in a name needs nobody.
+    assert_eq!(a(server, "web.service.consul.").await.answers.len(), 3);
+    let written = a(server, "0a000001.addr.dc1.consul.").await;
+    assert_eq!(written.answers.len(), 1);
+    let allowed = 101 + start.elapsed().as_millis() as usize / 10;
+    let heard: Vec<_> = told.iter().flatten().map(|(reply, _)| reply).collect();
+    let not_ready = |reply: &[u8]| code(reply) == 2 && reply.ends_with(&[0, 14]);
+    let turned_away = heard.iter().filter(|reply| not_ready(reply)).count();
+    let known = heard.iter().filter(|reply| code(reply) == 3).count();
+    assert_eq!(known + turned_away, heard.len());
+    assert!(
+        known >= 95 && known <= allowed && turned_away > 500,
+        "{known} of {allowed}, {turned_away} turned away"
+    );
+    assert!(asked.load(Ordering::Relaxed) <= allowed);
+    let line = format!("proconsul_dns_turned_away_total {turned_away}");
+    assert!(traffic.to_string().contains(&line), "{traffic}");
+    // The next second is another one.
+    wait_for("the next second", async || {
+        (a(server, "new.service.consul.")
+            .await
+            .metadata
+            .response_code
+            == ResponseCode::NXDomain)
+            .then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -39,6 +39,7 @@ use crate::{
 
 /// Extended errors (RFC 8914, section 5.2).
 pub(crate) const STALE_ANSWER: u16 = 3;
+pub(crate) const NOT_READY: u16 = 14;
 pub(crate) const STALE_NXDOMAIN: u16 = 19;
 const FILTERED: u16 = 17;
 const PROHIBITED: u16 = 18;
@@ -90,6 +91,14 @@ impl Sections {
         };
         Self {
             extended: Some(extended),
+            ..Self::new(ResponseCode::ServFail)
+        }
+    }
+
+    /// There is no time for it now, and may be later.
+    pub(crate) fn not_ready() -> Self {
+        Self {
+            extended: Some(NOT_READY),
             ..Self::new(ResponseCode::ServFail)
         }
     }

@@ -47,7 +47,7 @@ use crate::{
     ladder::Rung,
     metrics::{Counters, Gauges, Metrics},
     name::{ConsulName, Domain, Locality},
-    process::Home,
+    process::Process,
     protection::Reason,
     record::Records,
     records::{self, Asked, write::Origin},
@@ -76,7 +76,7 @@ pub struct Resolver(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    home: Home,
+    process: Process,
     config: Config,
     origin: Origin,
     /// Shared with the queries that follow names, which do not hold the rest.
@@ -161,7 +161,7 @@ impl Resolver {
         };
         let counters = before.map_or_else(Arc::default, |before| Arc::clone(&before.counters));
         Ok(Self(Arc::new(Inner {
-            home: Home::here(),
+            process: Process::own(),
             origin: Origin::of(&config.domain),
             config,
             sources,
@@ -421,6 +421,14 @@ impl Resolver {
         self.0.cache().hold(name.key(), held)
     }
 
+    /// Whether anything is known of a name, old or new, or will be, since it is being asked for.
+    pub(crate) fn knows_of(&self, name: &ConsulName) -> bool {
+        let Ok(name) = self.complete(Cow::Borrowed(name)) else {
+            return false;
+        };
+        !matches!(self.0.look(&name), Look::Unknown) || self.0.flights.is_airborne(&name)
+    }
+
     /// Whoever [holds](Self::hold) something of this one looks into another one from now on.
     pub(crate) fn is_replaced(&self) {
         self.0.cache().end();
@@ -506,7 +514,7 @@ impl Inner {
             return;
         };
         let renews = self.cache().renews(name.key(), now, now + climb::REST);
-        if renews && self.home.check().is_ok() {
+        if renews && self.process.check().is_ok() {
             let (inner, name) = (Arc::clone(self), name.clone());
             // Ends within the time limit of a look-up.
             runtime.spawn(async move { inner.fly(&name, Runs::Here, None, || None).await });

@@ -3,6 +3,7 @@
 //! `stub/listen.rs`, what the zone answers in `zone.rs`.
 
 pub(crate) mod answer;
+mod budget;
 mod forward;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
@@ -27,9 +28,10 @@ use tokio::time::timeout_at;
 
 use self::{
     answer::{Judged, Question, Recursion},
+    budget::Budget,
     forward::{Forwarded, Forwarder},
     listen::Sockets,
-    shortcut::{Fill, Given, Plain, Recipe, Shortcuts},
+    shortcut::{Fill, Given, Late, Plain, Recipe, Shortcuts},
     tally::Counted,
     upstreams::Local,
 };
@@ -67,7 +69,10 @@ struct Server {
     /// A std lock: held for one look, never across an await.
     current: RwLock<Arc<Current>>,
     counted: Arc<Counted>,
-    /// Of connections, and of sockets bound to every address. A std mutex: held for one look, never across an await.
+    /// Of names that nothing is known of. A std mutex: held for one look.
+    budget: Mutex<Budget>,
+    /// Of connections, and of sockets bound to every address. A std mutex: held for one look,
+    /// never across an await.
     shortcuts: Mutex<Shortcuts>,
 }
 
@@ -176,6 +181,16 @@ impl Stub {
         Self { trusted, ..self }
     }
 
+    /// At most so many questions a second go to Consul for names of which nothing is known, also
+    /// not that they do not exist, and as many at once; 0 is no limit. Who asks for more of them
+    /// is told that there is no time (SERVFAIL, "Not Ready": RFC 8914, section 4.15), so that a
+    /// flood of names that somebody makes up is not one at the agent. Default: 5,000.
+    #[must_use]
+    pub fn unknown_per_second(self, most: u32) -> Self {
+        *self.server.budget() = Budget::new(most, clock::now());
+        self
+    }
+
     /// Changes what it answers from, now and later: the handle outlives
     /// [`run`](Self::run).
     pub fn control(&self) -> Control {
@@ -207,10 +222,12 @@ impl Server {
             resolver,
             forwarder,
         };
+        let now = clock::now();
         Self {
             addresses,
             current: RwLock::new(Arc::new(current)),
-            counted: Arc::new(Counted::new(clock::now())),
+            counted: Arc::new(Counted::new(now)),
+            budget: Mutex::new(Budget::new(budget::DEFAULT, now)),
             shortcuts,
         }
     }
@@ -267,12 +284,15 @@ impl Server {
         let reply = plain.and_then(|plain| {
             let mut shortcuts = self.shortcuts();
             let mut out = vec![0; shortcuts.room(plain).max(shortcut::REFUSAL)];
-            let known = shortcuts.answer_late(packet, plain, clock::lately(), &mut out);
-            let length = known.or_else(|| plain.overload(packet, &mut out))?;
-            out.truncate(length);
-            match known {
-                Some(_) => self.counted.remembered(&out, Transport::Udp),
-                None => self.counted.shed(),
+            match shortcuts.late(packet, plain, clock::lately(), &mut out)? {
+                Late::Known(length) => {
+                    out.truncate(length);
+                    self.counted.remembered(&out, Transport::Udp);
+                }
+                Late::Shed(length) => {
+                    out.truncate(length);
+                    self.counted.shed();
+                }
             }
             Some(out)
         });
@@ -319,9 +339,14 @@ impl Server {
         // An address that Consul does not know may be known to others, who need time too.
         let others = forwarder.as_ref().filter(|_| question.asked.is_reverse());
         let own = if others.is_some() { LIMIT / 2 } else { LIMIT };
-        let by = Some(since + own - SPARE);
-        let answer = zone::answer(resolver, &question.asked, Runs::Here, by);
-        let answer = timeout_at((since + own).into(), answer).await;
+        let answer = if self.may_ask(resolver, &question) {
+            let by = Some(since + own - SPARE);
+            let answer = zone::answer(resolver, &question.asked, Runs::Here, by);
+            let answer = timeout_at((since + own).into(), answer).await;
+            answer.map_err(|_| Sections::failed(ErrorKind::Timeout))
+        } else {
+            Err(Sections::not_ready())
+        };
         // What Consul cannot tell others may know as well.
         let told = answer.as_ref().ok().map(|(_, told)| told);
         let is_known = matches!(told, Some(Ok(Some(_))));
@@ -333,9 +358,9 @@ impl Server {
             let fill = fill.filter(|_| no.is_some());
             return Some(Reply { bytes, fill });
         }
-        let Ok((sections, answer)) = answer else {
-            let sections = Sections::failed(ErrorKind::Timeout);
-            return unremembered(question.reply(&sections, transport));
+        let (sections, answer) = match answer {
+            Ok(answer) => answer,
+            Err(sections) => return unremembered(question.reply(&sections, transport)),
         };
         let body = question.body(&sections, transport);
         // That a name does not exist is kept from the second time on that somebody asks: a
@@ -355,6 +380,19 @@ impl Server {
             bytes: question.finish(body, &sections),
             fill,
         })
+    }
+
+    /// Whether a source may be asked for it, where one has to be.
+    fn may_ask(&self, resolver: &Resolver, question: &Question) -> bool {
+        let name = zone::sought(&question.asked);
+        if name.is_none_or(|name| resolver.knows_of(name)) {
+            return true;
+        }
+        let may = self.budget().take(clock::lately());
+        if !may {
+            self.counted.turned_away();
+        }
+        may
     }
 
     /// The answer of others. `None`: nobody else is to be asked who has an address.
@@ -418,6 +456,10 @@ impl Server {
 
     fn keep(&self, fill: Fill) {
         self.shortcuts().keep(fill, clock::lately());
+    }
+
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shortcuts(&self) -> MutexGuard<'_, Shortcuts> {

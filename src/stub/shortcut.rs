@@ -18,6 +18,7 @@ mod recipe;
 use std::time::{Duration, Instant};
 
 use self::recipe::Age;
+pub(super) use self::recipe::write_opt;
 pub(crate) use self::recipe::{Recipe, addresses};
 use crate::{
     bounded::{Bounded, Weigh},
@@ -25,7 +26,10 @@ use crate::{
         Hits,
         fate::{Fate, Term},
     },
-    records::wire::{self, EDNS_SUBNET},
+    records::{
+        wire::{self, EDNS_SUBNET},
+        write::NOT_READY,
+    },
 };
 
 /// Length of a header.
@@ -131,8 +135,6 @@ impl Plain {
     /// the question. Takes no more than a look at the packet.
     pub(crate) fn overload(&self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
         const SERVFAIL: u8 = 2;
-        /// An extended error (RFC 8914, section 4.15).
-        const NOT_READY: u16 = 14;
         let reply = out.get_mut(..self.end)?;
         reply.copy_from_slice(packet.get(..self.end)?);
         reply[2] = 0x80 | reply[2] & 0x01;
@@ -142,7 +144,7 @@ impl Plain {
         let Some(size) = self.edns else {
             return Some(self.end);
         };
-        let more = recipe::write_opt(size, Some(NOT_READY), out.get_mut(self.end..)?)?;
+        let more = write_opt(size, Some(NOT_READY), out.get_mut(self.end..)?)?;
         Some(self.end + more)
     }
 }
@@ -315,6 +317,21 @@ pub(crate) enum Given {
     Miss { hits: Hits },
 }
 
+impl Given {
+    pub(crate) const UNKNOWN: Self = Self::Miss {
+        hits: Hits { fresh: 0, stale: 0 },
+    };
+}
+
+/// What is told where nobody has time: so many bytes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// What was known, as stale.
+    Known(usize),
+    /// That nobody has time.
+    Shed(usize),
+}
+
 /// The replies that one thread knows.
 #[derive(Debug)]
 pub(crate) struct Shortcuts {
@@ -344,9 +361,7 @@ impl Shortcuts {
         out: &mut [u8],
     ) -> Given {
         let Some(entry) = self.entries.get(plain.key.as_bytes()) else {
-            return Given::Miss {
-                hits: Hits::default(),
-            };
+            return Given::UNKNOWN;
         };
         let (gone, renewed) = (entry.is_gone(), entry.is_renewed());
         if gone || now >= entry.term.until || (renewed && !entry.graced) {
@@ -368,8 +383,7 @@ impl Shortcuts {
         let elapsed = u32::try_from(elapsed.as_secs()).unwrap_or(u32::MAX);
         let age = Age::Fresh(elapsed);
         let written = entry.recipe.write(packet, plain, turn, age, out);
-        let hits = Hits::default();
-        written.map_or(Given::Miss { hits }, Given::Reply)
+        written.map_or(Given::UNKNOWN, Given::Reply)
     }
 
     /// The reply to a packet that nobody has time for: what is known, as stale, where nobody
@@ -388,6 +402,18 @@ impl Shortcuts {
         entry.hits.stale = entry.hits.stale.saturating_add(1);
         let (turn, age) = (entry.turn as usize, Age::Stale(LATE_TTL));
         entry.recipe.write(packet, plain, turn, age, out)
+    }
+
+    /// The same, or [that there is no time](Plain::overload).
+    pub(crate) fn late(
+        &mut self,
+        packet: &[u8],
+        plain: &Plain,
+        now: Instant,
+        out: &mut [u8],
+    ) -> Option<Late> {
+        let known = self.answer_late(packet, plain, now, out).map(Late::Known);
+        known.or_else(|| plain.overload(packet, out).map(Late::Shed))
     }
 
     /// Keeps a reply, from `now` on.

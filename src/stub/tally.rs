@@ -54,13 +54,12 @@ pub(crate) struct Tally {
 impl Tally {
     /// A reply went out. `flags`: the fourth byte of its header.
     pub(crate) fn gave(&self, flags: u8) {
-        add(&self.gave[usize::from(flags & 0x0F)], 1);
+        count(&self.gave[usize::from(flags & 0x0F)]);
     }
 
-    pub(crate) fn shed(&self, count: u64) {
-        if count > 0 {
-            add(&self.shed, count);
-        }
+    /// Nobody had time for a datagram, and that was told.
+    pub(crate) fn shed(&self) {
+        count(&self.shed);
     }
 
     /// Replies kept, and their bytes.
@@ -72,9 +71,9 @@ impl Tally {
 }
 
 /// There is one writer: nothing is lost between the two.
-fn add(counter: &AtomicU64, more: u64) {
+fn count(counter: &AtomicU64) {
     let before = counter.load(Ordering::Relaxed);
-    counter.store(before.wrapping_add(more), Ordering::Relaxed);
+    counter.store(before.wrapping_add(1), Ordering::Relaxed);
 }
 
 /// All that a stub counts.
@@ -89,6 +88,7 @@ pub(super) struct Counted {
     durations: Histogram,
     dropped: AtomicU64,
     shed: AtomicU64,
+    turned_away: AtomicU64,
 }
 
 impl Counted {
@@ -101,6 +101,7 @@ impl Counted {
             durations: Histogram::default(),
             dropped: AtomicU64::new(0),
             shed: AtomicU64::new(0),
+            turned_away: AtomicU64::new(0),
         }
     }
 
@@ -140,11 +141,17 @@ impl Counted {
         self.shed.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Somebody asked for one name too many that nothing is known of.
+    pub(super) fn turned_away(&self) {
+        self.turned_away.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn sum(&self) -> Sum {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut sum = Sum {
             dropped: load(&self.dropped),
             shed: load(&self.shed),
+            turned_away: load(&self.turned_away),
             ..Sum::default()
         };
         for transport in 0..TRANSPORTS.len() {
@@ -179,6 +186,7 @@ struct Sum {
     queries: [[u64; CODES.len()]; 2],
     remembered: u64,
     shed: u64,
+    turned_away: u64,
     dropped: u64,
     names: u64,
     bytes: u64,
@@ -244,6 +252,12 @@ impl fmt::Display for Traffic {
                 "counter",
                 "Datagrams that nobody had time for.",
                 sum.shed,
+            ),
+            (
+                "dns_turned_away_total",
+                "counter",
+                "Questions for names that nothing is known of, above what goes to Consul a second.",
+                sum.turned_away,
             ),
             ("dns_shortcuts", "gauge", "Replies kept encoded.", sum.names),
             (

@@ -483,6 +483,7 @@ impl Serve {
                 [] => file.trust,
                 flags => flags.to_vec(),
             },
+            unknown_per_second: file.unknown_per_second,
             user: self.user.clone().or(file.user),
         })
     }
@@ -497,6 +498,8 @@ pub(crate) struct ServeSettings {
     pub(crate) stop_rebind: bool,
     /// Nothing: the default.
     pub(crate) trust: Vec<String>,
+    /// `None`: the default; 0: no limit.
+    pub(crate) unknown_per_second: Option<u32>,
     pub(crate) user: Option<String>,
 }
 

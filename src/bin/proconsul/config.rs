@@ -90,6 +90,7 @@ pub(crate) struct Serve {
     pub(crate) upstream: Vec<String>,
     pub(crate) stop_rebind: bool,
     pub(crate) trust: Vec<String>,
+    pub(crate) unknown_per_second: Option<u32>,
     pub(crate) user: Option<String>,
 }
 
@@ -273,12 +274,13 @@ mod tests {
              domain = 'corp.example'\nmust-be-found = true\n\
              [cache]\nbytes = 1000000\nttl-floor = '2s'\nprotection = 'off'\nwatches = 8\n\
              [serve]\nlisten = ['127.0.0.1:53']\nadmin = 'none'\nupstream = ['system']\n\
-             trust = ['10.0.0.0/8']\n\
+             trust = ['10.0.0.0/8']\nunknown-per-second = 0\n\
              [default]\nweb = '10.0.0.1:80'\n",
         )
         .unwrap();
         assert_eq!(file.serve.admin, Some(AdminAddress(None)));
         assert_eq!(file.serve.listen.len(), 1);
+        assert_eq!(file.serve.unknown_per_second, Some(0));
         let resolver = file.apply(proconsul::Resolver::builder()).build().unwrap();
         assert_eq!(resolver.domain().to_string(), "corp.example");
     }
@@ -342,6 +344,7 @@ mod tests {
             "upstream",
             "stop-rebind",
             "trust",
+            "unknown-per-second",
             "user",
             "web",
             "odd",

@@ -108,8 +108,8 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     }
 }
 
-/// Who is asked for other names, and who may have long replies; an error for each setting that can be refused before anything
-/// is bound.
+/// Who is asked for other names, and who may have long replies; an error for each setting that
+/// can be refused before anything is bound.
 pub(crate) fn checked(settings: &ServeSettings) -> Result<(Upstreams, Networks), Error> {
     if let Some(user) = &settings.user {
         privileges::user(user).map_err(Error::invalid_setting)?;
@@ -132,7 +132,11 @@ async fn bind(command: &Serve, settings: &ServeSettings) -> Result<Stub, Error> 
     } else {
         Stub::with_sockets(resolver, sockets.udp, sockets.tcp)?
     };
-    Ok(stub.forwarding(upstreams).trusting(trusted))
+    let stub = stub.forwarding(upstreams).trusting(trusted);
+    Ok(match settings.unknown_per_second {
+        Some(most) => stub.unknown_per_second(most),
+        None => stub,
+    })
 }
 
 /// Reads the configuration again. What is known and the sockets stay; where anything is
@@ -159,6 +163,9 @@ async fn again(
     }
     if settings.trust != before.trust {
         told.push_str("; the networks that are trusted stay until a restart");
+    }
+    if settings.unknown_per_second != before.unknown_per_second {
+        told.push_str("; the limit of unknown names stays until a restart");
     }
     Ok(told)
 }
