@@ -2,6 +2,7 @@
 //! [`Registry`] that remembers them.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,6 +20,7 @@ use crate::{
         instances::{self, Instance, ServiceName},
     },
     error::{Error, ErrorKind},
+    name::{ConsulName, Subject},
     pool::Filter,
     resolver::{Name, Resolver},
 };
@@ -43,7 +45,8 @@ impl Resolver {
     }
 
     /// All instances of a service, whatever their health, with their checks. None where
-    /// there is no such service.
+    /// there is no such service. It is named as in a look-up, `web`, `v2.web` or `web@dc2`, or
+    /// as it is registered where that is no name of DNS.
     ///
     /// # Errors
     ///
@@ -53,6 +56,21 @@ impl Resolver {
     ///
     /// Safe: it only reads.
     pub async fn instances(&self, service: &str) -> Result<Vec<Instance>, Error> {
+        let name = ConsulName::parse(service, self.domain()).ok();
+        let name = name.and_then(|name| self.complete(Cow::Owned(name)).ok());
+        if let Some(name) = name
+            && let Subject::Service { service: own, tag } = name.subject()
+            && name.locality().is_a_place()
+        {
+            let mut found = read(&self.api_of(name.locality()), own).await?;
+            if let Some(tag) = tag {
+                let has = |one: &Instance| one.tags.iter().any(|own| own.eq_ignore_ascii_case(tag));
+                found.retain(has);
+            }
+            if !found.is_empty() || **own == *service.to_ascii_lowercase() {
+                return Ok(found);
+            }
+        }
         read(&self.api(), service).await
     }
 
@@ -130,7 +148,9 @@ fn denied(what: &str) -> Error {
 /// What is asked for and not known is looked for, once a second at most; the rest is read
 /// again when it is older than 30 s. One caller waits for that; to the others, and to all
 /// while no agent answers, what was known is given; its [`age`](Self::age) tells. Services that
-/// the token may not see are left out. Cheap to clone; clones share what they know.
+/// the token may not see are left out; one that it may not see any more stays as it was seen
+/// last, since rights that are lost say nothing of a service. Cheap to clone; clones share what
+/// they know.
 ///
 /// It takes a request for each service: for calls a [`Service`](crate::Service) is made,
 /// which is told of changes.
@@ -160,7 +180,8 @@ const KEEP: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl Registry {
-    /// The instances of a service; none where there is no such service.
+    /// The instances of a service, in whatever case it is written; none where there is no such
+    /// service.
     ///
     /// # Errors
     ///
@@ -170,7 +191,15 @@ impl Registry {
     ///
     /// Safe: it only reads.
     pub async fn service(&self, name: &str) -> Result<Arc<[Instance]>, Error> {
-        let known = |known: &Known| known.services.get(name).cloned();
+        let known = |known: &Known| {
+            let all = &known.services;
+            let in_any_case = || {
+                let mut all = all.iter();
+                let found = all.find(|(own, _)| own.eq_ignore_ascii_case(name))?;
+                Some(found.1)
+            };
+            all.get(name).or_else(in_any_case).cloned()
+        };
         Ok(self.with(known).await?.unwrap_or_default())
     }
 
@@ -255,7 +284,11 @@ impl Registry {
             let Ok((name, read)) = read else { continue };
             match read {
                 Ok(read) => _ = all.insert(name, read.into()),
-                Err(error) if error.is_denied() => {}
+                Err(error) if error.is_denied() => {
+                    if let Some(before) = self.known().services.get(&name).cloned() {
+                        all.insert(name, before);
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -119,7 +119,7 @@ impl Resolver {
             Err(error) => return Err(error),
         };
         let leader = leader.filter(|leader| !leader.is_empty());
-        self.counters().saw_leader(leader.is_some());
+        self.counters().saw_leader(Some(leader.is_some()));
         Ok((leader, skew))
     }
 

@@ -301,7 +301,8 @@ impl Kv {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for what is no key, and outside a tokio runtime.
+    /// [`ErrorKind::Invalid`] for what is no key, where the HTTP API is turned off, and outside a
+    /// tokio runtime.
     pub fn watch<T: DeserializeOwned + Send + Sync + 'static>(
         &self,
         key: &str,
@@ -321,6 +322,10 @@ impl Kv {
     ) -> Result<Setting<T>, Error> {
         let path = path(key)?;
         let runtime = runtime("a setting can be watched")?;
+        if self.0.is_off() {
+            let message = "the HTTP API is turned off: settings come from it";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
         let (tell, told) = watch::channel(State::default());
         let (api, what) = (self.0.clone(), about(key));
         let mut before = None;

@@ -50,6 +50,13 @@ pub(crate) enum Heard<S> {
     TimedOut,
 }
 
+impl<S> Heard<S> {
+    /// Whether that is an answer, whatever it says.
+    pub(crate) fn is_an_answer(&self) -> bool {
+        matches!(self, Self::Whole(_) | Self::Partial(_) | Self::Nothing(_))
+    }
+}
+
 /// "There is no such name", and what was said with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Nothing {

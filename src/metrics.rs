@@ -204,9 +204,9 @@ impl Counters {
             .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
-    /// The servers were asked for their leader.
-    pub(crate) fn saw_leader(&self, there: bool) {
-        let seen = if there { LED } else { LEADERLESS };
+    /// The servers were asked for their leader. `None`: nobody has said for long.
+    pub(crate) fn saw_leader(&self, there: Option<bool>) {
+        let seen = there.map_or(0, |there| if there { LED } else { LEADERLESS });
         self.leader.store(seen, Ordering::Relaxed);
     }
 

@@ -26,12 +26,19 @@ pub struct Status {
     pub watches: usize,
     /// Names that are given though a source says that they are gone.
     pub protected: usize,
+    pub(crate) answers: bool,
     pub(crate) ready: bool,
 }
 
 impl Status {
-    /// Whether a question can be answered now: a source is asked, something is written down
-    /// on this machine, or a set is known that may still be given.
+    /// Whether a source is asked, and the last question of our own datacenter that all of them
+    /// were asked was answered: an agent that has lost its servers is there, and answers nothing.
+    pub fn has_source(&self) -> bool {
+        self.answers
+    }
+
+    /// Whether a question can be answered now: a [source answers](Self::has_source), something is
+    /// written down on this machine, or a set is known that may still be given.
     pub fn is_ready(&self) -> bool {
         self.ready
     }

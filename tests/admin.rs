@@ -1,14 +1,22 @@
 //! The admin address of `proconsul serve`.
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
+#[path = "support/script.rs"]
+mod script;
 mod support;
 
 use std::net::SocketAddr;
 
-use hickory_proto::rr::RecordType;
+use hickory_proto::{op::ResponseCode, rr::RecordType};
+
 use reqwest::{Method, StatusCode};
+use script::{Server, srv};
 use serde_json::Value;
-use support::{Agent, Serving, ask_tcp, ask_udp, closed_port, http_client, serve, wait_for};
+use support::{
+    Agent, Serving, ask_tcp, ask_udp, closed_port,
+    http::{ScriptedHttp, status},
+    http_client, serve, wait_for,
+};
 
 /// The program, serving, and a client of its admin address.
 struct Admin {
@@ -145,6 +153,45 @@ async fn who_has_a_list_of_its_own_is_ready_and_who_knows_only_what_there_is_not
         (serving.get("/readyz").await.0 == 503).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn who_is_asked_nothing_finds_out_that_consul_is_there_and_that_it_is_gone() {
+    let mut agent = Agent::start().await;
+    agent.kill();
+    let serving = Admin::start(&agent.dns().to_string(), &agent.http());
+    let is_ready = async |ready: bool| {
+        wait_for("what /readyz is to say", async || {
+            let code = serving.get("/readyz").await.0;
+            (code == if ready { 200 } else { 503 }).then_some(())
+        })
+        .await;
+    };
+    is_ready(false).await;
+    // It answers that it is gone, and all is left alone from then on.
+    let reply = ask_udp(serving.dns, "web.service.consul.", RecordType::A).await;
+    assert_eq!(
+        reply.unwrap().metadata.response_code,
+        ResponseCode::ServFail
+    );
+    agent.restart().await;
+    is_ready(true).await;
+    let known = &serving.json("/v1/cache").await["names"];
+    assert_eq!(known.as_array().unwrap().len(), 0, "{known}");
+}
+
+#[tokio::test]
+async fn who_answers_that_nothing_can_be_told_makes_nobody_ready() {
+    let http =
+        ScriptedHttp::start(|_| vec![status("500 Internal Server Error", "No cluster leader")]);
+    let dns = Server::start(|question, _| vec![srv(question, 0).code(2)]).await;
+    let serving = Admin::start(&dns.address().to_string(), &http.url());
+    wait_for("what is answered to be seen", async || {
+        (serving.get("/readyz").await.0 == 503).then_some(())
+    })
+    .await;
+    let status = serving.json("/v1/status").await;
+    assert_eq!(status["sources"][0]["up"], true, "{status}");
 }
 
 #[tokio::test]

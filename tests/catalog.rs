@@ -95,7 +95,7 @@ async fn a_registry_finds_by_name_tag_and_metadata_and_looks_again_for_what_it_m
             .map(|one| one.id.to_string())
             .collect::<Vec<_>>()
     };
-    assert_eq!(registry.service("chat").await.unwrap().len(), 3);
+    assert_eq!(registry.service("Chat").await.unwrap().len(), 3);
     assert_eq!(found(Filter::new().tag("chat-2")).await, ["chat-2"]);
     assert_eq!(
         found(Filter::new().of_type("ai")).await,

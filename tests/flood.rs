@@ -199,6 +199,22 @@ async fn of_thousands_of_slow_names_each_is_answered_in_time_and_told_why() {
     }
 }
 
+#[tokio::test]
+async fn a_look_up_of_the_stub_that_nobody_answers_is_counted() {
+    let silent = Server::start(|_, _| Vec::new()).await;
+    let builder = Resolver::builder().dns(&silent.address().to_string());
+    let resolver = builder.http("none").build().unwrap();
+    let metrics = resolver.clone();
+    let stub = stub_of(resolver, &["127.0.0.1:9"]).await;
+    assert_eq!(
+        a(stub, "web.service.consul.").await.metadata.response_code,
+        ResponseCode::ServFail
+    );
+    let metrics = metrics.metrics().to_string();
+    let late = |line: &&str| line.contains("outcome=\"timeout\"") && line.ends_with(" 1");
+    assert!(metrics.lines().any(|line| late(&line)), "{metrics}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_client_that_asks_for_more_than_its_share_is_told_so() {
     let silent = Server::start(|_, _| Vec::new()).await;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use support::{Agent, Serving, closed_port};
+use support::{Agent, Serving, closed_port, wait_for};
 
 const CATALOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/catalog.json");
 
@@ -532,6 +532,26 @@ async fn a_snapshot_answers_while_consul_is_gone_unless_nothing_stale_is_wanted(
             .status
             .success()
     );
+    let _ = std::fs::remove_file(&file);
+    let _ = std::fs::remove_file(format!("{path}.lock"));
+}
+
+#[tokio::test]
+async fn what_was_gone_at_the_end_is_not_brought_back_by_a_snapshot() {
+    let mut agent = Agent::start().await;
+    agent.register_instances("web", 1).await;
+    let file = std::env::temp_dir().join(format!("proconsul-gone-{}", std::process::id()));
+    let path = file.to_str().unwrap();
+    let look_up = |agent: &Agent| run_at(agent, &["lookup", "web", "--snapshot", path]);
+    assert!(look_up(&agent).status.success());
+    agent.deregister_service("web-0").await;
+    wait_for("it to be gone", async || {
+        (look_up(&agent).status.code() == Some(3)).then_some(())
+    })
+    .await;
+    agent.stop().await;
+    let late = look_up(&agent);
+    assert_eq!(late.status.code(), Some(5), "{late:?}");
     let _ = std::fs::remove_file(&file);
     let _ = std::fs::remove_file(format!("{path}.lock"));
 }

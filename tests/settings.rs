@@ -11,7 +11,11 @@ use std::{
 use proconsul::{ErrorKind, Kv, Resolver};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use support::{Agent, PATIENCE, closed_port, signal, wait_for};
+use support::{
+    Agent, PATIENCE, closed_port,
+    http::{ScriptedHttp, status},
+    signal, wait_for,
+};
 use tokio::time::timeout;
 
 #[derive(Debug, Deserialize, Serialize, PartialEq)]
@@ -154,6 +158,30 @@ async fn of_several_agents_the_next_is_asked() {
         .watch_with("a", |entry| Ok(entry.text()?.to_owned()))
         .unwrap();
     assert_eq!(*setting.ready().await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn one_agent_that_refuses_does_not_speak_for_the_others() {
+    let agent = Agent::start().await;
+    let lags = ScriptedHttp::start(|_| vec![status("403 Forbidden", "ACL not found")]);
+    let both = format!("{},{}", lags.url(), agent.http());
+    let kv = Resolver::builder().http(&both).build().unwrap().kv();
+    kv.put("a", "1").await.unwrap();
+    assert_eq!(kv.get("a").await.unwrap().unwrap().text().unwrap(), "1");
+    // Who is not there says nothing else.
+    let alone = format!("{},http://{}", lags.url(), closed_port());
+    let kv = Resolver::builder().http(&alone).build().unwrap().kv();
+    let error = kv.get("a").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert_eq!(error.attempts().len(), 2);
+}
+
+#[test]
+fn where_there_is_no_api_there_are_no_settings_to_wait_for() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command.args(["kv", "watch", "a", "--http", "none"]);
+    let output = command.env_clear().output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
 fn program(agent: &Agent, arguments: &[&str]) -> Command {

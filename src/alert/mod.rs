@@ -31,6 +31,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The servers are asked for their leader this often.
 const ASK: Duration = Duration::from_secs(10);
 
+/// So often the servers' leader may be asked for in vain before what was known is over.
+const UNHEARD: u32 = 2;
+
 /// Alerts that wait to be read; those that nobody reads are lost, what is raised stays.
 const QUEUE: usize = 256;
 
@@ -385,11 +388,16 @@ impl Watched {
                 }
             }
             Condition::NoSource => {
-                let sources = resolver.status().sources;
+                let status = resolver.status();
+                let (answers, sources) = (status.has_source(), status.sources);
                 let up = sources.iter().filter(|source| source.up).count();
+                let mut text = format!("{up} of {} sources are asked", sources.len());
+                if up > 0 && !answers {
+                    text.push_str(", and the last question was not answered");
+                }
                 Seen {
-                    broken: (!sources.is_empty()).then_some(up == 0),
-                    text: format!("{up} of {} sources are asked", sources.len()),
+                    broken: (!sources.is_empty()).then_some(!answers),
+                    text,
                 }
             }
             Condition::NoLeader => Seen {
@@ -443,7 +451,9 @@ async fn look(
     let asks = watched
         .iter()
         .any(|one| matches!(one.rule.condition, Condition::NoLeader));
-    let (mut leader, mut asked) = (None, None::<Instant>);
+    let sources = (watched.iter()).any(|one| matches!(one.rule.condition, Condition::NoSource));
+    let (mut leader, mut asked, mut unheard) = (None, None::<Instant>, 0_u32);
+    let mut looked = None::<Instant>;
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -451,10 +461,20 @@ async fn look(
         let now = Instant::from_std(clock::now());
         if asks && asked.is_none_or(|asked| now.saturating_duration_since(asked) >= ASK) {
             asked = Some(now);
-            // An agent that does not answer, or not soon, says nothing of the servers.
-            if let Ok(Ok(there)) = timeout(LOOK, resolver.has_leader()).await {
-                leader = Some(there);
+            // An agent that does not answer, or not soon, says nothing of the servers; what it
+            // said before is soon over.
+            let told = timeout(LOOK, resolver.has_leader()).await;
+            let told = told.ok().and_then(Result::ok);
+            unheard = told.map_or(unheard + 1, |_| 0);
+            if told.is_some() || unheard > UNHEARD {
+                leader = told;
+                resolver.counters().saw_leader(told);
             }
+        }
+        if sources && looked.is_none_or(|looked| now.saturating_duration_since(looked) >= ASK) {
+            looked = Some(now);
+            // Ends within the time limit of a look-up.
+            tokio::spawn(resolver.look_around());
         }
         for one in &mut watched {
             let Seen { broken, text } = one.see(&resolver, leader, now);

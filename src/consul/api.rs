@@ -138,7 +138,11 @@ impl Api {
                 detail: trouble.to_string().into(),
             });
             let (kind, next) = judge(&trouble, repeat);
-            telling = Some((kind, trouble));
+            // Who is not there says less than who refused.
+            let tells_less = matches!(trouble, Trouble::Refused);
+            if !tells_less || !matches!(telling, Some((ErrorKind::Denied, _))) {
+                telling = Some((kind, trouble));
+            }
             if !next {
                 break;
             }
@@ -161,6 +165,11 @@ impl Api {
                 Error::with_attempts(kind, message, attempts)
             }
         })
+    }
+
+    /// Whether there is nobody to ask.
+    pub(crate) fn is_off(&self) -> bool {
+        self.agent.addresses().len() == 0
     }
 
     /// Follows a path by blocking queries, for ever: `heard` is given each reply, and says
@@ -230,7 +239,8 @@ fn judge(trouble: &Trouble, repeat: Repeat) -> (ErrorKind, bool) {
     match trouble {
         Trouble::Refused => (ErrorKind::Unavailable, true),
         Trouble::TimedOut => (ErrorKind::Timeout, safe),
-        Trouble::Denied(_) => (ErrorKind::Denied, false),
+        // It did nothing, and may only not know the token yet.
+        Trouble::Denied(_) => (ErrorKind::Denied, true),
         Trouble::Status { code, .. } if *code < 500 && *code != 429 => (ErrorKind::Invalid, false),
         Trouble::Config(_) => (ErrorKind::Invalid, false),
         Trouble::Status { .. }

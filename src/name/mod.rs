@@ -172,6 +172,13 @@ pub struct Locality {
     pub port: Option<Box<str>>,
 }
 
+impl Locality {
+    /// Whether it is a place in this cluster, which the HTTP API is asked about by its name.
+    pub(crate) fn is_a_place(&self) -> bool {
+        self.peer.is_none() && self.sameness_group.is_none() && self.port.is_none()
+    }
+}
+
 impl ConsulName {
     /// Reads what a user typed: a short form or a full name in `domain`.
     ///

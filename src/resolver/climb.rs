@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -34,6 +34,11 @@ use crate::{
     source::{Finding, Question},
     task::Owned,
 };
+
+/// What the sources made of the last question that all of them were asked: 0, where there was
+/// none.
+const ANSWERED: u8 = 1;
+pub(super) const FAILED: u8 = 2;
 
 /// Names in Consul's zone that stand for others in it are followed this far, as
 /// Consul does.
@@ -170,6 +175,7 @@ impl Inner {
                     }
                 }
                 Step::Give(finding) => {
+                    self.heard_of(name, finding.source != Source::Static);
                     attempts.extend(self.sources.unheard(&air.leave(), until));
                     if let Some(first) = attempts.first()
                         && first.source != finding.source
@@ -185,6 +191,7 @@ impl Inner {
                     });
                 }
                 Step::Nothing(rung, nothing) => {
+                    self.heard_of(name, rung != Rung::Static);
                     attempts.extend(self.sources.unheard(&air.leave(), until));
                     let denied = ladder.was_denied();
                     let said = Said {
@@ -198,6 +205,7 @@ impl Inner {
                     break Box::pin(self.weigh(question, &said, attempts)).await;
                 }
                 Step::GiveUp(kind) => {
+                    self.heard_of(name, false);
                     attempts.extend(self.sources.unheard(&air.leave(), until));
                     break Landed::Kept(told::failed(kind, &fqdn, attempts));
                 }
@@ -219,6 +227,42 @@ impl Inner {
         }
         debug!(name = %fqdn, elapsed = ?now.saturating_duration_since(start), ok = matches!(landed, Landed::Found(_)), "looked up");
         landed
+    }
+
+    /// Whether the sources answered a question; what is elsewhere says nothing of them.
+    fn heard_of(&self, name: &ConsulName, answered: bool) {
+        if self.sources.is_near(name) {
+            let heard = if answered { ANSWERED } else { FAILED };
+            self.heard.store(heard, Ordering::Relaxed);
+        }
+    }
+
+    /// Looks whether the sources answer, where that is not known or they did not, by a question
+    /// for Consul's own service: who is asked by nobody is not found well by anybody.
+    pub(crate) async fn look_around(self: &Arc<Self>) {
+        let Ok(own) = ConsulName::service("consul") else {
+            return;
+        };
+        for &rung in self.sources.rungs() {
+            if self.sources.is_probe_due(rung, clock::now()) {
+                self.probe_apart(&own, rung).await;
+            }
+        }
+        if self.heard.load(Ordering::Relaxed) == ANSWERED {
+            return;
+        }
+        let fqdn = own.fqdn(&self.config.domain);
+        let question = Question {
+            name: &own,
+            fqdn: &fqdn,
+        };
+        let mut answered = false;
+        for &rung in self.sources.rungs() {
+            let deadline = clock::now() + self.config.timeout;
+            let asking = (self.sources).ask(rung, question, Mode::Ask, deadline);
+            answered = answered || rung != Rung::Static && asking.await.0.is_an_answer();
+        }
+        self.heard_of(&own, answered);
     }
 
     /// Asks the HTTP API in a task of its own, which ends with whoever waits for it: what it
@@ -294,6 +338,7 @@ impl Inner {
         let asking = self.sources.ask(rung, question, Mode::Probe, deadline);
         if let (Heard::Whole(finding), _) = asking.await {
             *self.slow() = None;
+            self.heard_of(name, true);
             let addresses = self.addresses(&finding.found, deadline, 0).await;
             self.keep(question, *finding, addresses);
         }
@@ -314,6 +359,7 @@ impl Inner {
         let asking = self.sources.ask(rung, question, Mode::Probe, deadline);
         if let (Heard::Whole(_), _) = asking.await {
             *self.slow() = None;
+            self.heard_of(&own, true);
             self.cache().wake(name.key());
         }
     }

@@ -373,10 +373,7 @@ impl Following {
             };
             let now = clock::now();
             let took = now.saturating_duration_since(start);
-            let answered = matches!(
-                heard,
-                Some(Heard::Whole(_) | Heard::Partial(_) | Heard::Nothing(_))
-            );
+            let answered = heard.as_ref().is_some_and(Heard::is_an_answer);
             if answered || blocked.outcome == Outcome::Denied {
                 self.stiles.answered(address);
             }

@@ -31,6 +31,10 @@ use crate::{
 /// are asked for.
 pub(super) const AFTER: Duration = Duration::from_millis(500);
 
+/// Whoever wants to be answered [by](Lookup::by) some time is told so long after it that there is
+/// no answer.
+const ANSWERED: Duration = Duration::from_millis(60);
+
 /// This part of a look-up's time is kept for the way of what was found to who waits for it.
 const LANDING: u32 = 16;
 
@@ -65,7 +69,8 @@ impl<'a, N: Name> Lookup<'a, N> {
         self
     }
 
-    /// From then on what is known, or written down, is as good as an answer.
+    /// From then on what is known, or written down, is as good as an answer; without either it
+    /// ends a moment later.
     pub(crate) fn by(mut self, by: Option<Instant>) -> Self {
         self.by = by;
         self
@@ -207,6 +212,7 @@ impl Inner {
         by: Option<Instant>,
     ) -> Result<Answer, Error> {
         let end = clock::now() + self.config.timeout;
+        let end = by.map_or(end, |by| end.min(by + ANSWERED));
         if self.snapshot.is_some() {
             // Another runtime may be reading it, and stand still.
             _ = timeout(self.config.timeout / 2, self.warm()).await;

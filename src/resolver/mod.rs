@@ -16,7 +16,10 @@ mod weigh;
 
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -92,6 +95,8 @@ struct Inner {
     /// for [`SLOW`](crate::cache::stale::SLOW), or until one answers in time, nobody waits for
     /// them who has such a set. A std mutex: held for one look.
     slow: Mutex<Option<Instant>>,
+    /// What the sources made of the last question that was asked of all of them.
+    heard: AtomicU8,
     followers: Followers,
     snapshot: Option<Snapshot>,
 }
@@ -170,6 +175,7 @@ impl Resolver {
             evidence,
             counters,
             slow: Mutex::default(),
+            heard: AtomicU8::default(),
             followers,
             snapshot,
             flights,
@@ -199,7 +205,8 @@ impl Resolver {
         })
     }
 
-    fn api_of(&self, home: &Locality) -> Api {
+    /// Requests about another place.
+    pub(crate) fn api_of(&self, home: &Locality) -> Api {
         let limit = self.config().timeout.max(API);
         Api::new(Arc::clone(self.agent()), limit, api::place(home).into())
     }
@@ -289,7 +296,9 @@ impl Resolver {
         let sources: Vec<_> = sources.collect();
         let protected = inner.evidence().held(now).len();
         let cache = inner.cache();
-        let ready = sources.iter().any(|source: &SourceStatus| source.up)
+        let answers = inner.heard.load(Ordering::Relaxed) != climb::FAILED
+            && sources.iter().any(|source: &SourceStatus| source.up);
+        let ready = answers
             || inner.sources.rungs().contains(&Rung::Static)
             || cache.list(now).next().is_some();
         Status {
@@ -300,8 +309,15 @@ impl Resolver {
             stale: inner.counters.stale(),
             watches: inner.followers.watches(),
             protected,
+            answers,
             ready,
         }
+    }
+
+    /// Looks whether the sources answer, where nobody has seen that they do.
+    pub(crate) fn look_around(&self) -> impl Future<Output = ()> + Send + use<> {
+        let inner = Arc::clone(&self.0);
+        async move { inner.look_around().await }
     }
 
     /// The sets in the cache, those that were used last first, at most `most`.
@@ -456,7 +472,10 @@ impl Resolver {
     }
 
     /// Fills in the configured datacenter, namespace and partition.
-    fn complete<'a>(&self, name: Cow<'a, ConsulName>) -> Result<Cow<'a, ConsulName>, Error> {
+    pub(crate) fn complete<'a>(
+        &self,
+        name: Cow<'a, ConsulName>,
+    ) -> Result<Cow<'a, ConsulName>, Error> {
         let Config {
             datacenter,
             namespace,

@@ -162,6 +162,8 @@ impl Inner {
                 self.cache().put_nothing(name.key(), said.nothing.ttl, now);
                 if said.known {
                     self.counters.membership_changed();
+                    // It is to be gone for the next run too.
+                    self.will_save(true);
                 }
                 Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
             }

@@ -39,9 +39,10 @@ async fn look_up(command: &Lookup, form: &Output) -> Result<Looked, Error> {
             resolver.records(&name, kind).await?,
         ))),
         None => {
-            let answer = resolver.lookup(&name).await?;
+            let found = resolver.lookup(&name).await;
+            // That there is nothing any more is kept as well.
             output::saved(&resolver, form).await;
-            Ok(Looked::Endpoints(answer))
+            Ok(Looked::Endpoints(found?))
         }
     }
 }
