@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     args::{Doctor, Form, OnlySource, Output, Stale},
+    config::File,
     output,
 };
 
@@ -85,23 +86,33 @@ impl Findings {
 
 pub(crate) async fn run(command: Doctor, form: &Output) -> ExitCode {
     let mut findings = Findings::default();
-    let found = doors(&command, &mut findings).await;
+    let file = match command.sources.file() {
+        Ok(file) => file,
+        Err(error) => {
+            findings.fail("configuration", error.to_string(), "mend the file");
+            return told(&findings, form);
+        }
+    };
+    let found = doors(&command, &file, &mut findings).await;
     agreement(&found, &mut findings);
-    if let Ok(resolver) = command.sources.resolver(None, Stale::No) {
+    if let Ok(resolver) = command.sources.builder(&file, None, Stale::No).build() {
         cluster::look(&resolver, &mut findings).await;
         if let Some(name) = &command.name {
-            let remembered = command
-                .sources
-                .builder(Some(OnlySource::Snapshot), Stale::Yes);
-            service::look(&resolver, remembered.ok(), name, &mut findings).await;
+            let only = Some(OnlySource::Snapshot);
+            let remembered = command.sources.builder(&file, only, Stale::Yes);
+            service::look(&resolver, remembered, name, &mut findings).await;
         }
     }
     this_machine(Path::new("/etc/resolv.conf"), command.stub, &mut findings);
     stub(command.stub, &mut findings);
+    told(&findings, form)
+}
+
+fn told(findings: &Findings, form: &Output) -> ExitCode {
     let worst = findings.0.iter().map(|finding| finding.verdict).max();
     match form.form() {
-        Form::Json => _ = output::object(&object(&findings)),
-        Form::Table | Form::Short => _ = output::data(&lines(&findings)),
+        Form::Json => _ = output::object(&object(findings)),
+        Form::Table | Form::Short => _ = output::data(&lines(findings)),
     }
     match worst {
         Some(Verdict::Fail) => ExitCode::FAILURE,
@@ -119,9 +130,9 @@ struct Found {
 }
 
 /// The configuration, and each source by itself.
-async fn doors(command: &Doctor, findings: &mut Findings) -> Found {
+async fn doors(command: &Doctor, file: &File, findings: &mut Findings) -> Found {
     let mut found = Found::default();
-    match command.sources.resolver(None, Stale::No) {
+    match command.sources.builder(file, None, Stale::No).build() {
         Ok(resolver) => match resolver.check().await {
             Ok(()) => findings.ok("configuration", "it is read, with all files it names"),
             Err(error) => findings.fail("configuration", error.to_string(), "mend the file"),
@@ -139,7 +150,7 @@ async fn doors(command: &Doctor, findings: &mut Findings) -> Found {
         (OnlySource::Dns, "DNS door"),
         (OnlySource::Http, "HTTP door"),
     ] {
-        let Ok(resolver) = command.sources.resolver(Some(only), Stale::No) else {
+        let Ok(resolver) = command.sources.builder(file, Some(only), Stale::No).build() else {
             continue;
         };
         if resolver.status().sources.is_empty() {
