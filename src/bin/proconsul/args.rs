@@ -157,9 +157,10 @@ pub(crate) enum ConfigCommand {
 pub(crate) struct Doctor {
     /// A name that somebody misses.
     pub(crate) name: Option<String>,
-    /// Where proconsul serve should answer on this machine.
-    #[arg(long, value_name = "ADDR", default_value_t = LISTEN)]
-    pub(crate) stub: SocketAddr,
+    /// Where proconsul serve should answer on this machine [default: where the configuration
+    /// says, else 127.0.0.1:8653]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) stub: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }
@@ -508,7 +509,8 @@ pub(crate) struct ServeSettings {
     pub(crate) user: Option<String>,
 }
 
-const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8653);
+/// Where `serve` answers, unless it is told otherwise.
+pub(crate) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8653);
 const ADMIN: AdminAddress =
     AdminAddress(Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8654)));
 
