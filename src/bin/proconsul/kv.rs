@@ -106,13 +106,22 @@ async fn watch(kv: &Kv, key: &str, form: &Output) -> Result<ExitCode, Error> {
             if problem.is_some() || before.as_ref() == Some(&entry) {
                 continue;
             }
-            let done = match (form.form(), &entry) {
-                (Form::Json, Some(entry)) => output::write(&format!("{}\n", object(entry))),
-                (Form::Json, None) => {
-                    output::write(&format!("{}\n", json!({ "key": key, "value": null })))
+            let value = match (form.form(), &entry) {
+                (Form::Json, Some(entry)) => Some(object(entry).to_string().into_bytes()),
+                (Form::Json, None) => Some(
+                    json!({ "key": key, "value": null })
+                        .to_string()
+                        .into_bytes(),
+                ),
+                (_, Some(entry)) => Some(entry.value.to_vec()),
+                (_, None) => None,
+            };
+            let done = match value {
+                Some(value) => {
+                    let terminal = io::stdout().is_terminal();
+                    output::aside(move || output::bytes(&value, terminal)).await
                 }
-                (_, Some(entry)) => output::bytes(&entry.value, io::stdout().is_terminal()),
-                (_, None) => {
+                None => {
                     output::remark(form, &format!("there is no key {key}"));
                     Ok(())
                 }

@@ -18,6 +18,7 @@ mod register;
 mod serve;
 mod services;
 mod signals;
+mod stderr;
 mod systemd;
 mod watch;
 
@@ -34,10 +35,10 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    output::start_log(&cli.output, told_by(&cli.command));
     if matches!(cli.command, Command::Serve(_)) {
         privileges::gain_none();
     }
+    output::start_log(&cli.output, told_by(&cli.command));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
