@@ -1,6 +1,7 @@
 //! The command line: every flag once, with what it means to a user.
 
 use std::{
+    ffi::OsString,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -221,7 +222,7 @@ pub(crate) struct Register {
     pub(crate) sources: Sources,
     /// What is run while it is registered
     #[arg(last = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<std::ffi::OsString>,
+    pub(crate) command: Vec<OsString>,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -450,6 +451,17 @@ impl Output {
             _ => self.output,
         }
     }
+}
+
+/// Whether JSON is asked for in a command line that cannot be read as a whole.
+pub(crate) fn wants_json(words: impl IntoIterator<Item = OsString>) -> bool {
+    let words = words.into_iter().take_while(|word| word != "--");
+    let words: Vec<_> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let one = ["--json", "--output=json", "-ojson", "-o=json"];
+    let is_form = |pair: &[String]| ["-o", "--output"].contains(&&*pair[0]) && pair[1] == "json";
+    words.iter().any(|word| one.contains(&&**word)) || words.windows(2).any(is_form)
 }
 
 impl Serve {

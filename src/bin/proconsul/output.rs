@@ -206,7 +206,7 @@ pub(crate) fn explained(found: &Result<Answer, Error>) -> Value {
     }
 }
 
-fn failed(error: &Error) -> Value {
+pub(crate) fn failed(error: &Error) -> Value {
     json!({
         "error": {"kind": error.kind().as_str(), "message": error.to_string()},
         "attempts": attempts(error.attempts()),
