@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     cache::Limits,
-    consul::{address::HttpAddress, http::AgentSettings, token::Token},
+    consul::{address::HttpAddress, http::AgentSettings, tls::Verify, token::Token},
     error::{Error, ErrorKind},
     name::{Domain, Locality},
     protection::Protection,
@@ -207,6 +207,17 @@ impl ResolverBuilder {
         self
     }
 
+    /// Whether there is a token, or a file of one.
+    pub fn has_token(&self) -> bool {
+        self.config.http.token.is_some() || self.config.http.token_file.is_some()
+    }
+
+    /// Whether an agent that is asked over HTTPS has to prove who it is. Default: yes;
+    /// `CONSUL_HTTP_SSL_VERIFY` turns it off.
+    pub fn verifies_agent(&self) -> bool {
+        self.config.http.tls.verify == Verify::On
+    }
+
     /// PEM file of the authorities that may vouch for the agent. Default: the
     /// system's.
     pub fn ca_file(mut self, file: impl Into<PathBuf>) -> Self {
@@ -346,17 +357,17 @@ impl ResolverBuilder {
         self
     }
 
-    /// Namespace (Consul Enterprise) of names that do not say one. Default: the
-    /// agent's own.
+    /// Namespace (Consul Enterprise) of names that do not say one. Default, and what an
+    /// empty text means: the agent's own.
     pub fn namespace(mut self, namespace: &str) -> Self {
-        self.config.namespace = Some(namespace.into());
+        self.config.namespace = (!namespace.is_empty()).then(|| namespace.into());
         self
     }
 
-    /// Admin partition (Consul Enterprise) of names that do not say one. Default:
-    /// the agent's own.
+    /// Admin partition (Consul Enterprise) of names that do not say one. Default, and
+    /// what an empty text means: the agent's own.
     pub fn partition(mut self, partition: &str) -> Self {
-        self.config.partition = Some(partition.into());
+        self.config.partition = (!partition.is_empty()).then(|| partition.into());
         self
     }
 

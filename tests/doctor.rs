@@ -7,7 +7,7 @@ mod support;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{Agent, wait_for};
+use support::{Agent, Folder, Serving, closed_port, serve, wait_for};
 
 /// Verdict, what, and mend of each check, by name.
 struct Told(Vec<Value>);
@@ -26,14 +26,87 @@ impl Told {
 }
 
 fn doctor(agent: &Agent, more: &[&str]) -> Told {
+    doctor_at(&agent.dns().to_string(), &agent.http(), more)
+}
+
+fn doctor_at(dns: &str, http: &str, more: &[&str]) -> Told {
     let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
-    command
-        .env_clear()
-        .args(["doctor", "--json", "--http", &agent.http()]);
-    command.args(["--dns", &agent.dns().to_string()]).args(more);
+    command.env_clear().args(["doctor", "--json"]);
+    command.args(["--dns", dns, "--http", http]).args(more);
+    read(&mut command)
+}
+
+fn read(command: &mut Command) -> Told {
     let told = command.output().unwrap();
     let read: Value = serde_json::from_slice(&told.stdout).unwrap();
     Told(read["checks"].as_array().unwrap().clone())
+}
+
+#[tokio::test]
+async fn doors_that_lead_to_different_instances_are_told_with_them() {
+    let one = Agent::start().await;
+    let other = Agent::builder().at([127, 0, 0, 7].into()).start().await;
+    assert_eq!(doctor(&one, &[]).of("agreement").0, "ok");
+    let told = doctor_at(&one.dns().to_string(), &other.http(), &[]);
+    let (verdict, what, _) = told.of("agreement");
+    assert_eq!(verdict, "warn", "{what}");
+    assert!(what.contains("only DNS gives 127.0.0.1:"), "{what}");
+    assert!(what.contains("only HTTP gives 127.0.0.7:"), "{what}");
+}
+
+#[tokio::test]
+async fn consuls_own_service_is_seen_whatever_the_namespace_of_others() {
+    let agent = Agent::start().await;
+    let told = doctor(&agent, &["--namespace", "team", "--partition", "west"]);
+    for check in ["DNS door", "HTTP door", "ACL", "agreement"] {
+        assert_eq!(told.of(check).0, "ok", "{:?}", told.of(check));
+    }
+}
+
+#[tokio::test]
+async fn what_dns_shows_is_judged_also_where_http_does_not_answer() {
+    let agent = Agent::start().await;
+    let closed = format!("http://{}", closed_port());
+    for http in ["none", &closed] {
+        let told = doctor_at(&agent.dns().to_string(), http, &[]);
+        for check in ["ACL", "TLS", "truncation", "TTL"] {
+            assert_eq!(told.of(check).0, "ok", "{http}: {:?}", told.of(check));
+        }
+    }
+    let told = doctor_at("none", &closed, &[]);
+    assert_eq!((told.of("ACL").0, told.of("TLS").0), ("warn", "ok"));
+}
+
+#[test]
+fn an_agent_that_need_not_prove_who_it_is_fails() {
+    let address = format!("https://{}", closed_port());
+    assert_eq!(doctor_at("none", &address, &[]).of("TLS").0, "warn");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command
+        .env_clear()
+        .args(["doctor", "--json", "--dns", "none"]);
+    command.args(["--http", &address]);
+    command.env("CONSUL_HTTP_SSL_VERIFY", "false");
+    let told = read(&mut command);
+    let (verdict, what, _) = told.of("TLS");
+    assert!(verdict == "FAIL" && what.contains(&address), "{what}");
+}
+
+#[test]
+fn the_stub_is_asked_where_the_configuration_puts_it_and_for_its_domain() {
+    let folder = Folder::new("doctor-stub");
+    let mut command = serve("none", "none");
+    command.args(["--admin", "none", "--domain", "corp.example"]);
+    let serving = Serving::start(command);
+    let file = folder.path("config.toml");
+    let listen = format!("[serve]\nlisten = ['{}']\n", serving.dns);
+    for (domain, expected) in [("corp.example", "ok"), ("consul", "warn")] {
+        std::fs::write(&file, format!("[sources]\ndomain = '{domain}'\n{listen}")).unwrap();
+        let told = doctor_at("none", "none", &["--config", file.to_str().unwrap()]);
+        let (verdict, what, _) = told.of("stub");
+        assert_eq!(verdict, expected, "{what}");
+        assert!(what.contains(&serving.dns.to_string()), "{what}");
+    }
 }
 
 #[tokio::test]

@@ -317,7 +317,7 @@ fn a_configuration_that_cannot_be_meant_is_refused_at_the_start() {
     let serve = "[serve]\nlisten = ['127.0.0.1:0']\nadmin = 'none'\n";
     let large = format!("{serve}# {}\n", "x".repeat(1 << 20));
     let nested = format!("x = {}1{}\n", "[".repeat(5_000), "]".repeat(5_000));
-    let cases: [(&str, &str, &[&str]); 12] = [
+    let cases: [(&str, &str, &[&str]); 15] = [
         (
             "an unknown key",
             "[serve]\nlisen = []\n",
@@ -345,6 +345,21 @@ fn a_configuration_that_cannot_be_meant_is_refused_at_the_start() {
             &["line 2"],
         ),
         ("an empty list", "[sources]\ndns = []\n", &["DNS interface"]),
+        (
+            "no address to listen on",
+            "[serve]\nlisten = []\n",
+            &["line 2", "an empty list"],
+        ),
+        (
+            "no upstream",
+            "[serve]\nupstream = []\n",
+            &["line 2", "[\"none\"]"],
+        ),
+        (
+            "no network to trust",
+            "[serve]\ntrust = []\n",
+            &["line 2", "this machine alone"],
+        ),
         (
             "an upstream that is a name",
             "[serve]\nupstream = ['ns.example']\n",

@@ -5,6 +5,7 @@ mod support;
 
 use std::{
     fs,
+    io::{PipeReader, Write as _, pipe},
     net::{TcpListener, UdpSocket},
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
@@ -13,7 +14,7 @@ use std::{
 };
 
 use hickory_proto::rr::RecordType;
-use support::{Agent, PATIENCE, Serving, ask_tcp, closed_port, wait_for};
+use support::{Agent, PATIENCE, Serving, ask_tcp, closed_port, serve, wait_for};
 
 /// A directory of its own for each test.
 fn directory(name: &str) -> PathBuf {
@@ -179,6 +180,61 @@ async fn a_reload_takes_new_settings_and_keeps_what_is_known() {
         (serving.instances().await == 3).then_some(())
     })
     .await;
+}
+
+/// A pipe that holds a text, once.
+fn piped(text: &str) -> PipeReader {
+    let (reader, mut writer) = pipe().unwrap();
+    writer.write_all(text.as_bytes()).unwrap();
+    reader
+}
+
+#[tokio::test]
+async fn a_configuration_that_can_be_read_once_is_read_whole_and_stays() {
+    let broken = "[sources]\ndns = \"nowhere\"\n[serve]\nadmin = \"none\"\n";
+    let mut command = program();
+    command.args(["config", "check", "--config", "/dev/stdin"]);
+    let checked = command.stdin(piped(broken)).output().unwrap();
+    assert_eq!(checked.status.code(), Some(2), "{checked:?}");
+
+    let text = config("none", "none", "[default]\nweb = \"10.0.0.1:80\"\n");
+    let mut command = program();
+    command.args(["serve", "--config", "/dev/stdin"]);
+    command.stdin(piped(&text));
+    let serving = Serving::start(command);
+    assert_eq!(serving.instances().await, 1);
+    serving.signal("-HUP");
+    let said = serving.says();
+    assert!(
+        said.contains("reloaded") && said.contains("read once"),
+        "{said}"
+    );
+    assert_eq!(serving.instances().await, 1);
+}
+
+#[tokio::test]
+async fn the_snapshot_is_in_the_state_directory_unless_another_place_is_said() {
+    let agent = Agent::start().await;
+    agent.register_instances("web", 1).await;
+    let directory = directory("state");
+    let (own, other) = (directory.join("snapshot"), directory.join("other"));
+    let said = format!("\n[sources]\nsnapshot = {other:?}\n");
+    for (more, there) in [("", &own), (&*said, &other)] {
+        let file = directory.join("config.toml");
+        fs::write(&file, more).unwrap();
+        let mut command = serve(&agent.dns().to_string(), "none");
+        command.args(["--admin", "none", "--config"]).arg(&file);
+        command.env(
+            "STATE_DIRECTORY",
+            format!("{}:/nowhere", directory.display()),
+        );
+        let mut serving = Serving::start(command);
+        assert_eq!(serving.instances().await, 1);
+        serving.signal("-TERM");
+        assert_eq!(serving.wait().code(), Some(0));
+        assert!(fs::remove_file(there).is_ok(), "{more:?}");
+        assert!(!own.exists() && !other.exists(), "{more:?}");
+    }
 }
 
 #[tokio::test]

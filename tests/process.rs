@@ -7,14 +7,16 @@ mod support;
 use std::{
     fs,
     future::{Future, poll_fn},
+    io::{Read as _, Write as _, pipe},
     net::UdpSocket,
     pin::pin,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
+    thread,
     time::Duration,
 };
 
@@ -23,10 +25,11 @@ use hickory_proto::{
     rr::{Name, RecordType},
 };
 use proconsul::{ErrorKind, Resolver};
+use serde_json::json;
 use support::{
-    PATIENCE, Serving, SilentDns, ask_udp, closed_port,
+    Folder, PATIENCE, Serving, SilentDns, ask_udp, closed_port,
     http::{ScriptedHttp, Step, entries, ok},
-    serve, wait_for,
+    serve, serve_at, signal, wait_for,
 };
 use tokio::{
     runtime::{Handle, Runtime},
@@ -82,6 +85,75 @@ async fn a_second_signal_ends_it_at_once_and_the_first_waits_for_what_is_due() {
 }
 
 /// Runs to its end: what cannot be bound is told at once.
+/// Ended when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+/// The arguments of a program that prints more than a pipe holds, and has begun to: nobody reads
+/// the rest.
+async fn ends_though_nobody_reads(arguments: &[&str]) {
+    let mut command = program();
+    let command = command.args(arguments).stdin(Stdio::null());
+    let mut running = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut stdout = running.0.stdout.take().unwrap();
+    stdout.read_exact(&mut [0]).unwrap();
+    signal(running.0.id(), "TERM");
+    let what = format!("the end of {arguments:?}");
+    let status = wait_for(&what, async || running.0.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(0), "{arguments:?}");
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_keeps_no_signal_from_what_prints_changes() {
+    let folder = Folder::new("process-unread");
+    let snapshot = folder.path("snapshot");
+    let ports: Vec<u16> = (1..=2_000).collect();
+    let web = ScriptedHttp::start(move |_| vec![ok("", &entries("web", &ports))]);
+    let snapshot_flag = snapshot.to_str().unwrap();
+    let watch = ["watch", "web", "--json", "--dns", "none"];
+    let more = ["--http", &web.url(), "--snapshot", snapshot_flag];
+    ends_though_nobody_reads(&[watch.as_slice(), &more].concat()).await;
+    assert!(snapshot.exists());
+    let value = "A".repeat(400_000);
+    let entry = json!([{ "Key": "k", "Value": value, "Flags": 0, "CreateIndex": 1,
+                         "ModifyIndex": 1, "LockIndex": 0 }]);
+    let kv = ScriptedHttp::start(move |_| vec![ok("", &entry.to_string())]);
+    ends_though_nobody_reads(&["kv", "watch", "k", "--http", &kv.url()]).await;
+}
+
+#[tokio::test]
+async fn a_stub_whose_stderr_nobody_reads_answers_and_ends() {
+    let (reader, mut writer) = pipe().unwrap();
+    let full = writer.try_clone().unwrap();
+    // It fills the pipe, and waits until the reader goes.
+    thread::spawn(move || while writer.write_all(&[b' '; 4096]).is_ok() {});
+    let listen = closed_port();
+    let mut command = serve_at(listen, "none", "none");
+    command.args(["--admin", "none", "--upstream", "none"]);
+    command.env("PROCONSUL_DEFAULT_WEB", "10.0.0.1:80");
+    let mut running = Running(command.stderr(full).spawn().unwrap());
+    let id = running.0.id();
+    let answered = async || {
+        let reply = ask_udp(listen, "web.service.consul.", RecordType::A).await;
+        reply.filter(|reply| reply.answers.len() == 1).map(drop)
+    };
+    wait_for("an answer", answered).await;
+    for _ in 0..3 {
+        signal(id, "HUP");
+        wait_for("an answer", answered).await;
+    }
+    signal(id, "TERM");
+    let status = wait_for("its end", async || running.0.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(0));
+    drop(reader);
+}
+
 fn refused(program: &mut Command, listen: &[&str]) -> Output {
     program.args(["serve", "--admin", "none", "--upstream", "none"]);
     program.args(["--dns", "none", "--http", "none"]);
@@ -315,7 +387,7 @@ fn a_question_that_went_down_with_its_runtime_is_asked_anew_in_the_next() {
         first.spawn(async move { resolver.lookup("web").await });
     }
     while server.times("web") == 0 {
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
     }
     hangs.store(false, Ordering::SeqCst);
     first.shutdown_background();

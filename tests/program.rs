@@ -247,6 +247,25 @@ async fn a_name_that_is_not_there_ends_with_3_and_one_that_cannot_be_with_2() {
 }
 
 #[test]
+fn a_command_line_that_cannot_be_read_is_an_error_in_json_where_json_is_asked_for() {
+    for json in [&["--json"][..], &["-o", "json"], &["--output=json"]] {
+        let output = run(&[&["lookup", "web", "--timeout", "soon"], json].concat());
+        assert_eq!(output.status.code(), Some(2));
+        let error = &object(&output)["error"];
+        let message = error["message"].as_str().unwrap();
+        assert!(
+            error["kind"] == "invalid" && message.contains("soon"),
+            "{error}"
+        );
+        assert!(!message.contains('\n'), "{message}");
+        assert!(text(&output.stderr).contains("--help"));
+    }
+    let output = run(&["lookup", "web", "--timeout", "soon"]);
+    assert!(output.stdout.is_empty());
+    assert!(text(&run(&["lookup", "--json", "--help"]).stdout).contains("Examples:"));
+}
+
+#[test]
 fn without_consul_one_message_names_each_attempt_its_cause_and_what_to_do() {
     let (dns, http) = (
         closed_port().to_string(),

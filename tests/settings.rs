@@ -223,6 +223,20 @@ async fn the_program_reads_writes_and_lists() {
 }
 
 #[tokio::test]
+async fn a_value_without_end_is_refused_before_it_fills_the_memory() {
+    let agent = Agent::start().await;
+    let put = program(&agent, &["put", "a", "-"]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", r#"ulimit -v 4000000 && exec "$0" "$@""#]);
+    limited.arg(put.get_program()).args(put.get_args());
+    let endless = std::fs::File::open("/dev/zero").unwrap();
+    let output = limited.env_clear().stdin(endless).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("kv_max_value_size"), "{said}");
+}
+
+#[tokio::test]
 async fn the_program_prints_each_value_until_it_is_interrupted() {
     let agent = Agent::start().await;
     let kv = kv(&agent);

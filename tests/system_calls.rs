@@ -332,8 +332,8 @@ async fn whatever_call_fails_now_and_then_a_client_that_asks_three_times_is_answ
 #[tokio::test]
 async fn a_thread_that_cannot_be_started_leaves_its_clients_to_the_others() {
     let cores = std::thread::available_parallelism().unwrap().get();
-    // The runtime's threads come first, one a core.
-    let fault = format!("inject=?clone3,?clone:error=EAGAIN:when={}", cores + 1);
+    // The runtime's threads come first, one a core, then that of stderr.
+    let fault = format!("inject=?clone3,?clone:error=EAGAIN:when={}", cores + 2);
     let mut command = Command::new("strace");
     command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &fault]);
     command.arg(env!("CARGO_BIN_EXE_proconsul")).env_clear();

@@ -1,6 +1,7 @@
 //! The command line: every flag once, with what it means to a user.
 
 use std::{
+    ffi::OsString,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -11,7 +12,7 @@ use proconsul::{Error, Resolver, ResolverBuilder, Strategy};
 
 use crate::{
     config::{self, File},
-    help,
+    help, systemd,
 };
 
 /// Find every healthy instance of a service registered in HashiCorp Consul.
@@ -157,9 +158,10 @@ pub(crate) enum ConfigCommand {
 pub(crate) struct Doctor {
     /// A name that somebody misses.
     pub(crate) name: Option<String>,
-    /// Where proconsul serve should answer on this machine.
-    #[arg(long, value_name = "ADDR", default_value_t = LISTEN)]
-    pub(crate) stub: SocketAddr,
+    /// Where proconsul serve should answer on this machine [default: where the configuration
+    /// says, else 127.0.0.1:8653]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) stub: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) sources: Sources,
 }
@@ -220,7 +222,7 @@ pub(crate) struct Register {
     pub(crate) sources: Sources,
     /// What is run while it is registered
     #[arg(last = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<std::ffi::OsString>,
+    pub(crate) command: Vec<OsString>,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -373,7 +375,8 @@ pub(crate) struct Sources {
     /// Static catalog, Consul's service definitions in JSON: the last source asked [env: PROCONSUL_CATALOG]
     #[arg(long, value_name = "FILE")]
     pub(crate) catalog: Option<PathBuf>,
-    /// Last good answers, kept here across runs [env: PROCONSUL_SNAPSHOT]
+    /// Last good answers, kept here across runs [env: PROCONSUL_SNAPSHOT] [default: none; of
+    /// serve under systemd, in the state directory]
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
     /// The domain that Consul answers for [env: PROCONSUL_DOMAIN] [default: consul]
@@ -450,6 +453,17 @@ impl Output {
     }
 }
 
+/// Whether JSON is asked for in a command line that cannot be read as a whole.
+pub(crate) fn wants_json(words: impl IntoIterator<Item = OsString>) -> bool {
+    let words = words.into_iter().take_while(|word| word != "--");
+    let words: Vec<_> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let one = ["--json", "--output=json", "-ojson", "-o=json"];
+    let is_form = |pair: &[String]| ["-o", "--output"].contains(&&*pair[0]) && pair[1] == "json";
+    words.iter().any(|word| one.contains(&&**word)) || words.windows(2).any(is_form)
+}
+
 impl Serve {
     /// Without a flag of its own.
     pub(crate) fn with(sources: Sources) -> Self {
@@ -460,32 +474,36 @@ impl Serve {
     }
 
     /// Flags, then the file, then defaults.
-    pub(crate) fn settings(&self) -> Result<ServeSettings, Error> {
-        let file = self.sources.file()?.serve;
-        let first = |flags: &[String], file: Vec<String>| match flags {
-            [] if file.is_empty() => vec!["system".to_owned()],
-            [] => file,
-            flags => flags.to_vec(),
-        };
-        let mut listen = self.listen.clone();
-        if listen.is_empty() {
-            listen = file.listen;
-        }
-        if listen.is_empty() {
-            listen.push(LISTEN);
-        }
-        Ok(ServeSettings {
-            listen,
+    pub(crate) fn settings(&self, file: &File) -> ServeSettings {
+        let file = &file.serve;
+        ServeSettings {
+            listen: given(&self.listen, &file.listen).unwrap_or_else(|| vec![LISTEN]),
             admin: self.admin.or(file.admin).unwrap_or(ADMIN).0,
-            upstream: first(&self.upstream, file.upstream),
+            upstream: given(&self.upstream, &file.upstream)
+                .unwrap_or_else(|| vec!["system".to_owned()]),
             stop_rebind: self.stop_rebind || file.stop_rebind,
-            trust: match &self.trust[..] {
-                [] => file.trust,
-                flags => flags.to_vec(),
-            },
+            trust: given(&self.trust, &file.trust),
             unknown_per_second: file.unknown_per_second,
-            user: self.user.clone().or(file.user),
-        })
+            user: self.user.clone().or_else(|| file.user.clone()),
+        }
+    }
+
+    /// A resolver over its sources, not yet made. Where nothing says where the snapshot is, it
+    /// is in the directory that systemd keeps for the service.
+    pub(crate) fn builder(&self, file: &File) -> ResolverBuilder {
+        let defaults = match systemd::state_directory() {
+            Some(directory) => Resolver::builder().snapshot(directory.join("snapshot")),
+            None => Resolver::builder(),
+        };
+        self.sources.over(defaults, file)
+    }
+}
+
+/// The flags where there are any, else what the file says.
+fn given<T: Clone>(flags: &[T], file: &Option<Vec<T>>) -> Option<Vec<T>> {
+    match flags {
+        [] => file.clone(),
+        flags => Some(flags.to_vec()),
     }
 }
 
@@ -496,14 +514,15 @@ pub(crate) struct ServeSettings {
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) upstream: Vec<String>,
     pub(crate) stop_rebind: bool,
-    /// Nothing: the default.
-    pub(crate) trust: Vec<String>,
+    /// `None`: the default.
+    pub(crate) trust: Option<Vec<String>>,
     /// `None`: the default; 0: no limit.
     pub(crate) unknown_per_second: Option<u32>,
     pub(crate) user: Option<String>,
 }
 
-const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8653);
+/// Where `serve` answers, unless it is told otherwise.
+pub(crate) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8653);
 const ADMIN: AdminAddress =
     AdminAddress(Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8654)));
 
@@ -513,7 +532,9 @@ impl Sources {
         config::path(self.config.as_deref())
     }
 
-    fn file(&self) -> Result<File, Error> {
+    /// Reads the configuration. Once for all that is made of it: it may be a pipe, or become
+    /// another one meanwhile.
+    pub(crate) fn file(&self) -> Result<File, Error> {
         let read = File::load(self.config.as_deref());
         read.map_err(Error::invalid_setting)
     }
@@ -524,31 +545,17 @@ impl Sources {
         only: Option<OnlySource>,
         stale: Stale,
     ) -> Result<Resolver, Error> {
-        self.builder(only, stale)?.build()
+        self.builder(&self.file()?, only, stale).build()
     }
 
     /// The same, not yet made.
     pub(crate) fn builder(
         &self,
+        file: &File,
         only: Option<OnlySource>,
         stale: Stale,
-    ) -> Result<ResolverBuilder, Error> {
-        let file = self.file()?;
-        let mut builder = file.apply(Resolver::builder()).environment();
-        macro_rules! set {
-            ($($flag:ident),*) => {
-                $(if let Some(value) = &self.$flag { builder = builder.$flag(value); })*
-            };
-        }
-        if self.token_file.is_some() {
-            builder = builder.no_token();
-        }
-        set!(dns, http, token_file, ca_file, cert_file, key_file);
-        set!(tls_server_name, catalog, snapshot, domain);
-        set!(datacenter, namespace, partition);
-        if let Some(timeout) = self.timeout {
-            builder = builder.timeout(timeout);
-        }
+    ) -> ResolverBuilder {
+        let mut builder = self.over(Resolver::builder(), file);
         if let Some(only) = only {
             if only != OnlySource::Dns {
                 builder = builder.dns("none");
@@ -568,7 +575,27 @@ impl Sources {
         if stale == Stale::No {
             builder = builder.keep_stale(Duration::ZERO).no_snapshot();
         }
-        Ok(builder)
+        builder
+    }
+
+    /// These defaults, then the file, the environment and the flags.
+    fn over(&self, defaults: ResolverBuilder, file: &File) -> ResolverBuilder {
+        let mut builder = file.apply(defaults).environment();
+        macro_rules! set {
+            ($($flag:ident),*) => {
+                $(if let Some(value) = &self.$flag { builder = builder.$flag(value); })*
+            };
+        }
+        if self.token_file.is_some() {
+            builder = builder.no_token();
+        }
+        set!(dns, http, token_file, ca_file, cert_file, key_file);
+        set!(tls_server_name, catalog, snapshot, domain);
+        set!(datacenter, namespace, partition);
+        if let Some(timeout) = self.timeout {
+            builder = builder.timeout(timeout);
+        }
+        builder
     }
 }
 

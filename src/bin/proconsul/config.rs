@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs,
     io::Read as _,
     net::SocketAddr,
     num::NonZeroUsize,
@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::json;
 
 use crate::{
-    args::{self, AdminAddress, Check, Form, Output, Stale},
+    args::{self, AdminAddress, Check, Form, Output},
     output, serve,
 };
 
@@ -84,12 +84,15 @@ enum Protected {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct Serve {
-    pub(crate) listen: Vec<SocketAddr>,
+    #[serde(deserialize_with = "listen")]
+    pub(crate) listen: Option<Vec<SocketAddr>>,
     #[serde(deserialize_with = "admin")]
     pub(crate) admin: Option<AdminAddress>,
-    pub(crate) upstream: Vec<String>,
+    #[serde(deserialize_with = "upstream")]
+    pub(crate) upstream: Option<Vec<String>>,
     pub(crate) stop_rebind: bool,
-    pub(crate) trust: Vec<String>,
+    #[serde(deserialize_with = "trust")]
+    pub(crate) trust: Option<Vec<String>>,
     pub(crate) unknown_per_second: Option<u32>,
     pub(crate) user: Option<String>,
 }
@@ -130,6 +133,35 @@ fn admin<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AdminAddre
     text.parse().map(Some).map_err(de::Error::custom)
 }
 
+fn listen<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<SocketAddr>>, D::Error> {
+    full(from, "leave the key out to answer on 127.0.0.1:8653")
+}
+
+fn upstream<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    let mend = "write [\"none\"] to refuse other names, or leave the key out for the servers of \
+                resolv.conf";
+    full(from, mend)
+}
+
+fn trust<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    let mend = "write [\"127.0.0.0/8\", \"::1/128\"] to trust this machine alone, or leave the key \
+                out for this machine, private and link-local networks";
+    full(from, mend)
+}
+
+/// A list with something in it. Whoever writes an empty one means nothing at all, and not the
+/// default.
+fn full<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    from: D,
+    mend: &str,
+) -> Result<Option<Vec<T>>, D::Error> {
+    let list = Vec::deserialize(from)?;
+    match list.is_empty() {
+        true => Err(de::Error::custom(format!("an empty list: {mend}"))),
+        false => Ok(Some(list)),
+    }
+}
+
 impl File {
     /// Reads the file that a flag or the environment names; without one it is empty.
     pub(crate) fn load(flag: Option<&Path>) -> Result<Self, String> {
@@ -144,7 +176,7 @@ impl File {
             |why: &dyn fmt::Display| format!("the configuration {}: {why}", path.display());
         let mut text = String::new();
         // A device has no end.
-        std::fs::File::open(path)
+        fs::File::open(path)
             .and_then(|file| file.take(FILE_LIMIT + 1).read_to_string(&mut text))
             .map_err(|error| failed(&error))?;
         if text.len() as u64 > FILE_LIMIT {
@@ -240,6 +272,11 @@ pub(crate) fn path(flag: Option<&Path>) -> Option<PathBuf> {
     flag.map(Into::into).or_else(|| variable().map(Into::into))
 }
 
+/// Whether what is meant cannot be read a second time, as a pipe.
+pub(crate) fn is_read_once(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+}
+
 /// `proconsul config check`.
 pub(crate) async fn check(command: Check, form: &Output) -> ExitCode {
     let file = command.sources.config_path();
@@ -256,9 +293,9 @@ pub(crate) async fn check(command: Check, form: &Output) -> ExitCode {
 
 /// All that `serve` would refuse before it binds anything; others need no more.
 async fn checked(command: args::Serve) -> Result<(), Error> {
-    serve::checked(&command.settings()?)?;
-    let resolver = command.sources.resolver(None, Stale::Yes)?;
-    resolver.check().await
+    let file = command.sources.file()?;
+    serve::checked(&command.settings(&file))?;
+    command.builder(&file).build()?.check().await
 }
 
 #[cfg(test)]
@@ -279,7 +316,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(file.serve.admin, Some(AdminAddress(None)));
-        assert_eq!(file.serve.listen.len(), 1);
+        assert_eq!(file.serve.listen.as_ref().map(Vec::len), Some(1));
         assert_eq!(file.serve.unknown_per_second, Some(0));
         let resolver = file.apply(proconsul::Resolver::builder()).build().unwrap();
         assert_eq!(resolver.domain().to_string(), "corp.example");
@@ -292,6 +329,9 @@ mod tests {
             ("[source]\n", "line 1, column 2"),
             ("[sources]\ntimeout = 'soon'\n", "line 2, column 11"),
             ("[serve]\nlisten = ['here']\n", "line 2, column 11"),
+            ("[serve]\nlisten = []\n", "line 2, column 10"),
+            ("[serve]\nupstream = []\n", "line 2, column 12"),
+            ("[serve]\ntrust = []\n", "line 2, column 9"),
             ("[cache]\nbytes = -1\n", "line 2, column 9"),
             ("[cache]\nprotection = 'on'\n", "line 2, column 14"),
             ("[sources\n", "line 1"),
@@ -364,6 +404,7 @@ mod tests {
                 "'off'",
                 "['127.0.0.1:53']",
                 "['system', 'none']",
+                "[]",
                 "[[[]]]",
                 "{}",
                 "'10.0.0.1:80'",

@@ -14,6 +14,10 @@ use crate::{
     output, signals,
 };
 
+/// More of stdin is not read: an input may have no end, and Consul takes 512 KiB unless it is set
+/// to take more.
+const LONGEST: u64 = 8 << 20;
+
 pub(crate) async fn run(command: KvCommand, form: &Output) -> ExitCode {
     let done = match &command {
         KvCommand::Get(one) => match store(&one.sources) {
@@ -51,7 +55,13 @@ fn value(text: &str) -> Result<Vec<u8>, Error> {
     }
     let mut read = Vec::new();
     let failed = |error| Error::invalid_setting(format!("stdin cannot be read: {error}"));
-    io::stdin().read_to_end(&mut read).map_err(failed)?;
+    let mut some = io::stdin().take(LONGEST + 1);
+    some.read_to_end(&mut read).map_err(failed)?;
+    if read.len() as u64 > LONGEST {
+        let why = "stdin has more than 8 MiB, and Consul takes 512 KiB unless kv_max_value_size of \
+                   its limits says more: keep the value elsewhere, and here where it is";
+        return Err(Error::invalid_setting(why));
+    }
     Ok(read)
 }
 
@@ -106,13 +116,22 @@ async fn watch(kv: &Kv, key: &str, form: &Output) -> Result<ExitCode, Error> {
             if problem.is_some() || before.as_ref() == Some(&entry) {
                 continue;
             }
-            let done = match (form.form(), &entry) {
-                (Form::Json, Some(entry)) => output::write(&format!("{}\n", object(entry))),
-                (Form::Json, None) => {
-                    output::write(&format!("{}\n", json!({ "key": key, "value": null })))
+            let value = match (form.form(), &entry) {
+                (Form::Json, Some(entry)) => Some(object(entry).to_string().into_bytes()),
+                (Form::Json, None) => Some(
+                    json!({ "key": key, "value": null })
+                        .to_string()
+                        .into_bytes(),
+                ),
+                (_, Some(entry)) => Some(entry.value.to_vec()),
+                (_, None) => None,
+            };
+            let done = match value {
+                Some(value) => {
+                    let terminal = io::stdout().is_terminal();
+                    output::aside(move || output::bytes(&value, terminal)).await
                 }
-                (_, Some(entry)) => output::bytes(&entry.value, io::stdout().is_terminal()),
-                (_, None) => {
+                None => {
                     output::remark(form, &format!("there is no key {key}"));
                     Ok(())
                 }

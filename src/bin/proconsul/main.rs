@@ -18,6 +18,7 @@ mod register;
 mod serve;
 mod services;
 mod signals;
+mod stderr;
 mod systemd;
 mod watch;
 
@@ -33,11 +34,14 @@ use crate::args::{Cli, Command, ConfigCommand, KvCommand};
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    output::start_log(&cli.output, told_by(&cli.command));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return unread(&error),
+    };
     if matches!(cli.command, Command::Serve(_)) {
         privileges::gain_none();
     }
+    output::start_log(&cli.output, told_by(&cli.command));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -66,6 +70,24 @@ fn main() -> ExitCode {
     // A host name that the system's resolver still works on must not hold us up.
     runtime.shutdown_background();
     code
+}
+
+/// A command line that means nothing, or asks for help. Whoever reads JSON is told in JSON too.
+fn unread(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && args::wants_json(std::env::args_os().skip(1)) {
+        let text = error.to_string();
+        // Its first paragraph; usage and where to find help follow.
+        let (why, _) = text.split_once("\n\n").unwrap_or((&text, ""));
+        let why: Vec<&str> = why
+            .trim_start_matches("error:")
+            .split_whitespace()
+            .collect();
+        let error = proconsul::Error::invalid_setting(why.join(" "));
+        output::object(&output::failed(&error));
+    }
+    // Nobody is left to tell that it cannot be printed.
+    _ = error.print();
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// The events that a command tells unless it is told otherwise. Where it goes on, nobody else

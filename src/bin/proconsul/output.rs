@@ -19,7 +19,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::args::{Color, Form, Output};
+use crate::{
+    args::{Color, Form, Output},
+    stderr,
+};
 
 /// Nothing answered to the name, or nothing healthy.
 const NOT_FOUND: u8 = 3;
@@ -36,10 +39,10 @@ pub(crate) fn start_log(output: &Output, told: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| level.into()))
-        .with_writer(io::stderr)
+        .with_writer(|| stderr::Events)
         // Colour is a feature that is not built in, and asking for it panics.
         .with_ansi(false)
-        // A disk that is full is no reason to end: it could not be told either.
+        // They would go past that.
         .log_internal_errors(false)
         .finish()
         .with(Seldom::default())
@@ -115,6 +118,15 @@ pub(crate) fn write(text: &str) -> Result<(), ExitCode> {
     written.map_err(|error| unwritten(&error))
 }
 
+/// Writes in a thread of its own: whoever reads may have stopped, and signals are to be heard
+/// all the same. Where it is dropped, the rest may be written or not.
+pub(crate) async fn aside(
+    write: impl FnOnce() -> Result<(), ExitCode> + Send + 'static,
+) -> Result<(), ExitCode> {
+    let done = tokio::task::spawn_blocking(write).await;
+    done.unwrap_or_else(|error| Err(trouble(&format!("stdout cannot be written: {error}"))))
+}
+
 /// A reader that has seen enough is no error.
 fn unwritten(error: &io::Error) -> ExitCode {
     match error.kind() {
@@ -154,8 +166,7 @@ pub(crate) fn trouble(text: &str) -> ExitCode {
 }
 
 fn say(text: &str) {
-    // Nobody is left to tell that stderr is gone.
-    let _ = writeln!(io::stderr(), "{}", harmless(text));
+    stderr::write(format!("{}\n", harmless(text)).into_bytes());
 }
 
 /// What comes from a catalog may hold what a terminal obeys: of control characters
@@ -195,7 +206,7 @@ pub(crate) fn explained(found: &Result<Answer, Error>) -> Value {
     }
 }
 
-fn failed(error: &Error) -> Value {
+pub(crate) fn failed(error: &Error) -> Value {
     json!({
         "error": {"kind": error.kind().as_str(), "message": error.to_string()},
         "attempts": attempts(error.attempts()),

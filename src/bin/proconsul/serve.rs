@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use proconsul::{
-    Error, Resolver,
+    Error,
     stub::{Control, Networks, Stub, Upstreams},
 };
 use tokio::{
@@ -14,7 +14,8 @@ use tokio::{
 use crate::{
     admin::{self, Admin},
     alerts,
-    args::{Output, Serve, ServeSettings, Stale},
+    args::{Output, Serve, ServeSettings},
+    config::{self, File},
     output, privileges, signals,
     systemd::{self, Sockets},
 };
@@ -26,11 +27,12 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         Ok(both) => both,
         Err(failed) => return failed,
     };
-    let settings = match command.settings() {
-        Ok(settings) => settings,
+    let mut file = match command.sources.file() {
+        Ok(file) => file,
         Err(error) => return output::failure(&error, form),
     };
-    let stub = match bind(&command, &settings).await {
+    let settings = command.settings(&file);
+    let stub = match bind(&command, &file, &settings).await {
         Ok(bound) => bound,
         Err(error) => return output::failure(&error, form),
     };
@@ -73,7 +75,7 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     let reloading = async {
         while reload.recv().await.is_some() {
             systemd::reloading();
-            let told = match again(&command, &settings, &control).await {
+            let told = match again(&command, &mut file, &settings, &control).await {
                 Ok(told) => {
                     reloaded.send_replace(());
                     told
@@ -115,16 +117,16 @@ pub(crate) fn checked(settings: &ServeSettings) -> Result<(Upstreams, Networks),
         privileges::user(user).map_err(Error::invalid_setting)?;
     }
     let upstreams = Upstreams::parse(&settings.upstream)?.stop_rebind(settings.stop_rebind);
-    let trusted = match &settings.trust[..] {
-        [] => Networks::default(),
-        given => Networks::parse(given)?,
+    let trusted = match &settings.trust {
+        None => Networks::default(),
+        Some(given) => Networks::parse(given)?,
     };
     Ok((upstreams, trusted))
 }
 
-async fn bind(command: &Serve, settings: &ServeSettings) -> Result<Stub, Error> {
+async fn bind(command: &Serve, file: &File, settings: &ServeSettings) -> Result<Stub, Error> {
     let (upstreams, trusted) = checked(settings)?;
-    let resolver = command.sources.resolver(None, Stale::Yes)?;
+    let resolver = command.builder(file).build()?;
     resolver.check().await?;
     let sockets = Sockets::handed_over();
     let stub = if sockets.is_empty() {
@@ -139,25 +141,32 @@ async fn bind(command: &Serve, settings: &ServeSettings) -> Result<Stub, Error> 
     })
 }
 
-/// Reads the configuration again. What is known and the sockets stay; where anything is
-/// wrong, all stays.
+/// Reads the configuration again, if that can be read twice, and all files that it names. What
+/// is known and the sockets stay; where anything is wrong, all stays.
 async fn again(
     command: &Serve,
+    file: &mut File,
     before: &ServeSettings,
     control: &Control,
 ) -> Result<String, Error> {
-    let settings = command.settings()?;
+    let path = command.sources.config_path();
+    let once = path.is_some_and(|path| config::is_read_once(&path));
+    let fresh = match once {
+        true => None,
+        false => Some(command.sources.file()?),
+    };
+    let read = fresh.as_ref().unwrap_or(file);
+    let settings = command.settings(read);
     let (upstreams, _) = checked(&settings)?;
-    let old = control.resolver();
+    let builder = command.builder(read);
     // Tried first: from then on the old one knows nothing.
-    let tried: Resolver = command.sources.resolver(None, Stale::Yes)?;
-    tried.check().await?;
-    let resolver = command
-        .sources
-        .builder(None, Stale::Yes)?
-        .build_after(&old)?;
+    builder.clone().build()?.check().await?;
+    let resolver = builder.build_after(&control.resolver())?;
     control.replace(resolver, upstreams);
     let mut told = "reloaded".to_owned();
+    if once {
+        told.push_str("; the configuration is no file, can be read once, and stays");
+    }
     if settings.listen != before.listen || settings.admin != before.admin {
         told.push_str("; addresses stay until a restart");
     }
@@ -166,6 +175,9 @@ async fn again(
     }
     if settings.unknown_per_second != before.unknown_per_second {
         told.push_str("; the limit of unknown names stays until a restart");
+    }
+    if let Some(fresh) = fresh {
+        *file = fresh;
     }
     Ok(told)
 }

@@ -1,7 +1,13 @@
-//! What systemd hands over and is told (sd_listen_fds(3), sd_notify(3)). Without it
+//! What systemd hands over and is told (sd_listen_fds(3), sd_notify(3), systemd.exec(5)). Without it
 //! nothing is handed over, and nobody is told.
 
-use std::net::{TcpListener, UdpSocket};
+use std::{
+    env,
+    ffi::OsStr,
+    net::{TcpListener, UdpSocket},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
@@ -32,6 +38,15 @@ impl Sockets {
     pub(crate) fn is_empty(&self) -> bool {
         self.udp.is_empty() && self.tcp.is_empty()
     }
+}
+
+/// The directory that is kept for the service (`StateDirectory=`, systemd.exec(5)): the first,
+/// where there are several.
+pub(crate) fn state_directory() -> Option<PathBuf> {
+    let all = env::var_os("STATE_DIRECTORY")?;
+    let first = all.as_bytes().split(|byte| *byte == b':').next()?;
+    let first = Path::new(OsStr::from_bytes(first));
+    first.is_absolute().then(|| first.to_owned())
 }
 
 /// Questions are answered.

@@ -72,7 +72,7 @@ async fn print(
                 lines(&name, &change)
             }
         };
-        if let Err(ended) = output::write(&text) {
+        if let Err(ended) = output::aside(move || output::write(&text)).await {
             return ended;
         }
     }

@@ -14,7 +14,7 @@ const MAINTENANCE: [&str; 2] = ["_service_maintenance", "_node_maintenance"];
 /// `remembered`: a resolver that has the snapshot alone.
 pub(super) async fn look(
     resolver: &Resolver,
-    remembered: Option<ResolverBuilder>,
+    remembered: ResolverBuilder,
     name: &str,
     findings: &mut Findings,
 ) {
@@ -69,7 +69,7 @@ async fn by_look_up(resolver: &Resolver, name: &str, findings: &mut Findings) {
 /// Nothing of that name is registered: is another name meant, or was it there before?
 async fn missing(
     resolver: &Resolver,
-    remembered: Option<ResolverBuilder>,
+    remembered: ResolverBuilder,
     service: &str,
     findings: &mut Findings,
 ) {
@@ -86,7 +86,7 @@ async fn missing(
     };
     let mend = "register it (proconsul register), and check that the process which does so runs";
     findings.fail("registration", what, mend);
-    let Some(remembered) = remembered.and_then(|builder| builder.build().ok()) else {
+    let Ok(remembered) = remembered.build() else {
         return;
     };
     if let Ok(before) = remembered.lookup(service).await {
