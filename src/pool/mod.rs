@@ -530,6 +530,20 @@ impl Pool {
     }
 }
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let roster = self.roster.get_mut();
+        // Threads remember them for longer.
+        for seats in roster
+            .unwrap_or_else(PoisonError::into_inner)
+            .seats
+            .values()
+        {
+            seats.member.place.retire();
+        }
+    }
+}
+
 impl Alarm {
     fn is_alive(&self) -> bool {
         self.alive.strong_count() > 0

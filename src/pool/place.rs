@@ -374,14 +374,3 @@ impl Place {
         f64::from_bits(self.latency.load(Ordering::Relaxed))
     }
 }
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.failures() != 0 {
-            self.failing.here.fetch_sub(1, Ordering::Relaxed);
-        }
-        if self.rests().is_some() {
-            self.failing.open.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}

@@ -311,6 +311,22 @@ async fn breakers_that_are_open_are_counted_until_they_close_or_their_endpoint_g
     assert_eq!(count(), 0);
 }
 
+#[tokio::test]
+async fn a_service_that_is_let_go_takes_its_open_breakers_with_it() {
+    let open = Arc::new(AtomicU64::new(0));
+    let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
+    let pool = Pool::new("web", policy, 1, &open);
+    pool.feed(0, set(4));
+    let late = pool.pick(None).unwrap();
+    fail(&pool, 1, 1);
+    assert_eq!(open.load(Ordering::Relaxed), 1);
+    // This thread remembers what it picked from.
+    drop(pool);
+    assert_eq!(open.load(Ordering::Relaxed), 0);
+    late.failed();
+    assert_eq!(open.load(Ordering::Relaxed), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_more_than_its_share_of_a_set_rests() {
     let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
