@@ -186,7 +186,8 @@ impl Policy {
     }
 
     /// An endpoint that is new, or that rested, is given a share that grows over this time
-    /// from nothing to its own. Default: zero, its own at once.
+    /// from nothing to its own. Where all are new, that which began first has its own at once,
+    /// and those that begin together share evenly. Default: zero, its own at once.
     #[must_use]
     pub fn slow_start(mut self, time: Duration) -> Self {
         self.slow_start = time;

@@ -369,6 +369,76 @@ async fn what_is_new_begins_slowly_where_that_is_wished() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn those_that_begin_together_share_as_the_strategy_says() {
+    let replaced = async |strategy| {
+        let policy = Policy::new(strategy).slow_start(Duration::from_secs(60));
+        let pool = pool(policy, set(10));
+        let others = (11..=20).map(|last| endpoint(last, &[])).collect();
+        pool.feed(0, held(others));
+        pass(Duration::from_secs(1)).await;
+        pool
+    };
+    for strategy in Strategy::ALL {
+        let pool = replaced(strategy).await;
+        let counts = given(&pool, 10_000);
+        let share = match strategy {
+            Strategy::First => 10_000..=10_000,
+            Strategy::RoundRobin => 1_000..=1_000,
+            _ => 850..=1_150,
+        };
+        assert!(
+            (counts.values()).all(|count| share.contains(count)),
+            "{strategy}: {counts:?}"
+        );
+    }
+    let steady = pool(
+        Policy::new(Strategy::Hash),
+        held((11..=20).map(|last| endpoint(last, &[])).collect()),
+    );
+    let pool = replaced(Strategy::Hash).await;
+    for key in 0..1_000_u32 {
+        let key = balance::hash(&key.to_be_bytes());
+        let of = |pool: &Pool| last(&pool.pick(Some(key)).unwrap());
+        assert_eq!(of(&pool), of(&steady), "a key stays where it belongs");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_come_back_from_one_outage_share_evenly() {
+    let policy = Policy::new(Strategy::RoundRobin)
+        .breaker(Breaker::default().failures(1).share(1.0))
+        .slow_start(Duration::from_secs(60));
+    let pool = pool(policy, set(10));
+    (1..=10).for_each(|whom| fail(&pool, whom, 1));
+    pass(REST + Duration::from_secs(1)).await;
+    let trials: Vec<_> = (0..10).map(|_| pool.pick(None).unwrap()).collect();
+    trials.into_iter().for_each(Lease::succeeded);
+    pass(Duration::from_secs(1)).await;
+    let counts = given(&pool, 10_000);
+    assert!(
+        counts.len() == 10 && counts.values().all(|count| *count == 1_000),
+        "{counts:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_is_one_that_was_not_called_however_newly_it_began() {
+    let policy = Policy::new(Strategy::RoundRobin).slow_start(Duration::from_secs(60));
+    let pool = pool(policy, set(1));
+    pool.feed(0, set(3));
+    let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
+    let mut others = BTreeSet::new();
+    for _ in 0..100 {
+        let other = pool.pick_other(&[address(1)]);
+        others.insert(last(&other.unwrap()));
+    }
+    assert_eq!(others, [2, 3].into());
+    let only = pool.pick_other(&[address(1), address(3)]).unwrap();
+    assert_eq!(last(&only), 2);
+    assert!(pool.pick_other(&[1, 2, 3].map(address)).is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_required_is_kept_to_and_what_is_preferred_while_there_is_any() {
     let openai = |last, model| endpoint(last, &[("provider", "openai"), ("model", model)]);
     let all = vec![
