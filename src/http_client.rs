@@ -38,7 +38,8 @@ use crate::{
 /// Services that a client has at hand: each is followed.
 const MOST_SERVICES: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
-/// Why a request came to nothing. An answer of any status is none of these.
+/// Why a request came to nothing. An answer of any status is none of these. Of the URL it
+/// tells scheme and host: path and query may be a secret.
 pub type HttpError = CallError<reqwest::Error>;
 
 /// Sends requests to services by name: `http://web/path`.
@@ -246,7 +247,7 @@ impl HttpClient {
                     Ok(answer) => (Failure::Answer(answer), broken(&method)),
                     Err(error) => {
                         let blame = blame(&error, &method);
-                        (Failure::Error(error), blame)
+                        (Failure::Error(discreet(error)), blame)
                     }
                 };
                 Err(match blame {
@@ -344,7 +345,10 @@ impl HttpRequest {
             return Err(CallError::NoEndpoint(error));
         }
         let request = self.builder.build();
-        let request = request.map_err(|error| CallError::Failed { error, attempts: 0 })?;
+        let request = request.map_err(|error| CallError::Failed {
+            error: discreet(error),
+            attempts: 0,
+        })?;
         self.client.execute(request).await
     }
 }
@@ -428,6 +432,16 @@ fn broken(method: &Method) -> Blame {
     } else {
         Blame::Unsafe
     }
+}
+
+/// The same without a path and a query, which may be a secret.
+fn discreet(mut error: reqwest::Error) -> reqwest::Error {
+    if let Some(url) = error.url_mut() {
+        url.set_path("");
+        url.set_query(None);
+        url.set_fragment(None);
+    }
+    error
 }
 
 fn blame(error: &reqwest::Error, method: &Method) -> Blame {
