@@ -413,11 +413,19 @@ fn service_of<'a>(url: &'a Url, domain: &Domain) -> Result<&'a str, Error> {
              http://web.service.dc2.consul/, and a user as a header",
         ));
     }
-    if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+    if literal(host).is_some() {
         return Err(refuse("an address is reached by any HTTP client"));
     }
     ConsulName::parse(host, domain).map_err(|error| refuse(&error.to_string()))?;
     Ok(host)
+}
+
+/// The address that stands in place of a name: of IPv6 in brackets (RFC 3986, section 3.2.2).
+fn literal(host: &str) -> Option<IpAddr> {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    bare.unwrap_or(host).parse().ok()
 }
 
 /// An answer that says nothing against its endpoint.
@@ -502,6 +510,9 @@ impl Resolver {
         &self,
         host: &str,
     ) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+        if let Some(address) = literal(host) {
+            return Ok(vec![SocketAddr::new(address, 0)]);
+        }
         if !self.is_ours(host) {
             return Ok(tokio::net::lookup_host((host, 0)).await?.collect());
         }

@@ -39,7 +39,11 @@ struct Web {
 
 impl Web {
     async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::bound("127.0.0.1:0").await
+    }
+
+    async fn bound(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (asked, connections) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let status = Arc::new(AtomicU16::new(200));
@@ -293,6 +297,7 @@ async fn what_is_no_service_is_refused_by_name() {
     for (url, why) in [
         ("http://web:8080/", "leave :8080 out"),
         ("http://127.0.0.1/", "any HTTP client"),
+        ("http://[::1]/", "any HTTP client"),
         ("http://web@dc2/", "dc2.consul"),
         ("http://user:secret@web/", "as a header"),
         ("http://secret@web/", "as a header"),
@@ -481,6 +486,18 @@ async fn hyper_connects_and_tower_balances_by_name() {
         assert!(webs.iter().any(known), "{body:?}");
     }
     assert!(client.get("http://nosuch/".parse().unwrap()).await.is_err());
+
+    // Addresses are no names.
+    for here in ["127.0.0.1:0", "[::1]:0"] {
+        let web = Web::bound(here).await;
+        let uri = format!("http://{}/", web.address);
+        let answer = client.get(uri.parse().unwrap()).await.unwrap();
+        assert_eq!(
+            (answer.status(), web.asked()),
+            (200.try_into().unwrap(), 1),
+            "{uri}"
+        );
+    }
 
     // Where nearly all connections would go nobody answers.
     let (address, _held) = black_hole("127.0.0.1:0".parse().unwrap()).unwrap();
