@@ -31,6 +31,7 @@ fn endpoint(last: u8, meta: &[(&str, &str)]) -> Endpoint {
         tags: Some([].into()),
         meta: Some(meta.into()),
         health: Some(Health::Passing),
+        others: Vec::new(),
     }
 }
 
@@ -497,6 +498,23 @@ async fn the_only_one_that_is_preferred_may_rest_where_there_are_others() {
     pool.feed(0, set(1));
     fail(&pool, 1, 5);
     assert_eq!(who(&pool), [1].into());
+}
+
+#[tokio::test]
+async fn a_place_that_two_datacenters_know_is_what_either_says() {
+    let policy = Policy::default().require(Filter::new().tag("v2"));
+    let pool = Pool::new("web", policy, 2, &Arc::default());
+    let tagged = |id: &str, tag: &str| {
+        let mut one = endpoint(1, &[]);
+        (one.id, one.tags) = (Some(id.into()), Some([tag.into()].into()));
+        held(vec![one])
+    };
+    pool.feed(0, tagged("a", "v1"));
+    assert!(pool.pick(None).is_none());
+    pool.feed(1, tagged("b", "v2"));
+    assert_eq!((who(&pool), pool.standings().len()), ([1].into(), 1));
+    pool.feed(1, None);
+    assert!(pool.pick(None).is_none());
 }
 
 #[tokio::test]
