@@ -57,6 +57,7 @@ fn differs(was: &Endpoint, is: &Endpoint) -> bool {
         || other(&was.tags, &is.tags)
         || other(&was.meta, &is.meta)
         || other(&was.health, &is.health)
+        || (was.tags.is_some() && is.tags.is_some() && was.others != is.others)
 }
 
 #[cfg(test)]
@@ -76,6 +77,7 @@ mod tests {
             tags: None,
             meta: None,
             health: None,
+            others: Vec::new(),
         }
     }
 

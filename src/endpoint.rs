@@ -2,12 +2,18 @@
 //! say where it came from. How a set is found lives in the sources, how long it
 //! holds in the cache.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fmt, mem, net::IpAddr, net::SocketAddr, sync::Arc, time::Duration,
+};
 
-use crate::{found::Held, protection::Reason};
+use crate::{
+    found::{Facts, Held},
+    protection::Reason,
+};
 
 /// One place where a service can be reached: one address and one port of one
-/// registered instance.
+/// registered instance. Where several are registered there, the healthiest stands for
+/// all; [`Filter::matches`](crate::Filter::matches) looks at each of them.
 ///
 /// What a source cannot know is `None`: Consul's DNS interface tells nothing of
 /// tags, metadata or health, its HTTP catalog tells all.
@@ -36,6 +42,8 @@ pub struct Endpoint {
     pub meta: Option<Box<BTreeMap<Box<str>, Box<str>>>>,
     /// The worst of the checks of the node and of the instance.
     pub health: Option<Health>,
+    /// Of others that are registered at the same place.
+    pub(crate) others: Vec<Facts>,
 }
 
 impl Endpoint {
@@ -47,13 +55,40 @@ impl Endpoint {
     /// With what was known of the same endpoint before and is not told now.
     pub(crate) fn completed_by(&self, before: &Self) -> Self {
         let now = self.clone();
+        let others = match now.tags {
+            Some(_) => now.others,
+            None => before.others.clone(),
+        };
         Self {
+            others,
             node: now.node.or_else(|| before.node.clone()),
             id: now.id.or_else(|| before.id.clone()),
             tags: now.tags.or_else(|| before.tags.clone()),
             meta: now.meta.or_else(|| before.meta.clone()),
             health: now.health.or(before.health),
             ..now
+        }
+    }
+
+    /// Takes in another registration of the same place: the healthiest stands for all.
+    pub(crate) fn join(&mut self, mut other: Self) {
+        if self.tags.is_none() || other.tags.is_none() {
+            *self = self.completed_by(&other);
+            return;
+        }
+        if Health::is_better(other.health, self.health) {
+            mem::swap(self, &mut other);
+        }
+        // A host name may have the same address twice.
+        if (&self.node, &self.id) != (&other.node, &other.id) {
+            self.others.push(Facts {
+                id: other.id,
+                tags: other.tags.unwrap_or_default(),
+                meta: other.meta.map_or_else(BTreeMap::new, |meta| *meta),
+                health: other.health,
+                others: Vec::new(),
+            });
+            self.others.append(&mut other.others);
         }
     }
 }
@@ -102,6 +137,12 @@ impl Health {
             Some("critical") => Self::Critical,
             _ => Self::Unknown,
         }
+    }
+
+    /// Whether one that may be known is better than another: to know nothing is worst.
+    pub(crate) fn is_better(one: Option<Self>, other: Option<Self>) -> bool {
+        let rank = |health: Option<Self>| health.map_or(u8::MAX, Self::rank);
+        rank(one) < rank(other)
     }
 
     /// As Consul counts: a critical check outweighs a strange one, and that one outweighs a

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -83,16 +84,39 @@ impl Instance {
         let health = self.facts.as_ref().and_then(|facts| facts.health);
         health == Some(Health::Passing)
     }
+
+    /// Takes in another registration of the same place: the healthiest stands for all.
+    pub(crate) fn join(&mut self, mut other: Self) {
+        let health = |one: &Self| one.facts.as_ref().and_then(|facts| facts.health);
+        if Health::is_better(health(&other), health(self)) {
+            mem::swap(self, &mut other);
+        }
+        if let (Some(own), Some(other)) = (&mut self.facts, other.facts) {
+            own.add(*other);
+        }
+    }
 }
 
 /// What a catalog knows of an instance beyond its SRV record.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Facts {
     pub(crate) id: Option<Box<str>>,
     pub(crate) tags: Box<[Box<str>]>,
     pub(crate) meta: BTreeMap<Box<str>, Box<str>>,
     #[serde(with = "health")]
     pub(crate) health: Option<Health>,
+    /// The same of others that are registered at the same place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) others: Vec<Self>,
+}
+
+impl Facts {
+    /// Those of another one, and of all that it stands for.
+    fn add(&mut self, mut other: Self) {
+        let more = mem::take(&mut other.others);
+        self.others.push(other);
+        self.others.extend(more);
+    }
 }
 
 /// A state by Consul's own word: what is public promises no other form.

@@ -38,7 +38,8 @@ use crate::{
 /// Services that a client has at hand: each is followed.
 const MOST_SERVICES: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
-/// Why a request came to nothing. An answer of any status is none of these.
+/// Why a request came to nothing. An answer of any status is none of these. Of the URL it
+/// tells scheme and host: path and query may be a secret.
 pub type HttpError = CallError<reqwest::Error>;
 
 /// Sends requests to services by name: `http://web/path`.
@@ -246,7 +247,7 @@ impl HttpClient {
                     Ok(answer) => (Failure::Answer(answer), broken(&method)),
                     Err(error) => {
                         let blame = blame(&error, &method);
-                        (Failure::Error(error), blame)
+                        (Failure::Error(discreet(error)), blame)
                     }
                 };
                 Err(match blame {
@@ -344,7 +345,10 @@ impl HttpRequest {
             return Err(CallError::NoEndpoint(error));
         }
         let request = self.builder.build();
-        let request = request.map_err(|error| CallError::Failed { error, attempts: 0 })?;
+        let request = request.map_err(|error| CallError::Failed {
+            error: discreet(error),
+            attempts: 0,
+        })?;
         self.client.execute(request).await
     }
 }
@@ -409,11 +413,19 @@ fn service_of<'a>(url: &'a Url, domain: &Domain) -> Result<&'a str, Error> {
              http://web.service.dc2.consul/, and a user as a header",
         ));
     }
-    if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+    if literal(host).is_some() {
         return Err(refuse("an address is reached by any HTTP client"));
     }
     ConsulName::parse(host, domain).map_err(|error| refuse(&error.to_string()))?;
     Ok(host)
+}
+
+/// The address that stands in place of a name: of IPv6 in brackets (RFC 3986, section 3.2.2).
+fn literal(host: &str) -> Option<IpAddr> {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    bare.unwrap_or(host).parse().ok()
 }
 
 /// An answer that says nothing against its endpoint.
@@ -428,6 +440,16 @@ fn broken(method: &Method) -> Blame {
     } else {
         Blame::Unsafe
     }
+}
+
+/// The same without a path and a query, which may be a secret.
+fn discreet(mut error: reqwest::Error) -> reqwest::Error {
+    if let Some(url) = error.url_mut() {
+        url.set_path("");
+        url.set_query(None);
+        url.set_fragment(None);
+    }
+    error
 }
 
 fn blame(error: &reqwest::Error, method: &Method) -> Blame {
@@ -488,6 +510,9 @@ impl Resolver {
         &self,
         host: &str,
     ) -> Result<Vec<SocketAddr>, Box<dyn std::error::Error + Send + Sync>> {
+        if let Some(address) = literal(host) {
+            return Ok(vec![SocketAddr::new(address, 0)]);
+        }
         if !self.is_ours(host) {
             return Ok(tokio::net::lookup_host((host, 0)).await?.collect());
         }

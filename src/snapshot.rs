@@ -256,6 +256,10 @@ mod tests {
                 tags: Box::new(["v2".into()]),
                 meta: [("zone".into(), "a".into())].into(),
                 health: Some(Health::Warning),
+                others: vec![Facts {
+                    id: Some("web-2".into()),
+                    ..Facts::default()
+                }],
             })),
         }])
     }

@@ -98,7 +98,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 
 /// Connects to services by name, for hyper's clients: `http://web/`. Names in Consul's
 /// domain and names of one label are found with the resolver, their port too where the URI
-/// has none; others are the system's.
+/// has none; others are the system's, and addresses are taken as they are.
 ///
 /// A connection goes to one endpoint, drawn by weight; where it cannot be made within 1 s,
 /// to the others in turn.

@@ -15,11 +15,11 @@ use std::{
 };
 
 use proconsul::{
-    Blame, Breaker, CallError, ErrorKind, Filter, HttpClient, HttpError, Policy, Resolver, Retry,
-    Strategy,
+    Blame, Breaker, CallError, ErrorKind, Filter, Health, HttpClient, HttpError, Policy, Resolver,
+    Retry, Strategy,
 };
 use serde_json::json;
-use support::{Agent, black_hole, closed_port, wait_for};
+use support::{Agent, PATIENCE, black_hole, closed_port, wait_for};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -39,7 +39,11 @@ struct Web {
 
 impl Web {
     async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::bound("127.0.0.1:0").await
+    }
+
+    async fn bound(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (asked, connections) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let status = Arc::new(AtomicU16::new(200));
@@ -293,6 +297,7 @@ async fn what_is_no_service_is_refused_by_name() {
     for (url, why) in [
         ("http://web:8080/", "leave :8080 out"),
         ("http://127.0.0.1/", "any HTTP client"),
+        ("http://[::1]/", "any HTTP client"),
         ("http://web@dc2/", "dc2.consul"),
         ("http://user:secret@web/", "as a header"),
         ("http://secret@web/", "as a header"),
@@ -404,6 +409,72 @@ async fn a_repeat_goes_to_whoever_was_not_called_however_endpoints_are_chosen() 
 }
 
 #[tokio::test]
+async fn several_registrations_of_one_place_are_one_endpoint_and_each_may_be_what_is_required() {
+    let agent = Agent::start().await;
+    for (id, tag, status) in [("a", "v1", "warning"), ("b", "v2", "passing")] {
+        let body = json!({
+            "Name": "web", "ID": id, "Tags": [tag], "Meta": { "id": id },
+            "Address": "10.0.0.1", "Port": 80, "Weights": { "Passing": 10, "Warning": 1 },
+            "Check": { "TTL": "1h", "Status": status },
+        });
+        agent.register_service(body).await;
+    }
+    let resolver = resolver(&agent);
+    let picked = async |filter: Filter| {
+        let policy = Policy::default().require(filter);
+        let service = resolver.service_with("web", policy).unwrap();
+        let lease = service.pick().await?;
+        assert_eq!(service.endpoints().len(), 1);
+        Ok::<_, proconsul::Error>(lease.endpoint().clone())
+    };
+    let tagged = |tag| Filter::new().tag(tag);
+    for filter in [
+        tagged("v1"),
+        tagged("v2"),
+        tagged("v1").meta("id", "a"),
+        Filter::new().passing(),
+        tagged("v2").passing(),
+    ] {
+        let endpoint = picked(filter.clone()).await.unwrap();
+        assert!(filter.matches(&endpoint));
+        // The healthiest stands for all.
+        let told = (endpoint.id.as_deref(), endpoint.health, endpoint.weight);
+        assert_eq!(told, (Some("b"), Some(Health::Passing), 10));
+    }
+    // No registration is all of that.
+    for filter in [
+        tagged("v1").passing(),
+        tagged("v1").tag("v2"),
+        tagged("v2").meta("id", "a"),
+    ] {
+        assert!(picked(filter).await.unwrap_err().is_not_found());
+    }
+    // Each look-up by tag finds its own.
+    for (name, id) in [("v1.web", "a"), ("v2.web", "b")] {
+        let answer = resolver.lookup(name).await.unwrap();
+        assert_eq!(answer.endpoints().len(), 1, "{id}");
+    }
+    // What changes of one that another stands for is a change.
+    let service = resolver.service("web").unwrap();
+    let mut changes = service.changes();
+    let next = async |changes: &mut proconsul::Changes| {
+        let change = tokio::time::timeout(PATIENCE, changes.next()).await;
+        change.expect("a change in time")
+    };
+    assert_eq!(next(&mut changes).await.all.len(), 1);
+    let body = json!({
+        "Name": "web", "ID": "a", "Tags": ["v3"], "Address": "10.0.0.1", "Port": 80,
+        "Check": { "TTL": "1h", "Status": "warning" },
+    });
+    agent.register_service(body).await;
+    let updated = next(&mut changes).await.updated;
+    assert!(
+        updated.iter().any(|one| tagged("v3").matches(one)),
+        "{updated:?}"
+    );
+}
+
+#[tokio::test]
 async fn what_is_preferred_is_called_while_it_is_there() {
     let agent = Agent::start().await;
     let near = Web::registered(&agent, json!({ "zone": "a" })).await;
@@ -481,6 +552,18 @@ async fn hyper_connects_and_tower_balances_by_name() {
         assert!(webs.iter().any(known), "{body:?}");
     }
     assert!(client.get("http://nosuch/".parse().unwrap()).await.is_err());
+
+    // Addresses are no names.
+    for here in ["127.0.0.1:0", "[::1]:0"] {
+        let web = Web::bound(here).await;
+        let uri = format!("http://{}/", web.address);
+        let answer = client.get(uri.parse().unwrap()).await.unwrap();
+        assert_eq!(
+            (answer.status(), web.asked()),
+            (200.try_into().unwrap(), 1),
+            "{uri}"
+        );
+    }
 
     // Where nearly all connections would go nobody answers.
     let (address, _held) = black_hole("127.0.0.1:0".parse().unwrap()).unwrap();

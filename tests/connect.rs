@@ -30,11 +30,20 @@ async fn identity(agent: &Agent, service: &str) -> Connect {
     connect
 }
 
-/// Tells each client who it is, as far as that is known, and whether it is let in.
+/// A server for these, or for all where none is named.
 async fn server(connect: &Connect, allowed: &[&str]) -> SocketAddr {
+    let config = match allowed {
+        [] => connect.server_config_for_all(),
+        allowed => connect.server_config(allowed),
+    };
+    serve(connect, config.unwrap()).await
+}
+
+/// Tells each client who it is, as far as that is known, and whether it is let in.
+async fn serve(connect: &Connect, config: rustls::ServerConfig) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(connect.server_config(allowed.to_vec()).unwrap()));
+    let acceptor = TlsAcceptor::from(Arc::new(config));
     let connect = connect.clone();
     tokio::spawn(async move {
         loop {
@@ -121,6 +130,20 @@ async fn two_services_believe_each_other_and_nobody_else() {
         .await
         .unwrap_err();
     assert!(!format!("{web:?}").contains("PRIVATE"));
+}
+
+#[tokio::test]
+async fn a_list_without_a_name_lets_nobody_in_and_is_told() {
+    let agent = agent().await;
+    let web = identity(&agent, "web").await;
+    for none in [&[][..], &[""], &["api", ""], &["@dc1"]] {
+        let error = web.server_config(none).unwrap_err();
+        assert_eq!(error.kind(), proconsul::ErrorKind::Invalid);
+        assert!(
+            error.to_string().contains("server_config_for_all()"),
+            "{error}"
+        );
+    }
 }
 
 #[tokio::test]

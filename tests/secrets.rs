@@ -5,15 +5,17 @@
 mod support;
 
 use std::{
+    error::Error as _,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
-use proconsul::{Check, HttpClient, Resolver, ServiceDefinition};
+use proconsul::{CallError, Check, HttpClient, Resolver, Retry, ServiceDefinition};
 use serde_json::json;
 use support::{Agent, Serving, closed_port, http_client, wait_for};
+use tokio::net::TcpListener;
 
 /// A token, valid at the agent, that nothing may print.
 const CANARY: &str = "c0ffee00-dead-4bad-beef-0000000canary";
@@ -191,6 +193,48 @@ async fn nothing_of_the_library_prints_the_token() {
         !format!("{refused} {refused:?}").contains("hush"),
         "{refused}"
     );
+}
+
+#[tokio::test]
+async fn no_error_of_a_request_tells_more_of_its_url_than_scheme_and_host() {
+    let agent = Agent::start().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for (name, address) in [
+        ("shut", closed_port()),
+        ("silent", silent.local_addr().unwrap()),
+    ] {
+        let address = (address.ip().to_string(), address.port());
+        let body = json!({ "Name": name, "Address": address.0, "Port": address.1 });
+        agent.register_service(body).await;
+    }
+    let resolver = Resolver::builder().dns("none").http(&agent.http());
+    let http = HttpClient::builder()
+        .timeout(Duration::from_millis(300))
+        .retry(Retry::http().deadline(Duration::from_millis(500)))
+        .build(&resolver.build().unwrap())
+        .unwrap();
+    let request = |name: &str| http.get(&format!("http://{name}/{CANARY}?token={CANARY}#{CANARY}"));
+    let unreached = request("shut").send().await.unwrap_err();
+    let late = request("silent").send().await.unwrap_err();
+    let unmade = request("shut").with(|request| request.header("a b", "c"));
+    let unmade = unmade.send().await.unwrap_err();
+    assert!(
+        matches!(late, CallError::Deadline { last: Some(_), .. }),
+        "{late:?}"
+    );
+    for (host, error) in [("shut", &unreached), ("silent", &late), ("", &unmade)] {
+        let mut told = format!("{error} {error:?}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            told += &format!("\n{error} {error:?}");
+            cause = error.source();
+        }
+        is_clean(host, told.as_bytes());
+        assert!(
+            told.contains(&format!("http://{host}")) || host.is_empty(),
+            "{told}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ fn endpoint(last: u8, port: u16, priority: u16, weight: u16) -> Endpoint {
         tags: None,
         meta: None,
         health: None,
+        others: Vec::new(),
     }
 }
 

@@ -37,7 +37,7 @@ use self::fate::{Fate, Term};
 pub(crate) use self::was::{Before, Was};
 use crate::{
     endpoint::{Endpoint, Freshness, Source},
-    found::{Found, Held, Instance},
+    found::{Facts, Found, Held, Instance},
 };
 
 /// A set is asked for anew, by whoever is given it, when it holds for no longer than one part in
@@ -658,16 +658,16 @@ fn weigh(held: &Held) -> usize {
         + warnings
 }
 
+fn weigh_facts(facts: &Facts) -> usize {
+    let meta = (facts.meta.iter()).map(|(key, value)| key.len() + value.len() + 64);
+    let tags = facts.tags.iter().map(|tag| tag.len() + 16);
+    let others = facts.others.iter().map(weigh_facts);
+    size_of::<Facts>() + meta.sum::<usize>() + tags.sum::<usize>() + others.sum::<usize>()
+}
+
 fn weigh_instance(instance: &Instance) -> usize {
-    let facts = instance.facts.as_ref().map_or(0, |facts| {
-        let meta = facts
-            .meta
-            .iter()
-            .map(|(key, value)| key.len() + value.len() + 64);
-        let tags = facts.tags.iter().map(|tag| tag.len() + 16);
-        // The endpoint has a copy of them.
-        2 * (64 + meta.sum::<usize>() + tags.sum::<usize>())
-    });
+    // The endpoint has a copy of them.
+    let facts = (instance.facts.as_ref()).map_or(0, |facts| 2 * weigh_facts(facts));
     // The text of a node is shared by its instances; each pays for it all the same.
     let text = instance.text.as_ref().map_or(0, |text| {
         text.owner.len()

@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use webpki::EndEntityCert;
 
 pub use self::spiffe::{SpiffeId, SpiffeIdError};
-use self::verify::{ClientIs, Leaf, Peer, Ring, Roots, ServerIs, Shown};
+use self::verify::{ClientIs, Leaf, LetIn, Peer, Ring, Roots, ServerIs, Shown};
 use crate::{
     consul::{
         api::{Api, Repeat, json},
@@ -43,8 +43,8 @@ use crate::{
 /// trust what is newest in each handshake. No session is resumed, for that would let in
 /// again whoever was let in once.
 ///
-/// A peer is named `api` in our own datacenter, `api@dc2` in another; it has to be in our own
-/// namespace and partition.
+/// A peer is named `api` in our own datacenter, `api@dc2` in another; whoever it is, it has
+/// to be in our own namespace and partition.
 #[derive(Clone)]
 pub struct Connect(Arc<Inner>);
 
@@ -262,30 +262,46 @@ impl Connect {
     }
 
     /// For connections from these services, each of which has to prove that it is one of
-    /// them; from all of the cluster where none is named. Consul's intentions are asked with
+    /// them. Consul's intentions are asked with [`authorize`](Self::authorize).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] where no service is named, or one without a name: that would
+    /// let nobody in.
+    pub fn server_config(
+        &self,
+        services: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<ServerConfig, Error> {
+        let peers = services.into_iter().map(|peer| Peer::read(peer.as_ref()));
+        let peers: Box<[Peer]> = peers.collect();
+        if peers.is_empty() || peers.iter().any(Peer::is_nameless) {
+            let message = "no service is named that is let in: name each, or let all in with \
+                           server_config_for_all()";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        self.server(LetIn::These(peers))
+    }
+
+    /// For connections from any service of our own namespace and partition, in whatever
+    /// datacenter of the cluster: who may talk to us is left to
     /// [`authorize`](Self::authorize).
     ///
     /// # Errors
     ///
     /// As [`client_config`](Self::client_config).
-    pub fn server_config(
-        &self,
-        services: impl IntoIterator<Item = impl AsRef<str>>,
-    ) -> Result<ServerConfig, Error> {
-        let ring = &self.0.ring;
+    pub fn server_config_for_all(&self) -> Result<ServerConfig, Error> {
+        self.server(LetIn::All)
+    }
+
+    fn server(&self, let_in: LetIn) -> Result<ServerConfig, Error> {
+        let ring = Arc::clone(&self.0.ring);
         let builder = ServerConfig::builder_with_provider(Arc::clone(&ring.provider))
             .with_protocol_versions(&[&TLS13, &TLS12])
             .map_err(unbuilt)?;
-        let clients = ClientIs {
-            ring: Arc::clone(ring),
-            peers: services
-                .into_iter()
-                .map(|peer| Peer::read(peer.as_ref()))
-                .collect(),
-        };
+        let shown = Shown(Arc::clone(&ring));
         let mut config = builder
-            .with_client_cert_verifier(Arc::new(clients))
-            .with_cert_resolver(Arc::new(Shown(Arc::clone(ring))));
+            .with_client_cert_verifier(Arc::new(ClientIs { ring, let_in }))
+            .with_cert_resolver(Arc::new(shown));
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)

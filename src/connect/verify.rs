@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | that no root of Connect vouches for, or that is out of date | refused |
 //! | without exactly one identity, or of another trust domain | refused |
-//! | of a service, datacenter, namespace or partition that was not asked for, or is not let in | refused |
+//! | of another namespace or partition than ours | refused |
+//! | of a service or datacenter that was not asked for, or is not let in | refused |
 //! | else | believed |
 
 use std::{
@@ -82,12 +83,37 @@ impl Peer {
         }
     }
 
+    /// No service has that name.
+    pub(super) fn is_nameless(&self) -> bool {
+        self.service.is_empty()
+    }
+
     /// Whether that identity is this peer, seen from our own.
     fn is(&self, id: &SpiffeId, own: &SpiffeId) -> bool {
         let datacenter = self.datacenter.as_ref().unwrap_or(&own.datacenter);
-        id.service == self.service
-            && id.datacenter == *datacenter
-            && (&id.namespace, &id.partition) == (&own.namespace, &own.partition)
+        id.service == self.service && id.datacenter == *datacenter && is_near(id, own)
+    }
+}
+
+/// Whether that identity is of our own namespace and partition.
+fn is_near(id: &SpiffeId, own: &SpiffeId) -> bool {
+    (&id.namespace, &id.partition) == (&own.namespace, &own.partition)
+}
+
+/// Who is let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LetIn {
+    /// Any service of our own namespace and partition, in whatever datacenter.
+    All,
+    These(Box<[Peer]>),
+}
+
+impl LetIn {
+    fn has(&self, id: &SpiffeId, own: &SpiffeId) -> bool {
+        match self {
+            Self::All => is_near(id, own),
+            Self::These(peers) => peers.iter().any(|peer| peer.is(id, own)),
+        }
     }
 }
 
@@ -359,12 +385,11 @@ impl ServerCertVerifier for ServerIs {
     }
 }
 
-/// Believes clients of the cluster: any, or those that are let in.
+/// Believes clients that are let in.
 #[derive(Debug)]
 pub(super) struct ClientIs {
     pub(super) ring: Arc<Ring>,
-    /// Empty: any.
-    pub(super) peers: Box<[Peer]>,
+    pub(super) let_in: LetIn,
 }
 
 impl ClientCertVerifier for ClientIs {
@@ -381,9 +406,7 @@ impl ClientCertVerifier for ClientIs {
     ) -> Result<ClientCertVerified, Error> {
         let usage = KeyUsage::client_auth();
         let id = self.ring.verified(cert, intermediates, usage, now)?;
-        let own = self.ring.own()?;
-        let is_let_in = self.peers.is_empty() || self.peers.iter().any(|peer| peer.is(&id, &own));
-        match is_let_in {
+        match self.let_in.has(&id, &self.ring.own()?) {
             true => Ok(ClientCertVerified::assertion()),
             false => Err(refused(format!("{id} is not let in"))),
         }
@@ -409,5 +432,36 @@ impl ClientCertVerifier for ClientIs {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.ring.schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_let_in_is_of_our_own_namespace_and_partition() {
+        let id = |place: &str| -> SpiffeId { format!("spiffe://a.consul{place}").parse().unwrap() };
+        let own = id("/ap/p1/ns/n1/dc/dc1/svc/web");
+        let these =
+            |names: &[&str]| LetIn::These(names.iter().map(|name| Peer::read(name)).collect());
+        let named = these(&["api", "db@dc2"]);
+        for (place, is_named, is_near) in [
+            ("/ap/p1/ns/n1/dc/dc1/svc/api", true, true),
+            ("/ap/p1/ns/n1/dc/dc2/svc/db", true, true),
+            ("/ap/p1/ns/n1/dc/dc2/svc/api", false, true),
+            ("/ap/p1/ns/n1/dc/dc1/svc/other", false, true),
+            ("/ap/p1/ns/n2/dc/dc1/svc/api", false, false),
+            ("/ap/p2/ns/n1/dc/dc1/svc/api", false, false),
+            ("/ns/n1/dc/dc1/svc/api", false, false),
+        ] {
+            let id = id(place);
+            let let_in = (named.has(&id, &own), LetIn::All.has(&id, &own));
+            assert_eq!(let_in, (is_named, is_near), "{place}");
+            assert!(
+                !these(&[]).has(&id, &own),
+                "nobody is let in by nobody's name"
+            );
+        }
     }
 }

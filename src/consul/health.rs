@@ -15,7 +15,7 @@ pub(crate) mod target;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -257,8 +257,8 @@ fn instances(
     answered: Option<&str>,
     translated: bool,
 ) -> Result<Read, Unread> {
-    let mut seen = HashSet::new();
-    let mut instances = Vec::with_capacity(entries.len());
+    let mut seen = HashMap::<_, usize>::new();
+    let mut instances: Vec<Instance> = Vec::with_capacity(entries.len());
     let mut datacenter: Option<Box<str>> = answered.map(Into::into);
     let skipped = each(question, entries, |entry, health| {
         let told = entry.node.datacenter();
@@ -273,9 +273,11 @@ fn instances(
         let key: (Box<str>, Box<str>, u16) = (node.into(), address.into(), port);
         let instance = instance(question, entry, health, answered, translated)?;
         // As Consul: one SRV for a node, an address and a port.
-        if !seen.insert(key) {
+        if let Some(at) = seen.get(&key) {
+            instances[*at].join(instance);
             return Ok(0);
         }
+        seen.insert(key, instances.len());
         instances.push(instance);
         Ok(1)
     })?;

@@ -23,6 +23,7 @@ pub fn balance(bytes: &[u8]) {
         tags: None,
         meta: None,
         health: None,
+        others: Vec::new(),
     };
     let all: Vec<_> = bytes.chunks_exact(5).take(64).map(endpoint).collect();
     let usable = balance::usable(all.iter());

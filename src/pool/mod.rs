@@ -42,6 +42,7 @@ use crate::{
     endpoint::Endpoint,
     error::{Error, ErrorKind},
     found::Held,
+    records,
 };
 
 /// Threads that have seats of their own, at most; more share them.
@@ -356,13 +357,12 @@ impl Pool {
         let now = clock::now();
         let first = roster.seats.is_empty();
         let all: Vec<Vec<Endpoint>> = roster.feeds.iter().map(Feed::usable).collect();
+        let places = |endpoints: &Vec<Endpoint>| endpoints.iter().map(place).collect();
+        let listed: Vec<Vec<_>> = all.iter().map(places).collect();
         let mut before = std::mem::take(&mut roster.seats);
-        for endpoint in all.iter().flatten() {
-            let known = before.remove(&place(endpoint));
-            if roster.seats.contains_key(&place(endpoint)) {
-                continue;
-            }
-            let seats = match known {
+        for endpoint in records::places(all.into_iter().flatten()) {
+            let at = place(&endpoint);
+            let seats = match before.remove(&at) {
                 Some(seats) => {
                     // DNS tells less of it than is known.
                     let endpoint = endpoint.completed_by(&seats.member.endpoint);
@@ -373,19 +373,19 @@ impl Pool {
                     }
                 }
                 None => self.seats(
-                    endpoint.clone(),
+                    endpoint,
                     Arc::new(Place::new(now, !first, &self.failing)),
                     roster.slots.take(),
                 ),
             };
-            roster.seats.insert(place(endpoint), seats);
+            roster.seats.insert(at, seats);
         }
         // Those that are left in no feed.
         for seats in before.values() {
             seats.member.place.retire();
             roster.slots.leave(seats.slot);
         }
-        let (chosen, given) = self.choose(&all, &roster.seats, now);
+        let (chosen, given) = self.choose(&listed, &roster.seats, now);
         let (strategy, slow_start) = (self.policy.strategy, self.policy.slow_start);
         let places: HashSet<_> = given
             .iter()
@@ -433,17 +433,17 @@ impl Pool {
     /// preference of whom any is well, and with them whoever is preferred and to be tried.
     fn choose<'a>(
         &self,
-        all: &[Vec<Endpoint>],
+        listed: &[Vec<(IpAddr, u16)>],
         seats: &'a HashMap<(IpAddr, u16), Seats>,
         now: Instant,
     ) -> (Vec<(IpAddr, u16)>, Vec<&'a Seats>) {
-        let required = |endpoints: &Vec<Endpoint>| -> Vec<&'a Seats> {
-            let seats = endpoints.iter().filter_map(|one| seats.get(&place(one)));
+        let required = |places: &Vec<_>| -> Vec<&'a Seats> {
+            let seats = places.iter().filter_map(|one| seats.get(one));
             seats
                 .filter(|one| self.policy.require.matches(&one.member.endpoint))
                 .collect()
         };
-        let required: Vec<_> = all.iter().map(required).collect();
+        let required: Vec<_> = listed.iter().map(required).collect();
         let any = Filter::new();
         let wishes = || self.policy.prefer.iter().chain([&any]);
         let tiers: Vec<Vec<&'a Seats>> = (required.iter())
@@ -527,6 +527,20 @@ impl Pool {
             }
         });
         Alarm { at, alive }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let roster = self.roster.get_mut();
+        // Threads remember them for longer.
+        for seats in roster
+            .unwrap_or_else(PoisonError::into_inner)
+            .seats
+            .values()
+        {
+            seats.member.place.retire();
+        }
     }
 }
 

@@ -207,19 +207,36 @@ impl Place {
             .min()
     }
 
-    /// Whether one that is watched may be given to a call, and whether that tries it.
-    /// `lot`: a number from 0 to 1.
-    pub(crate) fn admits(&self, now: Instant, slow_start: Duration, lot: f64) -> Option<bool> {
-        if self.trial.load(Ordering::Relaxed) != NOT_ON_TRIAL {
+    /// Since when it is used, where it began slowly.
+    pub(crate) fn begun(&self) -> Option<Instant> {
+        self.slow().begun
+    }
+
+    /// Whether only a call that tries it may have it.
+    pub(crate) fn is_on_trial(&self) -> bool {
+        self.trial.load(Ordering::Relaxed) != NOT_ON_TRIAL
+    }
+
+    /// Whether one that is watched may be given to a call, and whether that tries it. Its
+    /// share grows over `slow_start`, and is whole where nobody began before it: those that
+    /// begin together share evenly. `eldest`: when the first of all began, where all began
+    /// slowly. `lot`: a number from 0 to 1.
+    pub(crate) fn admits(
+        &self,
+        now: Instant,
+        slow_start: Duration,
+        eldest: Option<Instant>,
+        lot: f64,
+    ) -> Option<bool> {
+        if self.is_on_trial() {
             let taken =
                 (self.trial).compare_exchange(FREE, TAKEN, Ordering::Relaxed, Ordering::Relaxed);
             return taken.is_ok().then_some(true);
         }
-        let begun = self.slow().begun.filter(|_| !slow_start.is_zero());
-        let share = begun.map_or(1.0, |begun| {
-            now.saturating_duration_since(begun).as_secs_f64() / slow_start.as_secs_f64()
-        });
-        (lot < share).then_some(false)
+        let age = |since| now.saturating_duration_since(since);
+        let whole = eldest.map_or(slow_start, |eldest| age(eldest).min(slow_start));
+        let own = self.begun().map_or(whole, age);
+        (own >= whole || lot * whole.as_secs_f64() < own.as_secs_f64()).then_some(false)
     }
 
     /// A set is made: whether it is given there. Where its rest is over, one call may try
@@ -372,16 +389,5 @@ impl Place {
 
     fn average(&self) -> f64 {
         f64::from_bits(self.latency.load(Ordering::Relaxed))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.failures() != 0 {
-            self.failing.here.fetch_sub(1, Ordering::Relaxed);
-        }
-        if self.rests().is_some() {
-            self.failing.open.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 }

@@ -9,7 +9,8 @@ use crate::{
     endpoint::{Endpoint, Health},
 };
 
-/// What an endpoint has to be: all that is asked for. Only Consul's HTTP API tells tags,
+/// What an endpoint has to be: all that is asked for. Where several are registered at one
+/// address and port, one of them has to be all that. Only Consul's HTTP API tells tags,
 /// metadata and health; what it told of an instance is remembered while DNS answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -54,7 +55,9 @@ impl Filter {
     /// Whether an endpoint is so.
     pub fn matches(&self, endpoint: &Endpoint) -> bool {
         let tags = endpoint.tags.as_deref().unwrap_or_default();
+        let mut others = endpoint.others.iter();
         self.takes(tags, endpoint.meta.as_deref(), endpoint.health)
+            || others.any(|one| self.takes(&one.tags, Some(&one.meta), one.health))
     }
 
     /// Whether a registered instance is so.
@@ -186,7 +189,8 @@ impl Policy {
     }
 
     /// An endpoint that is new, or that rested, is given a share that grows over this time
-    /// from nothing to its own. Default: zero, its own at once.
+    /// from nothing to its own. Where all are new, that which began first has its own at once,
+    /// and those that begin together share evenly. Default: zero, its own at once.
     #[must_use]
     pub fn slow_start(mut self, time: Duration) -> Self {
         self.slow_start = time;

@@ -56,6 +56,8 @@ struct Core {
     /// Some are looked at before they are given.
     watched: bool,
     slow_start: Duration,
+    /// When the first began, where all began slowly.
+    eldest: Option<Instant>,
 }
 
 /// What a call in the air holds.
@@ -150,6 +152,7 @@ impl Set {
             failing: failing.clone(),
             watched: all.iter().any(watched),
             slow_start,
+            eldest: eldest(all.iter().map(|one| &one.member.place)),
         });
         let view = |loads| {
             let core = Arc::clone(&core);
@@ -210,8 +213,13 @@ impl View {
             caller,
             now: None,
         };
-        let at = self.core.plan.draw(None, &mut own)?;
-        self.seek(at, None, called, &mut own)
+        let core = &self.core;
+        let at = core.plan.draw(None, &mut own)?;
+        // However new they are: who was called has no share in this.
+        let others = (core.addresses.iter().zip(&core.places))
+            .filter(|(address, _)| !called.contains(address))
+            .map(|(_, place)| place);
+        self.seek(at, None, called, eldest(others), &mut own)
     }
 
     #[cold]
@@ -221,13 +229,9 @@ impl View {
         key: Option<u64>,
         own: &mut Own<'_, C>,
     ) -> Option<(u32, bool)> {
-        // All begin at once, or are being tried: somebody has to.
-        let calm = || {
-            let calm = |member: &Arc<Member>| member.place.rests().is_none();
-            let at = self.core.members.iter().position(calm);
-            (at.map_or(first, |at| at as u32), false)
-        };
-        Some((self.seek(first, key, &[], own)).unwrap_or_else(calm))
+        let seen = self.seek(first, key, &[], self.core.eldest, own);
+        // All are being tried: somebody has to.
+        Some(seen.unwrap_or((first, false)))
     }
 
     /// The first who may be given from that draw on and was not called, and whether that is
@@ -238,6 +242,7 @@ impl View {
         first: u32,
         key: Option<u64>,
         called: &[SocketAddr],
+        eldest: Option<Instant>,
         own: &mut Own<'_, C>,
     ) -> Option<(u32, bool)> {
         let (now, core) = (own.caller.now(), &self.core);
@@ -245,7 +250,7 @@ impl View {
         let mut at = first;
         for again in 0..TRIES.saturating_add(count) {
             let lot = (own.caller.bits() >> 11) as f64 / (1_u64 << 53) as f64;
-            let admits = || core.places[at as usize].admits(now, core.slow_start, lot);
+            let admits = || core.places[at as usize].admits(now, core.slow_start, eldest, lot);
             if !called.contains(&core.addresses[at as usize])
                 && let Some(trial) = admits()
             {
@@ -258,6 +263,13 @@ impl View {
         }
         None
     }
+}
+
+/// When the first of them began, where all began slowly: not of those that are tried.
+fn eldest<'a>(places: impl Iterator<Item = &'a Arc<Place>>) -> Option<Instant> {
+    let steady = places.filter(|place| !place.is_on_trial());
+    // `None` is less than any.
+    steady.map(|place| place.begun()).min().flatten()
 }
 
 /// A thread's view, while it picks.

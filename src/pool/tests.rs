@@ -31,6 +31,7 @@ fn endpoint(last: u8, meta: &[(&str, &str)]) -> Endpoint {
         tags: Some([].into()),
         meta: Some(meta.into()),
         health: Some(Health::Passing),
+        others: Vec::new(),
     }
 }
 
@@ -311,6 +312,22 @@ async fn breakers_that_are_open_are_counted_until_they_close_or_their_endpoint_g
     assert_eq!(count(), 0);
 }
 
+#[tokio::test]
+async fn a_service_that_is_let_go_takes_its_open_breakers_with_it() {
+    let open = Arc::new(AtomicU64::new(0));
+    let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
+    let pool = Pool::new("web", policy, 1, &open);
+    pool.feed(0, set(4));
+    let late = pool.pick(None).unwrap();
+    fail(&pool, 1, 1);
+    assert_eq!(open.load(Ordering::Relaxed), 1);
+    // This thread remembers what it picked from.
+    drop(pool);
+    assert_eq!(open.load(Ordering::Relaxed), 0);
+    late.failed();
+    assert_eq!(open.load(Ordering::Relaxed), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_more_than_its_share_of_a_set_rests() {
     let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
@@ -350,6 +367,76 @@ async fn what_is_new_begins_slowly_where_that_is_wished() {
     assert!((400..=700).contains(&half), "{half}");
     pass(Duration::from_secs(51)).await;
     assert_eq!(share(), 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_begin_together_share_as_the_strategy_says() {
+    let replaced = async |strategy| {
+        let policy = Policy::new(strategy).slow_start(Duration::from_secs(60));
+        let pool = pool(policy, set(10));
+        let others = (11..=20).map(|last| endpoint(last, &[])).collect();
+        pool.feed(0, held(others));
+        pass(Duration::from_secs(1)).await;
+        pool
+    };
+    for strategy in Strategy::ALL {
+        let pool = replaced(strategy).await;
+        let counts = given(&pool, 10_000);
+        let share = match strategy {
+            Strategy::First => 10_000..=10_000,
+            Strategy::RoundRobin => 1_000..=1_000,
+            _ => 850..=1_150,
+        };
+        assert!(
+            (counts.values()).all(|count| share.contains(count)),
+            "{strategy}: {counts:?}"
+        );
+    }
+    let steady = pool(
+        Policy::new(Strategy::Hash),
+        held((11..=20).map(|last| endpoint(last, &[])).collect()),
+    );
+    let pool = replaced(Strategy::Hash).await;
+    for key in 0..1_000_u32 {
+        let key = balance::hash(&key.to_be_bytes());
+        let of = |pool: &Pool| last(&pool.pick(Some(key)).unwrap());
+        assert_eq!(of(&pool), of(&steady), "a key stays where it belongs");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_come_back_from_one_outage_share_evenly() {
+    let policy = Policy::new(Strategy::RoundRobin)
+        .breaker(Breaker::default().failures(1).share(1.0))
+        .slow_start(Duration::from_secs(60));
+    let pool = pool(policy, set(10));
+    (1..=10).for_each(|whom| fail(&pool, whom, 1));
+    pass(REST + Duration::from_secs(1)).await;
+    let trials: Vec<_> = (0..10).map(|_| pool.pick(None).unwrap()).collect();
+    trials.into_iter().for_each(Lease::succeeded);
+    pass(Duration::from_secs(1)).await;
+    let counts = given(&pool, 10_000);
+    assert!(
+        counts.len() == 10 && counts.values().all(|count| *count == 1_000),
+        "{counts:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_is_one_that_was_not_called_however_newly_it_began() {
+    let policy = Policy::new(Strategy::RoundRobin).slow_start(Duration::from_secs(60));
+    let pool = pool(policy, set(1));
+    pool.feed(0, set(3));
+    let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
+    let mut others = BTreeSet::new();
+    for _ in 0..100 {
+        let other = pool.pick_other(&[address(1)]);
+        others.insert(last(&other.unwrap()));
+    }
+    assert_eq!(others, [2, 3].into());
+    let only = pool.pick_other(&[address(1), address(3)]).unwrap();
+    assert_eq!(last(&only), 2);
+    assert!(pool.pick_other(&[1, 2, 3].map(address)).is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -411,6 +498,23 @@ async fn the_only_one_that_is_preferred_may_rest_where_there_are_others() {
     pool.feed(0, set(1));
     fail(&pool, 1, 5);
     assert_eq!(who(&pool), [1].into());
+}
+
+#[tokio::test]
+async fn a_place_that_two_datacenters_know_is_what_either_says() {
+    let policy = Policy::default().require(Filter::new().tag("v2"));
+    let pool = Pool::new("web", policy, 2, &Arc::default());
+    let tagged = |id: &str, tag: &str| {
+        let mut one = endpoint(1, &[]);
+        (one.id, one.tags) = (Some(id.into()), Some([tag.into()].into()));
+        held(vec![one])
+    };
+    pool.feed(0, tagged("a", "v1"));
+    assert!(pool.pick(None).is_none());
+    pool.feed(1, tagged("b", "v2"));
+    assert_eq!((who(&pool), pool.standings().len()), ([1].into(), 1));
+    pool.feed(1, None);
+    assert!(pool.pick(None).is_none());
 }
 
 #[tokio::test]

@@ -10,7 +10,12 @@ pub(crate) mod wire;
 pub(crate) mod wire_name;
 pub(crate) mod write;
 
-use std::{collections::HashSet, net::IpAddr, str::FromStr as _, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    net::IpAddr,
+    str::FromStr as _,
+    sync::Arc,
+};
 
 use hickory_proto::{
     op::ResponseCode,
@@ -26,52 +31,65 @@ use crate::{
 
 /// Every address and port behind a name, once each, in the source's order.
 pub(crate) fn endpoints(found: &Found, name: &str) -> Box<[Endpoint]> {
-    let mut known = HashSet::new();
     let mut all = Vec::new();
     match found {
         Found::Instances(instances) => {
             for instance in instances {
                 let facts = instance.facts.as_deref();
                 for &address in &instance.addresses {
-                    if known.insert((address, instance.port)) {
-                        all.push(Endpoint {
-                            address,
-                            port: instance.port,
-                            priority: instance.priority,
-                            weight: instance.weight,
-                            target: Arc::clone(&instance.target),
-                            node: instance.node.clone(),
-                            id: facts.and_then(|facts| facts.id.clone()),
-                            tags: facts.map(|facts| facts.tags.clone()),
-                            meta: facts.map(|facts| Box::new(facts.meta.clone())),
-                            health: facts.and_then(|facts| facts.health),
-                        });
-                    }
+                    all.push(Endpoint {
+                        address,
+                        port: instance.port,
+                        priority: instance.priority,
+                        weight: instance.weight,
+                        target: Arc::clone(&instance.target),
+                        node: instance.node.clone(),
+                        id: facts.and_then(|facts| facts.id.clone()),
+                        tags: facts.map(|facts| facts.tags.clone()),
+                        meta: facts.map(|facts| Box::new(facts.meta.clone())),
+                        health: facts.and_then(|facts| facts.health),
+                        others: facts.map_or_else(Vec::new, |facts| facts.others.clone()),
+                    });
                 }
             }
         }
         Found::Host(host) => {
             let target = host.alias.clone().unwrap_or_else(|| name.into());
             for &address in &host.addresses {
-                if known.insert((address, 0)) {
-                    all.push(Endpoint {
-                        address,
-                        port: 0,
-                        priority: 0,
-                        weight: 0,
-                        target: Arc::clone(&target),
-                        node: None,
-                        id: None,
-                        tags: None,
-                        meta: None,
-                        health: None,
-                    });
-                }
+                all.push(Endpoint {
+                    address,
+                    port: 0,
+                    priority: 0,
+                    weight: 0,
+                    target: Arc::clone(&target),
+                    node: None,
+                    id: None,
+                    tags: None,
+                    meta: None,
+                    health: None,
+                    others: Vec::new(),
+                });
             }
         }
         Found::Pointers(_) | Found::Servers(_) => {}
     }
-    all.into()
+    places(all).into()
+}
+
+/// Each address and port once, with all that is registered there.
+pub(crate) fn places(all: impl IntoIterator<Item = Endpoint>) -> Vec<Endpoint> {
+    let mut known = HashMap::<_, usize>::new();
+    let mut places: Vec<Endpoint> = Vec::new();
+    for one in all {
+        match known.entry((one.address, one.port)) {
+            Entry::Occupied(at) => places[*at.get()].join(one),
+            Entry::Vacant(new) => {
+                new.insert(places.len());
+                places.push(one);
+            }
+        }
+    }
+    places
 }
 
 /// Whether two sets hold the same endpoints, in whatever order. Facts that one

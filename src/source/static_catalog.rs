@@ -160,6 +160,7 @@ fn instance<'a>(entry: &'a Value, domain: &str) -> Result<(&'a str, &'a str, Ins
             tags: tag_list(entry)?,
             meta: metadata(entry)?,
             health: None,
+            others: Vec::new(),
         })),
     };
     Ok((name, id, instance))

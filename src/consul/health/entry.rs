@@ -149,6 +149,7 @@ impl Entry {
             tags: self.service.tags.unwrap_or_default(),
             meta: self.service.meta.unwrap_or_default(),
             health: Some(health),
+            others: Vec::new(),
         }
     }
 }
