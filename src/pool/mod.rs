@@ -341,6 +341,25 @@ impl Pool {
         true
     }
 
+    /// Nobody could connect to an endpoint, which took so long: a failure of its own, whatever
+    /// became of the calls that waited.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn unreached(&self, address: SocketAddr, took: std::time::Duration) {
+        let place = (address.ip(), address.port());
+        let member = (self.roster().seats.get(&place)).map(|seats| Arc::clone(&seats.member));
+        let Some(member) = member else {
+            return;
+        };
+        if self.policy.strategy == Strategy::Latency {
+            (member.place).took_in_vain(took, clock::nanoseconds());
+        }
+        // Who has rested and still cannot be connected to has been tried.
+        let trial = member.place.state(clock::now()) == BreakerState::HalfOpen;
+        let breaker = &self.policy.breaker;
+        let turn = (member.place).report(Feedback::Failure, trial, breaker, clock::now);
+        self.turned(&member, turn);
+    }
+
     /// A call of ours ended.
     fn turned(&self, member: &Member, turn: Turn) {
         match turn {

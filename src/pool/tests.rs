@@ -506,6 +506,20 @@ async fn who_does_not_serve_leaves_no_room_for_others_to_rest() {
     assert_eq!(who(&pool), [2].into());
 }
 
+#[cfg(feature = "grpc")]
+#[tokio::test(start_paused = true)]
+async fn who_has_rested_and_cannot_be_connected_to_rests_again() {
+    let breaker = Breaker::default().failures(1).rest(Duration::from_secs(9));
+    let pool = pool(Policy::new(Strategy::RoundRobin).breaker(breaker), set(2));
+    let address = "10.0.0.1:80".parse().unwrap();
+    for _ in 0..3 {
+        pool.unreached(address, Duration::from_secs(1));
+        assert_eq!(state(&pool, 1), BreakerState::Open);
+        advance(Duration::from_secs(10)).await;
+        assert_eq!(state(&pool, 1), BreakerState::HalfOpen);
+    }
+}
+
 #[test]
 fn a_rest_ends_though_the_runtime_of_the_reporter_has() {
     let long = tokio::runtime::Builder::new_multi_thread()
