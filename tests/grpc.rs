@@ -481,6 +481,36 @@ fn a_channel_outlives_the_runtime_that_it_connected_in() {
     runtime().block_on(async { call(&channel).await.unwrap() });
 }
 
+#[tokio::test]
+async fn what_a_server_told_one_channel_another_does_not_take_back() {
+    let server = Grpc::at(ANY).unwrap();
+    let service = service_at(server.address);
+    let channels = [Channel::new(service.clone()), Channel::new(service.clone())];
+    for channel in &channels {
+        call(channel).await.unwrap();
+    }
+    let word = tonic_health::ServingStatus::NotServing;
+    server.health.set_service_status("", word).await;
+    let [one, other] = channels;
+    wait_for("its word to both", async || {
+        let failed = call(&other).await.err()?;
+        let out = failed.message().contains("all of its 1 instances say");
+        out.then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(other);
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!service.standings()[0].serves);
+    }
+    drop(one);
+    wait_for("it to be given", async || {
+        service.standings()[0].serves.then_some(())
+    })
+    .await;
+}
+
 /// A server that takes calls and answers none. Counts the frames of each type that it gets.
 fn silent() -> (SocketAddr, Arc<[AtomicUsize; 10]>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -15,7 +15,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -43,6 +46,9 @@ const REWATCH: Duration = Duration::from_secs(1);
 
 /// Who says nothing for so long, though asked, is gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(20);
+
+/// Numbers of those who pass on a server's word.
+static WORDS: AtomicU64 = AtomicU64::new(0);
 
 /// The connection to one endpoint; its task ends with it.
 pub(super) struct Connection {
@@ -77,10 +83,15 @@ impl Connection {
             failures: 0,
             why: None,
         }));
+        let number = WORDS.fetch_add(1, Ordering::Relaxed);
         let keeper = Keeper {
             state: Arc::clone(&state),
             endpoint,
-            word: Word { pool, address },
+            word: Word {
+                pool,
+                address,
+                number,
+            },
         };
         let task = async move { tokio::join!(keeper.connect(), keeper.follow()) };
         Self {
@@ -259,6 +270,8 @@ impl Keeper {
 struct Word {
     pool: Weak<Pool>,
     address: SocketAddr,
+    /// Whose word it is: others may hear another from the same server.
+    number: u64,
 }
 
 impl Word {
@@ -285,7 +298,7 @@ impl Word {
     /// False: there is no such endpoint.
     fn tell(&self, serves: bool) -> bool {
         let pool = self.pool.upgrade();
-        pool.is_some_and(|pool| pool.set_serving(self.address, serves))
+        pool.is_some_and(|pool| pool.set_serving(self.address, self.number, serves))
     }
 }
 

@@ -279,10 +279,18 @@ impl Pool {
             );
             (ErrorKind::NotFound, why)
         } else {
-            let why = format!(
-                "all of its {} instances failed and rest",
-                roster.chosen.len()
-            );
+            let chosen = roster.chosen.iter().filter_map(|one| roster.seats.get(one));
+            let mute = chosen.filter(|one| !one.member.place.serves()).count();
+            let why = match roster.chosen.len() {
+                all if mute == 0 => format!("all of its {all} instances failed and rest"),
+                all if mute == all => {
+                    format!("all of its {all} instances say that they do not serve")
+                }
+                all => format!(
+                    "{mute} of its {all} instances say that they do not serve, the others \
+                     failed and rest"
+                ),
+            };
             (ErrorKind::Unavailable, why)
         };
         Error::new(kind, format!("no endpoint of {name} can be picked: {why}"))
@@ -327,15 +335,15 @@ impl Pool {
         kept.retain(|known, _| roster.seats.contains_key(&(known.ip(), known.port())));
     }
 
-    /// A server says whether it serves: who does not is not given.
+    /// A server told `who` whether it serves: who does not is not given.
     /// False: there is no such endpoint.
     #[cfg(feature = "grpc")]
-    pub(crate) fn set_serving(&self, address: SocketAddr, serves: bool) -> bool {
+    pub(crate) fn set_serving(&self, address: SocketAddr, who: u64, serves: bool) -> bool {
         let mut roster = self.roster();
         let Some(seats) = roster.seats.get(&(address.ip(), address.port())) else {
             return false;
         };
-        if seats.member.place.set_serving(serves) {
+        if seats.member.place.set_serving(who, serves) {
             self.rebuild(&mut roster);
         }
         true

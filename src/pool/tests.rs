@@ -501,7 +501,7 @@ async fn a_wish_larger_than_the_share_that_may_rest_rests_wholly_where_there_are
 async fn who_does_not_serve_leaves_no_room_for_others_to_rest() {
     let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
     let pool = pool(policy, set(2));
-    pool.set_serving("10.0.0.1:80".parse().unwrap(), false);
+    pool.set_serving("10.0.0.1:80".parse().unwrap(), 1, false);
     fail(&pool, 2, 1);
     assert_eq!(who(&pool), [2].into());
 }
