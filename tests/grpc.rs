@@ -360,6 +360,31 @@ async fn the_handshake_has_to_be_done_in_time_too() {
     assert_eq!(service.standings()[0].failures, 1);
 }
 
+#[tokio::test]
+async fn over_tls_the_certificate_is_the_services() {
+    let (server, trusted) = Grpc::named("orders.service.consul");
+    let channel = over_tls(service_at(server.address), trusted);
+    call(&channel).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_name_is_refused_unless_it_is_asked_for() {
+    let (server, trusted) = Grpc::named("payments.service.consul");
+    let service = service_at(server.address);
+    let failed = call(&over_tls(service.clone(), trusted.clone())).await;
+    let failed = failed.unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable);
+    assert!(failed.message().contains("certificate"), "{failed}");
+    assert_eq!(server.asked(), 0);
+    let other = ClientTlsConfig::new()
+        .ca_certificate(trusted)
+        .domain_name("payments.service.consul");
+    let channel = Channel::builder()
+        .tls(true)
+        .configure(move |endpoint| endpoint.tls_config(other.clone()).unwrap());
+    call(&channel.build(service)).await.unwrap();
+}
+
 /// Passes connections on, each after so long.
 async fn slow_way(to: SocketAddr, pause: Duration) -> SocketAddr {
     let listener = TcpListener::bind(ANY).await.unwrap();
@@ -378,7 +403,7 @@ async fn slow_way(to: SocketAddr, pause: Duration) -> SocketAddr {
 
 #[tokio::test]
 async fn a_connection_that_takes_longer_than_each_call_has_is_made_nonetheless() {
-    let (server, trusted) = Grpc::named("127.0.0.1");
+    let (server, trusted) = Grpc::named("orders.service.consul");
     let service = service_at(slow_way(server.address, Duration::from_millis(400)).await);
     let channel = over_tls(service.clone(), trusted);
     let time = Duration::from_millis(150);

@@ -112,7 +112,9 @@ impl Builder {
     }
 
     /// Speaks TLS. What is trusted, and a certificate of one's own, is said by
-    /// [`configure`](Self::configure), which has to set the TLS settings of the endpoint.
+    /// [`configure`](Self::configure), which has to set the TLS settings of the endpoint. The
+    /// name in the certificate has to be the service's full one, `orders.service.consul`, as
+    /// in `:authority`, unless these settings have a `domain_name`.
     #[must_use]
     pub fn tls(mut self, tls: bool) -> Self {
         self.tls = tls;
@@ -270,12 +272,19 @@ impl Inner {
     }
 
     fn endpoint(&self, address: SocketAddr) -> Result<Endpoint, transport::Error> {
-        let endpoint = Endpoint::from_shared(format!("{}://{address}", self.scheme))?
+        let origin = self.origin();
+        // The certificate is to be that of the URI's name, unless the user's TLS settings have
+        // another. Where it leads to is the connection's own knowledge.
+        let uri = match &origin {
+            Some(origin) => origin.to_string(),
+            None => format!("{}://{address}", self.scheme),
+        };
+        let endpoint = Endpoint::from_shared(uri)?
             .connect_timeout(Duration::from_secs(1))
             .tcp_keepalive(Some(SILENCE / 2))
             .tcp_keepalive_interval(Some(SILENCE / 4))
             .tcp_keepalive_retries(Some(2));
-        let endpoint = match self.origin() {
+        let endpoint = match origin {
             Some(origin) => endpoint.origin(origin),
             None => endpoint,
         };
