@@ -142,7 +142,7 @@ impl Service {
                 })
             };
             if let Some(end) = attempts.make(lease, attempt).await {
-                return end;
+                return end.map(|(value, _)| value);
             }
         }
     }
@@ -248,24 +248,25 @@ impl<'a, E> Attempts<'a, E> {
         }
     }
 
-    /// Makes an attempt and reports what came of it. Some: the call is over.
+    /// Makes an attempt and reports what came of it. Some: the call is over. What it gave is
+    /// in the air as long as the lease is held.
     pub(crate) async fn make<T>(
         &mut self,
         lease: Lease,
         attempt: impl Future<Output = Result<T, (E, Blame)>>,
-    ) -> Option<Result<T, CallError<E>>> {
+    ) -> Option<Result<(T, Lease), CallError<E>>> {
         let start = clock::now();
         let given = in_time(self.deadline, attempt).await;
         self.judge(lease, start, given)
     }
 
-    /// Reports what came of an attempt; `None`: nothing in time. Some: the call is over.
+    /// Reports what came of an attempt; `None`: nothing in time. Some: as [`make`](Self::make).
     pub(crate) fn judge<T>(
         &mut self,
-        lease: Lease,
+        mut lease: Lease,
         start: Instant,
         given: Option<Result<T, (E, Blame)>>,
-    ) -> Option<Result<T, CallError<E>>> {
+    ) -> Option<Result<(T, Lease), CallError<E>>> {
         let took = clock::now().saturating_duration_since(start);
         let Some(given) = given else {
             if took >= self.fair() {
@@ -275,9 +276,9 @@ impl<'a, E> Attempts<'a, E> {
         };
         let (error, blame) = match given {
             Ok(value) => {
-                lease.report(Feedback::Success, took);
+                lease.tell(Feedback::Success, Some(took));
                 self.ended(true);
-                return Some(Ok(value));
+                return Some(Ok((value, lease)));
             }
             Err(failed) => failed,
         };

@@ -487,6 +487,20 @@ async fn a_request_that_is_a_stream_is_not_lost_with_a_connection() {
     assert_eq!(answer.headers().get("grpc-status"), None, "{answer:?}");
 }
 
+#[tokio::test]
+async fn a_stream_of_answers_is_in_the_air_until_it_is_dropped() {
+    let server = Grpc::at(ANY).unwrap();
+    let service = service_by(server.address, Strategy::LeastLoaded);
+    let mut client = HealthClient::new(Channel::new(service.clone()));
+    let in_flight = || service.standings()[0].in_flight;
+    client.check(request()).await.unwrap();
+    assert_eq!(in_flight(), Some(0));
+    let stream = client.watch(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(in_flight(), Some(1));
+    drop(stream);
+    assert_eq!(in_flight(), Some(0));
+}
+
 #[test]
 fn a_channel_outlives_the_runtime_that_it_connected_in() {
     let server = Grpc::at(ANY).unwrap();
@@ -572,9 +586,15 @@ const PING: usize = 6;
 
 /// A service that is at this address, without Consul.
 fn service_at(address: SocketAddr) -> Service {
+    service_by(address, Strategy::default())
+}
+
+fn service_by(address: SocketAddr, strategy: Strategy) -> Service {
     let builder = Resolver::builder().dns("none").http("none");
     let builder = builder.default_address("orders", &address.to_string());
-    builder.build().unwrap().service("orders").unwrap()
+    let policy = Policy::new(strategy);
+    let service = builder.build().unwrap().service_with("orders", policy);
+    service.unwrap()
 }
 
 #[tokio::test]

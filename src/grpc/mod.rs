@@ -41,6 +41,7 @@ use self::{
 use crate::{
     call::{Attempts, in_time},
     clock,
+    held::Held,
     resolver::Service,
     retry::{Blame, CallError, Retry},
 };
@@ -243,7 +244,11 @@ impl Channel {
                 return Ok(answer);
             }
             if let Some(end) = end {
-                return end.map_err(status);
+                let (answer, lease) = end.map_err(status)?;
+                return Ok(match lease.is_counted() {
+                    true => answer.map(|body| Body::new(Held::new(body, lease))),
+                    false => answer,
+                });
             }
         }
     }
