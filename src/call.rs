@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Who was given less time than this has not failed: it is the caller's deadline that was
-/// over. At most half of what a [`Retry`] allows.
+/// over. At most half of what the call was given.
 const FAIR: Duration = Duration::from_millis(50);
 
 /// Repeats that are free, and the most that are saved up, in thousandths.
@@ -142,7 +142,7 @@ impl Service {
                 })
             };
             if let Some(end) = attempts.make(lease, attempt).await {
-                return end;
+                return end.map(|(value, _)| value);
             }
         }
     }
@@ -198,12 +198,8 @@ impl<'a, E> Attempts<'a, E> {
                 None => self.service.pick().await,
             }
         };
-        let lease = match self.deadline {
-            None => picked.await,
-            Some(deadline) => match timeout_at(deadline.into(), picked).await {
-                Ok(picked) => picked,
-                Err(_) => return Err(self.late()),
-            },
+        let Some(lease) = in_time(self.deadline, picked).await else {
+            return Err(self.late());
         };
         let lease = match (lease, self.last.take()) {
             (Ok(lease), last) => {
@@ -238,30 +234,51 @@ impl<'a, E> Attempts<'a, E> {
         self.deadline
     }
 
-    /// Makes an attempt and reports what came of it. Some: the call is over.
+    /// Waits for what an attempt needs, whose maker reports what comes of it: nothing is said
+    /// of the endpoint here. An error that is `None`: to be made elsewhere.
+    #[cfg(feature = "grpc")]
+    pub(crate) async fn reach<T>(
+        &mut self,
+        needed: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Option<CallError<E>>> {
+        match in_time(self.deadline, needed).await {
+            None => Err(Some(self.late())),
+            Some(Ok(value)) => Ok(value),
+            Some(Err(error)) => Err(self.failed(error, Blame::Unreached)),
+        }
+    }
+
+    /// Makes an attempt and reports what came of it. Some: the call is over. What it gave is
+    /// in the air as long as the lease is held.
     pub(crate) async fn make<T>(
         &mut self,
         lease: Lease,
         attempt: impl Future<Output = Result<T, (E, Blame)>>,
-    ) -> Option<Result<T, CallError<E>>> {
+    ) -> Option<Result<(T, Lease), CallError<E>>> {
         let start = clock::now();
-        let given = match self.deadline {
-            None => Some(attempt.await),
-            Some(deadline) => timeout_at(deadline.into(), attempt).await.ok(),
-        };
+        let given = in_time(self.deadline, attempt).await;
+        self.judge(lease, start, given)
+    }
+
+    /// Reports what came of an attempt; `None`: nothing in time. Some: as [`make`](Self::make).
+    pub(crate) fn judge<T>(
+        &mut self,
+        mut lease: Lease,
+        start: Instant,
+        given: Option<Result<T, (E, Blame)>>,
+    ) -> Option<Result<(T, Lease), CallError<E>>> {
         let took = clock::now().saturating_duration_since(start);
         let Some(given) = given else {
-            let fair = self.retry.deadline.map_or(FAIR, |all| FAIR.min(all / 2));
-            if took >= fair {
+            if took >= self.fair() {
                 lease.report(Feedback::Failure, took);
             }
             return Some(Err(self.late()));
         };
         let (error, blame) = match given {
             Ok(value) => {
-                lease.report(Feedback::Success, took);
+                lease.tell(Feedback::Success, Some(took));
                 self.ended(true);
-                return Some(Ok(value));
+                return Some(Ok((value, lease)));
             }
             Err(failed) => failed,
         };
@@ -273,6 +290,12 @@ impl<'a, E> Attempts<'a, E> {
             }
         }
         self.failed(error, blame).map(Err)
+    }
+
+    /// Who was given less time than this has not failed.
+    fn fair(&self) -> Duration {
+        let all = |then: Instant| then.saturating_duration_since(self.began);
+        self.deadline.map_or(FAIR, |then| FAIR.min(all(then) / 2))
     }
 
     fn ended(&self, well: bool) {
@@ -308,6 +331,17 @@ impl<'a, E> Attempts<'a, E> {
             attempts: self.called.len(),
             last: self.last.take(),
         }
+    }
+}
+
+/// `None`: the deadline was over.
+pub(crate) async fn in_time<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    match deadline {
+        None => Some(work.await),
+        Some(deadline) => timeout_at(deadline.into(), work).await.ok(),
     }
 }
 
@@ -368,6 +402,20 @@ mod tests {
         // All that a short deadline of one's own allows is enough.
         service.call(&retry(20), hang).await.unwrap_err();
         assert_eq!(failures(), 2);
+    }
+
+    #[cfg(feature = "grpc")]
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_a_call_brings_is_as_fair_as_one_that_is_set() {
+        let service = service(Policy::default());
+        let retry = Retry::http();
+        let mut attempts = Attempts::new(&service, &retry);
+        attempts.limit(Duration::from_millis(40));
+        let lease = attempts.next().await.unwrap();
+        let hang = std::future::pending::<Result<(), (&str, Blame)>>();
+        let late = attempts.make(lease, hang).await.unwrap().unwrap_err();
+        assert!(matches!(late, CallError::Deadline { attempts: 1, .. }));
+        assert_eq!(service.standings()[0].failures, 1);
     }
 
     #[tokio::test]

@@ -22,15 +22,18 @@ use std::{
 };
 
 use lru::LruCache;
-use reqwest::{Method, Request, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{
+    Body, Method, Request, RequestBuilder, Response, ResponseBuilderExt as _, StatusCode, Url,
+};
 
 use crate::{
     balance::Strategy,
     call::Attempts,
     consul::tls::{self, TlsSettings},
     error::{Error, ErrorKind},
+    held::Held,
     name::{ConsulName, Domain},
-    pool::Policy,
+    pool::{Lease, Policy},
     resolver::{Resolver, Service},
     retry::{Blame, CallError, Retry},
 };
@@ -257,8 +260,11 @@ impl HttpClient {
                     blame => (failure, blame),
                 })
             };
-            if let Some(end) = attempts.make(lease, attempt).await {
-                return end.or_else(Failure::into_result);
+            match attempts.make(lease, attempt).await {
+                Some(Ok((answer, lease))) if lease.is_counted() => return Ok(held(answer, lease)),
+                Some(Ok((answer, _))) => return Ok(answer),
+                Some(Err(error)) => return Failure::into_result(error),
+                None => {}
             }
         }
     }
@@ -351,6 +357,20 @@ impl HttpRequest {
         })?;
         self.client.execute(request).await
     }
+}
+
+/// An answer whose call is in the air until its body has arrived.
+fn held(answer: Response, lease: Lease) -> Response {
+    let url = answer.url().clone();
+    let (head, body) = http::Response::<Body>::from(answer).into_parts();
+    let named = http::response::Builder::new().url(url);
+    let body = Body::wrap(Held::new(body, lease));
+    let mut answer = named.body(body).expect("what has a URL alone is one");
+    *answer.status_mut() = head.status;
+    *answer.version_mut() = head.version;
+    *answer.headers_mut() = head.headers;
+    answer.extensions_mut().extend(head.extensions);
+    answer.into()
 }
 
 /// What an attempt came to that is no good answer.

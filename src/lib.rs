@@ -204,6 +204,7 @@ mod found;
 pub mod fuzzing;
 #[cfg(feature = "grpc")]
 pub mod grpc;
+mod held;
 mod http_client;
 mod kv;
 mod ladder;

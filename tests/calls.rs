@@ -608,6 +608,34 @@ async fn hyper_connects_and_tower_balances_by_name() {
 }
 
 #[tokio::test]
+async fn an_answer_is_in_the_air_until_its_body_has_arrived() {
+    let agent = Agent::start().await;
+    let webs = webs(&agent, 2).await;
+    let resolver = resolver(&agent);
+    let client = HttpClient::builder().policy(Policy::new(Strategy::LeastLoaded));
+    let client = client.build(&resolver).unwrap();
+    wait_for("both", async || {
+        let answer = resolver.lookup("web").await.ok()?;
+        (answer.endpoints().len() == 2).then_some(())
+    })
+    .await;
+    let answer = client.get("http://web/all").send().await.unwrap();
+    let its = answer.remote_addr().unwrap();
+    assert_eq!(answer.url().as_str(), "http://web/all");
+    assert_eq!(answer.content_length(), Some("12345 web".len() as u64));
+    for _ in 0..20 {
+        assert_ne!(port(&client).await.unwrap(), its.port());
+    }
+    assert!(answer.text().await.unwrap().contains("web"));
+    let mut counts = webs.iter().map(Web::asked);
+    assert!(counts.all(|count| count == 1 || count == 20));
+    wait_for("its turn", async || {
+        (port(&client).await.unwrap() == its.port()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn over_tls_the_certificate_is_the_services() {
     let made = rcgen::generate_simple_self_signed(["web".to_owned()]).unwrap();
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("calls-ca.pem");

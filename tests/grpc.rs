@@ -16,13 +16,22 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use proconsul::{Policy, Resolver, Retry, Service, Strategy, grpc::Channel};
 use serde_json::json;
 use support::{Agent, black_hole, closed_port, wait_for};
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime::Runtime,
+};
 use tonic::{
     Code, Request, Response, Status,
-    transport::{Certificate, ClientTlsConfig, Server, server::TcpIncoming},
+    body::Body,
+    transport::{
+        Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig, server::TcpIncoming,
+    },
 };
 use tonic_health::{
     pb::{
@@ -32,6 +41,7 @@ use tonic_health::{
     },
     server::{HealthReporter, HealthService},
 };
+use tower_service::Service as _;
 
 /// Any port of this machine.
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -87,6 +97,20 @@ impl Grpc {
     }
 
     fn at(address: SocketAddr) -> io::Result<Self> {
+        Self::with(Server::builder(), address)
+    }
+
+    /// Over TLS, with a certificate of this name, which is given.
+    fn named(name: &str) -> (Self, Certificate) {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let own = Identity::from_pem(made.cert.pem(), made.signing_key.serialize_pem());
+        let tls = ServerTlsConfig::new().identity(own);
+        let server = Server::builder().tls_config(tls).unwrap();
+        let certificate = Certificate::from_pem(made.cert.pem());
+        (Self::with(server, ANY).unwrap(), certificate)
+    }
+
+    fn with(mut server: Server, address: SocketAddr) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -96,7 +120,7 @@ impl Grpc {
             own: HealthService::from_health_reporter(health.clone()),
             asked: Arc::clone(&asked),
         };
-        let server = Server::builder().add_service(HealthServer::new(counted));
+        let server = server.add_service(HealthServer::new(counted));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -148,9 +172,20 @@ async fn service(agent: &Agent, instances: usize) -> Service {
 
 async fn call(channel: &Channel) -> Result<(), Status> {
     let mut client = HealthClient::new(channel.clone());
+    client.check(request()).await.map(drop)
+}
+
+async fn call_within(channel: &Channel, time: Duration) -> Result<(), Status> {
+    let mut client = HealthClient::new(channel.clone());
+    let mut request = request();
+    request.set_timeout(time);
+    client.check(request).await.map(drop)
+}
+
+fn request() -> Request<HealthCheckRequest> {
     let mut request = Request::new(HealthCheckRequest::default());
     request.metadata_mut().insert("x-own", "7".parse().unwrap());
-    client.check(request).await.map(drop)
+    request
 }
 
 #[tokio::test]
@@ -282,7 +317,10 @@ async fn eight_fail_together(channel: &Channel) {
 async fn all_who_want_a_connection_wait_for_it_together() {
     let (address, _held) = black_hole(ANY).unwrap();
     let channel = Channel::builder().retry(Retry::none());
-    eight_fail_together(&channel.build(service_at(address))).await;
+    let service = service_at(address);
+    eight_fail_together(&channel.build(service.clone())).await;
+    // It was one connection that failed.
+    assert_eq!(service.standings()[0].failures, 1);
 }
 
 #[tokio::test]
@@ -290,11 +328,23 @@ async fn all_who_want_a_connection_again_wait_for_it_together() {
     let server = Grpc::at(ANY).unwrap();
     let address = server.address;
     let channel = Channel::builder().retry(Retry::none());
-    let channel = channel.build(service_at(address));
+    let service = service_at(address);
+    let channel = channel.build(service.clone());
     call(&channel).await.unwrap();
     drop(server);
     let _held = wait_for("its port", async || black_hole(address).ok()).await;
     eight_fail_together(&channel).await;
+    assert_eq!(service.standings()[0].failures, 1);
+}
+
+/// A channel that trusts a certificate.
+fn over_tls(service: Service, trusted: Certificate) -> Channel {
+    let tls = ClientTlsConfig::new().ca_certificate(trusted);
+    let channel = Channel::builder()
+        .tls(true)
+        .retry(Retry::none())
+        .configure(move |endpoint| endpoint.tls_config(tls.clone()).unwrap());
+    channel.build(service)
 }
 
 #[tokio::test]
@@ -302,18 +352,202 @@ async fn the_handshake_has_to_be_done_in_time_too() {
     // Connections are made, and nobody says a word.
     let listener = TcpListener::bind(ANY).await.unwrap();
     let service = service_at(listener.local_addr().unwrap());
-    let made = rcgen::generate_simple_self_signed(["orders".to_owned()]).unwrap();
-    let trusted = Certificate::from_pem(made.cert.pem());
-    let tls = ClientTlsConfig::new().ca_certificate(trusted);
-    let channel = Channel::builder()
-        .tls(true)
-        .retry(Retry::none())
-        .configure(move |endpoint| endpoint.tls_config(tls.clone()).unwrap());
-    let channel = channel.build(service.clone());
+    let (_, trusted) = Grpc::named("orders");
+    let channel = over_tls(service.clone(), trusted);
     let called = tokio::time::timeout(Duration::from_secs(20), call(&channel));
     let failed = called.await.expect("an end").unwrap_err();
     assert_eq!(failed.code(), Code::Unavailable, "{failed}");
     assert_eq!(service.standings()[0].failures, 1);
+}
+
+#[tokio::test]
+async fn over_tls_the_certificate_is_the_services() {
+    let (server, trusted) = Grpc::named("orders.service.consul");
+    let channel = over_tls(service_at(server.address), trusted);
+    call(&channel).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_name_is_refused_unless_it_is_asked_for() {
+    let (server, trusted) = Grpc::named("payments.service.consul");
+    let service = service_at(server.address);
+    let failed = call(&over_tls(service.clone(), trusted.clone())).await;
+    let failed = failed.unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable);
+    assert!(failed.message().contains("certificate"), "{failed}");
+    assert_eq!(server.asked(), 0);
+    let other = ClientTlsConfig::new()
+        .ca_certificate(trusted)
+        .domain_name("payments.service.consul");
+    let channel = Channel::builder()
+        .tls(true)
+        .configure(move |endpoint| endpoint.tls_config(other.clone()).unwrap());
+    call(&channel.build(service)).await.unwrap();
+}
+
+/// Passes connections on, each after so long.
+async fn slow_way(to: SocketAddr, pause: Duration) -> SocketAddr {
+    let listener = TcpListener::bind(ANY).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut from, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(pause).await;
+                let mut to = TcpStream::connect(to).await?;
+                tokio::io::copy_bidirectional(&mut from, &mut to).await
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_connection_that_takes_longer_than_each_call_has_is_made_nonetheless() {
+    let (server, trusted) = Grpc::named("orders.service.consul");
+    let service = service_at(slow_way(server.address, Duration::from_millis(400)).await);
+    let channel = over_tls(service.clone(), trusted);
+    let time = Duration::from_millis(150);
+    let late = call_within(&channel, time).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    wait_for("the connection", async || {
+        // Nobody is blamed for it.
+        assert_eq!(service.standings()[0].failures, 0);
+        call_within(&channel, time).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_takes_no_connection_has_failed_however_little_time_calls_have() {
+    let (address, _held) = black_hole(ANY).unwrap();
+    let service = service_at(address);
+    let channel = Channel::new(service.clone());
+    let late = call_within(&channel, Duration::from_millis(10)).await;
+    assert_eq!(late.unwrap_err().code(), Code::DeadlineExceeded);
+    wait_for("the failure", async || {
+        (service.standings()[0].failures == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deadline_that_is_over_is_told_as_such_and_nothing_is_called_again() {
+    let (address, _) = silent();
+    let service = service_at(address);
+    let channel = Channel::builder().repeatable(true).build(service.clone());
+    for _ in 0..20 {
+        let late = call_within(&channel, Duration::from_millis(60)).await;
+        let late = late.unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+        assert!(late.message().contains("attempt 1"), "{late}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_for_each_attempt_is_no_deadline_of_the_call() {
+    let (address, _) = silent();
+    let service = service_at(address);
+    let channel = Channel::builder()
+        .retry(Retry::http().attempts(2))
+        .repeatable(true)
+        .configure(|endpoint| endpoint.timeout(Duration::from_millis(20)));
+    let late = call_within(&channel.build(service.clone()), Duration::from_secs(20)).await;
+    let late = late.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    assert_eq!(service.standings()[0].failures, 2);
+}
+
+#[tokio::test]
+async fn a_request_that_is_a_stream_is_not_lost_with_a_connection() {
+    let first = Grpc::at(ANY).unwrap();
+    let address = first.address;
+    let channel = Channel::builder().retry(Retry::none());
+    let mut channel = channel.build(service_at(address));
+    call(&channel).await.unwrap();
+    drop(first);
+    let _second = wait_for("its port", async || Grpc::at(address).ok()).await;
+    // It has begun, and goes on.
+    let empty = Frame::data(Bytes::from_static(&[0, 0, 0, 0, 0]));
+    let (sender, mut rest) = tokio::sync::mpsc::channel::<Result<_, Status>>(1);
+    sender.send(Ok(empty)).await.unwrap();
+    let body = futures_util::stream::poll_fn(move |context| rest.poll_recv(context));
+    let request = http::Request::post("/grpc.health.v1.Health/Check")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("x-own", "7")
+        .body(Body::new(StreamBody::new(body)))
+        .unwrap();
+    let mut answer = channel.call(request);
+    tokio::select! {
+        answer = &mut answer => panic!("an answer to half a question: {answer:?}"),
+        () = tokio::time::sleep(Duration::from_millis(100)) => {}
+    }
+    drop(sender);
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.headers().get("grpc-status"), None, "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_stream_of_answers_is_in_the_air_until_it_is_dropped() {
+    let server = Grpc::at(ANY).unwrap();
+    let service = service_by(server.address, Strategy::LeastLoaded);
+    let mut client = HealthClient::new(Channel::new(service.clone()));
+    let in_flight = || service.standings()[0].in_flight;
+    client.check(request()).await.unwrap();
+    assert_eq!(in_flight(), Some(0));
+    let stream = client.watch(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(in_flight(), Some(1));
+    drop(stream);
+    assert_eq!(in_flight(), Some(0));
+}
+
+#[test]
+fn a_channel_outlives_the_runtime_that_it_connected_in() {
+    let server = Grpc::at(ANY).unwrap();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let first = runtime();
+    let channel = first.block_on(async {
+        let channel = Channel::new(service_at(server.address));
+        call(&channel).await.unwrap();
+        channel
+    });
+    drop(first);
+    runtime().block_on(async { call(&channel).await.unwrap() });
+}
+
+#[tokio::test]
+async fn what_a_server_told_one_channel_another_does_not_take_back() {
+    let server = Grpc::at(ANY).unwrap();
+    let service = service_at(server.address);
+    let channels = [Channel::new(service.clone()), Channel::new(service.clone())];
+    for channel in &channels {
+        call(channel).await.unwrap();
+    }
+    let word = tonic_health::ServingStatus::NotServing;
+    server.health.set_service_status("", word).await;
+    let [one, other] = channels;
+    wait_for("its word to both", async || {
+        let failed = call(&other).await.err()?;
+        let out = failed.message().contains("all of its 1 instances say");
+        out.then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(other);
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!service.standings()[0].serves);
+    }
+    drop(one);
+    wait_for("it to be given", async || {
+        service.standings()[0].serves.then_some(())
+    })
+    .await;
 }
 
 /// A server that takes calls and answers none. Counts the frames of each type that it gets.
@@ -352,9 +586,15 @@ const PING: usize = 6;
 
 /// A service that is at this address, without Consul.
 fn service_at(address: SocketAddr) -> Service {
+    service_by(address, Strategy::default())
+}
+
+fn service_by(address: SocketAddr, strategy: Strategy) -> Service {
     let builder = Resolver::builder().dns("none").http("none");
     let builder = builder.default_address("orders", &address.to_string());
-    builder.build().unwrap().service("orders").unwrap()
+    let policy = Policy::new(strategy);
+    let service = builder.build().unwrap().service_with("orders", policy);
+    service.unwrap()
 }
 
 #[tokio::test]
@@ -392,7 +632,10 @@ async fn a_deadline_is_that_of_the_connection_too() {
     let failed = client.check(request).await.unwrap_err();
     assert_eq!(failed.code(), Code::DeadlineExceeded, "{failed}");
     // Who takes no connection has failed, however short the deadline.
-    assert_eq!(service.standings()[0].failures, 1);
+    wait_for("the failure", async || {
+        (service.standings()[0].failures == 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

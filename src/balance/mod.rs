@@ -38,7 +38,9 @@ pub enum Strategy {
     /// The first in order of address: the same for all who ask.
     First,
     /// Of two drawn at random, the one with less in the air for its weight, as far as the
-    /// calling thread has put it there.
+    /// calling thread has put it there. An answer is in the air until its body has ended or is
+    /// dropped, of [`HttpClient`](crate::HttpClient) and of gRPC channels; of calls that are
+    /// made otherwise, as long as the [`Lease`](crate::Lease) is held.
     LeastLoaded,
     /// Of two drawn at random, the one that is likely to answer first: by the latencies
     /// that were reported (a moving average that rises at once and falls slowly, Peak

@@ -50,7 +50,13 @@ impl Lease {
         self.tell(Feedback::Failure, None);
     }
 
-    fn tell(&mut self, feedback: Feedback, latency: Option<Duration>) {
+    /// Whether calls in the air are counted, and this is one until it is dropped.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.hold.is_counted()
+    }
+
+    /// As [`report`](Self::report), and it is held on.
+    pub(crate) fn tell(&mut self, feedback: Feedback, latency: Option<Duration>) {
         // The way of nearly all: nothing that other threads read is written, and nothing
         // is read that is this endpoint's alone.
         let is_no_news = feedback == Feedback::Success && !self.trial && self.hold.is_all_well();

@@ -280,10 +280,18 @@ impl Pool {
             );
             (ErrorKind::NotFound, why)
         } else {
-            let why = format!(
-                "all of its {} instances failed and rest",
-                roster.chosen.len()
-            );
+            let chosen = roster.chosen.iter().filter_map(|one| roster.seats.get(one));
+            let mute = chosen.filter(|one| !one.member.place.serves()).count();
+            let why = match roster.chosen.len() {
+                all if mute == 0 => format!("all of its {all} instances failed and rest"),
+                all if mute == all => {
+                    format!("all of its {all} instances say that they do not serve")
+                }
+                all => format!(
+                    "{mute} of its {all} instances say that they do not serve, the others \
+                     failed and rest"
+                ),
+            };
             (ErrorKind::Unavailable, why)
         };
         Error::new(kind, format!("no endpoint of {name} can be picked: {why}"))
@@ -328,18 +336,37 @@ impl Pool {
         kept.retain(|known, _| roster.seats.contains_key(&(known.ip(), known.port())));
     }
 
-    /// A server says whether it serves: who does not is not given.
+    /// A server told `who` whether it serves: who does not is not given.
     /// False: there is no such endpoint.
     #[cfg(feature = "grpc")]
-    pub(crate) fn set_serving(&self, address: SocketAddr, serves: bool) -> bool {
+    pub(crate) fn set_serving(&self, address: SocketAddr, who: u64, serves: bool) -> bool {
         let mut roster = self.roster();
         let Some(seats) = roster.seats.get(&(address.ip(), address.port())) else {
             return false;
         };
-        if seats.member.place.set_serving(serves) {
+        if seats.member.place.set_serving(who, serves) {
             self.rebuild(&mut roster);
         }
         true
+    }
+
+    /// Nobody could connect to an endpoint, which took so long: a failure of its own, whatever
+    /// became of the calls that waited.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn unreached(&self, address: SocketAddr, took: std::time::Duration) {
+        let place = (address.ip(), address.port());
+        let member = (self.roster().seats.get(&place)).map(|seats| Arc::clone(&seats.member));
+        let Some(member) = member else {
+            return;
+        };
+        if self.policy.strategy == Strategy::Latency {
+            (member.place).took_in_vain(took, clock::nanoseconds());
+        }
+        // Who has rested and still cannot be connected to has been tried.
+        let trial = member.place.state(clock::now()) == BreakerState::HalfOpen;
+        let breaker = &self.policy.breaker;
+        let turn = (member.place).report(Feedback::Failure, trial, breaker, clock::now);
+        self.turned(&member, turn);
     }
 
     /// A call of ours ended.

@@ -10,8 +10,8 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -107,8 +107,8 @@ pub(crate) struct Place {
     /// In a row.
     failures: AtomicU32,
     trial: AtomicU8,
-    /// Its own word.
-    serves: AtomicBool,
+    /// Those whom its server told that it does not serve. A std mutex: held for a look.
+    refused: Mutex<Vec<u64>>,
     /// Nanoseconds, as the bits of an f64; negative where nothing was reported.
     latency: AtomicU64,
     /// When that was so, in nanoseconds.
@@ -149,14 +149,14 @@ impl Place {
             failing: failing.clone(),
             failures: AtomicU32::new(0),
             trial: AtomicU8::new(NOT_ON_TRIAL),
-            serves: AtomicBool::new(true),
+            refused: Mutex::default(),
             latency: AtomicU64::new((-1.0_f64).to_bits()),
             told: AtomicU64::new(0),
             slow: Mutex::new(slow),
         }
     }
 
-    fn slow(&self) -> std::sync::MutexGuard<'_, Slow> {
+    fn slow(&self) -> MutexGuard<'_, Slow> {
         self.slow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -173,15 +173,25 @@ impl Place {
         self.slow().rests
     }
 
-    /// Whether its server does not say that it does not.
+    /// Whether its server tells nobody that it does not.
     pub(crate) fn serves(&self) -> bool {
-        self.serves.load(Ordering::Relaxed)
+        self.refused().is_empty()
     }
 
-    /// Its server's own word. True: that is news.
+    fn refused(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its server's own word, as `who` heard it. True: that is news.
     #[cfg(feature = "grpc")]
-    pub(crate) fn set_serving(&self, serves: bool) -> bool {
-        self.serves.swap(serves, Ordering::Relaxed) != serves
+    pub(crate) fn set_serving(&self, who: u64, serves: bool) -> bool {
+        let mut refused = self.refused();
+        let before = refused.is_empty();
+        refused.retain(|one| *one != who);
+        if !serves {
+            refused.push(who);
+        }
+        refused.is_empty() != before
     }
 
     pub(crate) fn failures(&self) -> u32 {

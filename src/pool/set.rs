@@ -84,6 +84,11 @@ impl Hold {
         &self.view.core.members[self.at as usize]
     }
 
+    /// Whether calls of its endpoint are counted.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.view.slot(self.at).is_some()
+    }
+
     /// Whether nobody has failed lately, so that a success is no news.
     pub(crate) fn is_all_well(&self) -> bool {
         self.view.core.failing.is_none()

@@ -605,9 +605,23 @@ async fn a_wish_larger_than_the_share_that_may_rest_rests_wholly_where_there_are
 async fn who_does_not_serve_leaves_no_room_for_others_to_rest() {
     let policy = Policy::new(Strategy::RoundRobin).breaker(Breaker::default().failures(1));
     let pool = pool(policy, set(2));
-    pool.set_serving("10.0.0.1:80".parse().unwrap(), false);
+    pool.set_serving("10.0.0.1:80".parse().unwrap(), 1, false);
     fail(&pool, 2, 1);
     assert_eq!(who(&pool), [2].into());
+}
+
+#[cfg(feature = "grpc")]
+#[tokio::test(start_paused = true)]
+async fn who_has_rested_and_cannot_be_connected_to_rests_again() {
+    let breaker = Breaker::default().failures(1).rest(Duration::from_secs(9));
+    let pool = pool(Policy::new(Strategy::RoundRobin).breaker(breaker), set(2));
+    let address = "10.0.0.1:80".parse().unwrap();
+    for _ in 0..3 {
+        pool.unreached(address, Duration::from_secs(1));
+        assert_eq!(state(&pool, 1), BreakerState::Open);
+        advance(Duration::from_secs(10)).await;
+        assert_eq!(state(&pool, 1), BreakerState::HalfOpen);
+    }
 }
 
 #[test]
