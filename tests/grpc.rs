@@ -296,6 +296,12 @@ async fn without_an_endpoint_a_call_fails_at_once_and_says_why() {
     );
 }
 
+/// It ends, and who had a connection to it has seen that: what is sent before may be lost.
+async fn leaves(server: Grpc) {
+    drop(server);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+}
+
 /// Eight calls at once, none of which finds anybody. One after another they would need a
 /// second each.
 async fn eight_fail_together(channel: &Channel) {
@@ -331,7 +337,7 @@ async fn all_who_want_a_connection_again_wait_for_it_together() {
     let service = service_at(address);
     let channel = channel.build(service.clone());
     call(&channel).await.unwrap();
-    drop(server);
+    leaves(server).await;
     let _held = wait_for("its port", async || black_hole(address).ok()).await;
     eight_fail_together(&channel).await;
     assert_eq!(service.standings()[0].failures, 1);
@@ -464,7 +470,7 @@ async fn a_request_that_is_a_stream_is_not_lost_with_a_connection() {
     let channel = Channel::builder().retry(Retry::none());
     let mut channel = channel.build(service_at(address));
     call(&channel).await.unwrap();
-    drop(first);
+    leaves(first).await;
     let _second = wait_for("its port", async || Grpc::at(address).ok()).await;
     // It has begun, and goes on.
     let empty = Frame::data(Bytes::from_static(&[0, 0, 0, 0, 0]));
