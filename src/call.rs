@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// Who was given less time than this has not failed: it is the caller's deadline that was
-/// over. At most half of what the call was given.
-const FAIR: Duration = Duration::from_millis(50);
+/// over. Half of what the call was given is enough, where that is no less than the first.
+const FAIR: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(50));
 
 /// Repeats that are free, and the most that are saved up, in thousandths.
 const FREE: i64 = 10_000;
@@ -295,7 +295,8 @@ impl<'a, E> Attempts<'a, E> {
     /// Who was given less time than this has not failed.
     fn fair(&self) -> Duration {
         let all = |then: Instant| then.saturating_duration_since(self.began);
-        self.deadline.map_or(FAIR, |then| FAIR.min(all(then) / 2))
+        let (least, enough) = FAIR;
+        (self.deadline).map_or(enough, |then| (all(then) / 2).clamp(least, enough))
     }
 
     fn ended(&self, well: bool) {
@@ -407,15 +408,18 @@ mod tests {
     #[cfg(feature = "grpc")]
     #[tokio::test(start_paused = true)]
     async fn a_deadline_that_a_call_brings_is_as_fair_as_one_that_is_set() {
-        let service = service(Policy::default());
-        let retry = Retry::http();
-        let mut attempts = Attempts::new(&service, &retry);
-        attempts.limit(Duration::from_millis(40));
-        let lease = attempts.next().await.unwrap();
-        let hang = std::future::pending::<Result<(), (&str, Blame)>>();
-        let late = attempts.make(lease, hang).await.unwrap().unwrap_err();
-        assert!(matches!(late, CallError::Deadline { attempts: 1, .. }));
-        assert_eq!(service.standings()[0].failures, 1);
+        // Of what is left to a call that others made wait, nobody can be judged.
+        for (brought, failures) in [(40, 1), (8, 0)] {
+            let service = service(Policy::default());
+            let retry = Retry::http();
+            let mut attempts = Attempts::new(&service, &retry);
+            attempts.limit(Duration::from_millis(brought));
+            let lease = attempts.next().await.unwrap();
+            let hang = std::future::pending::<Result<(), (&str, Blame)>>();
+            let late = attempts.make(lease, hang).await.unwrap().unwrap_err();
+            assert!(matches!(late, CallError::Deadline { attempts: 1, .. }));
+            assert_eq!(service.standings()[0].failures, failures, "{brought}");
+        }
     }
 
     #[tokio::test]

@@ -85,7 +85,7 @@ impl Retry {
     }
 
     /// All attempts and pauses together end then. Default: no end. It counts against an
-    /// endpoint that had 50 ms, or half of it where that is less.
+    /// endpoint that had 50 ms, or half of it where that is less, but for less than 10 ms.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);

@@ -13,7 +13,7 @@ use reqwest::{Method, StatusCode};
 use script::{Server, srv};
 use serde_json::Value;
 use support::{
-    Agent, Serving, ask_tcp, ask_udp, closed_port,
+    Agent, Folder, Serving, ask_tcp, ask_udp, closed_port,
     http::{ScriptedHttp, status},
     http_client, serve, wait_for,
 };
@@ -178,6 +178,31 @@ async fn who_is_asked_nothing_finds_out_that_consul_is_there_and_that_it_is_gone
     is_ready(true).await;
     let known = &serving.json("/v1/cache").await["names"];
     assert_eq!(known.as_array().unwrap().len(), 0, "{known}");
+    agent.kill();
+    is_ready(false).await;
+}
+
+#[tokio::test]
+async fn who_has_a_snapshot_is_ready_though_nobody_asks_and_consul_is_gone() {
+    let mut agent = Agent::start().await;
+    agent.register_instances("web", 2).await;
+    let folder = Folder::new("ready");
+    let file = folder.path("snapshot");
+    let (dns, http) = (agent.dns().to_string(), agent.http());
+    let start = || Admin::start_with(&dns, &http, &["--snapshot", file.to_str().unwrap()]);
+    let mut before = start();
+    let reply = ask_udp(before.dns, "web.service.consul.", RecordType::A).await;
+    assert_eq!(reply.unwrap().answers.len(), 2);
+    before.serving.signal("-TERM");
+    assert!(before.serving.wait().success());
+    agent.kill();
+    let serving = start();
+    wait_for("what is written down", async || {
+        let status = serving.json("/v1/status").await;
+        (status["cache"]["names"] == 1 && status["sources"][0]["up"] == false).then_some(())
+    })
+    .await;
+    assert_eq!(serving.get("/readyz").await.0, 200);
 }
 
 #[tokio::test]

@@ -401,10 +401,11 @@ impl Watched {
                 }
             }
             Condition::NoLeader => Seen {
-                broken: leader.map(|leader| !leader),
+                broken: Some(leader == Some(false)),
                 text: match leader {
                     Some(true) => "the servers have a leader",
-                    _ => "the servers have no leader: nothing can be changed",
+                    None => "nobody says any more whether the servers have a leader",
+                    Some(false) => "the servers have no leader: nothing can be changed",
                 }
                 .to_owned(),
             },
@@ -453,7 +454,7 @@ async fn look(
         .any(|one| matches!(one.rule.condition, Condition::NoLeader));
     let sources = (watched.iter()).any(|one| matches!(one.rule.condition, Condition::NoSource));
     let (mut leader, mut asked, mut unheard) = (None, None::<Instant>, 0_u32);
-    let mut looked = None::<Instant>;
+    let mut looking = Owned(tokio::spawn(async {}).abort_handle());
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -471,10 +472,8 @@ async fn look(
                 resolver.counters().saw_leader(told);
             }
         }
-        if sources && looked.is_none_or(|looked| now.saturating_duration_since(looked) >= ASK) {
-            looked = Some(now);
-            // Ends within the time limit of a look-up.
-            tokio::spawn(resolver.look_around());
+        if sources && resolver.is_unheard() && looking.0.is_finished() {
+            looking = Owned(tokio::spawn(resolver.look_around()).abort_handle());
         }
         for one in &mut watched {
             let Seen { broken, text } = one.see(&resolver, leader, now);

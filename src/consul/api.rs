@@ -138,8 +138,8 @@ impl Api {
                 detail: trouble.to_string().into(),
             });
             let (kind, next) = judge(&trouble, repeat);
-            // Who is not there says less than who refused.
-            let tells_less = matches!(trouble, Trouble::Refused);
+            // Who does not answer says less than who refused, unless it may have done it.
+            let tells_less = repeat == Repeat::Safe || matches!(trouble, Trouble::Refused);
             if !tells_less || !matches!(telling, Some((ErrorKind::Denied, _))) {
                 telling = Some((kind, trouble));
             }

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -35,10 +35,8 @@ use crate::{
     task::Owned,
 };
 
-/// What the sources made of the last question that all of them were asked: 0, where there was
-/// none.
-const ANSWERED: u8 = 1;
-pub(super) const FAILED: u8 = 2;
+/// Whether the sources answer is looked at where nobody has heard of them for so long.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Names in Consul's zone that stand for others in it are followed this far, as
 /// Consul does.
@@ -205,7 +203,7 @@ impl Inner {
                     break Box::pin(self.weigh(question, &said, attempts)).await;
                 }
                 Step::GiveUp(kind) => {
-                    self.heard_of(name, false);
+                    self.in_vain(name);
                     attempts.extend(self.sources.unheard(&air.leave(), until));
                     break Landed::Kept(told::failed(kind, &fqdn, attempts));
                 }
@@ -230,16 +228,32 @@ impl Inner {
     }
 
     /// Whether the sources answered a question; what is elsewhere says nothing of them.
-    fn heard_of(&self, name: &ConsulName, answered: bool) {
+    pub(super) fn heard_of(&self, name: &ConsulName, answered: bool) {
         if self.sources.is_near(name) {
-            let heard = if answered { ANSWERED } else { FAILED };
-            self.heard.store(heard, Ordering::Relaxed);
+            *self.heard() = Some((answered, clock::now()));
         }
     }
 
-    /// Looks whether the sources answer, where that is not known or they did not, by a question
-    /// for Consul's own service: who is asked by nobody is not found well by anybody.
-    pub(crate) async fn look_around(self: &Arc<Self>) {
+    /// A question was not answered, which may be its name's fault: whether the sources answer is
+    /// not known any more.
+    fn in_vain(&self, name: &ConsulName) {
+        let mut heard = self.heard();
+        if self.sources.is_near(name) && matches!(*heard, Some((true, _))) {
+            *heard = None;
+        }
+    }
+
+    /// Whether it is to be looked whether the sources answer.
+    pub(super) fn is_unheard(&self) -> bool {
+        let heard = *self.heard();
+        heard.is_none_or(|(_, when)| clock::now().saturating_duration_since(when) >= LOOK)
+    }
+
+    /// Looks whether the sources answer, by a question for Consul's own service: who is asked by
+    /// nobody is not found well, or gone, by anybody.
+    pub(super) async fn look_around(self: &Arc<Self>) {
+        // What is written down can be given as well.
+        self.warm().await;
         let Ok(own) = ConsulName::service("consul") else {
             return;
         };
@@ -248,7 +262,7 @@ impl Inner {
                 self.probe_apart(&own, rung).await;
             }
         }
-        if self.heard.load(Ordering::Relaxed) == ANSWERED {
+        if !self.is_unheard() {
             return;
         }
         let fqdn = own.fqdn(&self.config.domain);

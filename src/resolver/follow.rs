@@ -378,6 +378,9 @@ impl Following {
                 self.stiles.answered(address);
             }
             if answered {
+                inner.heard_of(&self.name, true);
+            }
+            if answered {
                 let mut evidence = inner.evidence();
                 evidence.followed(self.name.key(), blocked.index, blocked.led, now);
             }

@@ -16,10 +16,7 @@ mod weigh;
 
 use std::{
     borrow::Cow,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -95,8 +92,9 @@ struct Inner {
     /// for [`SLOW`](crate::cache::stale::SLOW), or until one answers in time, nobody waits for
     /// them who has such a set. A std mutex: held for one look.
     slow: Mutex<Option<Instant>>,
-    /// What the sources made of the last question that was asked of all of them.
-    heard: AtomicU8,
+    /// Whether the sources answered the last question that tells, and when. A std mutex: held for
+    /// one look.
+    heard: Mutex<Option<(bool, Instant)>>,
     followers: Followers,
     snapshot: Option<Snapshot>,
 }
@@ -175,7 +173,7 @@ impl Resolver {
             evidence,
             counters,
             slow: Mutex::default(),
-            heard: AtomicU8::default(),
+            heard: Mutex::default(),
             followers,
             snapshot,
             flights,
@@ -296,7 +294,7 @@ impl Resolver {
         let sources: Vec<_> = sources.collect();
         let protected = inner.evidence().held(now).len();
         let cache = inner.cache();
-        let answers = inner.heard.load(Ordering::Relaxed) != climb::FAILED
+        let answers = !matches!(*inner.heard(), Some((false, _)))
             && sources.iter().any(|source: &SourceStatus| source.up);
         let ready = answers
             || inner.sources.rungs().contains(&Rung::Static)
@@ -314,7 +312,12 @@ impl Resolver {
         }
     }
 
-    /// Looks whether the sources answer, where nobody has seen that they do.
+    /// Whether it is to be [looked around](Self::look_around).
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.0.is_unheard()
+    }
+
+    /// Looks whether the sources answer, where nobody has heard of them for long.
     pub(crate) fn look_around(&self) -> impl Future<Output = ()> + Send + use<> {
         let inner = Arc::clone(&self.0);
         async move { inner.look_around().await }
@@ -552,6 +555,10 @@ impl Inner {
             protected,
             ..fresh(held, age)
         }
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Option<(bool, Instant)>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slow(&self) -> MutexGuard<'_, Option<Instant>> {

@@ -1,13 +1,23 @@
 //! **Pure.** How many questions a second may go to Consul for names of which nothing is known: a
 //! flood of names that somebody makes up is to end here, and not at the agent.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use foldhash::fast::RandomState;
 
 /// So many a second, unless told otherwise.
 pub(super) const DEFAULT: u32 = 5_000;
 
 /// What is not used is kept for so long.
 const SAVED: Duration = Duration::from_secs(1);
+
+/// Tokens of the lower half that one client may have in a second: whoever asks for thousands of
+/// names leaves some to others.
+const MOST_OF_ONE: u32 = 64;
 
 /// A token bucket, which holds what a second brings.
 #[derive(Debug)]
@@ -16,6 +26,9 @@ pub(super) struct Budget {
     each: Option<Duration>,
     /// When the bucket is full again.
     full: Instant,
+    /// What each client's socket had of the lower half, in the second that ends then.
+    had: HashMap<SocketAddr, u32, RandomState>,
+    until: Instant,
 }
 
 impl Budget {
@@ -24,20 +37,34 @@ impl Budget {
         Self {
             each: SAVED.checked_div(per_second),
             full: now,
+            had: HashMap::default(),
+            until: now,
         }
     }
 
-    /// Takes a token, if there is one.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
+    /// Takes a token for a client, if there is one.
+    pub(super) fn take(&mut self, client: SocketAddr, now: Instant) -> bool {
         let Some(each) = self.each else {
             return true;
         };
         let full = self.full.max(now) + each;
-        let takes = full.saturating_duration_since(now) <= SAVED;
-        if takes {
-            self.full = full;
+        let gone = full.saturating_duration_since(now);
+        if gone > SAVED {
+            return false;
         }
-        takes
+        if gone > SAVED / 2 {
+            if now >= self.until {
+                self.had.clear();
+                self.until = now + SAVED;
+            }
+            let had = self.had.entry(client).or_default();
+            if *had >= MOST_OF_ONE {
+                return false;
+            }
+            *had += 1;
+        }
+        self.full = full;
+        true
     }
 }
 
@@ -46,9 +73,27 @@ mod tests {
     use super::*;
     use crate::clock;
 
-    /// Tokens that are there at once.
+    fn client(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
+    /// Tokens that are there at once, for clients who take one each.
     fn takes(budget: &mut Budget, now: Instant) -> u32 {
-        (0..).take_while(|_| budget.take(now)).count() as u32
+        (0..)
+            .take_while(|&port| budget.take(client(port), now))
+            .count() as u32
+    }
+
+    #[test]
+    fn who_asks_for_thousands_of_names_leaves_some_to_others() {
+        let start = clock::now();
+        let mut budget = Budget::new(DEFAULT, start);
+        for second in 0..3 {
+            let now = start + second * SAVED;
+            let greedy = (0..20_000).filter(|_| budget.take(client(1), now)).count();
+            assert_eq!(greedy as u32, DEFAULT / 2 + MOST_OF_ONE, "{second}");
+            assert!((2..2_000).all(|other| budget.take(client(other), now)));
+        }
     }
 
     #[test]
@@ -71,6 +116,6 @@ mod tests {
     fn nobody_is_refused_who_has_no_limit() {
         let now = clock::now();
         let mut budget = Budget::new(0, now);
-        assert!((0..100_000).all(|_| budget.take(now)));
+        assert!((0..100_000).all(|_| budget.take(client(1), now)));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -37,6 +38,9 @@ fn runtime() -> Runtime {
 }
 
 /// A stub whose resolver asks nobody, and knows one service.
+/// Who asks.
+const ANYBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
+
 fn server() -> Arc<Server> {
     let builder = Resolver::builder().dns("none").http("none");
     let builder = builder.default_address("web", "10.0.0.1:80");
@@ -53,7 +57,7 @@ pub fn stub(packet: &[u8]) {
     let packet = &packet[..packet.len().min(4_096)];
     runtime().block_on(async {
         let server = server();
-        let reply = server.answer(packet, Transport::Udp, clock::now()).await;
+        let reply = (server.answer(packet, ANYBODY, Transport::Udp, clock::now())).await;
         let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
         check(packet, bytes.as_deref());
         let plain = shortcut::read(packet, false);
@@ -226,7 +230,7 @@ async fn converse(manner: u8, piece: usize, sent: &[u8]) {
     let mut expected: BTreeMap<Reply, i32> = BTreeMap::new();
     let twin = server();
     for message in &messages {
-        if let Some(reply) = twin.answer(message, Transport::Tcp, clock::now()).await {
+        if let Some(reply) = (twin.answer(message, ANYBODY, Transport::Tcp, clock::now())).await {
             *expected.entry(essence(message, &reply.bytes)).or_default() += 1;
         }
     }
@@ -256,7 +260,7 @@ async fn converse(manner: u8, piece: usize, sent: &[u8]) {
     let began = clock::now();
     let serve = async {
         // The end of it is the end of the connection.
-        let ended = connection::over(split(theirs), &server, &crowd, stopped).await;
+        let ended = connection::over(split(theirs), ANYBODY, &server, &crowd, stopped).await;
         (ended, clock::now() - began)
     };
     let (_, told, (ended, took)) = tokio::join!(write, read, serve);

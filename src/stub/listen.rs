@@ -273,13 +273,15 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
                     let (packet, since): (Box<[u8]>, _) = (packet.into(), clock::now());
                     let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
                     asked.spawn(async move {
-                        if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
+                        let client = peer.client;
+                        let answer = server.answer(&packet, client, Transport::Udp, since);
+                        if let Some(reply) = answer.await {
                             socket.send(&packet, &reply.bytes, peer);
                             if let Some(fill) = reply.fill {
                                 server.keep(fill);
                             }
                         }
-                        peer.client
+                        client
                     });
                 }
                 // An earlier reply met a closed port; nothing is wrong with ours.

@@ -184,7 +184,8 @@ impl Stub {
     /// At most so many questions a second go to Consul for names of which nothing is known, also
     /// not that they do not exist, and as many at once; 0 is no limit. Who asks for more of them
     /// is told that there is no time (SERVFAIL, "Not Ready": RFC 8914, section 4.15), so that a
-    /// flood of names that somebody makes up is not one at the agent. Default: 5,000.
+    /// flood of names that somebody makes up is not one at the agent. Of the last half one
+    /// client's socket gets 64 a second, so that others find what they need. Default: 5,000.
     #[must_use]
     pub fn unknown_per_second(self, most: u32) -> Self {
         *self.server.budget() = Budget::new(most, clock::now());
@@ -303,8 +304,14 @@ impl Server {
     }
 
     /// The life of one packet that came at `since`. `None`: nothing is to be sent.
-    async fn answer(&self, packet: &[u8], transport: Transport, since: Instant) -> Option<Reply> {
-        let reply = self.reply(packet, transport, since).await;
+    async fn answer(
+        &self,
+        packet: &[u8],
+        client: SocketAddr,
+        transport: Transport,
+        since: Instant,
+    ) -> Option<Reply> {
+        let reply = self.reply(packet, client, transport, since).await;
         let took = clock::now().saturating_duration_since(since);
         match &reply {
             Some(reply) => self.counted.answered(&reply.bytes, transport, took),
@@ -313,7 +320,13 @@ impl Server {
         reply
     }
 
-    async fn reply(&self, packet: &[u8], transport: Transport, since: Instant) -> Option<Reply> {
+    async fn reply(
+        &self,
+        packet: &[u8],
+        client: SocketAddr,
+        transport: Transport,
+        since: Instant,
+    ) -> Option<Reply> {
         let unremembered = |bytes| Some(Reply { bytes, fill: None });
         let current = self.current();
         let Current {
@@ -339,7 +352,7 @@ impl Server {
         // An address that Consul does not know may be known to others, who need time too.
         let others = forwarder.as_ref().filter(|_| question.asked.is_reverse());
         let own = if others.is_some() { LIMIT / 2 } else { LIMIT };
-        let answer = if self.may_ask(resolver, &question) {
+        let answer = if self.may_ask(resolver, &question, client) {
             let by = Some(since + own - SPARE);
             let answer = zone::answer(resolver, &question.asked, Runs::Here, by);
             let answer = timeout_at((since + own).into(), answer).await;
@@ -383,12 +396,12 @@ impl Server {
     }
 
     /// Whether a source may be asked for it, where one has to be.
-    fn may_ask(&self, resolver: &Resolver, question: &Question) -> bool {
+    fn may_ask(&self, resolver: &Resolver, question: &Question, client: SocketAddr) -> bool {
         let name = zone::sought(&question.asked);
         if name.is_none_or(|name| resolver.knows_of(name)) {
             return true;
         }
-        let may = self.budget().take(clock::lately());
+        let may = self.budget().take(client, clock::lately());
         if !may {
             self.counted.turned_away();
         }

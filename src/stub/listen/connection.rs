@@ -11,6 +11,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -70,12 +71,14 @@ pub(super) async fn converse(
     stopped: watch::Receiver<()>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    over(stream.into_split(), server, crowd, stopped).await
+    let client = stream.peer_addr()?;
+    over(stream.into_split(), client, server, crowd, stopped).await
 }
 
 /// The same over any stream.
 pub(in crate::stub) async fn over(
     (mut reader, mut writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    client: SocketAddr,
     server: &Arc<Server>,
     crowd: &AtomicBool,
     mut stopped: watch::Receiver<()>,
@@ -104,7 +107,8 @@ pub(in crate::stub) async fn over(
             let since = clock::now();
             // Bounded by the seats, and by the time that a question may take.
             tokio::spawn(async move {
-                let reply = server.answer(&packet, Transport::Tcp, since).await;
+                let answer = server.answer(&packet, client, Transport::Tcp, since);
+                let reply = answer.await;
                 let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
                 // The client may be gone.
                 _ = replies.send(bytes).await;

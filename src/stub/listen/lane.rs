@@ -512,7 +512,8 @@ impl SlowLane {
         } = miss;
         let Self { tell, server, .. } = self;
         server.served(&packet, hits);
-        if let Some(reply) = server.answer(&packet, Transport::Udp, since).await {
+        let answer = server.answer(&packet, client, Transport::Udp, since);
+        if let Some(reply) = answer.await {
             (self.lane).reply(&self.trusted, &packet, &reply.bytes, client);
             if let Some(fill) = reply.fill
                 && tell.try_send(Told::Fill(fill)).is_err()
