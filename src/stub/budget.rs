@@ -47,24 +47,37 @@ impl Budget {
         let Some(each) = self.each else {
             return true;
         };
-        let full = self.full.max(now) + each;
-        let gone = full.saturating_duration_since(now);
-        if gone > SAVED {
+        if !self.has(client, now) {
             return false;
         }
-        if gone > SAVED / 2 {
+        self.full = self.full.max(now) + each;
+        if self.is_low(now) {
             if now >= self.until {
                 self.had.clear();
                 self.until = now + SAVED;
             }
-            let had = self.had.entry(client).or_default();
-            if *had >= MOST_OF_ONE {
-                return false;
-            }
-            *had += 1;
+            *self.had.entry(client).or_default() += 1;
         }
-        self.full = full;
         true
+    }
+
+    /// Whether there is a token for a client.
+    pub(super) fn has(&self, client: SocketAddr, now: Instant) -> bool {
+        let Some(each) = self.each else {
+            return true;
+        };
+        let of_one = || self.had.get(&client).is_some_and(|had| *had >= MOST_OF_ONE);
+        let had_its_share = self.is_low(now + each) && now < self.until && of_one();
+        self.gone(now) + each <= SAVED && !had_its_share
+    }
+
+    /// What is gone of the bucket, in time.
+    fn gone(&self, now: Instant) -> Duration {
+        self.full.saturating_duration_since(now)
+    }
+
+    fn is_low(&self, now: Instant) -> bool {
+        self.gone(now) > SAVED / 2
     }
 }
 

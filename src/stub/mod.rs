@@ -397,15 +397,37 @@ impl Server {
 
     /// Whether a source may be asked for it, where one has to be.
     fn may_ask(&self, resolver: &Resolver, question: &Question, client: SocketAddr) -> bool {
-        let name = zone::sought(&question.asked);
-        if name.is_none_or(|name| resolver.knows_of(name)) {
-            return true;
-        }
-        let may = self.budget().take(client, clock::lately());
+        let may = !is_unknown(resolver, question) || self.budget().take(client, clock::lately());
         if !may {
             self.counted.turned_away();
         }
         may
+    }
+
+    /// The reply to a datagram for a name that may not be asked for now, with no more work than
+    /// it takes to see that: there may be a hundred thousand a second.
+    fn turned_away(&self, packet: &[u8], client: SocketAddr, since: Instant) -> Option<Vec<u8>> {
+        if self.budget().has(client, clock::lately()) {
+            return None;
+        }
+        let plain = shortcut::read(packet, false)?;
+        let current = self.current();
+        let resolver = &current.resolver;
+        let judged = answer::judge(packet, resolver.domain(), Recursion::None);
+        let Judged::Ask(question) = judged else {
+            return None;
+        };
+        // Others may know who has an address.
+        if question.asked.is_reverse() || !is_unknown(resolver, &question) {
+            return None;
+        }
+        let mut reply = vec![0; shortcut::REFUSAL];
+        let length = plain.overload(packet, &mut reply)?;
+        reply.truncate(length);
+        self.counted.turned_away();
+        let took = clock::lately().saturating_duration_since(since);
+        self.counted.answered(&reply, Transport::Udp, took);
+        Some(reply)
     }
 
     /// The answer of others. `None`: nobody else is to be asked who has an address.
@@ -480,6 +502,11 @@ impl Server {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a source has to be asked for a name that nothing is known of.
+fn is_unknown(resolver: &Resolver, question: &Question) -> bool {
+    zone::sought(&question.asked).is_some_and(|name| !resolver.knows_of(name))
 }
 
 /// Whether a name is none that Consul knows of. `consul` is Consul's also where another

@@ -485,6 +485,12 @@ impl SlowLane {
                 Some(client) = asked.next(), if !asked.is_empty() => shares.give_back(client),
                 miss = missed.recv(), if !full => {
                     let Some(miss) = miss else { break };
+                    let Miss { packet, client, since, .. } = &miss;
+                    let turned_away = || self.server.turned_away(packet, *client, *since);
+                    if let Ok(Some(reply)) = catch_unwind(AssertUnwindSafe(turned_away)) {
+                        self.lane.reply(&self.trusted, packet, &reply, *client);
+                        continue;
+                    }
                     if !shares.take(miss.client, asked.len() >= CROWDED) {
                         // The thread knows what was known; it has no time either where it
                         // does not come to that.
