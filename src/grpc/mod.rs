@@ -2,7 +2,7 @@
 //!
 //! | call | goes |
 //! | --- | --- |
-//! | to an endpoint that cannot be connected to | elsewhere: nothing was sent |
+//! | to an endpoint that cannot be connected to | elsewhere, as long as its deadline allows: nothing was sent |
 //! | whose connection is lost, or that is answered UNAVAILABLE | elsewhere, where the user says that it may be done twice |
 //! | whose request is a stream that goes on | to one endpoint, once |
 //! | where there is no endpoint | UNAVAILABLE at once, and why |
