@@ -64,8 +64,8 @@ impl Resolver {
         {
             let mut found = read(&self.api_of(name.locality()), own).await?;
             if let Some(tag) = tag {
-                let has = |one: &Instance| one.tags.iter().any(|own| own.eq_ignore_ascii_case(tag));
-                found.retain(has);
+                let tagged = Filter::new().tag(tag);
+                found.retain(|one| tagged.matches_instance(one));
             }
             if !found.is_empty() || **own == *service.to_ascii_lowercase() {
                 return Ok(found);

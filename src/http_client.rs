@@ -31,7 +31,7 @@ use crate::{
     call::Attempts,
     consul::tls::{self, TlsSettings},
     error::{Error, ErrorKind},
-    held::Held,
+    leased::Leased,
     name::{ConsulName, Domain},
     pool::{Lease, Policy},
     resolver::{Resolver, Service},
@@ -261,7 +261,9 @@ impl HttpClient {
                 })
             };
             match attempts.make(lease, attempt).await {
-                Some(Ok((answer, lease))) if lease.is_counted() => return Ok(held(answer, lease)),
+                Some(Ok((answer, lease))) if lease.is_counted() => {
+                    return Ok(leased(answer, lease));
+                }
                 Some(Ok((answer, _))) => return Ok(answer),
                 Some(Err(error)) => return Failure::into_result(error),
                 None => {}
@@ -360,11 +362,11 @@ impl HttpRequest {
 }
 
 /// An answer whose call is in the air until its body has arrived.
-fn held(answer: Response, lease: Lease) -> Response {
+fn leased(answer: Response, lease: Lease) -> Response {
     let url = answer.url().clone();
     let (head, body) = http::Response::<Body>::from(answer).into_parts();
     let named = http::response::Builder::new().url(url);
-    let body = Body::wrap(Held::new(body, lease));
+    let body = Body::wrap(Leased::new(body, lease));
     let mut answer = named.body(body).expect("what has a URL alone is one");
     *answer.status_mut() = head.status;
     *answer.version_mut() = head.version;

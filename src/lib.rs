@@ -204,10 +204,10 @@ mod found;
 pub mod fuzzing;
 #[cfg(feature = "grpc")]
 pub mod grpc;
-mod held;
 mod http_client;
 mod kv;
 mod ladder;
+mod leased;
 mod metrics;
 mod name;
 mod pool;

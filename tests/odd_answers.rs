@@ -298,7 +298,8 @@ async fn host_names_of_a_large_set_are_no_flood() {
     })
     .await;
     let builder = Resolver::builder().dns(&server.address().to_string());
-    let resolver = builder.http("none").timeout(Duration::from_millis(400));
+    // What is told at the end of that time must not be late where the machine stands still.
+    let resolver = builder.http("none").timeout(Duration::from_secs(3));
     let answer = resolver.build().unwrap().lookup("web").await.unwrap();
     assert!(!answer.is_complete());
     let asked = asked.lock().unwrap().len();

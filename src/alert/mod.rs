@@ -454,7 +454,7 @@ async fn look(
         .any(|one| matches!(one.rule.condition, Condition::NoLeader));
     let sources = (watched.iter()).any(|one| matches!(one.rule.condition, Condition::NoSource));
     let (mut leader, mut asked, mut unheard) = (None, None::<Instant>, 0_u32);
-    let mut looking = Owned(tokio::spawn(async {}).abort_handle());
+    let mut looking = None::<Owned>;
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -472,8 +472,9 @@ async fn look(
                 resolver.counters().saw_leader(told);
             }
         }
-        if sources && resolver.is_unheard() && looking.0.is_finished() {
-            looking = Owned(tokio::spawn(resolver.look_around()).abort_handle());
+        let is_looking = (looking.as_ref()).is_some_and(|looking| !looking.0.is_finished());
+        if sources && resolver.is_unheard() && !is_looking {
+            looking = Some(Owned(tokio::spawn(resolver.look_around()).abort_handle()));
         }
         for one in &mut watched {
             let Seen { broken, text } = one.see(&resolver, leader, now);

@@ -41,7 +41,7 @@ use self::{
 use crate::{
     call::{Attempts, in_time},
     clock,
-    held::Held,
+    leased::Leased,
     resolver::Service,
     retry::{Blame, CallError, Retry},
 };
@@ -189,7 +189,7 @@ impl Channel {
             let mut unavailable = None;
             let mut was_lost = false;
             let end = loop {
-                let mut channel = match attempts.reach(inner.connection(address)).await {
+                let channel = match attempts.reach(inner.connection(address)).await {
                     Ok(channel) => channel,
                     Err(end) => break end.map(Err),
                 };
@@ -200,16 +200,8 @@ impl Channel {
                 let request = http::Request::from_parts(head.clone(), sent.body());
                 let mut is_lost_again = false;
                 let attempt = async {
-                    let answered = async {
-                        std::future::poll_fn(|context| channel.poll_ready(context)).await?;
-                        channel.call(request).await
-                    };
-                    let answered = answered.await;
-                    if deadline.is_some_and(|deadline| left(deadline) < TICK) && is_cut(&answered) {
-                        std::future::pending::<()>().await;
-                    }
                     let again = inner.repeatable && sent.is_whole();
-                    match answered {
+                    match ask(channel, request, deadline).await {
                         Ok(answer) if !says(&answer, UNAVAILABLE) => Ok(answer),
                         Ok(answer) => {
                             let error = Status::from_header_map(answer.headers());
@@ -246,7 +238,7 @@ impl Channel {
             if let Some(end) = end {
                 let (answer, lease) = end.map_err(status)?;
                 return Ok(match lease.is_counted() {
-                    true => answer.map(|body| Body::new(Held::new(body, lease))),
+                    true => answer.map(|body| Body::new(Leased::new(body, lease))),
                     false => answer,
                 });
             }
@@ -302,6 +294,24 @@ impl Inner {
         let name = name.trim_end_matches('.');
         format!("{}://{name}", self.scheme).parse().ok()
     }
+}
+
+/// Sends a request by a connection. What is cut off by the deadline never comes: whoever waits
+/// sees it to its end.
+async fn ask(
+    mut channel: transport::Channel,
+    request: http::Request<Body>,
+    deadline: Option<Instant>,
+) -> Result<http::Response<Body>, transport::Error> {
+    let ready = std::future::poll_fn(|context| channel.poll_ready(context)).await;
+    let answered = match ready {
+        Ok(()) => channel.call(request).await,
+        Err(error) => Err(error),
+    };
+    if deadline.is_some_and(|deadline| left(deadline) < TICK) && is_cut(&answered) {
+        std::future::pending::<()>().await;
+    }
+    answered
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -35,9 +35,6 @@ use crate::{
     task::Owned,
 };
 
-/// Whether the sources answer is looked at where nobody has heard of them for so long.
-const LOOK: Duration = Duration::from_secs(10);
-
 /// Names in Consul's zone that stand for others in it are followed this far, as
 /// Consul does.
 const DEEPEST: u8 = 3;
@@ -227,58 +224,6 @@ impl Inner {
         landed
     }
 
-    /// Whether the sources answered a question; what is elsewhere says nothing of them.
-    pub(super) fn heard_of(&self, name: &ConsulName, answered: bool) {
-        if self.sources.is_near(name) {
-            *self.heard() = Some((answered, clock::now()));
-        }
-    }
-
-    /// A question was not answered, which may be its name's fault: whether the sources answer is
-    /// not known any more.
-    fn in_vain(&self, name: &ConsulName) {
-        let mut heard = self.heard();
-        if self.sources.is_near(name) && matches!(*heard, Some((true, _))) {
-            *heard = None;
-        }
-    }
-
-    /// Whether it is to be looked whether the sources answer.
-    pub(super) fn is_unheard(&self) -> bool {
-        let heard = *self.heard();
-        heard.is_none_or(|(_, when)| clock::now().saturating_duration_since(when) >= LOOK)
-    }
-
-    /// Looks whether the sources answer, by a question for Consul's own service: who is asked by
-    /// nobody is not found well, or gone, by anybody.
-    pub(super) async fn look_around(self: &Arc<Self>) {
-        // What is written down can be given as well.
-        self.warm().await;
-        let Ok(own) = ConsulName::service("consul") else {
-            return;
-        };
-        for &rung in self.sources.rungs() {
-            if self.sources.is_probe_due(rung, clock::now()) {
-                self.probe_apart(&own, rung).await;
-            }
-        }
-        if !self.is_unheard() {
-            return;
-        }
-        let fqdn = own.fqdn(&self.config.domain);
-        let question = Question {
-            name: &own,
-            fqdn: &fqdn,
-        };
-        let mut answered = false;
-        for &rung in self.sources.rungs() {
-            let deadline = clock::now() + self.config.timeout;
-            let asking = (self.sources).ask(rung, question, Mode::Ask, deadline);
-            answered = answered || rung != Rung::Static && asking.await.0.is_an_answer();
-        }
-        self.heard_of(&own, answered);
-    }
-
     /// Asks the HTTP API in a task of its own, which ends with whoever waits for it: what it
     /// tells may be megabytes, and others run where this look-up does.
     fn look_up_apart(
@@ -326,56 +271,6 @@ impl Inner {
             self.probe_beside(name, rung, now);
         }
         (open, overdue)
-    }
-
-    /// Probes a rung if that is due, which nobody waits for: with a copy of this question, whose
-    /// answer is kept, or where that would tell little with one for Consul's own service.
-    fn probe_beside(self: &Arc<Self>, name: &ConsulName, rung: Rung, now: Instant) {
-        if !self.sources.is_probe_due(rung, now) {
-            return;
-        }
-        let (inner, name) = (Arc::clone(self), name.clone());
-        // Ends within the time limit of a look-up.
-        tokio::spawn(async move {
-            match inner.sources.is_probed_apart(rung, &name) {
-                true => inner.probe_apart(&name, rung).await,
-                false => inner.probe(&name, rung).await,
-            }
-        });
-    }
-
-    /// Asks a rung that is left alone whether it is back. What it knows is kept.
-    async fn probe(self: &Arc<Self>, name: &ConsulName, rung: Rung) {
-        let deadline = clock::now() + self.config.timeout;
-        let fqdn = name.fqdn(&self.config.domain);
-        let question = Question { name, fqdn: &fqdn };
-        let asking = self.sources.ask(rung, question, Mode::Probe, deadline);
-        if let (Heard::Whole(finding), _) = asking.await {
-            *self.slow() = None;
-            self.heard_of(name, true);
-            let addresses = self.addresses(&finding.found, deadline, 0).await;
-            self.keep(question, *finding, addresses);
-        }
-    }
-
-    /// The same by a question for what every agent has at hand: who asked for `name` may have
-    /// it then.
-    async fn probe_apart(&self, name: &ConsulName, rung: Rung) {
-        let Ok(own) = ConsulName::service("consul") else {
-            return;
-        };
-        let deadline = clock::now() + self.config.timeout;
-        let fqdn = own.fqdn(&self.config.domain);
-        let question = Question {
-            name: &own,
-            fqdn: &fqdn,
-        };
-        let asking = self.sources.ask(rung, question, Mode::Probe, deadline);
-        if let (Heard::Whole(_), _) = asking.await {
-            *self.slow() = None;
-            self.heard_of(&own, true);
-            self.cache().wake(name.key());
-        }
     }
 
     /// Keeps a set that a source gave.

@@ -7,6 +7,7 @@ mod climb;
 mod follow;
 mod lookup;
 mod news;
+mod probe;
 mod pulse;
 mod service;
 mod told;
@@ -294,8 +295,7 @@ impl Resolver {
         let sources: Vec<_> = sources.collect();
         let protected = inner.evidence().held(now).len();
         let cache = inner.cache();
-        let answers = !matches!(*inner.heard(), Some((false, _)))
-            && sources.iter().any(|source: &SourceStatus| source.up);
+        let answers = !inner.has_failed() && sources.iter().any(|source: &SourceStatus| source.up);
         let ready = answers
             || inner.sources.rungs().contains(&Rung::Static)
             || cache.list(now).next().is_some();
@@ -310,17 +310,6 @@ impl Resolver {
             answers,
             ready,
         }
-    }
-
-    /// Whether it is to be [looked around](Self::look_around).
-    pub(crate) fn is_unheard(&self) -> bool {
-        self.0.is_unheard()
-    }
-
-    /// Looks whether the sources answer, where nobody has heard of them for long.
-    pub(crate) fn look_around(&self) -> impl Future<Output = ()> + Send + use<> {
-        let inner = Arc::clone(&self.0);
-        async move { inner.look_around().await }
     }
 
     /// The sets in the cache, those that were used last first, at most `most`.
@@ -555,10 +544,6 @@ impl Inner {
             protected,
             ..fresh(held, age)
         }
-    }
-
-    fn heard(&self) -> MutexGuard<'_, Option<(bool, Instant)>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slow(&self) -> MutexGuard<'_, Option<Instant>> {

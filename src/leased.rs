@@ -10,19 +10,19 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::pool::Lease;
 
-pub(crate) struct Held<B> {
+pub(crate) struct Leased<B> {
     body: B,
     lease: Option<Lease>,
 }
 
-impl<B: Body> Held<B> {
+impl<B: Body> Leased<B> {
     pub(crate) fn new(body: B, lease: Lease) -> Self {
         let lease = Some(lease).filter(|_| !body.is_end_stream());
         Self { body, lease }
     }
 }
 
-impl<B: Body + Unpin> Body for Held<B> {
+impl<B: Body + Unpin> Body for Leased<B> {
     type Data = B::Data;
     type Error = B::Error;
 
