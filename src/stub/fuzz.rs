@@ -72,7 +72,7 @@ pub fn stub(packet: &[u8]) {
 fn check_remembered(server: &Server, packet: &[u8], plain: &Plain, slow: &[u8]) {
     let mut out = Vec::new();
     assert!(
-        server.remembered(packet, plain, Transport::Udp, &mut out),
+        server.remembered(packet, plain, Transport::Udp, clock::lately(), &mut out),
         "forgotten"
     );
     let fast = &out[2..];

@@ -255,7 +255,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
                     let plain = shortcut::read(packet, false);
                     let mut reply = Vec::new();
                     if let Some(plain) = plain
-                        && server.remembered(packet, &plain, Transport::Udp, &mut reply)
+                        && server.remembered(packet, &plain, Transport::Udp, clock::lately(), &mut reply)
                     {
                         // Behind the length, which a datagram needs not.
                         socket.send(packet, &reply[2..], peer);

@@ -98,20 +98,20 @@ impl Server {
         before.resolver.is_replaced();
     }
 
-    /// Adds the reply to a packet, with its length before it, where one is remembered.
+    /// Adds the reply to a packet, with its length before it, where one is remembered `now`.
     pub(super) fn remembered(
         &self,
         packet: &[u8],
         plain: &Plain,
         transport: Transport,
+        now: Instant,
         out: &mut Vec<u8>,
     ) -> bool {
         let start = out.len();
-        let mut shortcuts = self.shortcuts();
-        let room = shortcuts.room(plain);
-        out.resize(start + 2 + room, 0);
-        let given = shortcuts.answer(packet, plain, clock::lately(), &mut out[start + 2..]);
-        drop(shortcuts);
+        let given = self.shortcuts().answer_within(packet, plain, now, |room| {
+            out.resize(start + 2 + room, 0);
+            &mut out[start + 2..]
+        });
         let hits = match given {
             Given::Reply(length) => {
                 if let Ok(prefix) = u16::try_from(length) {

@@ -172,16 +172,15 @@ pub(crate) fn read(packet: &[u8], tcp: bool) -> Option<Plain> {
         if length > 63 || at + length + 1 > NAME {
             return None;
         }
-        let label = rest.get(at..=at + length)?;
-        let lower = key.bytes.get_mut(at..=at + length)?;
-        for (lower, byte) in lower.iter_mut().zip(label) {
-            *lower = byte.to_ascii_lowercase();
-        }
         at += length + 1;
         if length == 0 {
             break;
         }
     }
+    let lower = key.bytes.get_mut(..at)?;
+    lower.copy_from_slice(rest.get(..at)?);
+    // All at once: the length of a label is below any letter.
+    lower.make_ascii_lowercase();
     let (kind, class) = (pair(rest, at)?, pair(rest, at + 2)?);
     if class != 1 {
         return None;
@@ -360,6 +359,17 @@ impl Shortcuts {
         now: Instant,
         out: &mut [u8],
     ) -> Given {
+        self.answer_within(packet, plain, now, |_| out)
+    }
+
+    /// The same, written to what is given for the bytes that it may need.
+    pub(crate) fn answer_within<'a>(
+        &mut self,
+        packet: &[u8],
+        plain: &Plain,
+        now: Instant,
+        room: impl FnOnce(usize) -> &'a mut [u8],
+    ) -> Given {
         let Some(entry) = self.entries.get(plain.key.as_bytes()) else {
             return Given::UNKNOWN;
         };
@@ -382,6 +392,7 @@ impl Shortcuts {
         );
         let elapsed = u32::try_from(elapsed.as_secs()).unwrap_or(u32::MAX);
         let age = Age::Fresh(elapsed);
+        let out = room(entry.recipe.room());
         let written = entry.recipe.write(packet, plain, turn, age, out);
         written.map_or(Given::UNKNOWN, Given::Reply)
     }

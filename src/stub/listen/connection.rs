@@ -89,15 +89,15 @@ pub(in crate::stub) async fn over(
     let (mut pending, mut ended) = (0, false);
     loop {
         // All that is there, as far as there are seats for what has to be looked up.
-        let begun = incoming.next;
+        let (begun, now) = (incoming.next, clock::lately());
         while pending < MOST_PENDING && out.len() < TOGETHER {
             let Some(packet) = incoming.next()? else {
                 break;
             };
             let plain = shortcut::read(packet, true);
-            if plain
-                .is_some_and(|plain| server.remembered(packet, &plain, Transport::Tcp, &mut out))
-            {
+            if plain.is_some_and(|plain| {
+                server.remembered(packet, &plain, Transport::Tcp, now, &mut out)
+            }) {
                 continue;
             }
             pending += 1;
