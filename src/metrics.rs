@@ -186,6 +186,13 @@ impl Counters {
         }
     }
 
+    /// Questions that were not permitted.
+    pub(crate) fn denied(&self) -> u64 {
+        let denied = REASONS.iter().position(|one| *one == Outcome::Denied);
+        let counters = self.errors.iter().filter_map(|by| by.get(denied?));
+        counters.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     /// A service was registered, `again` by us or for the first time.
     pub(crate) fn registered(&self, again: bool) {
         add(&self.registrations[usize::from(again)]);
