@@ -98,7 +98,7 @@ impl Config {
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct ResolverBuilder {
-    config: Config,
+    pub(crate) config: Config,
     /// `http` as given; read at the end, because TLS may be asked for later.
     http: String,
     ssl: bool,

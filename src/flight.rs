@@ -13,7 +13,6 @@ use std::{
     collections::HashMap,
     fmt,
     hash::Hash,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -23,7 +22,7 @@ use std::{
 use foldhash::fast::RandomState;
 use tokio::{runtime::Handle, sync::watch, time::timeout_at};
 
-use crate::clock;
+use crate::{clock, task};
 
 /// Where the question of who asks first runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +136,7 @@ where
                 seat,
             };
             match runs {
-                Runs::Apart => drop(tokio::spawn(flight)),
+                Runs::Apart => drop(tokio::spawn(task::outcome(flight))),
                 Runs::Here => return Here(Some(flight)).await.ok_or(Lost::Ended),
             }
         }
@@ -223,8 +222,8 @@ impl<F: Future<Output: Send> + Unpin + Send + 'static> Future for Here<F> {
             return Poll::Ready(None);
         };
         // As in a task: it is lost for all who wait, and takes nobody along.
-        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(flight).poll(context)));
-        if let Ok(Poll::Pending) = polled {
+        let polled = task::caught(|| Pin::new(flight).poll(context));
+        if let Some(Poll::Pending) = polled {
             return Poll::Pending;
         }
         self.0 = None;
@@ -236,7 +235,7 @@ impl<F: Future<Output: Send> + Unpin + Send + 'static> Drop for Here<F> {
     fn drop(&mut self) {
         // Without a runtime nothing can go on.
         if let (Some(flight), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
-            runtime.spawn(flight);
+            runtime.spawn(task::outcome(flight));
         }
     }
 }
@@ -251,6 +250,7 @@ impl<K, V> fmt::Debug for Flights<K, V> {
 mod tests {
     use super::*;
     use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
         sync::atomic::{AtomicUsize, Ordering},
         time::Duration,
     };
@@ -375,12 +375,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_question_that_panics_frees_its_name() {
+    async fn a_question_that_panics_frees_its_name_and_is_counted() {
         for runs in BOTH {
+            let before = task::panics();
             let flights: Flights<&str, usize> = Flights::new(LONGEST);
             let broken = || async { panic!("on purpose") };
             let lost = flights.join(&"web", runs, || None, broken).await;
             assert_eq!(lost, Err(Lost::Ended));
+            assert!(task::panics() > before);
             let well = || async { 7 };
             assert_eq!(flights.join(&"web", runs, || None, well).await, Ok(7));
         }

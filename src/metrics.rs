@@ -16,7 +16,11 @@
 //! | `proconsul_snapshot_errors_total` | each snapshot that could not be read or written |
 //! | `proconsul_breaker_open` | endpoints that failed, and rest or are tried |
 //! | `proconsul_watches` | names followed by blocking queries |
+//! | `proconsul_followed_empty` | those of them that have no endpoint |
+//! | `proconsul_registrations_total`, `proconsul_reregistrations_total` | each time that a service was registered: for the first time, and again because the agent had forgotten it |
+//! | `proconsul_cluster_leader` | 1 while Consul's servers have a leader, 0 while they have none; absent where nobody asked them, or nobody knows |
 //! | `proconsul_dns_ignored_replies_total` | DNS replies that answered no question of ours |
+//! | `proconsul_panics_total` | each panic that was caught, of the whole process: each is a defect, and ended one question or one piece of work |
 //! | `proconsul_build_info{version}` | always 1 |
 //!
 //! A stub has more: `src/stub/tally.rs`.
@@ -182,6 +186,13 @@ impl Counters {
         }
     }
 
+    /// Questions that were not permitted.
+    pub(crate) fn denied(&self) -> u64 {
+        let denied = REASONS.iter().position(|one| *one == Outcome::Denied);
+        let counters = self.errors.iter().filter_map(|by| by.get(denied?));
+        counters.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     /// A service was registered, `again` by us or for the first time.
     pub(crate) fn registered(&self, again: bool) {
         add(&self.registrations[usize::from(again)]);
@@ -237,6 +248,7 @@ pub(crate) struct Gauges {
     /// Followed names without an endpoint.
     pub(crate) empty: usize,
     pub(crate) ignored_replies: u64,
+    pub(crate) panics: u64,
 }
 
 /// The metrics of one resolver at one moment. Its `Display` is Prometheus text.
@@ -454,6 +466,12 @@ impl Metrics {
                 "counter",
                 "DNS replies that answered no question of ours.",
                 gauges.ignored_replies,
+            ),
+            (
+                "panics_total",
+                "counter",
+                "Panics that were caught: each is a defect of proconsul.",
+                gauges.panics,
             ),
         ] {
             text.head(name, kind, help);

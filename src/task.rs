@@ -1,6 +1,11 @@
-//! **Shell.** Tasks in the background: the runtime that they need, and an owner for each.
+//! **Shell.** Tasks in the background: the runtime that they need, an owner for each, and what
+//! becomes of one that panics.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use tokio::{runtime::Handle, task::AbortHandle, time::sleep};
@@ -26,6 +31,32 @@ impl Drop for Owned {
     }
 }
 
+/// Of the whole process: what is broken is the program, whichever resolver met it.
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Panics that were caught and counted, each of which is a defect of proconsul. Where it was the
+/// process's panic hook has told.
+pub(crate) fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+/// What a piece of work comes to; `None`: it panicked, which is counted.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    count(catch_unwind(AssertUnwindSafe(work)))
+}
+
+/// The same of a future, which has given back by then what it held.
+pub(crate) async fn outcome<T>(work: impl Future<Output = T>) -> Option<T> {
+    count(AssertUnwindSafe(work).catch_unwind().await)
+}
+
+fn count<T>(done: std::thread::Result<T>) -> Option<T> {
+    if done.is_err() {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+    }
+    done.ok()
+}
+
 /// Does work that nobody looks after; where it panics it is begun anew after a pause. `what`
 /// ends then, for the log.
 pub(crate) async fn anew_after_panics<F: Future<Output = ()>>(
@@ -35,7 +66,7 @@ pub(crate) async fn anew_after_panics<F: Future<Output = ()>>(
 ) {
     loop {
         // What it held it gives back before it is begun anew.
-        if AssertUnwindSafe(work()).catch_unwind().await.is_ok() {
+        if outcome(work()).await.is_some() {
             return;
         }
         error!("{what} panicked, which is a defect of proconsul: begun anew");
@@ -49,16 +80,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn work_that_panics_is_begun_anew_until_it_ends() {
-        let mut times = 0;
+        let (mut times, before) = (0, panics());
         let work = || {
             times += 1;
             let panics = times < 3;
             async move {
                 tokio::task::yield_now().await;
-                assert!(!panics, "as the test wants it");
+                assert!(!panics, "on purpose");
             }
         };
         anew_after_panics("a test", Duration::from_secs(1), work).await;
         assert_eq!(times, 3);
+        // Other tests may panic beside this one.
+        assert!(panics() >= before + 2);
     }
 }

@@ -11,7 +11,7 @@ mod support;
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -403,6 +403,35 @@ async fn on_a_connection_strangers_and_second_replies_are_ignored_until_there_ar
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(server.connections() == 1, is_kept, "{count}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_bears_sixteen_strangers_and_no_more() {
+    for (strangers, is_kept) in [(16_u8, true), (17, false)] {
+        let came = AtomicBool::new(false);
+        let server = Server::start(move |question, transport| {
+            if transport == Transport::Udp {
+                return vec![srv(question, 1).truncated()];
+            }
+            let count = match came.swap(true, Ordering::Relaxed) {
+                false => strangers,
+                true => 0,
+            };
+            let wrong = |number| {
+                let stranger = srv(question, 9).with_text();
+                stranger.edit(move |bytes| bytes[1] ^= number)
+            };
+            let right = srv(question, 2).with_text();
+            (1..=count).map(wrong).chain([right]).collect()
+        })
+        .await;
+        let resolver = resolver(&[&server]);
+        for _ in 0..2 {
+            let answer = resolver.lookup("web").await.unwrap();
+            assert_eq!(answer.endpoints().len(), 2, "{strangers}");
+        }
+        assert_eq!(server.connections() == 1, is_kept, "{strangers}");
     }
 }
 

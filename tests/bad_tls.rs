@@ -18,17 +18,21 @@ use std::{
 };
 
 use proconsul::{Outcome, Resolver, ResolverBuilder, Source};
-use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
-use rustls::{ServerConnection, StreamOwned, pki_types::PrivatePkcs8KeyDer};
+use rcgen::{Certificate, CertificateParams, Issuer, KeyPair, date_time_ymd};
+use rustls::{
+    RootCertStore, ServerConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivatePkcs8KeyDer},
+    server::WebPkiClientVerifier,
+};
 use support::http::{ScriptedHttp, entries, ok};
 
 /// What nobody may be told who is not known.
 const CANARY: &str = "c0ffee22-dead-4bad-beef-0000000canary";
 
-type Shown = (Vec<rustls::pki_types::CertificateDer<'static>>, Vec<u8>);
+type Shown = (Vec<CertificateDer<'static>>, Vec<u8>);
 
 /// An authority of the test's own.
-struct Authority(Issuer<'static, KeyPair>, String);
+struct Authority(Issuer<'static, KeyPair>, String, CertificateDer<'static>);
 
 impl Authority {
     fn new(name: &str) -> Self {
@@ -38,18 +42,23 @@ impl Authority {
             .distinguished_name
             .push(rcgen::DnType::CommonName, name);
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self(Issuer::new(params, key), pem)
+        let own = params.self_signed(&key).unwrap();
+        let (pem, der) = (own.pem(), own.der().clone());
+        Self(Issuer::new(params, key), pem, der)
     }
 
     /// A certificate for a name, valid in these years.
     fn signs(&self, name: &str, years: (i32, i32)) -> Shown {
+        let (signed, key) = self.makes(name, years);
+        (vec![signed.der().clone()], key.serialize_der())
+    }
+
+    fn makes(&self, name: &str, years: (i32, i32)) -> (Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(years.0, 1, 1);
         params.not_after = date_time_ymd(years.1, 1, 1);
-        let signed = params.signed_by(&key, &self.0).unwrap();
-        (vec![signed.der().clone()], key.serialize_der())
+        (params.signed_by(&key, &self.0).unwrap(), key)
     }
 }
 
@@ -62,18 +71,39 @@ fn file(name: &str, text: &str) -> PathBuf {
 
 /// A peer that shows the certificate that stands there, and gives all that it was told.
 fn peer(shown: &Arc<Mutex<Shown>>) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let told = Arc::<Mutex<Vec<u8>>>::default();
+    let tells = Arc::clone(&told);
+    let tell = move |_: Option<&[CertificateDer<'static>]>, said: &[u8]| {
+        tells.lock().unwrap().extend_from_slice(said);
+    };
+    (start(shown, None, tell), told)
+}
+
+/// A peer that shows the certificate that stands there, wants one of `clients` where there is
+/// such an authority, and tells what it was shown and told.
+fn start(
+    shown: &Arc<Mutex<Shown>>,
+    clients: Option<&Authority>,
+    tell: impl Fn(Option<&[CertificateDer<'static>]>, &[u8]) + Send + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let (shown, told) = (Arc::clone(shown), Arc::<Mutex<Vec<u8>>>::default());
-    let tells = Arc::clone(&told);
+    let shown = Arc::clone(shown);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = clients.map_or_else(WebPkiClientVerifier::no_client_auth, |clients| {
+        let mut roots = RootCertStore::empty();
+        roots.add(clients.2.clone()).unwrap();
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .unwrap()
+    });
     thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
             let (chain, key) = shown.lock().unwrap().clone();
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let config = rustls::ServerConfig::builder_with_provider(provider)
+            let config = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
                 .with_safe_default_protocol_versions()
                 .unwrap()
-                .with_no_client_auth()
+                .with_client_cert_verifier(Arc::clone(&verifier))
                 .with_single_cert(chain, PrivatePkcs8KeyDer::from(key).into())
                 .unwrap();
             let connection = ServerConnection::new(Arc::new(config)).unwrap();
@@ -82,7 +112,7 @@ fn peer(shown: &Arc<Mutex<Shown>>) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
             let Ok(length) = stream.read(&mut head) else {
                 continue;
             };
-            tells.lock().unwrap().extend_from_slice(&head[..length]);
+            tell(stream.conn.peer_certificates(), &head[..length]);
             let body = entries("web", &[80]);
             let length = body.len();
             let reply = format!(
@@ -93,7 +123,7 @@ fn peer(shown: &Arc<Mutex<Shown>>) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
             _ = stream.flush();
         }
     });
-    (address, told)
+    address
 }
 
 fn builder(address: SocketAddr, ca: &Path) -> ResolverBuilder {
@@ -236,6 +266,52 @@ async fn dns_goes_on_meanwhile_and_a_certificate_that_is_made_good_is_taken_at_o
     })
     .await;
     fs::remove_file(ca).unwrap();
+}
+
+#[tokio::test]
+async fn a_pair_of_our_own_is_replaced_on_disk_and_the_old_one_shown_until_both_files_are_there() {
+    let authority = Authority::new("of both");
+    let pair = |name: &str| {
+        let (signed, key) = authority.makes(name, NOW);
+        (signed.der().clone(), signed.pem(), key.serialize_pem())
+    };
+    let (old, new) = (pair("old.test"), pair("new.test"));
+    let ca = file("mutual.pem", &authority.1);
+    let (cert, key) = (
+        file("mutual-cert.pem", &old.1),
+        file("mutual-key.pem", &old.2),
+    );
+    let by = Arc::<Mutex<Vec<CertificateDer<'static>>>>::default();
+    let noted = Arc::clone(&by);
+    let shown = Arc::new(Mutex::new(authority.signs("127.0.0.1", NOW)));
+    let address = start(&shown, Some(&authority), move |client, _| {
+        noted.lock().unwrap().push(client.unwrap()[0].clone());
+    });
+    let client = builder(address, &ca).cert_file(&cert).key_file(&key);
+    let client = client.build().unwrap();
+    // Every answer, and by whom it was asked for.
+    let asks = async || {
+        let asked = client.lookup("web").max_age(Duration::ZERO).require_fresh();
+        asked.await.unwrap();
+        by.lock().unwrap().last().cloned().unwrap()
+    };
+    assert_eq!(asks().await, old.0);
+    // The new certificate is there, and its key is not yet.
+    fs::write(&cert, &new.1).unwrap();
+    for _ in 0..5 {
+        assert_eq!(asks().await, old.0);
+    }
+    fs::write(&key, &new.2).unwrap();
+    support::wait_for("the new pair", async || {
+        (asks().await == new.0).then_some(())
+    })
+    .await;
+    // What is no pair at all changes nothing.
+    fs::write(&key, "no key").unwrap();
+    assert_eq!(asks().await, new.0);
+    for file in [ca, cert, key] {
+        fs::remove_file(file).unwrap();
+    }
 }
 
 #[tokio::test]

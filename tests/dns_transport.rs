@@ -101,6 +101,26 @@ async fn a_flood_of_guesses_sends_the_question_over_tcp() {
 }
 
 #[tokio::test]
+async fn fifteen_wrong_ids_are_ignored_and_the_next_one_sends_the_question_over_tcp() {
+    for (wrong, over) in [(15_u8, Transport::Udp), (16, Transport::Tcp)] {
+        let server = Server::start(move |question, transport| {
+            let right = srv(question, 4).with_text();
+            let guesses = (1..=wrong).map(|guess| {
+                let forged = srv(question, 9).with_text();
+                forged.edit(move |bytes| bytes[1] ^= guess)
+            });
+            match transport {
+                Transport::Udp => guesses.chain([right]).collect(),
+                _ => vec![right],
+            }
+        })
+        .await;
+        let answer = resolver(&server).lookup("web").await.unwrap();
+        assert_eq!((answer.transport(), answer.endpoints().len()), (over, 4));
+    }
+}
+
+#[tokio::test]
 async fn a_truncated_datagram_is_asked_again_over_tcp() {
     let server = Server::start(|question, transport| match transport {
         Transport::Udp => vec![srv(question, 1).with_text().truncated()],

@@ -7,17 +7,24 @@ mod support;
 use std::{
     collections::BTreeSet,
     fs,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use hickory_proto::rr::RecordType;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
-use proconsul::{Alert, AlertRule, Alerts, Blame, Resolver, Retry, Severity};
+use proconsul::{Alert, AlertRule, Alerts, Blame, Resolver, Retry, ServiceDefinition, Severity};
 use serde_json::{Value, json};
-use support::{Agent, PATIENCE, Serving, closed_port, http_client, wait_for};
-use tokio::time::timeout;
+use support::{
+    Agent, PATIENCE, Proxy, Serving, Weather, ask_udp, closed_port, http_client, wait_for,
+};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 fn packaged(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -38,23 +45,69 @@ fn named(text: &str) -> BTreeSet<&str> {
     .collect()
 }
 
-#[tokio::test]
-async fn every_metric_that_alerts_and_dashboard_name_exists() {
-    let agent = Agent::start().await;
+/// What `serve` tells of itself at this agent.
+async fn metrics_of_serve(agent: &Agent) -> String {
     let mut command = support::serve(&agent.dns().to_string(), &agent.http());
     command.args(["--admin", "127.0.0.1:0"]);
     let server = Serving::start(command);
     let url = format!("http://{}/metrics", server.admin);
     let client = http_client();
-    let metrics = wait_for("the leader's metric", async || {
+    wait_for("the leader's metric", async || {
         let text = client.get(&url).send().await.ok()?.text().await.ok()?;
         text.contains("proconsul_cluster_leader 1").then_some(text)
     })
-    .await;
-    let types = metrics
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE "));
-    let there: BTreeSet<_> = types.filter_map(|line| line.split(' ').next()).collect();
+    .await
+}
+
+/// The metrics that a text for Prometheus declares.
+fn declared(metrics: &str) -> BTreeSet<&str> {
+    let heads = metrics.lines();
+    let types = heads.filter_map(|line| line.strip_prefix("# TYPE "));
+    types.filter_map(|line| line.split(' ').next()).collect()
+}
+
+/// What dashboards, and scripts of users, rely on.
+const PROMISED: &str = "
+    proconsul_lookups_total proconsul_lookup_duration_seconds proconsul_source_up
+    proconsul_source_errors_total proconsul_fallbacks_total proconsul_stale_served_total
+    proconsul_protection_active proconsul_cache_entries proconsul_cache_bytes proconsul_watches
+    proconsul_membership_changes_total proconsul_registrations_total
+    proconsul_reregistrations_total proconsul_breaker_open proconsul_dns_queries_total
+    proconsul_dns_query_duration_seconds proconsul_dns_malformed_total proconsul_build_info";
+
+#[tokio::test]
+async fn every_metric_is_in_the_list_of_its_file_and_every_one_of_the_list_exists() {
+    let agent = Agent::start().await;
+    let served = metrics_of_serve(&agent).await;
+    let resolver = resolver(&agent);
+    let registration = resolver.register(ServiceDefinition::new("web", 80));
+    let registration = registration.unwrap();
+    timeout(PATIENCE, registration.registered()).await.unwrap();
+    let own = resolver.metrics().to_string();
+    registration.shutdown().await.unwrap();
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = |file: &str| {
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        let rows = text.lines().filter(|line| line.starts_with("//! | `"));
+        // Its first cell; what else is said of one may name others.
+        let cells = rows.filter_map(|row| row.split(" | ").nth(1));
+        cells.collect::<Vec<_>>().join("\n")
+    };
+    let (library, stub) = (list("src/metrics.rs"), list("src/stub/tally.rs"));
+    let of_both = format!("{library}\n{stub}");
+    let there = declared(&served);
+    assert_eq!(named(&of_both), there, "listed, and told by serve");
+    assert!(declared(&own).is_subset(&named(&library)), "{own}");
+    let missing: Vec<_> = named(PROMISED).difference(&there).copied().collect();
+    assert_eq!(missing, [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn every_metric_that_alerts_and_dashboard_name_exists() {
+    let agent = Agent::start().await;
+    let metrics = metrics_of_serve(&agent).await;
+    let there = declared(&metrics);
     for file in ["prometheus/alerts.yml", "grafana/proconsul.json"] {
         let text = fs::read_to_string(packaged(file)).unwrap();
         let named = named(&text);
@@ -167,7 +220,7 @@ async fn a_service_that_is_down_slow_or_failing_is_told_and_so_is_the_end_of_it(
         let call = web.call_if(
             &once,
             async |_| {
-                tokio::time::sleep(Duration::from_millis(30)).await;
+                sleep(Duration::from_millis(30)).await;
                 if number < 4 { Err("no") } else { Ok(()) }
             },
             |_| Blame::Unsafe,
@@ -256,6 +309,144 @@ async fn a_stub_whose_sources_are_gone_says_so_on_its_page_and_that_they_are_bac
         (!rules().await.contains(&"no_source".to_owned())).then_some(())
     })
     .await;
+}
+
+/// Asks for what is known, and for what nobody knows, for as long as it is held.
+fn load(server: SocketAddr) -> JoinSet<()> {
+    let mut asking = JoinSet::new();
+    for client in 0..4 {
+        asking.spawn(async move {
+            for at in 0_u32.. {
+                let new = format!("n{client}-{at}.service.consul.");
+                for name in ["web.service.consul.", "other.service.consul.", &new] {
+                    _ = ask_udp(server, name, RecordType::A).await;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+    asking
+}
+
+/// All that is still said.
+fn rest(server: &Serving) -> Vec<String> {
+    server.signal("-TERM");
+    std::iter::from_fn(|| server.said_before_it_ended()).collect()
+}
+
+fn about<'a>(lines: &'a [String], what: &str) -> Vec<&'a String> {
+    lines.iter().filter(|line| line.contains(what)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_dies_under_load_is_one_line_and_so_is_its_coming_back() {
+    let agent = Agent::start().await;
+    for name in ["web", "other"] {
+        let body = json!({ "Name": name, "Address": "10.0.0.1", "Port": 1 });
+        agent.register_service(body).await;
+    }
+    let dns = Proxy::start(Ipv4Addr::LOCALHOST, agent.dns()).await;
+    let mut command = support::serve(&dns.address().to_string(), &agent.http());
+    command.args(["--admin", "none"]);
+    let server = Serving::start(command);
+    let _asking = load(server.dns);
+    wait_for("an answer", async || {
+        (server.instances().await == 1).then_some(())
+    })
+    .await;
+    dns.set(Weather::silent());
+    let mut lines = vec![server.says()];
+    // Nothing is said while it lasts.
+    sleep(Duration::from_secs(5)).await;
+    dns.set(Weather::default());
+    lines.push(server.says());
+    // It comes and goes each half second: that is no line each time.
+    for _ in 0..10 {
+        for weather in [Weather::refused(), Weather::default()] {
+            dns.set(weather);
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+    let gone = "proconsul: alert: warning source_down dns: left alone until ";
+    let back = "proconsul: alert: over: warning source_down dns: asked again at ";
+    assert!(lines[0].starts_with(gone), "{lines:#?}");
+    assert!(lines[0].contains(&dns.address().to_string()), "{lines:#?}");
+    assert!(lines[1].starts_with(back), "{lines:#?}");
+    lines.extend(rest(&server));
+    assert!(lines.len() <= 10, "{lines:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_hangs_under_load_costs_few_lines() {
+    let agent = Agent::start().await;
+    for name in ["web", "other"] {
+        let body = json!({ "Name": name, "Address": "10.0.0.1", "Port": 1 });
+        agent.register_service(body).await;
+    }
+    let mut command = support::serve(&agent.dns().to_string(), &agent.http());
+    command.args(["--admin", "none"]);
+    let server = Serving::start(command);
+    let _asking = load(server.dns);
+    wait_for("an answer", async || {
+        (server.instances().await == 1).then_some(())
+    })
+    .await;
+    agent.pause();
+    let mut lines = Vec::new();
+    let down = ["source_down dns", "source_down http"];
+    while !down.iter().all(|what| about(&lines, what).len() == 1) {
+        lines.push(server.says());
+    }
+    sleep(Duration::from_secs(5)).await;
+    agent.resume();
+    while !down.iter().all(|what| about(&lines, what).len() == 2) {
+        lines.push(server.says());
+    }
+    lines.extend(rest(&server));
+    assert!(lines.len() <= 10, "{lines:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_loses_its_rights_is_told_once_and_without_the_token() {
+    const MASTER: &str = "00000000-0000-0000-0000-0000000000aa";
+    let config = json!({
+        "primary_datacenter": "dc1",
+        "acl": {
+            "enabled": true, "default_policy": "deny",
+            "tokens": { "master": MASTER },
+        },
+    });
+    let agent = Agent::builder().config(config).token(MASTER).start().await;
+    for name in ["web", "other"] {
+        let body = json!({ "Name": name, "Address": "10.0.0.1", "Port": 1 });
+        agent.register_service(body).await;
+    }
+    let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
+    let policy = json!({ "Name": "reads", "Rules": rules });
+    agent.put("/v1/acl/policy", policy).await;
+    let made = json!({ "Policies": [{ "Name": "reads" }] });
+    let made = agent.put("/v1/acl/token", made).await;
+    let token = made["SecretID"].as_str().unwrap();
+    let mut command = support::serve("none", &agent.http());
+    command.args(["--admin", "none"]);
+    command.env("CONSUL_HTTP_TOKEN", token);
+    let server = Serving::start(command);
+    let _asking = load(server.dns);
+    wait_for("an answer", async || {
+        (server.instances().await == 1).then_some(())
+    })
+    .await;
+    let accessor = made["AccessorID"].as_str().unwrap();
+    agent.delete(&format!("/v1/acl/token/{accessor}")).await;
+    let mut lines = Vec::new();
+    while about(&lines, "alert: warning denied: ").is_empty() {
+        lines.push(server.says());
+    }
+    sleep(Duration::from_secs(10)).await;
+    lines.extend(rest(&server));
+    assert_eq!(about(&lines, "warning denied: ").len(), 1, "{lines:#?}");
+    assert!(lines.len() <= 10, "{lines:#?}");
+    assert_eq!(about(&lines, token), [] as [&String; 0]);
 }
 
 /// Keeps what it is handed.

@@ -143,6 +143,29 @@ async fn a_flood_of_guesses_sends_a_forwarded_question_over_tcp() {
     assert_eq!(whole.answers.len(), 1);
 }
 
+#[tokio::test]
+async fn fifteen_wrong_ids_leave_a_forwarded_question_where_it_is_and_the_next_one_does_not() {
+    for (wrong, is_moved) in [(15_u8, false), (16, true)] {
+        let upstream = Upstream::telling(Duration::ZERO, move |packet, over| {
+            let guesses = (1..=wrong).map(|guess| {
+                let mut bytes = forged(packet);
+                bytes[1] ^= guess;
+                bytes
+            });
+            match over {
+                Over::Tcp => vec![right(packet)],
+                _ => guesses.chain([right(packet)]).collect(),
+            }
+        })
+        .await;
+        let stub = stub(&[&upstream.address.to_string()]).await;
+        assert_eq!(addresses(&a(stub, "a.example.").await), ["60 10.0.0.1"]);
+        let questions = upstream.questions();
+        let moved = questions.iter().any(|asked| asked.over == Over::Tcp);
+        assert_eq!(moved, is_moved, "{wrong}");
+    }
+}
+
 /// How far from even so many numbers below 2^16 are spread over `buckets`: chi-square,
 /// about `buckets` for dice.
 fn unevenness(numbers: &[u16], range: (u16, u16), buckets: usize) -> f64 {

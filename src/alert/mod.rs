@@ -17,9 +17,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-use self::judge::{Counted, Judge, Window};
+use self::judge::{Counted, Judge, WINDOW, Window};
 use crate::{
     clock,
+    endpoint::Source,
     error::Error,
     resolver::{Resolver, Service},
     task::{Owned, runtime},
@@ -33,6 +34,9 @@ const ASK: Duration = Duration::from_secs(10);
 
 /// So often the servers' leader may be asked for in vain before what was known is over.
 const UNHEARD: u32 = 2;
+
+/// Refusals that say something of our rights: one or two may be about an odd name.
+const REFUSALS: u64 = 3;
 
 /// Alerts that wait to be read; those that nobody reads are lost, what is raised stays.
 const QUEUE: usize = 256;
@@ -85,6 +89,8 @@ enum Condition {
     LookupErrors(f64),
     Stale(f64),
     Protection,
+    Denied,
+    SourceDown(Source),
     NoSource,
     NoLeader,
 }
@@ -142,6 +148,18 @@ impl AlertRule {
         Self::new(Condition::Protection, Severity::Warning)
     }
 
+    /// Consul permits what it is asked: no more than two questions of the last 30 s were
+    /// refused for want of rights. Warning.
+    pub fn denied() -> Self {
+        Self::new(Condition::Denied, Severity::Warning)
+    }
+
+    /// This source is asked: it is not left alone because none of its addresses answers. Holds
+    /// where the source is not configured. Warning.
+    pub fn source_down(source: Source) -> Self {
+        Self::new(Condition::SourceDown(source), Severity::Warning)
+    }
+
     /// A source answers. Critical.
     pub fn no_source() -> Self {
         Self::new(Condition::NoSource, Severity::Critical)
@@ -152,10 +170,13 @@ impl AlertRule {
         Self::new(Condition::NoLeader, Severity::Critical)
     }
 
-    /// Those that need to be told nothing: a source, a leader, protection, at most a tenth of
-    /// the look-ups stale and a twentieth without an answer.
+    /// Those that need to be told nothing: each source, any source, a leader, rights,
+    /// protection, at most a tenth of the look-ups stale and a twentieth without an answer.
     pub fn usual() -> Vec<Self> {
         vec![
+            Self::source_down(Source::Dns),
+            Self::source_down(Source::Http),
+            Self::denied(),
             Self::no_source(),
             Self::no_leader(),
             Self::protection(),
@@ -185,9 +206,10 @@ impl AlertRule {
 #[non_exhaustive]
 pub struct Alert {
     /// The rule: `service_down`, `latency`, `error_rate`, `lookup_latency`,
-    /// `lookup_error_rate`, `stale_ratio`, `protection`, `no_source`, `no_leader`.
+    /// `lookup_error_rate`, `stale_ratio`, `protection`, `denied`, `source_down`, `no_source`,
+    /// `no_leader`.
     pub rule: &'static str,
-    /// The service that it is about; empty where it is about none.
+    /// The service or the source that it is about; empty where it is about none.
     pub about: Box<str>,
     /// How bad it is.
     pub severity: Severity,
@@ -338,6 +360,8 @@ impl Watched {
             Condition::LookupErrors(_) => ("lookup_error_rate", Box::default()),
             Condition::Stale(_) => ("stale_ratio", Box::default()),
             Condition::Protection => ("protection", Box::default()),
+            Condition::Denied => ("denied", Box::default()),
+            Condition::SourceDown(source) => ("source_down", source.as_str().into()),
             Condition::NoSource => ("no_source", Box::default()),
             Condition::NoLeader => ("no_leader", Box::default()),
         }
@@ -385,6 +409,30 @@ impl Watched {
                 Seen {
                     broken: Some(count > 0),
                     text: format!("{count} names are given though a source says they are gone"),
+                }
+            }
+            Condition::Denied => {
+                let denied = grown(resolver.counters().refused()).bad;
+                Seen {
+                    broken: Some(denied >= REFUSALS),
+                    text: format!(
+                        "{denied} questions of the last {WINDOW:?} were not permitted: give a \
+                         token that may read service and node"
+                    ),
+                }
+            }
+            Condition::SourceDown(source) => {
+                let sources = resolver.status().sources;
+                let seen = sources.iter().find(|one| one.source == *source);
+                let addresses = seen.iter().flat_map(|one| &one.addresses);
+                let addresses: Vec<&str> = addresses.map(|(address, _)| &**address).collect();
+                let addresses = addresses.join(", ");
+                Seen {
+                    broken: seen.map(|one| !one.up),
+                    text: match seen {
+                        Some(one) if one.up => format!("asked again at {addresses}"),
+                        _ => format!("left alone until {addresses} answers a probe"),
+                    },
                 }
             }
             Condition::NoSource => {
@@ -452,7 +500,9 @@ async fn look(
     let asks = watched
         .iter()
         .any(|one| matches!(one.rule.condition, Condition::NoLeader));
-    let sources = (watched.iter()).any(|one| matches!(one.rule.condition, Condition::NoSource));
+    let is_of_sources =
+        |condition: &Condition| matches!(condition, Condition::NoSource | Condition::SourceDown(_));
+    let sources = watched.iter().any(|one| is_of_sources(&one.rule.condition));
     let (mut leader, mut asked, mut unheard) = (None, None::<Instant>, 0_u32);
     let mut looking = None::<Owned>;
     let mut ticks = interval(LOOK);
@@ -473,7 +523,12 @@ async fn look(
             }
         }
         let is_looking = (looking.as_ref()).is_some_and(|looking| !looking.0.is_finished());
-        if sources && resolver.is_unheard() && !is_looking {
+        // Where nobody asks, nobody probes either, and what is well again is not found so.
+        let has_to = || {
+            let all = resolver.status().sources;
+            resolver.is_unheard() || all.iter().any(|source| !source.up)
+        };
+        if sources && !is_looking && has_to() {
             looking = Some(Owned(tokio::spawn(resolver.look_around()).abort_handle()));
         }
         for one in &mut watched {
@@ -508,6 +563,14 @@ impl crate::call::Calls {
 }
 
 impl crate::metrics::Counters {
+    /// Questions that were not permitted.
+    fn refused(&self) -> Counted {
+        Counted {
+            bad: self.denied(),
+            ..Counted::default()
+        }
+    }
+
     /// Look-ups that had to ask.
     fn asked(&self) -> Counted {
         let (all, nanoseconds) = self.durations();

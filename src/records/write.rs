@@ -38,6 +38,7 @@ use crate::{
 };
 
 /// Extended errors (RFC 8914, section 5.2).
+const OTHER: u16 = 0;
 pub(crate) const STALE_ANSWER: u16 = 3;
 pub(crate) const NOT_READY: u16 = 14;
 pub(crate) const STALE_NXDOMAIN: u16 = 19;
@@ -91,6 +92,14 @@ impl Sections {
         };
         Self {
             extended: Some(extended),
+            ..Self::new(ResponseCode::ServFail)
+        }
+    }
+
+    /// A defect of ours ended the question.
+    pub(crate) fn broken() -> Self {
+        Self {
+            extended: Some(OTHER),
             ..Self::new(ResponseCode::ServFail)
         }
     }

@@ -32,7 +32,7 @@ use crate::{
     name::{ConsulName, Domain, Subject},
     records,
     source::{Finding, Question},
-    task::Owned,
+    task::{self, Owned},
 };
 
 /// Names in Consul's zone that stand for others in it are followed this far, as
@@ -233,20 +233,20 @@ impl Inner {
         limit: Instant,
     ) -> impl Future<Output = (Heard<Box<Finding>>, Vec<Attempt>)> + use<> {
         let (inner, name) = (Arc::clone(self), name.clone());
-        let asked = tokio::spawn(async move {
+        let asked = tokio::spawn(task::outcome(async move {
             let fqdn = name.fqdn(&inner.config.domain);
             let question = Question {
                 name: &name,
                 fqdn: &fqdn,
             };
             (inner.sources.look_up_over_http(question, mode, limit)).await
-        });
+        }));
         let asking = Owned(asked.abort_handle());
         async move {
             let told = asked.await;
             drop(asking);
             // It panicked, or its runtime ends.
-            told.unwrap_or((Heard::Failed, Vec::new()))
+            told.ok().flatten().unwrap_or((Heard::Failed, Vec::new()))
         }
     }
 
@@ -472,13 +472,13 @@ impl Inner {
         let seats = Arc::new(Semaphore::new(HOSTS_AT_ONCE));
         for name in all.keys().cloned() {
             let (inner, seats) = (Arc::clone(self), Arc::clone(&seats));
-            asked.spawn(async move {
+            asked.spawn(task::outcome(async move {
                 let found = inner.address(&name, &seats, deadline, depth).await;
                 (name, found)
-            });
+            }));
         }
         while let Some(one) = asked.join_next().await {
-            all.extend(one);
+            all.extend(one.ok().flatten());
         }
         all
     }

@@ -54,7 +54,7 @@ use crate::{
     records::{self, Asked, write::Origin},
     source::{Sources, hosts::Hosts},
     status::{Cached, SourceStatus, Status},
-    zone,
+    task, zone,
 };
 
 /// Nobody's call waits for a list or a setting: it may take this long, and longer where a
@@ -356,6 +356,7 @@ impl Resolver {
                 watches: inner.followers.watches(),
                 empty: inner.followers.empty(),
                 ignored_replies: inner.sources.strangers(),
+                panics: task::panics(),
             }
         };
         Metrics::new(&inner.counters, &gauges)

@@ -13,6 +13,7 @@ use crate::{
     ladder::{Heard, Rung},
     name::ConsulName,
     source::{Finding, Question},
+    task,
 };
 
 /// Whether the sources answer is looked at where nobody has heard of them for so long.
@@ -96,7 +97,7 @@ impl Inner {
         }
         let (inner, name) = (Arc::clone(self), name.clone());
         // Ends within the time limit of a look-up.
-        tokio::spawn(async move {
+        tokio::spawn(task::outcome(async move {
             if !inner.sources.is_probed_apart(rung, &name) {
                 return inner.probe(&name, rung).await;
             }
@@ -104,7 +105,7 @@ impl Inner {
                 // Who asked for the name may have it then.
                 inner.cache().wake(name.key());
             }
-        });
+        }));
     }
 
     /// Asks a rung that is left alone whether it is back. What it knows is kept.

@@ -25,6 +25,7 @@ use crate::{
     error::{Error, ErrorKind},
     snapshot,
     source::snapshot_file::SnapshotFile,
+    task,
 };
 
 /// Between something new and the snapshot written. A crash loses no more.
@@ -162,14 +163,14 @@ impl Inner {
         let due = Due(Weak::clone(&inner), new);
         let mut ends = snapshot.ends.subscribe();
         // Ends by itself, and with the resolver.
-        tokio::spawn(async move {
+        tokio::spawn(task::outcome(async move {
             _ = tokio::time::timeout(pause, ends.changed()).await;
             drop(due);
             let Some(inner) = inner.upgrade() else { return };
             if let Err(error) = inner.save().await {
                 warn!("{error}");
             }
-        });
+        }));
     }
 
     async fn save(&self) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::time::sleep;
-use tracing::warn;
+use tracing::info;
 
 use super::{Inner, climb::Landed, told};
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     name::{ConsulName, Locality},
     protection::Reason,
     source::{Finding, Question},
+    task,
 };
 
 /// Consul's own service is met so long after something was found: who looks one name up and
@@ -168,7 +169,8 @@ impl Inner {
                 Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
             }
             Belief::Held(reason) => {
-                warn!(name = fqdn, %reason, "said to be gone, and not believed");
+                // With each look-up, as long as it lasts: the alerts tell it once.
+                info!(name = fqdn, %reason, "said to be gone, and not believed");
                 Landed::Kept(told::held(fqdn, reason, attempts))
             }
         }
@@ -251,7 +253,7 @@ impl Inner {
         }
         let (inner, name) = (Arc::downgrade(self), name.clone());
         // Ends within the time limit of a look-up, and does nothing where the resolver is gone.
-        tokio::spawn(async move {
+        tokio::spawn(task::outcome(async move {
             sleep(MEET).await;
             let Some(inner) = inner.upgrade() else { return };
             let place = name.locality().datacenter.as_deref().unwrap_or_default();
@@ -264,7 +266,7 @@ impl Inner {
             if !are_met {
                 inner.evidence().misses_canary(place);
             }
-        });
+        }));
     }
 
     /// Whether it is known now what a rung shows of Consul's own service.
@@ -303,19 +305,20 @@ impl Inner {
             .chain([(name.clone(), true)])
         {
             let inner = Arc::clone(self);
-            asked.spawn(async move { (is_it, inner.ask_again(rung, &other, limit).await) });
+            let asking = async move { (is_it, inner.ask_again(rung, &other, limit).await) };
+            asked.spawn(task::outcome(asking));
         }
         let mut others = Others::default();
         while let Some(one) = asked.join_next().await {
-            let gone = match one {
-                Ok((true, Heard::Whole(_) | Heard::Partial(_))) => {
+            let gone = match one.ok().flatten() {
+                Some((true, Heard::Whole(_) | Heard::Partial(_))) => {
                     others.back = true;
                     continue;
                 }
-                Ok((false, Heard::Whole(_) | Heard::Partial(_))) => false,
-                Ok((false, Heard::Nothing(_) | Heard::Denied)) => true,
-                Ok((true, _)) => continue,
-                Ok((false, Heard::Failed | Heard::TimedOut)) | Err(_) => {
+                Some((false, Heard::Whole(_) | Heard::Partial(_))) => false,
+                Some((false, Heard::Nothing(_) | Heard::Denied)) => true,
+                Some((true, _)) => continue,
+                Some((false, Heard::Failed | Heard::TimedOut)) | None => {
                     others.silent += 1;
                     continue;
                 }

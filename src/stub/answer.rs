@@ -156,6 +156,13 @@ pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Jud
     }
 }
 
+/// SERVFAIL to a packet whose reading itself cannot be trusted: a header alone.
+pub(crate) fn unread(packet: &[u8]) -> Option<Vec<u8>> {
+    let header = Header::read(&mut BinDecoder::new(packet.get(..HEADER)?)).ok()?;
+    let is_question = header.metadata.message_type == MessageType::Query;
+    is_question.then(|| bare(&header.metadata, ResponseCode::ServFail).to_vec())
+}
+
 /// A header that says no.
 fn bare(to: &Metadata, code: ResponseCode) -> [u8; HEADER] {
     let mut metadata = Metadata::response_from_request(to);

@@ -32,7 +32,7 @@ use self::{
     share::Shares,
 };
 use super::{Server, networks::Networks, shortcut};
-use crate::{clock, endpoint::Transport};
+use crate::{clock, endpoint::Transport, task};
 
 /// Longest question that is taken; a longer one is not ordinary, and is cut.
 const QUESTION: usize = 4_096;
@@ -248,7 +248,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
     loop {
         tokio::select! {
             () = told(&mut stopped) => break,
-            Some(client) = asked.join_next(), if !asked.is_empty() => shares.give_back(client.ok()),
+            Some(client) = asked.join_next(), if !asked.is_empty() => shares.give_back(client.ok().flatten()),
             received = socket.socket.receive(&mut buffer) => match received {
                 Ok((length, peer)) => {
                     let packet = &buffer[..length];
@@ -272,7 +272,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
                     }
                     let (packet, since): (Box<[u8]>, _) = (packet.into(), clock::now());
                     let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
-                    asked.spawn(async move {
+                    asked.spawn(task::outcome(async move {
                         let client = peer.client;
                         let answer = server.answer(&packet, client, Transport::Udp, since);
                         if let Some(reply) = answer.await {
@@ -282,7 +282,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
                             }
                         }
                         client
-                    });
+                    }));
                 }
                 // An earlier reply met a closed port; nothing is wrong with ours.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -325,13 +325,13 @@ async fn connections(listener: TcpListener, server: Arc<Server>, mut stopped: wa
                 Ok((stream, client)) => {
                     let (server, stopped) = (Arc::clone(&server), stopped.clone());
                     let crowd = Arc::clone(&crowd);
-                    open.spawn(async move {
+                    open.spawn(task::outcome(async move {
                         let ended = connection::converse(stream, &server, &crowd, stopped).await;
                         if ended.as_ref().is_err_and(|end| end.kind() == io::ErrorKind::InvalidData) {
                             server.counted.dropped();
                         }
                         debug!(%client, ?ended, "connection closed");
-                    });
+                    }));
                 }
                 Err(error) => {
                     // Descriptors are short: those who are connected go on.
@@ -342,4 +342,92 @@ async fn connections(listener: TcpListener, server: Arc<Server>, mut stopped: wa
         }
     }
     while open.join_next().await.is_some() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpStream, UdpSocket},
+        sync::oneshot,
+    };
+
+    use crate::{Resolver, stub::Stub, task};
+
+    use super::*;
+
+    /// Of which each look-up panics: a limit that no builder takes cannot be added to the time.
+    fn broken() -> Resolver {
+        let mut builder = Resolver::builder().dns("none").http("none");
+        builder.config.timeout = Duration::MAX / 2;
+        builder.build().unwrap()
+    }
+
+    /// A question for an address, with this id and RD set.
+    fn question(id: u8, name: &[&[u8]]) -> Vec<u8> {
+        let mut packet = vec![0, id, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name {
+            packet.push(u8::try_from(label.len()).unwrap());
+            packet.extend_from_slice(label);
+        }
+        packet.extend([0, 0, 1, 0, 1]);
+        packet
+    }
+
+    /// That a reply is SERVFAIL, and to this question.
+    fn is_servfail(reply: &[u8], question: &[u8]) -> bool {
+        reply[..2] == question[..2]
+            && (reply[2] & 0x80, reply[3] & 0x0F) == (0x80, 2)
+            && reply.get(12..question.len()) == Some(&question[12..])
+    }
+
+    async fn over_tcp(stream: &mut TcpStream, question: &[u8]) -> Vec<u8> {
+        let mut framed = Vec::new();
+        connection::frame(question, &mut framed);
+        stream.write_all(&framed).await.unwrap();
+        let length = timeout(DRAIN, stream.read_u16()).await.unwrap().unwrap();
+        let mut reply = vec![0; length.into()];
+        stream.read_exact(&mut reply).await.unwrap();
+        reply
+    }
+
+    #[tokio::test]
+    async fn a_question_that_panics_is_told_so_counted_and_keeps_nobody_waiting() {
+        // A lane, and a socket that is bound to every address.
+        for address in ["127.0.0.1:0", "0.0.0.0:0"] {
+            let bound = Stub::bind(broken(), &[address.parse().unwrap()]).await;
+            let stub = bound.unwrap();
+            let port = stub.addresses()[0].port();
+            let resolver = stub.control().resolver();
+            let (stop, stopped) = oneshot::channel::<()>();
+            let running = tokio::spawn(stub.run(async { _ = stopped.await }));
+            let before = task::panics();
+
+            let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            udp.connect(("127.0.0.1", port)).await.unwrap();
+            let mut reply = [0; 512];
+            for id in 0..3 {
+                let asked = question(id, &[b"web", b"service", b"consul"]);
+                udp.send(&asked).await.unwrap();
+                let told = timeout(DRAIN, udp.recv(&mut reply)).await;
+                assert!(is_servfail(&reply[..told.unwrap().unwrap()], &asked));
+            }
+            let mut tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            for id in 0..3 {
+                let asked = question(id, &[b"web", b"service", b"consul"]);
+                assert!(is_servfail(&over_tcp(&mut tcp, &asked).await, &asked));
+            }
+            // What does not panic is answered on the same connection: refused.
+            let asked = question(9, &[b"www", b"example"]);
+            assert_eq!(over_tcp(&mut tcp, &asked).await[3] & 0x0F, 5);
+            assert!(task::panics() >= before + 6);
+            let metrics = resolver.metrics().to_string();
+            assert!(metrics.contains("\nproconsul_panics_total "), "{metrics}");
+
+            let start = clock::now();
+            stop.send(()).unwrap();
+            running.await.unwrap();
+            assert!(clock::now().saturating_duration_since(start) < DRAIN);
+        }
+    }
 }

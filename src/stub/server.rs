@@ -26,7 +26,7 @@ use crate::{
     name::{self, NotAName},
     records::write::{self, Sections},
     resolver::Resolver,
-    zone,
+    task, zone,
 };
 
 /// Every question is answered within 900 ms, before clients ask again after a second.
@@ -56,6 +56,15 @@ pub(super) struct Current {
     pub(super) resolver: Resolver,
     /// `None`: names that are not Consul's are refused.
     forwarder: Option<Arc<Forwarder>>,
+}
+
+impl Current {
+    fn recursion(&self) -> Recursion {
+        match self.forwarder {
+            Some(_) => Recursion::Available,
+            None => Recursion::None,
+        }
+    }
 }
 
 /// What goes out, and what may be remembered of it.
@@ -152,7 +161,8 @@ impl Server {
         reply
     }
 
-    /// The life of one packet that came at `since`. `None`: nothing is to be sent.
+    /// The life of one packet that came at `since`. `None`: nothing is to be sent. Where it
+    /// panics, which is a defect, its client waits no longer for that.
     pub(super) async fn answer(
         &self,
         packet: &[u8],
@@ -160,13 +170,30 @@ impl Server {
         transport: Transport,
         since: Instant,
     ) -> Option<Reply> {
-        let reply = self.reply(packet, client, transport, since).await;
+        let reply = task::outcome(self.reply(packet, client, transport, since)).await;
+        let reply = reply.unwrap_or_else(|| self.broken(packet, transport));
         let took = clock::now().saturating_duration_since(since);
         match &reply {
             Some(reply) => self.counted.answered(&reply.bytes, transport, took),
             None => self.counted.dropped(),
         }
         reply
+    }
+
+    /// SERVFAIL to a question that panicked.
+    fn broken(&self, packet: &[u8], transport: Transport) -> Option<Reply> {
+        let current = self.current();
+        let judged = task::caught(|| {
+            let (domain, recursion) = (current.resolver.domain(), current.recursion());
+            match answer::judge(packet, domain, recursion) {
+                Judged::Drop => None,
+                Judged::Reply(reply) => Some(reply),
+                Judged::Ask(question) => Some(question.reply(&Sections::broken(), transport)),
+            }
+        });
+        // It may have been the reading that panicked.
+        let bytes = judged.unwrap_or_else(|| answer::unread(packet))?;
+        Some(Reply { bytes, fill: None })
     }
 
     async fn reply(
@@ -182,11 +209,7 @@ impl Server {
             resolver,
             forwarder,
         } = &*current;
-        let recursion = match forwarder {
-            Some(_) => Recursion::Available,
-            None => Recursion::None,
-        };
-        let question = match answer::judge(packet, resolver.domain(), recursion) {
+        let question = match answer::judge(packet, resolver.domain(), current.recursion()) {
             Judged::Drop => return None,
             Judged::Reply(reply) => return unremembered(reply),
             Judged::Ask(question) => question,

@@ -8,6 +8,7 @@
 //! | `proconsul_dns_remembered_total` | those that were answered from memory |
 //! | `proconsul_dns_malformed_total{reason}` | packets that are no question: `formerr` was answered so, `dropped` not at all |
 //! | `proconsul_dns_shed_total` | datagrams that nobody had time for |
+//! | `proconsul_dns_turned_away_total` | questions for names that nothing is known of, above what goes to Consul a second |
 //! | `proconsul_dns_shortcuts`, `proconsul_dns_shortcut_bytes` | replies kept, and their bytes |
 
 use std::{

@@ -5,11 +5,13 @@ use std::{
     io::{BufRead as _, BufReader},
     net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
-    thread,
+    sync::{Arc, OnceLock, mpsc},
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use hickory_proto::rr::RecordType;
+use tokio::time::Instant;
 
 use super::{PATIENCE, ask_udp};
 
@@ -17,6 +19,9 @@ use super::{PATIENCE, ask_udp};
 pub(crate) struct Serving {
     child: Child,
     said: mpsc::Receiver<String>,
+    reading: JoinHandle<()>,
+    /// What it said of a panic.
+    panicked: Arc<OnceLock<String>>,
     /// What it said before it served, a line each.
     pub(crate) warnings: Vec<String>,
     /// `serving consul. on 127.0.0.1:1 (udp, tcp), admin 127.0.0.1:2`
@@ -49,17 +54,23 @@ impl Serving {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let errors = BufReader::new(child.stderr.take().unwrap());
         let (tell, said) = mpsc::channel();
-        thread::spawn(move || {
+        let panicked = Arc::<OnceLock<String>>::default();
+        let saw = Arc::clone(&panicked);
+        let reading = thread::spawn(move || {
             for line in errors.lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
-                    return;
+                if line.contains("panicked at ") {
+                    _ = saw.set(line.clone());
                 }
+                // Whoever listened may have heard enough.
+                _ = tell.send(line);
             }
         });
         // From here on it is ended, whatever it says.
         let mut serving = Self {
             child,
             said,
+            reading,
+            panicked,
             warnings: Vec::new(),
             line: String::new(),
             dns: SocketAddr::from(([0; 4], 0)),
@@ -122,5 +133,16 @@ impl Drop for Serving {
     fn drop(&mut self) {
         _ = self.child.kill();
         _ = self.child.wait();
+        // Somebody whom it started may have its stderr still.
+        let until = Instant::now() + Duration::from_secs(1);
+        while !self.reading.is_finished() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // A panic is a defect, whatever else was looked at.
+        if let Some(line) = self.panicked.get()
+            && !thread::panicking()
+        {
+            panic!("the program panicked: {line}");
+        }
     }
 }

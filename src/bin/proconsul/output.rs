@@ -1,9 +1,11 @@
 //! Data on stdout, everything else on stderr; exit status by kind of error.
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     borrow::Cow,
     collections::HashSet,
     io::{self, IsTerminal as _, Write as _},
+    panic,
     process::ExitCode,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -47,6 +49,20 @@ pub(crate) fn start_log(output: &Output, told: &str) {
         .finish()
         .with(Seldom::default())
         .init();
+    tell_panics();
+}
+
+/// A panic is told as an event: with where it was, once a second at most, and without waiting for
+/// who reads stderr.
+fn tell_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let told = panic.to_string().replace('\n', " ");
+        let calls = match Backtrace::capture() {
+            calls if calls.status() == BacktraceStatus::Captured => format!("\n{calls}"),
+            _ => String::new(),
+        };
+        tracing::error!("{told}; this is a defect of proconsul: please report it{calls}");
+    }));
 }
 
 /// How long a warning of one kind keeps others of its kind away.
@@ -361,6 +377,51 @@ pub(crate) fn warnings(answer: &Answer, output: &Output) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Keeps what is written.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Kept {
+        fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+            lock(&self.0).extend_from_slice(event);
+            Ok(event.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_is_one_line_that_says_where_and_comes_once_a_second() {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let log = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .finish()
+            .with(Seldom::default());
+        let before = panic::take_hook();
+        tell_panics();
+        tracing::subscriber::with_default(log, || {
+            for _ in 0..3 {
+                panic::catch_unwind(|| panic!("on purpose")).unwrap_err();
+            }
+        });
+        panic::set_hook(before);
+        let told = String::from_utf8(lock(&kept.0).clone()).unwrap();
+        // Where they are wished for, the calls that led there follow.
+        assert_eq!(told.matches("panicked at ").count(), 1, "{told}");
+        let told = told.lines().next().unwrap();
+        for part in [
+            "ERROR",
+            concat!("panicked at ", file!(), ":"),
+            ": on purpose",
+        ] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_written_out() {

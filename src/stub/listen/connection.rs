@@ -31,6 +31,7 @@ use crate::{
     clock,
     endpoint::Transport,
     stub::{Server, shortcut},
+    task,
 };
 
 /// Questions unanswered at once.
@@ -106,7 +107,7 @@ pub(in crate::stub) async fn over(
             let (server, replies) = (Arc::clone(server), replies.clone());
             let since = clock::now();
             // Bounded by the seats, and by the time that a question may take.
-            tokio::spawn(async move {
+            tokio::spawn(task::outcome(async move {
                 let answer = server.answer(&packet, client, Transport::Tcp, since);
                 let reply = answer.await;
                 let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
@@ -115,7 +116,7 @@ pub(in crate::stub) async fn over(
                 if let Some(fill) = fill.flatten() {
                     server.keep(fill);
                 }
-            });
+            }));
         }
         if incoming.next > begun {
             incoming.since = clock::now().into();

@@ -14,7 +14,6 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd as _,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -52,6 +51,7 @@ use crate::{
         shortcut::{self, Fill, Given, Late, Shortcuts},
         tally::{Counted, Tally},
     },
+    task,
 };
 
 /// Datagrams taken and sent by one call.
@@ -224,8 +224,8 @@ fn start(work: Work, number: usize) -> io::Result<oneshot::Receiver<()>> {
 
 /// A thread that is gone would answer nobody, and be sent its part of the questions still.
 fn again_after_a_panic(stop: &AtomicBool, run: impl Fn()) {
-    while catch_unwind(AssertUnwindSafe(&run)).is_err() && !stop.load(Ordering::Relaxed) {
-        warn!("a thread panicked, and begins anew without what it knew");
+    while task::caught(&run).is_none() && !stop.load(Ordering::Relaxed) {
+        warn!("a thread begins anew after a panic, without what it knew");
         thread::sleep(LOOK);
     }
 }
@@ -487,7 +487,7 @@ impl SlowLane {
                     let Some(miss) = miss else { break };
                     let Miss { packet, client, since, .. } = &miss;
                     let turned_away = || self.server.turned_away(packet, *client, *since);
-                    if let Ok(Some(reply)) = catch_unwind(AssertUnwindSafe(turned_away)) {
+                    if let Some(Some(reply)) = task::caught(turned_away) {
                         self.lane.reply(&self.trusted, packet, &reply, *client);
                         continue;
                     }
@@ -500,8 +500,7 @@ impl SlowLane {
                         continue;
                     }
                     // One that panics takes nobody along.
-                    let answered = AssertUnwindSafe(self.answer(miss)).catch_unwind();
-                    asked.push(answered.map(Result::ok));
+                    asked.push(task::outcome(self.answer(miss)));
                 }
             }
         }
@@ -517,7 +516,8 @@ impl SlowLane {
             hits,
         } = miss;
         let Self { tell, server, .. } = self;
-        server.served(&packet, hits);
+        // Which nobody waits for.
+        task::caught(|| server.served(&packet, hits));
         let answer = server.answer(&packet, client, Transport::Udp, since);
         if let Some(reply) = answer.await {
             (self.lane).reply(&self.trusted, &packet, &reply.bytes, client);
@@ -540,10 +540,12 @@ mod tests {
     #[test]
     fn a_thread_that_panics_begins_anew_until_it_is_to_stop() {
         let (stop, runs) = (AtomicBool::new(false), AtomicU32::new(0));
+        let before = task::panics();
         again_after_a_panic(&stop, || {
             assert!(runs.fetch_add(1, Ordering::Relaxed) > 1, "on purpose");
         });
         assert_eq!(runs.load(Ordering::Relaxed), 3);
+        assert!(task::panics() >= before + 2);
         stop.store(true, Ordering::Relaxed);
         again_after_a_panic(&stop, || panic!("on purpose, and for the last time"));
     }
