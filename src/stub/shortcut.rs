@@ -11,7 +11,8 @@
 //! rotated by one at each hit, so that clients that take the first spread over all.
 //!
 //! Whatever is unusual about a packet is left to [`answer`](super::answer): only what
-//! is understood whole is answered here. A hit takes no lock and allocates nothing.
+//! is understood whole is answered here. A hit takes no lock, decodes no record
+//! and allocates nothing.
 
 mod recipe;
 
