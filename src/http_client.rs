@@ -345,6 +345,10 @@ impl HttpRequest {
     /// attempt's error; [`CallError::Deadline`] where the [`Retry`] has one. An answer
     /// with an error's status is no error.
     ///
+    /// What goes wrong while the body of an answer is read is reqwest's own error, and tells
+    /// the whole URL: [`without_url`](reqwest::Error::without_url) takes it away before it is
+    /// written down.
+    ///
     /// # Cancel safety
     ///
     /// Dropping it drops the request that is in the air.

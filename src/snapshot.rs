@@ -11,6 +11,17 @@
 //! taken off where the clock was set back. Reading the file is
 //! [`snapshot_file`](crate::source::snapshot_file)'s.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use ring::digest::{SHA256, digest};
@@ -93,7 +104,7 @@ pub(crate) fn encode<'a>(
             age_ms: millis(age),
         };
         let written = serde_json::value::to_raw_value(&set).ok()?;
-        room = room.checked_sub(written.get().len() + 1)?;
+        room = room.checked_sub(written.get().len())?.checked_sub(1)?;
         Some(written)
     });
     let body = Body {

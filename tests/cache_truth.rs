@@ -501,6 +501,35 @@ async fn names_of_the_network_at_hand_are_the_upstreams_to_answer() {
     }
 }
 
+/// "A DNS responder that receives an ANY query MAY decline to provide a conventional ANY response"
+/// and give one set that it likes, or an HINFO record (RFC 8482, section 4).
+#[tokio::test]
+async fn what_an_upstream_likes_to_say_to_any_is_given_on_and_is_no_answer_to_other_types() {
+    const HINFO: &[u8] = b"\x07RFC8482\0";
+    let upstream = Upstream::start(|packet| {
+        let [_, kind, ..] = packet[upstream::end(packet) - 4..] else {
+            return None;
+        };
+        Some(match kind {
+            255 => record(packet, 13, 60, HINFO),
+            _ => record(packet, u16::from(kind), 60, &ADDRESS),
+        })
+    })
+    .await;
+    let stub = stub(&[&upstream.address.to_string()]).await;
+    for _ in 0..2 {
+        let reply = ask_udp(stub, "www.example.", RecordType::ANY).await;
+        let [answer] = &reply.unwrap().answers[..] else {
+            panic!("one record was sent");
+        };
+        assert_eq!(answer.record_type(), RecordType::HINFO);
+        // Kept as any other answer.
+        assert_eq!(upstream.asked(), 1);
+    }
+    assert_eq!(addresses(&a(stub, "www.example.").await), ["60 10.0.0.1"]);
+    assert_eq!(upstream.asked(), 2);
+}
+
 #[tokio::test]
 async fn an_upstream_does_not_answer_for_consuls_names_behind_an_alias() {
     let counted = Arc::new(AtomicUsize::new(0));

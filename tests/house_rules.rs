@@ -317,6 +317,46 @@ fn no_file_is_too_long_to_read() {
     );
 }
 
+/// Rooms that read what comes from outside, with all that is below them.
+const READERS: [&str; 6] = [
+    "src/name/mod.rs",
+    "src/records/mod.rs",
+    "src/snapshot.rs",
+    "src/source/dns/message.rs",
+    "src/stub/answer.rs",
+    "src/stub/shortcut.rs",
+];
+
+/// What may end in a panic on what somebody else wrote. `unwrap` is for nobody.
+const PANICS: [&str; 4] = [
+    "arithmetic_side_effects",
+    "expect_used",
+    "indexing_slicing",
+    "panic",
+];
+
+#[test]
+fn rooms_that_read_what_comes_from_outside_are_held_to_have_no_panic() {
+    let sources = sources();
+    let held = |room: &str| {
+        let source = sources.iter().find(|source| source.path == room);
+        let code = source.map(|source| source.code.concat().replace(' ', ""));
+        let code = code.unwrap_or_default();
+        let attribute = code.split_once("#![cfg_attr(not(test),warn(");
+        let lints = attribute.and_then(|(_, rest)| rest.split_once(')'));
+        let lints = lints.map_or("", |(lints, _)| lints);
+        let lints: Vec<_> = lints.split(',').collect();
+        PANICS
+            .iter()
+            .all(|lint| lints.contains(&format!("clippy::{lint}").as_str()))
+    };
+    let broken = READERS.iter().filter(|room| !held(room));
+    assert_kept(
+        "rooms that read from outside switch on the lints on panics",
+        broken.map(|room| (*room).to_owned()),
+    );
+}
+
 #[test]
 fn nothing_is_left_undone_or_waved_through() {
     let here = "tests/house_rules.rs";

@@ -4,7 +4,7 @@
 mod support;
 
 use std::{
-    net::UdpSocket,
+    net::{TcpListener, UdpSocket},
     process::{Command, Output, Stdio},
 };
 
@@ -435,6 +435,22 @@ fn an_address_that_is_taken_is_named_with_what_to_do() {
         said.contains(&address) && said.contains("--listen"),
         "{said}"
     );
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_in_json_where_json_is_asked_for() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (listen, admin) in [("127.0.0.1:0", &*taken), (&*taken, "none")] {
+        let refused = run(&["serve", "--json", "--listen", listen, "--admin", admin]);
+        assert_eq!(refused.status.code(), Some(1));
+        let told = object(&refused);
+        let said = text(&refused.stderr);
+        let message = told["error"]["message"].as_str().unwrap();
+        assert!(message.contains(&taken) && said.contains(message), "{said}");
+        assert_eq!(told["error"]["kind"], "io");
+        assert_eq!(told["attempts"], json!([]));
+    }
 }
 
 #[test]

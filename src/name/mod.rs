@@ -28,6 +28,17 @@
 //! never finds one with a byte outside printable ASCII or one of `' @ ; ( ) " \`;
 //! such a name is refused here.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 mod error;
 mod parse;
 mod target;
@@ -93,7 +104,7 @@ impl FromStr for Domain {
             check_label(text, label)?;
         }
         // Room for at least a short service name.
-        if bare.len() + 2 > LONGEST - 64 {
+        if bare.len() > LONGEST - 64 - 2 {
             return Err(NameError::new(text, Fault::TooLong));
         }
         Ok(Self(bare.to_ascii_lowercase().into()))
@@ -343,7 +354,7 @@ impl ConsulName {
     /// Whether its absolute name is short enough for the wire.
     pub(crate) fn fits(&self, domain: &Domain) -> bool {
         // The text has one byte less than the wire: the root's.
-        self.0.key.len() + domain.as_str().len() + 3 <= LONGEST
+        self.0.key.len().saturating_add(domain.as_str().len()) <= LONGEST - 3
     }
 
     fn new(subject: Subject, locality: Locality) -> Self {

@@ -116,8 +116,10 @@ fn full(labels: &[&str], srv: bool) -> Result<ConsulName, Fault> {
     if labels.is_empty() {
         return Ok(ConsulName::new(Subject::Apex, Locality::default()));
     }
-    for (at, label) in labels.iter().enumerate().rev() {
-        let (parts, right) = (&labels[..at], &labels[at + 1..]);
+    let mut left = labels;
+    while let Some((label, parts)) = left.split_last() {
+        let through = std::mem::replace(&mut left, parts);
+        let right = labels.get(through.len()..).unwrap_or_default();
         let nonempty = |kind| {
             if parts.is_empty() {
                 Err(Fault::Bare(kind))
@@ -176,7 +178,7 @@ fn full(labels: &[&str], srv: bool) -> Result<ConsulName, Fault> {
             }
             // An SRV question may leave out the label `service`.
             underscored if srv && underscored.starts_with('_') => {
-                let subject = service(&labels[..=at])?;
+                let subject = service(through)?;
                 return Ok(ConsulName::new(subject, place(right, false)?));
             }
             _ => continue,

@@ -50,7 +50,10 @@ pub(crate) fn classify_target(fqdn: &str, zones: &[Domain]) -> Target {
 }
 
 fn strip_zone<'a>(name: &'a str, zone: &Domain) -> Option<&'a str> {
-    let start = name.len().checked_sub(zone.as_str().len() + 1)?;
+    let start = name
+        .len()
+        .checked_sub(zone.as_str().len())?
+        .checked_sub(1)?;
     let (rest, end) = (name.get(..start)?, name.get(start..)?);
     let end = end.strip_prefix('.')?;
     end.eq_ignore_ascii_case(zone.as_str()).then_some(rest)

@@ -63,7 +63,8 @@ pub(crate) fn labels(text: &str) -> Option<Vec<Cow<'_, [u8]>>> {
         labels.map(|label| label.as_bytes().into()).collect()
     };
     let fits = |label: &Cow<'_, [u8]>| matches!(label.len(), 1..=parse::LONGEST_LABEL);
-    let length: usize = labels.iter().map(|label| label.len() + 1).sum();
+    let letters: usize = labels.iter().map(|label| label.len()).sum();
+    let length = letters.saturating_add(labels.len());
     (labels.iter().all(fits) && length < LONGEST).then_some(labels)
 }
 
@@ -96,8 +97,8 @@ fn unescaped(text: &str) -> Option<Vec<Vec<u8>>> {
                     after @ ..,
                 ],
             ) => {
-                let [a, b, c] = [a, b, c].map(|digit| u16::from(digit - b'0'));
-                label.push(u8::try_from(a * 100 + b * 10 + c).ok()?);
+                let digits = [*a, *b, *c];
+                label.push(std::str::from_utf8(&digits).ok()?.parse().ok()?);
                 after
             }
             (b'\\', [escaped, after @ ..]) => {

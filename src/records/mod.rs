@@ -3,6 +3,17 @@
 //! [`mod@write`] makes records in the shapes of Consul's own answers out of it, and
 //! [`endpoints`] makes what the library's users see.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 pub(crate) mod read;
@@ -82,7 +93,11 @@ pub(crate) fn places(all: impl IntoIterator<Item = Endpoint>) -> Vec<Endpoint> {
     let mut places: Vec<Endpoint> = Vec::new();
     for one in all {
         match known.entry((one.address, one.port)) {
-            Entry::Occupied(at) => places[*at.get()].join(one),
+            Entry::Occupied(at) => {
+                if let Some(place) = places.get_mut(*at.get()) {
+                    place.join(one);
+                }
+            }
             Entry::Vacant(new) => {
                 new.insert(places.len());
                 places.push(one);

@@ -161,8 +161,9 @@ fn instances(own: &Own<'_>, zones: &[Domain]) -> Read {
         addresses.sort_unstable();
         addresses.dedup();
     }
-    let records = own.answers.len() + own.additionals.len();
-    let mut room = MOST_ADDRESSES.0 + MOST_ADDRESSES.1 * records;
+    let records = own.answers.len().saturating_add(own.additionals.len());
+    let (least, each) = MOST_ADDRESSES;
+    let mut room = least.saturating_add(each.saturating_mul(records));
     let mut given = |target| {
         let found = follow(target, &addresses, &aliases);
         match room.checked_sub(found.len()) {

@@ -61,7 +61,7 @@ pub(crate) fn shape(message: &[u8]) -> Option<Shape> {
         message,
         at: HEADER,
         pointers: message.len() / 2,
-        letters: MOST_LETTERS * message.len(),
+        letters: message.len().saturating_mul(MOST_LETTERS),
         steps: 0,
         is_signed: false,
         size_at: None,
@@ -70,8 +70,10 @@ pub(crate) fn shape(message: &[u8]) -> Option<Shape> {
         walk.name()?;
         walk.skip(4)?;
     }
-    for _ in 0..u32::from(pair(message, 6)?) + u32::from(pair(message, 8)?) {
-        walk.record()?;
+    for section in [6, 8] {
+        for _ in 0..pair(message, section)? {
+            walk.record()?;
+        }
     }
     if walk.is_signed {
         return None;
@@ -99,7 +101,7 @@ pub(crate) fn options(data: &[u8], mut tell: impl FnMut(u16)) -> Option<()> {
         let is_good = match code {
             EDNS_COOKIE => matches!(length, 8 | 16..=40),
             // As many bytes as the bits of the prefix need.
-            EDNS_SUBNET => length == 4 + usize::from(data.get(2)?.div_ceil(8)),
+            EDNS_SUBNET => length.checked_sub(4)? == usize::from(data.get(2)?.div_ceil(8)),
             _ => true,
         };
         if !is_good {
@@ -126,13 +128,13 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Passes over bytes that are there.
     fn skip(&mut self, length: usize) -> Option<()> {
-        self.at += length;
+        self.at = self.at.checked_add(length)?;
         (self.at <= self.message.len()).then_some(())
     }
 
     fn number(&mut self) -> Option<u16> {
         let number = pair(self.message, self.at)?;
-        self.at += 2;
+        self.skip(2)?;
         Some(number)
     }
 
@@ -140,18 +142,19 @@ impl Walk<'_> {
     fn name(&mut self) -> Option<()> {
         // The part that is read, from where it starts to where the last one did.
         let (mut start, mut end) = (self.at, self.message.len());
-        let (mut at, mut length, mut behind) = (start, 0, None);
+        let (mut at, mut length, mut behind) = (start, 0_usize, None);
         loop {
-            self.steps += 1;
+            self.steps = self.steps.saturating_add(1);
             match usize::from(*self.message.get(..end)?.get(at)?) {
                 0 => {
-                    self.at = behind.unwrap_or(at + 1);
+                    self.at = behind.or_else(|| at.checked_add(1))?;
                     return Some(());
                 }
                 label @ 1..=63 => {
-                    at += 1 + label;
-                    length += 1 + label;
-                    self.letters = self.letters.checked_sub(1 + label)?;
+                    let bytes = label.checked_add(1)?;
+                    at = at.checked_add(bytes)?;
+                    length = length.checked_add(bytes)?;
+                    self.letters = self.letters.checked_sub(bytes)?;
                     // Its last byte is the root's.
                     if length >= NAME {
                         return None;
@@ -164,7 +167,7 @@ impl Walk<'_> {
                         return None;
                     }
                     self.pointers = self.pointers.checked_sub(1)?;
-                    behind = behind.or(Some(at + 2));
+                    behind = behind.or_else(|| at.checked_add(2));
                     (end, start, at) = (start, to, to);
                 }
             }
@@ -183,8 +186,8 @@ impl Walk<'_> {
         // Class and TTL.
         self.skip(6)?;
         let length = usize::from(self.number()?);
-        let (start, end) = (self.at, self.at + length);
-        let data = self.message.get(start..end)?;
+        let end = self.at.checked_add(length)?;
+        let data = self.message.get(self.at..end)?;
         self.is_signed |= matches!(kind, TSIG | SIG);
         if kind == OPT {
             options(data, |_| {})?;
@@ -209,7 +212,8 @@ impl Walk<'_> {
                 self.skip(4)?;
                 for _ in 0..3 {
                     let string = usize::from(*self.message.get(self.at)?);
-                    self.skip(1 + string)?;
+                    self.skip(1)?;
+                    self.skip(string)?;
                 }
                 self.name()
             }
@@ -219,8 +223,8 @@ impl Walk<'_> {
 }
 
 fn pair(bytes: &[u8], at: usize) -> Option<u16> {
-    let two = bytes.get(at..at + 2)?;
-    Some(u16::from_be_bytes([two[0], two[1]]))
+    let two = bytes.get(at..)?.first_chunk()?;
+    Some(u16::from_be_bytes(*two))
 }
 
 #[cfg(test)]

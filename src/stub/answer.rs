@@ -16,6 +16,17 @@
 //! has TC set (RFC 2181, section 9), so that the client comes back over TCP. There
 //! it loses its additional section before any answer.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 mod encode;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
@@ -200,7 +211,7 @@ impl Question {
             _ => Room::tcp(self.payload),
         };
         let opt = self.opt(sections).map_or(0, |opt| opt.len());
-        let limit = room.size - opt;
+        let limit = room.size.saturating_sub(opt);
         let Sections {
             answers,
             authorities,
@@ -228,11 +239,11 @@ impl Question {
     /// Adds the OPT record, if the client speaks EDNS.
     pub(crate) fn finish(&self, mut body: Vec<u8>, sections: &Sections) -> Vec<u8> {
         if let Some(opt) = self.opt(sections)
-            && let Some(count) = body.get_mut(10..12)
+            && let Some([.., high, low]) = body.first_chunk_mut::<12>()
         {
             // A message of 64 KiB has no room for so many.
-            let counted = u16::from_be_bytes([count[0], count[1]]).saturating_add(1);
-            count.copy_from_slice(&counted.to_be_bytes());
+            let counted = u16::from_be_bytes([*high, *low]).saturating_add(1);
+            [*high, *low] = counted.to_be_bytes();
             body.extend(opt);
         }
         body
@@ -260,8 +271,8 @@ impl Question {
         if let Some(subnet) = self.subnet_told(sections.code) {
             add(EDNS_SUBNET, &subnet.to_bytes().ok()?)?;
         }
-        let length = u16::try_from(opt.len() - start).ok()?;
-        opt[start - 2..start].copy_from_slice(&length.to_be_bytes());
+        let length = u16::try_from(opt.len().checked_sub(start)?).ok()?;
+        *opt.get_mut(..start)?.last_chunk_mut()? = length.to_be_bytes();
         Some(opt)
     }
 
@@ -282,16 +293,17 @@ impl Question {
     /// As many answers as fit, with their addresses.
     fn cut(&self, sections: &Sections, addresses: &[Record], limit: usize) -> Vec<u8> {
         let keep = |count: usize| {
-            let left = &sections.answers[..count];
+            let left = sections.answers.get(..count)?;
             self.encode(sections, left, &[], &glue(left, addresses), Cut::Yes, limit)
         };
         let (mut best, mut good, mut bad) = (keep(0), 0, sections.answers.len());
-        while good + 1 < bad {
-            let middle = good + (bad - good) / 2;
+        let mut middle = usize::midpoint(good, bad);
+        while middle > good {
             match keep(middle) {
                 None => bad = middle,
                 fitting => (best, good) = (fitting, middle),
             }
+            middle = usize::midpoint(good, bad);
         }
         best.unwrap_or_default()
     }

@@ -11,7 +11,19 @@
 //! rotated by one at each hit, so that clients that take the first spread over all.
 //!
 //! Whatever is unusual about a packet is left to [`answer`](super::answer): only what
-//! is understood whole is answered here. A hit takes no lock and allocates nothing.
+//! is understood whole is answered here. A hit takes no lock, decodes no record
+//! and allocates nothing.
+
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
 
 mod recipe;
 
@@ -88,7 +100,7 @@ impl Room {
 
     pub(crate) fn tcp(edns: Option<u16>) -> Self {
         Self {
-            bucket: 5 + u8::from(edns.is_some()),
+            bucket: if edns.is_some() { 6 } else { 5 },
             size: usize::from(u16::MAX),
         }
     }
@@ -104,7 +116,7 @@ pub(crate) struct Key {
 
 impl Key {
     pub(crate) fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        self.bytes.get(..self.length).unwrap_or_default()
     }
 }
 
@@ -135,17 +147,18 @@ impl Plain {
     /// the question. Takes no more than a look at the packet.
     pub(crate) fn overload(&self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
         const SERVFAIL: u8 = 2;
-        let reply = out.get_mut(..self.end)?;
+        let (reply, rest) = out.split_at_mut_checked(self.end)?;
         reply.copy_from_slice(packet.get(..self.end)?);
-        reply[2] = 0x80 | reply[2] & 0x01;
-        reply[3] = reply[3] & 0x10 | SERVFAIL;
+        let head: &mut [u8; HEADER] = reply.first_chunk_mut()?;
+        head[2] = 0x80 | head[2] & 0x01;
+        head[3] = head[3] & 0x10 | SERVFAIL;
         // What follows the question is our own.
-        reply[11] = u8::from(self.edns.is_some());
+        head[11] = u8::from(self.edns.is_some());
         let Some(size) = self.edns else {
             return Some(self.end);
         };
-        let more = write_opt(size, Some(NOT_READY), out.get_mut(self.end..)?)?;
-        Some(self.end + more)
+        let more = write_opt(size, Some(NOT_READY), rest)?;
+        self.end.checked_add(more)
     }
 }
 
@@ -165,53 +178,49 @@ pub(crate) fn read(packet: &[u8], tcp: bool) -> Option<Plain> {
         length: 0,
     };
     let rest = packet.get(HEADER..)?;
-    let mut at = 0;
+    let mut at = 0_usize;
     loop {
         let length = usize::from(*rest.get(at)?);
+        let next = at.checked_add(length)?.checked_add(1)?;
         // Pointers and what there is not.
-        if length > 63 || at + length + 1 > NAME {
+        if length > 63 || next > NAME {
             return None;
         }
-        at += length + 1;
+        at = next;
         if length == 0 {
             break;
         }
     }
+    let (name, rest) = rest.split_at_checked(at)?;
     let lower = key.bytes.get_mut(..at)?;
-    lower.copy_from_slice(rest.get(..at)?);
+    lower.copy_from_slice(name);
     // All at once: the length of a label is below any letter.
     lower.make_ascii_lowercase();
-    let (kind, class) = (pair(rest, at)?, pair(rest, at + 2)?);
-    if class != 1 {
+    // Type and class.
+    let (&[high, low, 0, 1], rest) = rest.split_first_chunk()? else {
         return None;
-    }
-    let end = HEADER + at + 4;
+    };
     let (edns, wants_signatures) = match more {
-        0 => (None, false),
+        0 if rest.is_empty() => (None, false),
+        0 => return None,
         _ => {
-            let (size, signatures) = opt(packet.get(end..)?)?;
+            let (size, signatures) = opt(rest)?;
             (Some(size), signatures)
         }
     };
-    if more == 0 && packet.len() != end {
-        return None;
-    }
     let room = if tcp {
         Room::tcp(edns)
     } else {
         Room::udp(edns)
     };
-    let [high, low] = kind.to_be_bytes();
     let flags = header[2] & 0x01 | header[3] & 0x30 | u8::from(wants_signatures) << 7;
-    key.bytes
-        .get_mut(at..at + 4)?
-        .copy_from_slice(&[high, low, room.bucket, flags]);
-    key.length = at + 4;
+    *key.bytes.get_mut(at..)?.first_chunk_mut()? = [high, low, room.bucket, flags];
+    key.length = name.len().checked_add(4)?;
     Some(Plain {
-        end,
+        end: packet.len().checked_sub(rest.len())?,
         edns,
         wants_signatures,
-        has_options: edns.is_some() && packet.len() > end + OPT,
+        has_options: rest.len() > OPT,
         size: room.size,
         key,
     })
@@ -237,13 +246,13 @@ fn opt(record: &[u8]) -> Option<(u16, bool)> {
         return None;
     }
     let kind = u16::from_be_bytes([kind_high, kind_low]);
-    let length = usize::from(pair(record, 9)?);
-    if kind != TYPE_OPT || version != 0 || record.len() != OPT + length {
+    let options = record.get(OPT..)?;
+    if kind != TYPE_OPT || version != 0 || options.len() != usize::from(pair(record, 9)?) {
         return None;
     }
     // Only one of the options is answered.
     let mut has_subnet = false;
-    wire::options(record.get(OPT..)?, |code| has_subnet |= code == EDNS_SUBNET)?;
+    wire::options(options, |code| has_subnet |= code == EDNS_SUBNET)?;
     if has_subnet {
         return None;
     }
@@ -252,8 +261,8 @@ fn opt(record: &[u8]) -> Option<(u16, bool)> {
 }
 
 fn pair(bytes: &[u8], at: usize) -> Option<u16> {
-    let two = bytes.get(at..at + 2)?;
-    Some(u16::from_be_bytes([two[0], two[1]]))
+    let two = bytes.get(at..)?.first_chunk()?;
+    Some(u16::from_be_bytes(*two))
 }
 
 /// A reply on its way into the memory.
@@ -378,7 +387,7 @@ impl Shortcuts {
             // Once: what cannot be renewed is not given for ever.
             let late = now.saturating_duration_since(entry.term.until);
             if !gone && late < JUST_OVER && !std::mem::replace(&mut entry.graced, true) {
-                entry.term.until = now + GRACE;
+                entry.term.until = now.checked_add(GRACE).unwrap_or(now);
             }
             return Given::Miss {
                 hits: entry.take_hits(),
@@ -435,7 +444,7 @@ impl Shortcuts {
             since,
             mut term,
         } = fill;
-        term.until = term.until.min(now + LONGEST);
+        term.until = now.checked_add(LONGEST).unwrap_or(now).min(term.until);
         let entry = Entry {
             recipe,
             since,

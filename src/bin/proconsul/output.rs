@@ -181,6 +181,15 @@ pub(crate) fn trouble(text: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// The machine said no: told as [`failure`] tells an error of the library.
+pub(crate) fn refused(text: &str, output: &Output) -> ExitCode {
+    if output.form() == Form::Json {
+        let error = json!({"kind": ErrorKind::Io.as_str(), "message": text});
+        object(&json!({"error": error, "attempts": []}));
+    }
+    trouble(text)
+}
+
 fn say(text: &str) {
     stderr::write(format!("{}\n", harmless(text)).into_bytes());
 }

@@ -52,7 +52,8 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
             Ok(bound) => bound,
             Err(error) => {
                 let next = "choose another with --admin, or none";
-                return output::trouble(&format!("{address} cannot be bound: {error}; {next}"));
+                let text = format!("{address} cannot be bound: {error}; {next}");
+                return output::refused(&text, form);
             }
         };
         line.push_str(&format!(", admin {address}"));
@@ -68,7 +69,7 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     if let Some(user) = &settings.user
         && let Err(error) = privileges::drop_to(user)
     {
-        return output::trouble(&error);
+        return output::refused(&error, form);
     }
     output::remark(form, &line);
     systemd::ready(&line);

@@ -5,6 +5,17 @@
 //! the sockets see to address and port. Anything else is counted by its
 //! [`Stranger`] and ignored: a stray or forged datagram must not end a query.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::{
@@ -44,7 +55,9 @@ pub(crate) struct Strangers([AtomicU64; 5]);
 
 impl Strangers {
     pub(crate) fn count(&self, stranger: Stranger) {
-        self.0[stranger as usize].fetch_add(1, Ordering::Relaxed);
+        if let Some(count) = self.0.get(stranger as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// All of them.
@@ -71,7 +84,7 @@ impl Query {
     /// `None` if the name has no wire form.
     pub(crate) fn new(name: &str, kind: RecordType, payload: u16) -> Option<Self> {
         let labels = name::labels(name)?;
-        let mut bytes = Vec::with_capacity(HEADER + name.len() + 2 + FIXED);
+        let mut bytes = Vec::with_capacity(name.len().saturating_add(HEADER + 2 + FIXED));
         // One question with RD, and an OPT record behind it.
         bytes.extend_from_slice(&[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1]);
         for label in labels {
@@ -137,12 +150,17 @@ impl Query {
         if header[2] & 0xF8 != 0x80 {
             return Err(Stranger::NotAReply);
         }
-        let type_at = self.question_end - 4;
-        let same_question = header[4..6] == [0, 1]
-            && reply.len() >= self.question_end
-            && reply[HEADER..type_at].eq_ignore_ascii_case(&self.bytes[HEADER..type_at])
-            && reply[type_at..self.question_end] == self.bytes[type_at..self.question_end];
-        if same_question {
+        let question = |message| {
+            // Type and class behind the name.
+            <[u8]>::get(message, HEADER..self.question_end)?.split_last_chunk::<4>()
+        };
+        let same_question = match (question(reply), question(&self.bytes)) {
+            (Some((name, kind)), Some((own_name, own_kind))) => {
+                name.eq_ignore_ascii_case(own_name) && kind == own_kind
+            }
+            _ => false,
+        };
+        if header[4..6] == [0, 1] && same_question {
             Ok(())
         } else {
             Err(Stranger::WrongQuestion)
@@ -187,8 +205,10 @@ impl<'a> Hearing<'a> {
             Ok(message) => return Heard::Reply(message),
             Err(stranger) => stranger,
         };
-        self.strangers += 1;
-        self.wrong_ids += usize::from(stranger == Stranger::WrongId);
+        self.strangers = self.strangers.saturating_add(1);
+        if stranger == Stranger::WrongId {
+            self.wrong_ids = self.wrong_ids.saturating_add(1);
+        }
         if self.wrong_ids >= MOST_WRONG_IDS || self.strangers >= MOST_STRAY_DATAGRAMS {
             Heard::Enough(stranger)
         } else {

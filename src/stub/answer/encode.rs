@@ -116,8 +116,8 @@ impl Writer {
             self.bytes.push(u8::try_from(label.len()).unwrap_or(0));
             self.bytes.extend_from_slice(label);
         }
-        while let Some(&length) = self.bytes.get(start) {
-            let suffix = &self.bytes[start..];
+        while let Some(suffix @ [length, ..]) = self.bytes.get(start..) {
+            let next = usize::from(*length).saturating_add(1);
             let hash = self.suffixes.hasher().hash_one(suffix);
             let known = self.suffixes.get(&hash).copied();
             let known = known.filter(|offset| self.stands_at(usize::from(*offset), suffix));
@@ -132,7 +132,7 @@ impl Writer {
             {
                 self.suffixes.insert(hash, offset);
             }
-            start += 1 + usize::from(length);
+            start = start.saturating_add(next);
         }
         self.bytes.push(0);
     }
@@ -140,22 +140,22 @@ impl Writer {
     /// Whether these labels, and no more, were written there.
     fn stands_at(&self, mut at: usize, mut labels: &[u8]) -> bool {
         loop {
-            match self.bytes.get(at) {
-                Some(0) => return labels.is_empty(),
+            let written = self.bytes.get(at..).unwrap_or_default();
+            match written {
+                [0, ..] => return labels.is_empty(),
                 // Pointers lead back to what was written before.
-                Some(&high @ 0xC0..) => {
-                    let low = self.bytes.get(at + 1).copied().unwrap_or_default();
+                &[high @ 0xC0..=0xFF, low, ..] => {
                     at = usize::from(u16::from_be_bytes([high, low]) & 0x3FFF);
                 }
-                Some(&length) => {
-                    let next = 1 + usize::from(length);
-                    let (label, other) = (labels.get(..next), self.bytes.get(at..at + next));
-                    if label.is_none() || label != other {
-                        return false;
+                &[length, ..] => {
+                    let next = usize::from(length).saturating_add(1);
+                    match (labels.split_at_checked(next), written.get(..next)) {
+                        (Some((label, rest)), Some(other)) if label == other => labels = rest,
+                        _ => return false,
                     }
-                    (at, labels) = (at + next, &labels[next..]);
+                    at = at.saturating_add(next);
                 }
-                None => return false,
+                [] => return false,
             }
         }
     }
@@ -165,8 +165,8 @@ impl Writer {
         self.u16(record.record_type().into());
         self.u16(record.dns_class.into());
         self.u32(record.ttl);
-        let length_at = self.bytes.len();
         self.u16(0);
+        let start = self.bytes.len();
         match &record.data {
             RData::A(address) => self.bytes.extend_from_slice(&address.0.octets()),
             RData::AAAA(address) => self.bytes.extend_from_slice(&address.0.octets()),
@@ -191,10 +191,8 @@ impl Writer {
             // TXT, and whatever else has no name in it.
             other => self.bytes.extend(other.to_bytes().ok()?),
         }
-        let length = u16::try_from(self.bytes.len() - length_at - 2).ok()?;
-        self.bytes
-            .get_mut(length_at..length_at + 2)?
-            .copy_from_slice(&length.to_be_bytes());
+        let length = u16::try_from(self.bytes.len().checked_sub(start)?).ok()?;
+        *self.bytes.get_mut(..start)?.last_chunk_mut()? = length.to_be_bytes();
         Some(())
     }
 }

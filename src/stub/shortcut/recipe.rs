@@ -93,9 +93,8 @@ impl Recipe {
         }
         // What is copied from each question is not the first one's.
         let mut bytes: Box<[u8]> = reply.into();
-        bytes[..2].fill(0);
-        bytes[2] &= !0x01;
-        bytes[3] &= !0x10;
+        let head: &mut [u8; 4] = bytes.first_chunk_mut()?;
+        *head = [0, 0, head[2] & !0x01, head[3] & !0x10];
         Some(Self {
             bytes,
             question,
@@ -123,7 +122,7 @@ impl Recipe {
         }
         let mut records = Records::of(reply)?;
         let (question, answers) = (records.at, u32::from(records.answers));
-        let total = answers + records.others;
+        let total = answers.saturating_add(records.others);
         // NXDOMAIN and "nothing of that type" may stand behind aliases: they are about the
         // end of the chain (RFC 2308, section 2).
         let asked = pair(reply, question.checked_sub(4)?)?;
@@ -146,16 +145,11 @@ impl Recipe {
             // The highest bit means that it is too long (RFC 8767, section 4).
             let mut ttl = record.ttl.min(longest);
             if record.kind == SOA && !is_answer && (code == NXDOMAIN || !is_told) {
-                let minimum = records
-                    .at
-                    .checked_sub(4)
-                    .and_then(|at| reply.get(at..at + 4))?;
-                let minimum = u32::from_be_bytes(minimum.try_into().ok()?);
+                let minimum = u32::from_be_bytes(*record.data.last_chunk()?);
                 ttl = ttl.min(minimum).min(longest_negative);
                 negative = Some(ttl);
             }
-            let told = bytes.get_mut(record.ttl_at..record.ttl_at + 4)?;
-            told.copy_from_slice(&ttl.to_be_bytes());
+            put(&mut bytes, record.ttl_at, ttl.to_be_bytes())?;
             ttls.push(small(record.ttl_at)?);
             least = Some(least.map_or(ttl, |least| least.min(ttl)));
         }
@@ -169,14 +163,10 @@ impl Recipe {
         }
         bytes.truncate(end);
         let additionals = pair(&bytes, 10)?.checked_sub(opts)?;
-        bytes
-            .get_mut(10..12)?
-            .copy_from_slice(&additionals.to_be_bytes());
-        let head = bytes.get_mut(..4)?;
-        head[..2].fill(0);
+        put(&mut bytes, 10, additionals.to_be_bytes())?;
+        let head: &mut [u8; 4] = bytes.first_chunk_mut()?;
         // Of AA and what is copied from each question.
-        head[2] &= !0x05;
-        head[3] &= !0x10;
+        *head = [0, 0, head[2] & !0x05, head[3] & !0x10];
         let recipe = Self {
             bytes: bytes.into(),
             question,
@@ -215,18 +205,14 @@ impl Recipe {
 
     /// Bytes that a reply made of it may need.
     pub(crate) fn room(&self) -> usize {
-        self.bytes.len() + OPT + EXTENDED
+        self.bytes.len().saturating_add(OPT + EXTENDED)
     }
 
     /// Bytes that it costs in a map, by this key.
     pub(crate) fn weigh(&self, key: &[u8]) -> usize {
-        OVERHEAD + key.len() + self.bytes()
-    }
-
-    fn bytes(&self) -> usize {
-        let ttls = self.ttls.len() + self.zeros.len();
-        let places = self.starts.len() + self.pointers.len() + ttls;
-        self.bytes.len() + 2 * places
+        let places = [&self.starts, &self.pointers, &self.ttls, &self.zeros];
+        let places = places.map(|places| size_of_val(&**places)).iter().sum();
+        [OVERHEAD, key.len(), self.bytes.len(), places].iter().sum()
     }
 
     /// Writes the reply to a packet. `None`: it does not fit `out`.
@@ -255,21 +241,21 @@ impl Recipe {
             .starts
             .first()
             .map_or(self.end, |first| usize::from(*first));
-        let middle = match self.starts.len() {
-            0 => start,
-            many => usize::from(*self.starts.get(turn % many)?),
+        let middle = match turn.checked_rem(self.starts.len()) {
+            None => start,
+            Some(turn) => usize::from(*self.starts.get(turn)?),
         };
         if middle == start {
             body.copy_from_slice(&self.bytes);
         } else {
-            let (later, end) = (self.end - middle, self.end);
-            body.get_mut(..start)?
-                .copy_from_slice(self.bytes.get(..start)?);
-            body.get_mut(start..start + later)?
-                .copy_from_slice(self.bytes.get(middle..end)?);
-            body.get_mut(start + later..end)?
-                .copy_from_slice(self.bytes.get(start..middle)?);
-            body.get_mut(end..)?.copy_from_slice(self.bytes.get(end..)?);
+            let end = self.end;
+            let mut rest = &mut *body;
+            for (from, to) in [(0, start), (middle, end), (start, middle), (end, length)] {
+                let part = self.bytes.get(from..to)?;
+                let (place, more) = rest.split_at_mut_checked(part.len())?;
+                place.copy_from_slice(part);
+                rest = more;
+            }
         }
         let turned = Turned {
             start,
@@ -281,8 +267,7 @@ impl Recipe {
                 let at = usize::from(at);
                 let target = usize::from(pair(body, at)? & 0x3FFF);
                 let moved = 0xC000 | small(turned.to(target))?;
-                body.get_mut(at..at + 2)?
-                    .copy_from_slice(&moved.to_be_bytes());
+                put(body, at, moved.to_be_bytes())?;
             }
         }
         let (ttls, zeros): (&[u16], &[u16]) = match age {
@@ -293,7 +278,7 @@ impl Recipe {
         };
         for &at in ttls.iter().chain(zeros) {
             let at = turned.to(usize::from(at));
-            let ttl: &mut [u8; 4] = body.get_mut(at..at + 4)?.try_into().ok()?;
+            let ttl: &mut [u8; 4] = body.get_mut(at..)?.first_chunk_mut()?;
             let told = match age {
                 Age::Fresh(elapsed) => u32::from_be_bytes(*ttl).saturating_sub(elapsed),
                 Age::Stale(ttl) => ttl,
@@ -315,8 +300,8 @@ impl Recipe {
         };
         let more = write_opt(size, extended, out.get_mut(length..)?)?;
         let counted = pair(out, 10)?.checked_add(1)?;
-        out.get_mut(10..12)?.copy_from_slice(&counted.to_be_bytes());
-        Some(length + more)
+        put(out, 10, counted.to_be_bytes())?;
+        length.checked_add(more)
     }
 }
 
@@ -360,9 +345,9 @@ impl Turned {
         if !(self.start..self.end).contains(&at) {
             at
         } else if at < self.middle {
-            at + (self.end - self.middle)
+            at.saturating_add(self.end.saturating_sub(self.middle))
         } else {
-            at - (self.middle - self.start)
+            at.saturating_sub(self.middle.saturating_sub(self.start))
         }
     }
 }
@@ -373,14 +358,19 @@ pub(crate) fn addresses(reply: &[u8]) -> Option<Vec<IpAddr>> {
     let mut found = Vec::new();
     for _ in 0..records.answers {
         let record = records.next()?;
-        let data = reply.get(record.ttl_at + 6..records.at)?;
         match record.kind {
-            A => found.push(IpAddr::from(<[u8; 4]>::try_from(data).ok()?)),
-            AAAA => found.push(IpAddr::from(<[u8; 16]>::try_from(data).ok()?)),
+            A => found.push(IpAddr::from(<[u8; 4]>::try_from(record.data).ok()?)),
+            AAAA => found.push(IpAddr::from(<[u8; 16]>::try_from(record.data).ok()?)),
             _ => {}
         }
     }
     Some(found)
+}
+
+/// Writes over what stands there.
+fn put<const LENGTH: usize>(bytes: &mut [u8], at: usize, new: [u8; LENGTH]) -> Option<()> {
+    *bytes.get_mut(at..)?.first_chunk_mut()? = new;
+    Some(())
 }
 
 fn small(number: usize) -> Option<u16> {
@@ -395,13 +385,14 @@ struct Records<'a> {
     others: u32,
 }
 
-struct Record {
+struct Record<'a> {
     start: usize,
     /// Where the pointer at the end of the owner stands, if it has one.
     pointer: Option<usize>,
     kind: u16,
     ttl_at: usize,
     ttl: u32,
+    data: &'a [u8],
 }
 
 impl<'a> Records<'a> {
@@ -414,11 +405,16 @@ impl<'a> Records<'a> {
             bytes,
             at: HEADER,
             answers: pair(bytes, 6)?,
-            others: u32::from(pair(bytes, 8)?) + u32::from(pair(bytes, 10)?),
+            others: u32::from(pair(bytes, 8)?).saturating_add(pair(bytes, 10)?.into()),
         };
         records.name()?;
-        records.at += 4;
+        records.skip(4)?;
         Some(records)
+    }
+
+    fn skip(&mut self, length: usize) -> Option<()> {
+        self.at = self.at.checked_add(length)?;
+        Some(())
     }
 
     /// Skips a name; where its pointer stands, if it ends with one.
@@ -427,33 +423,40 @@ impl<'a> Records<'a> {
             let length = usize::from(*self.bytes.get(self.at)?);
             match length {
                 0 => {
-                    self.at += 1;
+                    self.skip(1)?;
                     return Some(None);
                 }
-                1..=63 => self.at += length + 1,
+                1..=63 => self.skip(length.checked_add(1)?)?,
                 0xC0.. => {
-                    self.at += 2;
-                    return Some(Some(self.at - 2));
+                    let pointer = self.at;
+                    self.skip(2)?;
+                    return Some(Some(pointer));
                 }
                 _ => return None,
             }
         }
     }
 
-    fn next(&mut self) -> Option<Record> {
+    fn next(&mut self) -> Option<Record<'a>> {
         let start = self.at;
         let pointer = self.name()?;
         let kind = pair(self.bytes, self.at)?;
-        let ttl_at = self.at + 4;
-        let ttl = self.bytes.get(ttl_at..ttl_at + 4)?.try_into().ok()?;
-        let length = usize::from(pair(self.bytes, self.at + 8)?);
-        self.at += 10 + length;
-        (self.at <= self.bytes.len()).then_some(Record {
+        // Type and class.
+        self.skip(4)?;
+        let ttl_at = self.at;
+        let ttl = *self.bytes.get(ttl_at..)?.first_chunk()?;
+        self.skip(4)?;
+        let length = usize::from(pair(self.bytes, self.at)?);
+        self.skip(2)?;
+        let data = self.bytes.get(self.at..)?.get(..length)?;
+        self.skip(length)?;
+        Some(Record {
             start,
             pointer,
             kind,
             ttl_at,
             ttl: u32::from_be_bytes(ttl),
+            data,
         })
     }
 }

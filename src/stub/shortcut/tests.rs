@@ -138,6 +138,45 @@ fn every_answer_comes_first_equally_often_and_keeps_its_address() {
     assert_eq!(first.into_values().collect::<Vec<_>>(), [10; 7]);
 }
 
+/// A hit from the packet to the reply: turned, its pointers moved, its TTLs counted down, the
+/// asker's id and case, EDNS and the extended error written; and what is given where nobody has
+/// time.
+#[test]
+fn a_hit_allocates_nothing() {
+    let now = clock::now();
+    for (count, ttl, payload) in [(1, 0, None), (5, 0, Some(1232)), (7, 30, Some(4096))] {
+        let first = question("web.service.consul.", RecordType::SRV, payload);
+        let mut packet = question("WEB.Service.consul.", RecordType::SRV, payload);
+        packet[..2].copy_from_slice(&[0xAB, 0xCD]);
+        for extended in [None, Some(STALE_ANSWER)] {
+            let sections = Sections {
+                extended,
+                ..services(count, ttl)
+            };
+            let mut shortcuts = Shortcuts::new(1 << 20);
+            let (_, fill) = fill(&first, &sections, now + LONGEST);
+            shortcuts.keep(fill, now);
+            let mut out = [0; 4096];
+            let (mut given, mut late) = (Vec::with_capacity(10), None);
+            let told = allocation_counter::measure(|| {
+                for second in 0..9 {
+                    let at = now + Duration::from_secs(second);
+                    let plain = read(&packet, false).unwrap();
+                    given.push(shortcuts.answer(&packet, &plain, at, &mut out));
+                }
+                let plain = read(&packet, false).unwrap();
+                late = shortcuts.late(&packet, &plain, now + LONGEST, &mut out);
+            });
+            let what = format!("{count} instances, {payload:?}, {extended:?}");
+            assert_eq!(told.count_total, 0, "{what}");
+            assert_eq!(given.len(), 9);
+            let is_hit = |given: &Given| matches!(given, Given::Reply(length) if *length > 0);
+            assert!(given.iter().all(is_hit), "{what}: {given:?}");
+            assert!(matches!(late, Some(Late::Known(_))), "{what}: {late:?}");
+        }
+    }
+}
+
 #[test]
 fn ttls_are_counted_down_wherever_they_stand() {
     let now = clock::now();
