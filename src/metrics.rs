@@ -23,7 +23,7 @@
 //! | `proconsul_panics_total` | each panic that was caught, of the whole process: each is a defect, and ended one question or one piece of work |
 //! | `proconsul_build_info{version}` | always 1 |
 //!
-//! A stub has more: `src/stub/tally.rs`.
+//! A stub has more: `src/stub/tally.rs`, and `src/stub/forward/tally.rs` of upstreams.
 //!
 //! Names that are asked for are never labels: whoever asks must not decide how many
 //! series there are.
@@ -102,6 +102,8 @@ pub(crate) struct Counters {
     leader: AtomicU8,
     /// For the first time, and again.
     registrations: [AtomicU64; 2],
+    /// Replies about names that are not Consul's and answered no question of ours.
+    pub(crate) ignored_replies: AtomicU64,
     /// Snapshots that could not be read or written.
     pub(crate) snapshot_errors: AtomicU64,
     /// That are open now. Counted by the endpoints themselves.
@@ -465,7 +467,7 @@ impl Metrics {
                 "dns_ignored_replies_total",
                 "counter",
                 "DNS replies that answered no question of ours.",
-                gauges.ignored_replies,
+                gauges.ignored_replies + load(&counters.ignored_replies),
             ),
             (
                 "panics_total",

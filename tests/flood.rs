@@ -327,6 +327,41 @@ async fn names_that_nothing_is_known_of_are_asked_for_so_often_a_second_and_no_m
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn other_names_that_nothing_is_known_of_have_a_budget_of_their_own() {
+    let consul = Server::start(|question, _| vec![srv(question, 3).with_text()]).await;
+    let builder = Resolver::builder().dns(&consul.address().to_string());
+    let resolver = builder.http("none").build().unwrap();
+    let upstream = Upstream::start(|packet| Some(record(packet, 1, 0, &ADDRESS))).await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let stub = Stub::bind(resolver, &[any]).await.unwrap();
+    let upstreams = Upstreams::parse([upstream.address.to_string()]).unwrap();
+    let stub = stub.forwarding(upstreams).forwarded_per_second(100);
+    let (server, traffic) = (stub.addresses()[0], stub.traffic());
+    tokio::spawn(stub.run(std::future::pending()));
+    assert_eq!(a(server, "www.example.").await.answers.len(), 1);
+
+    let start = Instant::now();
+    let names = (0..1_000).map(|at| with_opt(question(&format!("n{at}.example."), 1), 1_232, &[]));
+    let told = crowd(server, names.collect(), 20, IN_TIME).await;
+    let allowed = 101 + start.elapsed().as_millis() as usize / 10;
+    let heard: Vec<_> = told.iter().flatten().map(|(reply, _)| reply).collect();
+    let not_ready = |reply: &[u8]| code(reply) == 2 && reply.ends_with(&[0, 14]);
+    let turned_away = heard.iter().filter(|reply| not_ready(reply)).count();
+    let known = heard.iter().filter(|reply| code(reply) == 0).count();
+    assert_eq!(known + turned_away, heard.len());
+    assert!(
+        known >= 95 && known <= allowed && turned_away > 500,
+        "{known} of {allowed}, {turned_away} turned away"
+    );
+    assert!(upstream.asked() <= allowed + 1, "{}", upstream.asked());
+    let line = format!("proconsul_dns_turned_away_total {turned_away}");
+    assert!(traffic.to_string().contains(&line), "{traffic}");
+    // What is remembered is asked for again, and Consul's names have their own.
+    assert_eq!(a(server, "www.example.").await.answers.len(), 1);
+    assert_eq!(a(server, "web.service.consul.").await.answers.len(), 3);
+}
+
 #[tokio::test]
 async fn where_nobody_has_time_what_was_known_is_given_as_stale() {
     let consul = Server::start(|question, _| vec![srv(question, 3).with_text().ttls(&[1; 3])]);

@@ -287,7 +287,8 @@ async fn the_port_of_a_question_is_shared_with_nobody_and_gone_with_its_answer()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_clients_that_ask_for_one_new_name_are_one_question_to_an_upstream() {
-    let late = Duration::from_millis(300);
+    // Sooner than it is asked by a second datagram.
+    let late = Duration::from_millis(150);
     let upstream = Upstream::late(late, |packet| Some(right(packet))).await;
     let stub = stub(&[&upstream.address.to_string()]).await;
     // In every case, which is no other name.
@@ -299,15 +300,12 @@ async fn a_thousand_clients_that_ask_for_one_new_name_are_one_question_to_an_ups
         packet
     });
     let told = crowd(stub, names.collect(), 100, Duration::from_secs(3)).await;
-    // By a second datagram after 200 ms.
-    assert_eq!(upstream.asked(), 2);
+    assert_eq!(upstream.asked(), 1);
     let heard: Vec<_> = told.iter().flatten().map(|(reply, _)| reply).collect();
     let good = heard.iter().filter(|reply| reply.ends_with(&RIGHT)).count();
-    let failed = heard.iter().filter(|reply| reply[3] & 0x0F == 2).count();
-    // Half the seats of a socket are theirs; whoever finds none is told so.
-    assert!(good >= 500, "{good} of {}", heard.len());
+    assert_eq!(good, heard.len(), "nobody is told that there is no time");
     // A datagram may be lost on its way through a full queue of the kernel's.
-    assert!(good + failed >= 950, "{good} and {failed}");
+    assert!(good >= 950, "{good}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

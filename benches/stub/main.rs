@@ -214,7 +214,7 @@ fn table(
 }
 
 /// What a miss costs is measured above the limit that there is by default.
-const UNLIMITED: &str = "[serve]\nunknown-per-second = 0\n";
+const UNLIMITED: &str = "[serve]\nunknown-per-second = 0\nforwarded-per-second = 0\n";
 
 /// Room for all of them.
 const ROOM: &str = "[cache]\nbytes = 268435456\n";

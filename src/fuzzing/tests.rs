@@ -191,7 +191,7 @@ mod work {
         ("shape", |bytes| _ = wire::shape(bytes), NOTHING),
         (
             "fast lane",
-            |bytes| _ = shortcut::read(bytes, false),
+            |bytes| _ = shortcut::read(bytes, shortcut::Way::Loopback),
             NOTHING,
         ),
         ("message", |bytes| _ = decode(bytes), RECORDS),

@@ -45,9 +45,8 @@ use hickory_proto::{
 };
 
 use self::encode::Parts;
-use super::shortcut::Room;
+use super::shortcut::{Room, Way};
 use crate::{
-    endpoint::Transport,
     name::{Domain, NotAName, Subject},
     records::{
         Asked,
@@ -162,7 +161,7 @@ pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Jud
         None
     };
     match refusal {
-        Some(code) => Judged::Reply(question.reply(&Sections::code(code), Transport::Tcp)),
+        Some(code) => Judged::Reply(question.reply(&Sections::code(code), Way::Tcp)),
         None => Judged::Ask(Box::new(question)),
     }
 }
@@ -199,17 +198,14 @@ impl Question {
         OF_NO_RECORD.contains(&self.asked.kind.into())
     }
 
-    /// The reply, as long as `transport` and the client allow.
-    pub(crate) fn reply(&self, sections: &Sections, transport: Transport) -> Vec<u8> {
-        self.finish(self.body(sections, transport), sections)
+    /// The reply, as long as its way and the client allow.
+    pub(crate) fn reply(&self, sections: &Sections, way: Way) -> Vec<u8> {
+        self.finish(self.body(sections, way), sections)
     }
 
     /// The reply without its OPT record.
-    pub(crate) fn body(&self, sections: &Sections, transport: Transport) -> Vec<u8> {
-        let room = match transport {
-            Transport::Udp => Room::udp(self.payload),
-            _ => Room::tcp(self.payload),
-        };
+    pub(crate) fn body(&self, sections: &Sections, way: Way) -> Vec<u8> {
+        let room = Room::of(way, self.payload);
         let opt = self.opt(sections).map_or(0, |opt| opt.len());
         let limit = room.size.saturating_sub(opt);
         let Sections {
@@ -221,16 +217,15 @@ impl Question {
         let whole = || self.encode(sections, answers, authorities, additionals, Cut::No, limit);
         let addresses: Vec<Record> = additionals.iter().filter(is_address).cloned().collect();
         let lean = || self.encode(sections, answers, authorities, &addresses, Cut::No, limit);
-        let alone = || match transport {
-            Transport::Udp => None,
-            _ => self.encode(sections, answers, authorities, &[], Cut::No, limit),
+        let alone = || match way {
+            Way::Loopback | Way::Elsewhere => None,
+            Way::Tcp => self.encode(sections, answers, authorities, &[], Cut::No, limit),
         };
         whole().or_else(lean).or_else(alone).unwrap_or_else(|| {
             // Whoever came over TCP has nowhere else to go for the answers.
-            let kept = if transport == Transport::Udp {
-                &addresses[..]
-            } else {
-                &[]
+            let kept = match way {
+                Way::Loopback | Way::Elsewhere => &addresses[..],
+                Way::Tcp => &[],
             };
             self.cut(sections, kept, limit)
         })

@@ -1,5 +1,5 @@
-//! **Pure.** How many questions a second may go to Consul for names of which nothing is known: a
-//! flood of names that somebody makes up is to end here, and not at the agent.
+//! **Pure.** How many questions a second may go to Consul, or to upstreams, for names of which
+//! nothing is known: a flood of names that somebody makes up is to end here, and not at the agent.
 
 use std::{
     collections::HashMap,

@@ -11,16 +11,17 @@
 //! | all of them, otherwise; more than [`MOST_SEATS`] questions are in the air | SERVFAIL and an extended error; what failed is so for [`REST`] (RFC 9520) |
 //! | all of them, but none had a fair time: we stood still | the same, and nothing is remembered of it |
 //! | is drowned by replies under wrong ids | what it says over TCP, where guesses are useless |
-//! | sends the question back to us | it is found out by a question of ours, and asked no more |
+//! | sends the question back to us | it is found out by a question of ours, and asked no more until such a question is answered |
 
 mod exchange;
 mod health;
 mod memory;
 mod message;
+mod probe;
 mod system;
+mod tally;
 
 use std::{
-    collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -28,21 +29,26 @@ use std::{
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::Semaphore,
     time::{timeout, timeout_at},
 };
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::message::answers;
+pub(super) use self::tally::Standing;
 use self::{
+    exchange::Work,
     health::{Health, LONGEST_REST, REST, is_fair},
     memory::{Memory, Reply},
-    message::{cannot_tell, own_head, room, truncated},
+    message::{cannot_tell, own_head, room, truncated, with_room},
+    probe::{Nonce, Probes},
     system::System,
+    tally::{Tally, Trouble},
 };
 use super::{
-    shortcut::{Fill, Plain, addresses},
+    budget::{self, Budget},
+    shortcut::{Fill, Plain, Way, addresses},
     upstreams::{self, Upstreams},
 };
 use crate::{
@@ -61,25 +67,88 @@ const LIMIT: Duration = Duration::from_millis(820);
 /// and what is heard is kept.
 const LEAST: Duration = Duration::from_millis(400);
 
-/// Questions sent on at once, half the seats of a lane, and those who wait for another's, a
-/// quarter: those about Consul's names find one however long others are waited for.
+/// Questions sent on at once, half the seats of a lane: those about Consul's names find one
+/// however long others are waited for.
 const MOST_SEATS: usize = 512;
-const MOST_BESIDE: usize = 256;
+
+/// Clients who wait for another's question. They take no seat, neither here nor of a lane: what
+/// is asked once costs others nothing.
+const MOST_WAITERS: usize = 10_000;
+
+/// What stays where other upstreams are asked.
+#[derive(Debug)]
+pub(super) struct Lasting {
+    pub(super) tally: Tally,
+    /// Of names that nothing is remembered of. A std mutex: held for one look.
+    budget: Mutex<Budget>,
+    waiters: Semaphore,
+}
+
+impl Lasting {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            tally: Tally::default(),
+            budget: Mutex::new(Budget::new(budget::DEFAULT, now)),
+            waiters: Semaphore::new(MOST_WAITERS),
+        }
+    }
+
+    pub(super) fn budget(&self) -> MutexGuard<'_, Budget> {
+        lock(&self.budget)
+    }
+
+    /// Clients who wait for another's question now.
+    pub(super) fn waiters(&self) -> usize {
+        MOST_WAITERS - self.waiters.available_permits()
+    }
+}
+
+/// One question of a client's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) packet: &'a [u8],
+    /// Of its name.
+    pub(super) labels: &'a [&'a [u8]],
+    /// The packet, if it is an ordinary question.
+    pub(super) plain: Option<&'a Plain>,
+    pub(super) client: SocketAddr,
+    pub(super) way: Way,
+    pub(super) deadline: Instant,
+}
+
+impl Asked<'_> {
+    fn key(&self) -> Option<&[u8]> {
+        self.plain.map(|plain| plain.key.as_bytes())
+    }
+
+    /// The packet that goes on: it asks for no more than its client may have.
+    fn sent(&self) -> Vec<u8> {
+        with_room(self.packet, self.way.most())
+    }
+
+    /// Bytes that its reply may have.
+    fn room(&self) -> usize {
+        let most = usize::from(self.way.most());
+        match self.way {
+            Way::Loopback | Way::Elsewhere => room(self.packet).min(most),
+            Way::Tcp => most,
+        }
+    }
+}
 
 /// Forwards to upstreams, and remembers.
 #[derive(Debug)]
 pub(super) struct Forwarder {
     upstreams: Upstreams,
     own: Vec<SocketAddr>,
+    lasting: Arc<Lasting>,
     /// Std mutexes: held for one look, never across an await.
     system: Mutex<System>,
     health: Mutex<Health>,
     memory: Mutex<Memory>,
     flights: Flights<Box<[u8]>, Option<Reply>>,
     seats: Semaphore,
-    beside: Semaphore,
-    /// Names that only we ask for, and of whom.
-    probes: Mutex<HashMap<Box<[u8]>, SocketAddr>>,
+    probes: Mutex<Probes>,
 }
 
 /// No upstream had the time to answer: that says nothing of them, nor of the name.
@@ -96,20 +165,22 @@ pub(super) enum Forwarded {
     Failed,
     /// There is nobody to ask.
     Nobody,
+    /// More is asked for that nothing is remembered of than may be.
+    TurnedAway,
 }
 
 impl Forwarder {
-    fn new(upstreams: Upstreams, own: Vec<SocketAddr>) -> Self {
+    fn new(upstreams: Upstreams, own: Vec<SocketAddr>, lasting: Arc<Lasting>) -> Self {
         Self {
             upstreams,
             own,
+            lasting,
             system: Mutex::default(),
             health: Mutex::default(),
             memory: Mutex::default(),
             // Whoever asks has an end of its own before that.
             flights: Flights::new(2 * LIMIT),
             seats: Semaphore::new(MOST_SEATS),
-            beside: Semaphore::new(MOST_BESIDE),
             probes: Mutex::default(),
         }
     }
@@ -120,72 +191,64 @@ impl Forwarder {
         before: Option<&Arc<Self>>,
         upstreams: Upstreams,
         own: &[SocketAddr],
+        lasting: &Arc<Lasting>,
     ) -> Option<Arc<Self>> {
         if upstreams.is_none() {
             return None;
         }
         let Some(before) = before.filter(|before| before.upstreams == upstreams) else {
-            return Some(Arc::new(Self::new(upstreams, own.to_vec())));
+            let next = Self::new(upstreams, own.to_vec(), Arc::clone(lasting));
+            return Some(Arc::new(next));
         };
         before.health().forgive();
         Some(Arc::clone(before))
     }
 
-    /// The answer to a packet about the name with these labels, by that time. `plain`: the
-    /// packet, if it is an ordinary question.
-    pub(super) async fn answer(
-        self: &Arc<Self>,
-        packet: &[u8],
-        labels: &[&[u8]],
-        plain: Option<&Plain>,
-        transport: Transport,
-        deadline: Instant,
-    ) -> Forwarded {
-        let asking = self.ask_or_remember(packet, labels, plain, transport, deadline);
-        let forwarded = asking.await;
+    /// The answer to a question, by its deadline.
+    pub(super) async fn answer(self: &Arc<Self>, asked: Asked<'_>) -> Forwarded {
+        let forwarded = self.ask_or_remember(asked).await;
         if let Forwarded::Reply(reply) = &forwarded
-            && !(self.upstreams).trusts(labels, || addresses(reply))
+            && !(self.upstreams).trusts(asked.labels, || addresses(reply))
         {
             debug!("an answer that leads into this network is not handed on");
+            self.lasting.tally.filtered();
             return Forwarded::Filtered;
         }
         forwarded
     }
 
-    async fn ask_or_remember(
-        self: &Arc<Self>,
-        packet: &[u8],
-        labels: &[&[u8]],
-        plain: Option<&Plain>,
-        transport: Transport,
-        deadline: Instant,
-    ) -> Forwarded {
+    async fn ask_or_remember(self: &Arc<Self>, asked: Asked<'_>) -> Forwarded {
+        let Asked { packet, labels, .. } = asked;
         if self.is_probe(labels) {
             return Forwarded::Nobody;
         }
-        let key = plain.map(|plain| plain.key.as_bytes());
-        let kept = |stale| self.memory().answer(packet, plain?, stale, clock::now());
+        let key = asked.key();
+        let kept = |stale| (self.memory()).answer(packet, asked.plain?, stale, clock::now());
         if let Some(reply) = kept(false) {
             return Forwarded::Reply(reply);
         }
+        let kept = || kept(true).inspect(|_| self.lasting.tally.gave_stale());
         let servers = self.servers(labels);
         if servers.is_empty() {
-            return kept(true).map_or(Forwarded::Nobody, Forwarded::Reply);
+            return kept().map_or(Forwarded::Nobody, Forwarded::Reply);
         }
         let now = clock::now();
-        if now >= deadline {
-            return kept(true).map_or(Forwarded::Failed, Forwarded::Reply);
+        if now >= asked.deadline {
+            return kept().map_or(Forwarded::Failed, Forwarded::Reply);
         }
         if let Some(key) = key
             && (self.failure(key, LONGEST_REST).is_some() || self.health().are_down(&servers, now))
-            && let Some(reply) = kept(true)
+            && let Some(reply) = kept()
         {
-            self.ask_beside(packet, key, servers, transport);
+            self.ask_beside(asked, key, servers);
             return Forwarded::Reply(reply);
         }
-        let deadline = deadline.min(now + LIMIT);
+        if !self.may_ask(asked, now) {
+            return Forwarded::TurnedAway;
+        }
+        let deadline = asked.deadline.min(now + LIMIT);
         let end = deadline.max(now + LEAST);
-        let asking = self.ask(packet, key, servers, transport, end);
+        let asking = self.ask(asked, servers, end);
         let patience = if key.is_some_and(|key| self.memory().knows(key)) {
             PATIENCE
         } else {
@@ -201,13 +264,13 @@ impl Forwarder {
         let told = told.ok().flatten();
         // Whoever says that it cannot tell knows less than what was known.
         if told.as_deref().is_none_or(|told| cannot_tell(told))
-            && let Some(reply) = kept(true)
+            && let Some(reply) = kept()
         {
             return Forwarded::Reply(reply);
         }
         match told {
             // It was asked for another client, who can take more, or is longer than was asked for.
-            Some(told) if transport == Transport::Udp && told.len() > room(packet) => {
+            Some(told) if told.len() > asked.room() => {
                 Forwarded::Reply(own_head(&truncated(&told), packet))
             }
             Some(told) => Forwarded::Reply(own_head(&told, packet)),
@@ -215,62 +278,54 @@ impl Forwarder {
         }
     }
 
+    /// Whether upstreams may be asked, where they have to be: what is remembered, or in the air,
+    /// or has just failed is free.
+    fn may_ask(&self, asked: Asked<'_>, now: Instant) -> bool {
+        let is_known = |key: &[u8]| {
+            let is_remembered = self.memory().knows(key) || self.failure(key, REST).is_some();
+            is_remembered || self.flights.is_airborne(&key.into())
+        };
+        asked.key().is_some_and(is_known) || self.lasting.budget().take(asked.client, now)
+    }
+
     /// Asks one upstream after the other; whoever asks the same meanwhile, or while it has
     /// just failed, is given the same.
     async fn ask(
         self: &Arc<Self>,
-        packet: &[u8],
-        key: Option<&[u8]>,
+        asked: Asked<'_>,
         servers: Vec<SocketAddr>,
-        transport: Transport,
         deadline: Instant,
     ) -> Option<Reply> {
-        let question = (packet.to_vec(), key.map(Into::into));
-        let asking = || Arc::clone(self).asked(question, servers, transport, deadline);
+        let (key, transport) = (asked.key(), asked.way.transport());
+        let asking = || {
+            let question = (asked.sent(), key.map(Into::into));
+            Arc::clone(self).asked(question, servers, transport, deadline)
+        };
         let Some(key) = key else {
             return asking().await;
         };
         let (flights, key) = (&self.flights, key.into());
-        let _seat = match flights.is_airborne(&key) {
-            true => Some(self.seat_beside()?),
+        let _waits = match flights.is_airborne(&key) {
+            true => Some(self.lasting.waiters.try_acquire().ok()?),
             false => None,
         };
         let failed = || self.failure(&key, REST);
         flights.join(&key, Runs::Here, failed, asking).await.ok()?
     }
 
-    /// The same, where nobody waits for it: seldom, and with no more than half the seats.
-    fn ask_beside(
-        self: &Arc<Self>,
-        packet: &[u8],
-        key: &[u8],
-        servers: Vec<SocketAddr>,
-        transport: Transport,
-    ) {
-        if self.failure(key, REST).is_some() || !self.has_room() {
+    /// The same, where nobody waits for it: seldom, and with no more than half the seats, which
+    /// leaves the others to questions that somebody waits for.
+    fn ask_beside(self: &Arc<Self>, asked: Asked<'_>, key: &[u8], servers: Vec<SocketAddr>) {
+        let has_room = self.seats.available_permits() > MOST_SEATS / 2;
+        if self.failure(key, REST).is_some() || !has_room {
             return;
         }
         // So it is until more is heard.
         self.fails(key);
-        let question = (packet.to_vec(), Some(key.into()));
-        let deadline = clock::now() + LIMIT;
+        let question = (asked.sent(), Some(key.into()));
+        let (transport, deadline) = (asked.way.transport(), clock::now() + LIMIT);
         // Bounded by that, and by its seat.
         tokio::spawn(Arc::clone(self).asked(question, servers, transport, deadline));
-    }
-
-    /// For who waits for another's question: with room, one of those for questions too.
-    fn seat_beside(&self) -> Option<SemaphorePermit<'_>> {
-        let beside = self.beside.try_acquire();
-        let seat = beside.or_else(|full| match self.has_room() {
-            true => self.seats.try_acquire(),
-            false => Err(full),
-        });
-        seat.ok()
-    }
-
-    /// Half the seats are left to questions that somebody waits for.
-    fn has_room(&self) -> bool {
-        self.seats.available_permits() > MOST_SEATS / 2
     }
 
     /// One question, which has a seat. What was heard is kept even if nobody waits any more.
@@ -297,7 +352,10 @@ impl Forwarder {
         transport: Transport,
         deadline: Instant,
     ) -> Result<Option<Reply>, Unheard> {
-        let (mut servers, mut asked) = (servers.iter().copied(), FuturesUnordered::new());
+        let tally = &self.lasting.tally;
+        let work = Work::new(tally);
+        let servers = servers.iter().copied().take(work.left(transport));
+        let (mut servers, mut asked) = (servers.peekable(), FuturesUnordered::new());
         // Whose turn it is, from when and until when.
         let mut turn = None;
         let (mut last, mut is_heard) = (None, false);
@@ -306,10 +364,9 @@ impl Forwarder {
             let left = deadline.saturating_duration_since(now);
             if turn.is_none()
                 && !left.is_zero()
-                && let Some(server) = servers.next()
+                && let Some(server) = servers.next_if(|_| work.take(transport))
             {
-                self.probe(server);
-                asked.push(exchange::ask(server, packet, transport));
+                asked.push(exchange::ask(server, packet, transport, &work));
                 let share = self.health().share(server, servers.len() + 1, left);
                 turn = Some((server, now, now + share));
             }
@@ -319,6 +376,7 @@ impl Forwarder {
                     is_heard = true;
                     self.health().heard(server, Some(&reply), clock::now());
                     turn = turn.filter(|(whose, ..)| *whose != server);
+                    Trouble::of_reply(&reply).inspect(|trouble| tally.failed(*trouble));
                     let reply = Arc::new(reply);
                     if !cannot_tell(&reply) {
                         return Ok(Some(reply));
@@ -330,6 +388,7 @@ impl Forwarder {
                     is_heard = true;
                     // Of whoever was silent before it is known.
                     if turn.take_if(|(whose, ..)| *whose == server).is_some() {
+                        tally.failed(Trouble::of_error(&error));
                         self.health().heard(server, None, clock::now());
                     }
                 }
@@ -343,6 +402,7 @@ impl Forwarder {
                     let now = clock::now();
                     if is_fair(since, until, now) {
                         is_heard = true;
+                        tally.failed(Trouble::TimedOut);
                         self.health().heard(server, None, now);
                     }
                 }
@@ -355,50 +415,88 @@ impl Forwarder {
     }
 
     /// The upstreams for a name, in the order in which they are asked.
-    fn servers(&self, labels: &[&[u8]]) -> Vec<SocketAddr> {
+    fn servers(self: &Arc<Self>, labels: &[&[u8]]) -> Vec<SocketAddr> {
         let now = clock::now();
         let system = match self.upstreams.wants_system() {
-            true => lock(&self.system).servers(&self.own, now),
+            true => self.system(now),
             false => Vec::new(),
         };
         let mut servers = self.upstreams.of(labels, &system);
         servers.retain(|server| !upstreams::is_ours(*server, &self.own));
+        for server in &servers {
+            self.probe(*server, labels, now);
+        }
         self.health().order(&mut servers, now);
         servers
     }
 
-    /// Asks an upstream once, beside its first question, for a name that only we know:
+    /// How all upstreams do.
+    pub(super) fn standings(&self) -> Vec<Standing> {
+        let all = self.upstreams.all(lock(&self.system).known());
+        let others = all
+            .into_iter()
+            .filter(|server| !upstreams::is_ours(*server, &self.own));
+        let health = self.health();
+        others.map(|server| health.standing(server)).collect()
+    }
+
+    /// The servers of resolv.conf.
+    fn system(&self, now: Instant) -> Vec<SocketAddr> {
+        let (servers, are_others) = lock(&self.system).servers(&self.own, now);
+        if are_others {
+            self.health().forgive();
+        }
+        servers
+    }
+
+    /// Asks an upstream now and then, beside the questions to it, for a name that only we know:
     /// if that comes back here, it would send every question in a circle.
-    fn probe(self: &Arc<Self>, server: SocketAddr) {
-        if !self.health().is_to_be_probed(server) {
+    fn probe(self: &Arc<Self>, server: SocketAddr, labels: &[&[u8]], now: Instant) {
+        if !self.health().is_to_be_probed(server, now) {
             return;
         }
-        let label = format!("{:016x}{:016x}", clock::nonce(), clock::nonce());
-        lock(&self.probes).insert(label.as_bytes().into(), server);
-        let mut packet = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        for label in [label.as_bytes(), b"test"] {
-            packet.push(u8::try_from(label.len()).unwrap_or_default());
-            packet.extend_from_slice(label);
-        }
-        // TXT, IN.
-        packet.extend_from_slice(&[0, 0, 16, 0, 1]);
+        let (domain, dice) = (
+            self.upstreams.domain(labels),
+            [(); 2].map(|()| clock::nonce()),
+        );
+        let question = lock(&self.probes).question(server, domain, dice, now);
+        let Some((nonce, packet)) = question else {
+            return;
+        };
+        // It holds on to nothing that is remembered: a reload may be the end of that.
+        let (forwarder, lasting) = (Arc::downgrade(self), Arc::clone(&self.lasting));
         // Bounded by its own limit.
         tokio::spawn(async move {
-            _ = timeout(LIMIT, exchange::over_udp(server, &packet)).await;
+            let work = Work::new(&lasting.tally);
+            let asking = exchange::over_udp(server, &packet, &work);
+            let is_heard = matches!(timeout(LIMIT, asking).await, Ok(Ok(_)));
+            if let Some(forwarder) = forwarder.upgrade() {
+                forwarder.probed(server, &nonce, is_heard);
+            }
         });
+    }
+
+    /// What came of that.
+    fn probed(&self, server: SocketAddr, nonce: &Nonce, is_heard: bool) {
+        if !lock(&self.probes).is_out(nonce) {
+            return;
+        }
+        if !is_heard {
+            self.health().kept_silent(server, clock::now());
+        } else if self.health().passes(server) {
+            info!(%server, "this upstream sends questions back to us no more");
+        }
     }
 
     /// Whether a name is one of ours that went round. Whoever sent it on is asked no
     /// more.
     fn is_probe(&self, labels: &[&[u8]]) -> bool {
-        let &[label, _] = labels else {
+        let Some(server) = lock(&self.probes).came_round(labels, clock::now()) else {
             return false;
         };
-        let Some(server) = lock(&self.probes).remove(&label.to_ascii_lowercase()[..]) else {
-            return false;
-        };
-        warn!(%server, "this upstream sends questions back to us: it is asked no more");
-        self.health().loops(server);
+        if self.health().loops(server) {
+            warn!(%server, "this upstream sends questions back to us: it is asked no more");
+        }
         true
     }
 

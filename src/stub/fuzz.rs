@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     Server,
     listen::connection,
-    shortcut::{self, Plain},
+    shortcut::{self, Plain, Way},
 };
 use crate::{Resolver, clock, endpoint::Transport, records::wire};
 
@@ -60,7 +60,7 @@ pub fn stub(packet: &[u8]) {
         let reply = (server.answer(packet, ANYBODY, Transport::Udp, clock::now())).await;
         let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
         check(packet, bytes.as_deref());
-        let plain = shortcut::read(packet, false);
+        let plain = shortcut::read(packet, Way::Loopback);
         if let (Some(fill), Some(slow)) = (fill.flatten(), bytes) {
             let plain = plain.expect("what is remembered is ordinary");
             server.keep(fill);

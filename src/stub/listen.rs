@@ -31,7 +31,11 @@ use self::{
     datagrams::{Datagrams, Peer},
     share::Shares,
 };
-use super::{Server, networks::Networks, shortcut};
+use super::{
+    Server,
+    networks::Networks,
+    shortcut::{self, Way},
+};
 use crate::{clock, endpoint::Transport, task};
 
 /// Longest question that is taken; a longer one is not ordinary, and is cut.
@@ -252,7 +256,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
             received = socket.socket.receive(&mut buffer) => match received {
                 Ok((length, peer)) => {
                     let packet = &buffer[..length];
-                    let plain = shortcut::read(packet, false);
+                    let plain = shortcut::read(packet, Way::udp(peer.client.ip()));
                     let mut reply = Vec::new();
                     if let Some(plain) = plain
                         && server.remembered(packet, &plain, Transport::Udp, clock::lately(), &mut reply)
@@ -262,7 +266,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
                         continue;
                     }
                     // Who is turned away is told so, and keeps nobody waiting.
-                    if asked.len() >= MOST_DATAGRAMS
+                    if asked.len() >= MOST_DATAGRAMS + server.waiters()
                         || !shares.take(peer.client, asked.len() >= CROWDED)
                     {
                         if let Some(reply) = server.late(packet, plain.as_ref()) {

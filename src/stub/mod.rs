@@ -117,8 +117,8 @@ impl Stub {
         self
     }
 
-    /// Only clients of these networks get replies by UDP as long as they can take. Others get at
-    /// most three times what they sent and 1,232 bytes, and come over TCP for more: for who
+    /// Only clients of these networks get replies by UDP as long as they can take, at most 1,232
+    /// bytes (4,096 on this machine). Others get at most three times what they sent, and come over TCP for more: for who
     /// writes another's address on a question, the stub is no better than any other way to flood
     /// it (RFC 5358). Default: this machine, private and link-local networks.
     #[must_use]
@@ -134,6 +134,16 @@ impl Stub {
     #[must_use]
     pub fn unknown_per_second(self, most: u32) -> Self {
         *self.server.budget() = Budget::new(most, clock::now());
+        self
+    }
+
+    /// At most so many questions a second go to upstreams for names of which nothing is
+    /// remembered, and as many at once; 0 is no limit. The rest is as for names in
+    /// [Consul's domain](Self::unknown_per_second), which have a limit of their own: a flood of
+    /// the ones takes nothing from the others. Default: 5,000.
+    #[must_use]
+    pub fn forwarded_per_second(self, most: u32) -> Self {
+        *self.server.counted.lasting.budget() = Budget::new(most, clock::now());
         self
     }
 

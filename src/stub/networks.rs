@@ -10,14 +10,11 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::shortcut::{OPT, write_opt};
+use super::shortcut::{OPT, Way, write_opt};
 use crate::error::Error;
 
 /// Most bytes of a reply for each of the question.
 const TIMES: usize = 3;
-
-/// Most bytes of a reply: what every path carries whole.
-const MOST: u16 = 1_232;
 
 /// Bytes of a header.
 const HEADER: usize = 12;
@@ -38,8 +35,8 @@ const OWN: [&str; 9] = [
     "fe80::/10",
 ];
 
-/// Networks whose clients may have replies by UDP as long as they can take, as `serve --trust`
-/// takes them. By default this machine, private and link-local networks.
+/// Networks whose clients may have replies by UDP as long as they can take, at most 1,232 bytes
+/// and on this machine 4,096, as `serve --trust` takes them. By default this machine, private and link-local networks.
 ///
 /// ```
 /// use proconsul::stub::Networks;
@@ -87,8 +84,12 @@ impl Networks {
         reply: &'a [u8],
         client: SocketAddr,
     ) -> Cow<'a, [u8]> {
-        let most = (TIMES * question.len()).min(usize::from(MOST));
-        if reply.len() <= most || self.has(client.ip()) {
+        let most = |way: Way| usize::from(way.most());
+        let of_strangers = (TIMES * question.len()).min(most(Way::Elsewhere));
+        let is_trusted = || self.has(client.ip());
+        let fits = reply.len() <= of_strangers
+            || reply.len() <= most(Way::udp(client.ip())) && is_trusted();
+        if fits {
             return Cow::Borrowed(reply);
         }
         Cow::Owned(brief(question, reply).unwrap_or_default())
@@ -116,7 +117,7 @@ fn brief(question: &[u8], reply: &[u8]) -> Option<Vec<u8>> {
     if speaks_edns {
         brief[11] = 1;
         brief.resize(end + 5 + OPT, 0);
-        write_opt(MOST, None, &mut brief[end + 5..])?;
+        write_opt(Way::Elsewhere.most(), None, &mut brief[end + 5..])?;
     }
     Some(brief)
 }
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn strangers_get_three_times_what_they_sent_and_are_sent_to_tcp_for_more() {
         let networks = Networks::default();
-        for (length, whole) in [(63, true), (64, false), (4_096, false)] {
+        for (length, whole) in [(63, true), (64, false), (1_232, false)] {
             let reply = reply(length);
             let own = networks.cut(&QUESTION, &reply, client("10.0.0.1"));
             assert_eq!(own, reply);
@@ -186,6 +187,19 @@ mod tests {
             .cut(&long, &reply(1_233), client("192.0.2.1"))
             .len();
         assert_eq!(strange, QUESTION.len());
+    }
+
+    #[test]
+    fn no_datagram_to_another_machine_is_longer_than_every_path_carries() {
+        let networks = Networks::default();
+        for (address, most) in [("127.0.0.1", 4_096), ("::1", 4_096), ("10.0.0.1", 1_232)] {
+            for (length, whole) in [(most, true), (most + 1, false)] {
+                let reply = reply(length);
+                let own = networks.cut(&QUESTION, &reply, client(address));
+                assert_eq!(*own == *reply, whole, "{length} to {address}");
+                assert!(whole || own[2] & CUT != 0);
+            }
+        }
     }
 
     #[test]

@@ -12,8 +12,8 @@ use tokio::time::timeout_at;
 use super::{
     answer::{self, Judged, Question, Recursion},
     budget::{self, Budget},
-    forward::{Forwarded, Forwarder},
-    shortcut::{self, Fill, Given, Late, Plain, Recipe, Shortcuts},
+    forward::{Asked, Forwarded, Forwarder},
+    shortcut::{self, Fill, Given, Late, Plain, Recipe, Shortcuts, Way},
     tally::Counted,
     upstreams::{self, Local, Upstreams},
 };
@@ -97,7 +97,10 @@ impl Server {
 
     pub(super) fn replace(&self, resolver: Resolver, upstreams: Upstreams) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let forwarder = Forwarder::after(current.forwarder.as_ref(), upstreams, &self.addresses);
+        let (before, counted) = (current.forwarder.as_ref(), &self.counted);
+        counted.lasting.tally.count_with(resolver.counters());
+        let forwarder = Forwarder::after(before, upstreams, &self.addresses, &counted.lasting);
+        counted.forwards_by(forwarder.as_ref());
         let next = Arc::new(Current {
             resolver,
             forwarder,
@@ -171,7 +174,7 @@ impl Server {
         since: Instant,
     ) -> Option<Reply> {
         let reply = task::outcome(self.reply(packet, client, transport, since)).await;
-        let reply = reply.unwrap_or_else(|| self.broken(packet, transport));
+        let reply = reply.unwrap_or_else(|| self.broken(packet, client, transport));
         let took = clock::now().saturating_duration_since(since);
         match &reply {
             Some(reply) => self.counted.answered(&reply.bytes, transport, took),
@@ -181,14 +184,14 @@ impl Server {
     }
 
     /// SERVFAIL to a question that panicked.
-    fn broken(&self, packet: &[u8], transport: Transport) -> Option<Reply> {
-        let current = self.current();
+    fn broken(&self, packet: &[u8], client: SocketAddr, transport: Transport) -> Option<Reply> {
+        let (current, way) = (self.current(), Way::of(transport, client));
         let judged = task::caught(|| {
             let (domain, recursion) = (current.resolver.domain(), current.recursion());
             match answer::judge(packet, domain, recursion) {
                 Judged::Drop => None,
                 Judged::Reply(reply) => Some(reply),
-                Judged::Ask(question) => Some(question.reply(&Sections::broken(), transport)),
+                Judged::Ask(question) => Some(question.reply(&Sections::broken(), way)),
             }
         });
         // It may have been the reading that panicked.
@@ -214,8 +217,9 @@ impl Server {
             Judged::Reply(reply) => return unremembered(reply),
             Judged::Ask(question) => question,
         };
-        let of_others =
-            |others| Box::pin(self.forwarded(others, packet, &question, transport, since + LIMIT));
+        let way = Way::of(transport, client);
+        let asked = (packet, client, way);
+        let of_others = |others| Box::pin(self.forwarded(others, asked, &question, since + LIMIT));
         if is_elsewhere(&question)
             && let Some(forwarder) = forwarder
         {
@@ -245,14 +249,14 @@ impl Server {
         }
         let (sections, answer) = match answer {
             Ok(answer) => answer,
-            Err(sections) => return unremembered(question.reply(&sections, transport)),
+            Err(sections) => return unremembered(question.reply(&sections, way)),
         };
-        let body = question.body(&sections, transport);
+        let body = question.body(&sections, way);
         // That a name does not exist is kept from the second time on that somebody asks: a
         // flood of names that are asked for once takes no room.
         let asked_before = (answer.as_ref().err()).is_none_or(|error| error.attempts().is_empty());
         let fill = || {
-            let plain = shortcut::read(packet, transport == Transport::Tcp)?;
+            let plain = shortcut::read(packet, way)?;
             Some(Fill {
                 key: plain.key.as_bytes().into(),
                 recipe: Recipe::of(&body, sections.extended)?,
@@ -287,7 +291,7 @@ impl Server {
         if self.budget().has(client, clock::lately()) {
             return None;
         }
-        let plain = shortcut::read(packet, false)?;
+        let plain = shortcut::read(packet, Way::udp(client.ip()))?;
         let current = self.current();
         let resolver = &current.resolver;
         let judged = answer::judge(packet, resolver.domain(), Recursion::None);
@@ -311,13 +315,12 @@ impl Server {
     async fn forwarded(
         &self,
         forwarder: &Arc<Forwarder>,
-        packet: &[u8],
+        (packet, client, way): (&[u8], SocketAddr, Way),
         question: &Question,
-        transport: Transport,
         deadline: Instant,
     ) -> Option<Reply> {
         let own = |sections: &Sections| {
-            let bytes = question.reply(sections, transport);
+            let bytes = question.reply(sections, way);
             Some(Reply { bytes, fill: None })
         };
         let labels = question.labels();
@@ -336,11 +339,18 @@ impl Server {
         }
         // What is signed is not taken apart, and what a client says of itself is neither
         // kept nor shared.
-        let plain = shortcut::read(packet, transport == Transport::Tcp);
+        let plain = shortcut::read(packet, way);
         let plain = plain.filter(|plain| !plain.wants_signatures && !plain.has_options);
         let plain = plain.as_ref();
-        let told = forwarder.answer(packet, &labels, plain, transport, deadline);
-        match told.await {
+        let asked = Asked {
+            packet,
+            labels: &labels,
+            plain,
+            client,
+            way,
+            deadline,
+        };
+        match forwarder.answer(asked).await {
             Forwarded::Reply(bytes) => {
                 let fill = plain.and_then(|plain| forwarder.fill(plain));
                 Some(Reply { bytes, fill })
@@ -349,6 +359,10 @@ impl Server {
             Forwarded::Nobody if question.asked.is_reverse() => None,
             Forwarded::Nobody => own(&Sections::refused()),
             Forwarded::Failed => own(&Sections::failed(ErrorKind::Unavailable)),
+            Forwarded::TurnedAway => {
+                self.counted.turned_away();
+                own(&Sections::not_ready())
+            }
         }
     }
 
@@ -372,6 +386,11 @@ impl Server {
 
     pub(super) fn budget(&self) -> MutexGuard<'_, Budget> {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many at most of those who have a seat wait for others' questions, and need none.
+    pub(super) fn waiters(&self) -> usize {
+        self.counted.lasting.waiters()
     }
 
     fn shortcuts(&self) -> MutexGuard<'_, Shortcuts> {

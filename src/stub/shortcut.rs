@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | id, RD, CD; the name in its case | copied |
 //! | EDNS | an OPT record with the client's own size |
-//! | EDNS size | picks the reply that was cut to 512, 1,232, 1,400 or 4,096 bytes |
+//! | EDNS size | picks the reply that was cut to 512, 1,232, 1,400 or 4,096 bytes; for clients elsewhere than on this machine the last two are never picked |
 //!
 //! TTLs are counted down by whole seconds. Answers of one type (A, AAAA, SRV) are
 //! rotated by one at each hit, so that clients that take the first spread over all.
@@ -27,7 +27,10 @@
 
 mod recipe;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
 
 use self::recipe::Age;
 pub(super) use self::recipe::write_opt;
@@ -38,6 +41,7 @@ use crate::{
         Hits,
         fate::{Fate, Term},
     },
+    endpoint::Transport,
     records::{
         wire::{self, EDNS_SUBNET},
         write::NOT_READY,
@@ -75,6 +79,54 @@ const OVERHEAD: usize = 272;
 
 const TYPE_OPT: u16 = 41;
 
+/// Most bytes of a datagram on this machine, where none comes in fragments that cannot be had
+/// again at once, and elsewhere (RFC 9715, section 3.1).
+const MOST_ON_LOOPBACK: u16 = 4_096;
+const MOST_ELSEWHERE: u16 = 1_232;
+
+/// How a message comes and goes, which says how long it may be at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By a datagram on this machine.
+    Loopback,
+    /// By a datagram to and from another one.
+    Elsewhere,
+    Tcp,
+}
+
+impl Way {
+    /// That of datagrams of who has that address.
+    pub(crate) fn udp(peer: IpAddr) -> Self {
+        match peer.is_loopback() {
+            true => Self::Loopback,
+            false => Self::Elsewhere,
+        }
+    }
+
+    pub(crate) fn of(transport: Transport, client: SocketAddr) -> Self {
+        match transport {
+            Transport::Udp => Self::udp(client.ip()),
+            _ => Self::Tcp,
+        }
+    }
+
+    pub(crate) fn transport(self) -> Transport {
+        match self {
+            Self::Loopback | Self::Elsewhere => Transport::Udp,
+            Self::Tcp => Transport::Tcp,
+        }
+    }
+
+    /// Bytes of a message, at most.
+    pub(crate) fn most(self) -> u16 {
+        match self {
+            Self::Loopback => MOST_ON_LOOPBACK,
+            Self::Elsewhere => MOST_ELSEWHERE,
+            Self::Tcp => u16::MAX,
+        }
+    }
+}
+
 /// How long a reply may be, by what the client says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
@@ -87,8 +139,14 @@ pub(crate) struct Room {
 impl Room {
     /// `edns`: the client's size (RFC 6891, section 6.2.3), if it speaks EDNS. Sizes
     /// in between count as the one below, so that few replies serve all clients.
-    pub(crate) fn udp(edns: Option<u16>) -> Self {
-        let (bucket, size) = match edns {
+    pub(crate) fn of(way: Way, edns: Option<u16>) -> Self {
+        if way == Way::Tcp {
+            return Self {
+                bucket: if edns.is_some() { 6 } else { 5 },
+                size: usize::from(u16::MAX),
+            };
+        }
+        let (bucket, size) = match edns.map(|size| size.min(way.most())) {
             None => (0, 512),
             Some(..1232) => (1, 512),
             Some(1232..1400) => (2, 1232),
@@ -96,13 +154,6 @@ impl Room {
             Some(4096..) => (4, 4096),
         };
         Self { bucket, size }
-    }
-
-    pub(crate) fn tcp(edns: Option<u16>) -> Self {
-        Self {
-            bucket: if edns.is_some() { 6 } else { 5 },
-            size: usize::from(u16::MAX),
-        }
     }
 }
 
@@ -162,9 +213,8 @@ impl Plain {
     }
 }
 
-/// Reads a packet, if it is an ordinary question of class IN. `tcp`: it came by a
-/// connection.
-pub(crate) fn read(packet: &[u8], tcp: bool) -> Option<Plain> {
+/// Reads a packet, if it is an ordinary question of class IN.
+pub(crate) fn read(packet: &[u8], way: Way) -> Option<Plain> {
     let header: &[u8; HEADER] = packet.first_chunk()?;
     // QR, opcode, TC; one question, no answers, at most one more record.
     let &[_, _, flags, _, 0, 1, 0, 0, 0, 0, 0, more @ (0 | 1)] = header else {
@@ -208,11 +258,7 @@ pub(crate) fn read(packet: &[u8], tcp: bool) -> Option<Plain> {
             (Some(size), signatures)
         }
     };
-    let room = if tcp {
-        Room::tcp(edns)
-    } else {
-        Room::udp(edns)
-    };
+    let room = Room::of(way, edns);
     let flags = header[2] & 0x01 | header[3] & 0x30 | u8::from(wants_signatures) << 7;
     *key.bytes.get_mut(at..)?.first_chunk_mut()? = [high, low, room.bucket, flags];
     key.length = name.len().checked_add(4)?;

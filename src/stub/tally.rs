@@ -8,18 +8,21 @@
 //! | `proconsul_dns_remembered_total` | those that were answered from memory |
 //! | `proconsul_dns_malformed_total{reason}` | packets that are no question: `formerr` was answered so, `dropped` not at all |
 //! | `proconsul_dns_shed_total` | datagrams that nobody had time for |
-//! | `proconsul_dns_turned_away_total` | questions for names that nothing is known of, above what goes to Consul a second |
+//! | `proconsul_dns_turned_away_total` | questions for names that nothing is known of, above what may be asked for a second |
 //! | `proconsul_dns_shortcuts`, `proconsul_dns_shortcut_bytes` | replies kept, and their bytes |
+//!
+//! Upstreams have metrics of their own: `forward/tally.rs`.
 
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use super::forward::{Forwarder, Lasting};
 use crate::{
     clock,
     endpoint::Transport,
@@ -90,6 +93,9 @@ pub(super) struct Counted {
     dropped: AtomicU64,
     shed: AtomicU64,
     turned_away: AtomicU64,
+    /// Of other names, and who is asked for them now.
+    pub(super) lasting: Arc<Lasting>,
+    forwarder: Mutex<Weak<Forwarder>>,
 }
 
 impl Counted {
@@ -103,7 +109,18 @@ impl Counted {
             dropped: AtomicU64::new(0),
             shed: AtomicU64::new(0),
             turned_away: AtomicU64::new(0),
+            lasting: Arc::new(Lasting::new(since)),
+            forwarder: Mutex::default(),
         }
+    }
+
+    /// From now on others are asked by this one.
+    pub(super) fn forwards_by(&self, forwarder: Option<&Arc<Forwarder>>) {
+        let mut known = self
+            .forwarder
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *known = forwarder.map_or_else(Weak::new, Arc::downgrade);
     }
 
     /// Numbers for one more thread.
@@ -257,7 +274,7 @@ impl fmt::Display for Traffic {
             (
                 "dns_turned_away_total",
                 "counter",
-                "Questions for names that nothing is known of, above what goes to Consul a second.",
+                "Questions for names that nothing is known of, above what may be asked for a second.",
                 sum.turned_away,
             ),
             ("dns_shortcuts", "gauge", "Replies kept encoded.", sum.names),
@@ -271,6 +288,11 @@ impl fmt::Display for Traffic {
             text.head(name, kind, help);
             text.sample(name, "", value);
         }
+        let forwarder = self.0.forwarder.lock();
+        let forwarder = forwarder.unwrap_or_else(PoisonError::into_inner).upgrade();
+        let standings = forwarder.map(|forwarder| forwarder.standings());
+        let tally = &self.0.lasting.tally;
+        tally.write(&standings.unwrap_or_default(), &mut text);
         f.write_str(&text.0)
     }
 }

@@ -2,6 +2,7 @@
 //! domains, and which names nobody is asked for (RFC 6761, RFC 7686).
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     str::FromStr,
 };
@@ -127,17 +128,29 @@ impl Upstreams {
     /// `system`: those of resolv.conf.
     pub(crate) fn of(&self, labels: &[&[u8]], system: &[SocketAddr]) -> Vec<SocketAddr> {
         match self.route(labels) {
-            Some(servers) => servers.to_vec(),
+            Some((_, servers)) => servers.clone(),
             None => self.servers.iter().chain(system).copied().collect(),
         }
     }
 
-    /// The servers of the longest domain that the name is in.
-    fn route(&self, labels: &[&[u8]]) -> Option<&[SocketAddr]> {
+    /// All servers that are named, and those of resolv.conf, once each.
+    pub(crate) fn all(&self, system: &[SocketAddr]) -> BTreeSet<SocketAddr> {
+        let of_routes = self.routes.iter().flat_map(|(_, servers)| servers);
+        let all = self.servers.iter().chain(of_routes).chain(system);
+        all.copied().collect()
+    }
+
+    /// The labels of the domain that the name's servers are for; none where they are for all.
+    pub(crate) fn domain(&self, labels: &[&[u8]]) -> impl Iterator<Item = &[u8]> {
+        let route = self.route(labels).into_iter();
+        route.flat_map(|(domain, _)| domain.iter().map(AsRef::as_ref))
+    }
+
+    /// The longest domain that the name is in, and its servers.
+    fn route(&self, labels: &[&[u8]]) -> Option<&(Labels, Vec<SocketAddr>)> {
         let is_within =
             |(domain, _): &&(Labels, _)| name::below(labels, domain.iter().rev()).is_some();
-        let route = self.routes.iter().find(is_within);
-        route.map(|(_, servers)| servers.as_slice())
+        self.routes.iter().find(is_within)
     }
 }
 

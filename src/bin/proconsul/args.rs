@@ -484,6 +484,7 @@ impl Serve {
             stop_rebind: self.stop_rebind || file.stop_rebind,
             trust: given(&self.trust, &file.trust),
             unknown_per_second: file.unknown_per_second,
+            forwarded_per_second: file.forwarded_per_second,
             user: self.user.clone().or_else(|| file.user.clone()),
         }
     }
@@ -518,6 +519,7 @@ pub(crate) struct ServeSettings {
     pub(crate) trust: Option<Vec<String>>,
     /// `None`: the default; 0: no limit.
     pub(crate) unknown_per_second: Option<u32>,
+    pub(crate) forwarded_per_second: Option<u32>,
     pub(crate) user: Option<String>,
 }
 

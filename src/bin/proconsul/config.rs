@@ -94,6 +94,7 @@ pub(crate) struct Serve {
     #[serde(deserialize_with = "trust")]
     pub(crate) trust: Option<Vec<String>>,
     pub(crate) unknown_per_second: Option<u32>,
+    pub(crate) forwarded_per_second: Option<u32>,
     pub(crate) user: Option<String>,
 }
 
@@ -311,13 +312,14 @@ mod tests {
              domain = 'corp.example'\nmust-be-found = true\n\
              [cache]\nbytes = 1000000\nttl-floor = '2s'\nprotection = 'off'\nwatches = 8\n\
              [serve]\nlisten = ['127.0.0.1:53']\nadmin = 'none'\nupstream = ['system']\n\
-             trust = ['10.0.0.0/8']\nunknown-per-second = 0\n\
+             trust = ['10.0.0.0/8']\nunknown-per-second = 0\nforwarded-per-second = 9\n\
              [default]\nweb = '10.0.0.1:80'\n",
         )
         .unwrap();
         assert_eq!(file.serve.admin, Some(AdminAddress(None)));
         assert_eq!(file.serve.listen.as_ref().map(Vec::len), Some(1));
         assert_eq!(file.serve.unknown_per_second, Some(0));
+        assert_eq!(file.serve.forwarded_per_second, Some(9));
         let resolver = file.apply(proconsul::Resolver::builder()).build().unwrap();
         assert_eq!(resolver.domain().to_string(), "corp.example");
     }
@@ -385,6 +387,7 @@ mod tests {
             "stop-rebind",
             "trust",
             "unknown-per-second",
+            "forwarded-per-second",
             "user",
             "web",
             "odd",

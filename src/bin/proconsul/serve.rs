@@ -136,8 +136,12 @@ async fn bind(command: &Serve, file: &File, settings: &ServeSettings) -> Result<
         Stub::with_sockets(resolver, sockets.udp, sockets.tcp)?
     };
     let stub = stub.forwarding(upstreams).trusting(trusted);
-    Ok(match settings.unknown_per_second {
+    let stub = match settings.unknown_per_second {
         Some(most) => stub.unknown_per_second(most),
+        None => stub,
+    };
+    Ok(match settings.forwarded_per_second {
+        Some(most) => stub.forwarded_per_second(most),
         None => stub,
     })
 }
@@ -174,8 +178,10 @@ async fn again(
     if settings.trust != before.trust {
         told.push_str("; the networks that are trusted stay until a restart");
     }
-    if settings.unknown_per_second != before.unknown_per_second {
-        told.push_str("; the limit of unknown names stays until a restart");
+    if settings.unknown_per_second != before.unknown_per_second
+        || settings.forwarded_per_second != before.forwarded_per_second
+    {
+        told.push_str("; the limits of unknown names stay until a restart");
     }
     if let Some(fresh) = fresh {
         *file = fresh;

@@ -19,8 +19,8 @@ pub fn packet(bytes: &[u8]) {
         Judged::Ask(question) => question,
     };
     let sections = sections(usize::from(count), question.query.name());
-    for transport in [Transport::Udp, Transport::Tcp] {
-        let reply = question.reply(&sections, transport);
+    for way in [Way::Loopback, Way::Elsewhere, Way::Tcp] {
+        let reply = question.reply(&sections, way);
         check(&reply, id);
         let message = Message::from_vec(&reply).expect("checked");
         assert_eq!(message.queries, std::slice::from_ref(&question.query));
@@ -28,10 +28,10 @@ pub fn packet(bytes: &[u8]) {
             message.metadata.truncation,
             message.answers.len() < sections.answers.len()
         );
-        let most = match (transport, question.payload) {
-            (Transport::Udp, None) => 512,
-            (Transport::Udp, Some(payload)) => usize::from(payload).clamp(512, 4096),
-            _ => 65_535,
+        let most = match (way, question.payload) {
+            (Way::Tcp, _) => 65_535,
+            (_, None) => 512,
+            (_, Some(payload)) => payload.clamp(512, way.most()).into(),
         };
         assert!(
             reply.len() <= most,

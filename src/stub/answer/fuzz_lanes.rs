@@ -8,9 +8,8 @@ use super::{Judged, Recursion, fuzz::sections, judge};
 use crate::{
     cache::fate::Term,
     clock,
-    endpoint::Transport,
     name::Domain,
-    stub::shortcut::{Fill, Given, LONGEST, Recipe, Shortcuts, read},
+    stub::shortcut::{Fill, Given, LONGEST, Recipe, Shortcuts, Way, read},
 };
 
 /// A packet that the fast lane takes is an ordinary question to the slow one, and both
@@ -22,7 +21,7 @@ pub fn shortcut(bytes: &[u8]) {
         return;
     };
     forwarded(packet);
-    let Some(plain) = read(packet, false) else {
+    let Some(plain) = read(packet, Way::Loopback) else {
         return;
     };
     let judged = judge(packet, &Domain::default(), Recursion::None);
@@ -35,7 +34,7 @@ pub fn shortcut(bytes: &[u8]) {
         return;
     };
     let sections = sections(usize::from(count), &question.asked.owner);
-    let body = question.body(&sections, Transport::Udp);
+    let body = question.body(&sections, Way::Loopback);
     let Some(recipe) = Recipe::of(&body, sections.extended) else {
         panic!("a reply of our own cannot be given again");
     };
@@ -86,7 +85,7 @@ fn forwarded(reply: &[u8]) {
     packet[2] &= 0x01;
     packet[3] &= 0x30;
     packet[4..12].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
-    let Some(plain) = read(&packet, true) else {
+    let Some(plain) = read(&packet, Way::Tcp) else {
         return;
     };
     let mut out = vec![0; usize::from(u16::MAX)];

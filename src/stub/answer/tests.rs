@@ -74,7 +74,7 @@ fn code(judged: Judged) -> Option<ResponseCode> {
 
 #[test]
 fn what_fits_is_sent_whole_with_the_client_s_own_case_and_size() {
-    let reply = question(RecordType::SRV, Some(1232)).reply(&services(3), Transport::Udp);
+    let reply = question(RecordType::SRV, Some(1232)).reply(&services(3), Way::Loopback);
     let message = read(&reply);
     let flags = message.metadata;
     assert_eq!(
@@ -91,7 +91,7 @@ fn what_fits_is_sent_whole_with_the_client_s_own_case_and_size() {
 #[test]
 fn a_client_without_edns_gets_512_bytes_at_most_and_no_opt() {
     for count in [1, 2, 5, 20, 100] {
-        let reply = question(RecordType::SRV, None).reply(&services(count), Transport::Udp);
+        let reply = question(RecordType::SRV, None).reply(&services(count), Way::Loopback);
         assert!(reply.len() <= 512, "{count}: {}", reply.len());
         let message = read(&reply);
         assert!(message.edns.is_none());
@@ -101,9 +101,21 @@ fn a_client_without_edns_gets_512_bytes_at_most_and_no_opt() {
 }
 
 #[test]
+fn a_client_elsewhere_gets_no_more_than_every_path_carries() {
+    for size in [1_232, 1_400, 4_096, 65_535] {
+        let asked = question(RecordType::SRV, Some(size));
+        let [here, elsewhere] =
+            [Way::Loopback, Way::Elsewhere].map(|way| asked.reply(&services(100), way));
+        assert!(here.len() <= usize::from(size.min(4_096)) && elsewhere.len() <= 1_232);
+        let told = read(&elsewhere);
+        assert!(told.metadata.truncation && !told.answers.is_empty());
+    }
+}
+
+#[test]
 fn text_goes_before_answers_do_and_that_is_no_truncation() {
     // 20 instances fit 1,232 bytes without their 20 TXT records.
-    let reply = question(RecordType::SRV, Some(1400)).reply(&services(20), Transport::Udp);
+    let reply = question(RecordType::SRV, Some(1400)).reply(&services(20), Way::Loopback);
     let message = read(&reply);
     assert!(!message.metadata.truncation);
     assert_eq!((message.answers.len(), message.additionals.len()), (20, 20));
@@ -111,7 +123,7 @@ fn text_goes_before_answers_do_and_that_is_no_truncation() {
 
 #[test]
 fn a_cut_reply_says_so_and_keeps_the_addresses_of_what_is_left() {
-    let reply = question(RecordType::SRV, Some(1232)).reply(&services(100), Transport::Udp);
+    let reply = question(RecordType::SRV, Some(1232)).reply(&services(100), Way::Loopback);
     let message = read(&reply);
     assert!(message.metadata.truncation && reply.len() <= 1232);
     let left = message.answers.len();
@@ -129,7 +141,7 @@ fn a_cut_reply_says_so_and_keeps_the_addresses_of_what_is_left() {
 fn a_size_below_512_counts_as_512_and_one_above_ours_as_ours() {
     let len = |payload| {
         question(RecordType::SRV, Some(payload))
-            .reply(&services(200), Transport::Udp)
+            .reply(&services(200), Way::Loopback)
             .len()
     };
     assert_eq!(len(0), len(512));
@@ -139,8 +151,7 @@ fn a_size_below_512_counts_as_512_and_one_above_ours_as_ours() {
 
 #[test]
 fn over_tcp_all_is_sent_and_addresses_go_before_answers_do() {
-    let over_tcp =
-        |count| read(&question(RecordType::SRV, None).reply(&services(count), Transport::Tcp));
+    let over_tcp = |count| read(&question(RecordType::SRV, None).reply(&services(count), Way::Tcp));
     let hundred = over_tcp(100);
     assert_eq!(
         (hundred.answers.len(), hundred.additionals.len()),
@@ -238,7 +249,7 @@ fn an_edns_version_that_we_do_not_speak_gets_badvers() {
 #[test]
 fn a_failure_tells_its_cause_to_who_speaks_edns() {
     let sections = Sections::failed(crate::error::ErrorKind::Denied);
-    let message = read(&question(RecordType::A, Some(1232)).reply(&sections, Transport::Udp));
+    let message = read(&question(RecordType::A, Some(1232)).reply(&sections, Way::Loopback));
     assert_eq!(message.metadata.response_code, ResponseCode::ServFail);
     let options = message.edns.unwrap();
     let option = options.option(EXTENDED_ERROR.into()).unwrap();
@@ -273,7 +284,7 @@ proptest! {
             sections.answers.push(Record::from_rdata(owner, 5, data));
         }
         let question = question(RecordType::ANY, Some(4096));
-        let reply = question.reply(&sections, Transport::Tcp);
+        let reply = question.reply(&sections, Way::Tcp);
         let message = read(&reply);
         prop_assert_eq!(&message.answers, &sections.answers);
         for (read, written) in message.answers.iter().zip(&sections.answers) {
@@ -324,7 +335,7 @@ fn no_packet_asks_for_memory_by_its_counts() {
 
 #[test]
 fn the_target_of_a_service_is_written_in_full() {
-    let reply = question(RecordType::SRV, Some(4_096)).reply(&services(20), Transport::Udp);
+    let reply = question(RecordType::SRV, Some(4_096)).reply(&services(20), Way::Loopback);
     let target = b"\x080a000007\x04addr\x03dc1\x06consul\0";
     let times = |whole: &[u8]| {
         reply
@@ -357,7 +368,7 @@ fn what_it_costs_to_encode_grows_with_the_answer_and_no_faster() {
     let cost = |count| {
         let sections = deep(count);
         let cost = allocation_counter::measure(|| {
-            assert!(asked.reply(&sections, Transport::Tcp).len() > 250 * count.min(240));
+            assert!(asked.reply(&sections, Way::Tcp).len() > 250 * count.min(240));
         });
         cost.bytes_total
     };

@@ -1,6 +1,11 @@
 //! **Shell.** One question to one upstream, under an id and from a port of its own.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -9,10 +14,14 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::message::{LEAST_ROOM, answers, truncated, with_room};
+use super::{
+    message::{LEAST_ROOM, answers, truncated, with_room},
+    tally::Tally,
+};
 use crate::{
     clock,
     endpoint::Transport,
+    stub::shortcut::Way,
     udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS, connected},
 };
 
@@ -20,22 +29,62 @@ use crate::{
 /// lost.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// EDNS sizes in bytes, at most: what comes from far is not to come in fragments (RFC 9715,
-/// section 3.1).
-const MOST_ON_LOOPBACK: u16 = 4_096;
-const MOST_REMOTE: u16 = 1_232;
-
 /// Longest datagram.
 const LONGEST: usize = u16::MAX as usize;
 
-/// Asks a server, and says whom.
+/// Datagrams and connections that one question of a client's may cost, whoever they go to: what
+/// fails everywhere is not to become a flood of its own.
+const MOST_SENDS: usize = 16;
+const MOST_CONNECTIONS: usize = 2;
+
+/// What one question may still cost, and where replies to no question of ours are counted.
+#[derive(Debug)]
+pub(super) struct Work<'a> {
+    sends: AtomicUsize,
+    connections: AtomicUsize,
+    tally: &'a Tally,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(tally: &'a Tally) -> Self {
+        Self {
+            sends: AtomicUsize::new(MOST_SENDS),
+            connections: AtomicUsize::new(MOST_CONNECTIONS),
+            tally,
+        }
+    }
+
+    /// How often that may be asked over still.
+    pub(super) fn left(&self, transport: Transport) -> usize {
+        self.of(transport).load(Ordering::Relaxed)
+    }
+
+    /// Takes one of them, if there is one. Tasks that share it run one at a time.
+    pub(super) fn take(&self, transport: Transport) -> bool {
+        let left = self.left(transport).checked_sub(1);
+        if let Some(left) = left {
+            self.of(transport).store(left, Ordering::Relaxed);
+        }
+        left.is_some()
+    }
+
+    fn of(&self, transport: Transport) -> &AtomicUsize {
+        match transport {
+            Transport::Udp => &self.sends,
+            _ => &self.connections,
+        }
+    }
+}
+
+/// Asks a server, and says whom. That is taken of the work already.
 pub(super) async fn ask(
     server: SocketAddr,
     packet: &[u8],
     transport: Transport,
+    work: &Work<'_>,
 ) -> (SocketAddr, io::Result<Vec<u8>>) {
     let told = match transport {
-        Transport::Udp => over_udp(server, packet).await,
+        Transport::Udp => over_udp(server, packet, work).await,
         _ => over_tcp(server, packet).await,
     };
     (server, told)
@@ -43,17 +92,20 @@ pub(super) async fn ask(
 
 /// One datagram, and a second one from another port where the first has no reply after
 /// [`AGAIN`]. Whichever is answered counts.
-pub(super) async fn over_udp(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
-    let most = match server.ip().is_loopback() {
-        true => MOST_ON_LOOPBACK,
-        false => MOST_REMOTE,
-    };
-    let packet = with_room(packet, most);
-    let mut first = std::pin::pin!(datagram(server, &packet));
+pub(super) async fn over_udp(
+    server: SocketAddr,
+    packet: &[u8],
+    work: &Work<'_>,
+) -> io::Result<Vec<u8>> {
+    let packet = with_room(packet, Way::udp(server.ip()).most());
+    let mut first = std::pin::pin!(datagram(server, &packet, work));
     if let Ok(reply) = timeout(AGAIN, &mut first).await {
         return reply;
     }
-    let mut second = Box::pin(datagram(server, &packet));
+    if !work.take(Transport::Udp) {
+        return first.await;
+    }
+    let mut second = Box::pin(datagram(server, &packet, work));
     // An error of one says nothing of the other.
     tokio::select! {
         reply = &mut first => if reply.is_ok() { reply } else { second.await },
@@ -61,7 +113,7 @@ pub(super) async fn over_udp(server: SocketAddr, packet: &[u8]) -> io::Result<Ve
     }
 }
 
-async fn datagram(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
+async fn datagram(server: SocketAddr, packet: &[u8], work: &Work<'_>) -> io::Result<Vec<u8>> {
     let socket = connected(server)?;
     let (packet, id) = with_id(packet);
     socket.send(&packet).await?;
@@ -79,8 +131,12 @@ async fn datagram(server: SocketAddr, packet: &[u8]) -> io::Result<Vec<u8>> {
         if answers(&reply, &packet, id) {
             return Ok(reply.as_slice().into());
         }
+        work.tally.ignored();
         wrong_ids += usize::from(reply.get(..2) != Some(&id[..]));
         if wrong_ids >= MOST_WRONG_IDS {
+            if !work.take(Transport::Tcp) {
+                break;
+            }
             debug!(%server, "somebody guesses: asked over TCP");
             let reply = over_tcp(server, &packet).await?;
             // Longer than what every client of UDP takes: it comes over TCP itself.

@@ -6,7 +6,7 @@
 //! | is well | in the order in which they were named | after its share of the time |
 //! | failed, and has rested | so too | after [`FAIR`] |
 //! | rests | after all others: first who failed less often, then who failed longer ago | after [`FAIR`] |
-//! | sends questions back to us | not at all | |
+//! | sends questions back to us | not at all, but whether it still does | |
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::message::cannot_tell;
+use super::{message::cannot_tell, tally::Standing};
 
 /// Shorter silence says nothing of a server.
 const FAIR: Duration = Duration::from_millis(100);
@@ -29,6 +29,11 @@ pub(super) const LONGEST_REST: Duration = Duration::from_secs(30);
 /// either, as long as it rests.
 const DOWN: u32 = 3;
 
+/// How often an upstream is asked whether it sends questions back to us: a circle may be closed,
+/// and opened, by somebody else at any time. Who did not say is asked again sooner.
+const PROBE: Duration = Duration::from_secs(300);
+const PROBE_AGAIN: Duration = Duration::from_secs(10);
+
 /// What is known of each upstream.
 #[derive(Debug, Default)]
 pub(super) struct Health(HashMap<SocketAddr, State>);
@@ -42,8 +47,8 @@ struct State {
     failed: Option<(Instant, Instant)>,
     /// It sends questions back to us.
     loops: bool,
-    /// It was asked whether it does.
-    probed: bool,
+    /// When it is to be asked whether it does; `None`: now.
+    probe: Option<Instant>,
 }
 
 impl State {
@@ -84,6 +89,15 @@ impl Health {
         })
     }
 
+    pub(super) fn standing(&self, server: SocketAddr) -> Standing {
+        let state = self.of(server);
+        Standing {
+            server,
+            is_up: state.silent == 0,
+            loops: state.loops,
+        }
+    }
+
     /// Takes in what came of a question. `None`: nothing did.
     pub(super) fn heard(&mut self, server: SocketAddr, reply: Option<&[u8]>, now: Instant) {
         let state = self.0.entry(server).or_default();
@@ -101,19 +115,38 @@ impl Health {
         state.failed = Some((now, now + rest.min(LONGEST_REST)));
     }
 
-    /// Whether a server is yet to be asked if it sends questions back to us: once.
-    pub(super) fn is_to_be_probed(&mut self, server: SocketAddr) -> bool {
+    /// Whether a server is to be asked now if it sends questions back to us. It is, then.
+    pub(super) fn is_to_be_probed(&mut self, server: SocketAddr, now: Instant) -> bool {
         let state = self.0.entry(server).or_default();
-        !std::mem::replace(&mut state.probed, true)
+        let is_due = state.probe.is_none_or(|at| now >= at);
+        if is_due {
+            state.probe = Some(now + PROBE);
+        }
+        is_due
     }
 
-    pub(super) fn loops(&mut self, server: SocketAddr) {
-        self.0.entry(server).or_default().loops = true;
+    /// It said nothing to that.
+    pub(super) fn kept_silent(&mut self, server: SocketAddr, now: Instant) {
+        self.0.entry(server).or_default().probe = Some(now + PROBE_AGAIN);
     }
 
-    /// Whoever sent questions back has another chance: that may have been mended.
+    /// It does. Whether that is new.
+    pub(super) fn loops(&mut self, server: SocketAddr) -> bool {
+        !std::mem::replace(&mut self.0.entry(server).or_default().loops, true)
+    }
+
+    /// It does not. Whether that is new.
+    pub(super) fn passes(&mut self, server: SocketAddr) -> bool {
+        std::mem::take(&mut self.0.entry(server).or_default().loops)
+    }
+
+    /// Who asks whom may be another: all are to say anew whether they send questions back, and
+    /// who did has another chance.
     pub(super) fn forgive(&mut self) {
         self.0.retain(|_, state| !state.loops);
+        for state in self.0.values_mut() {
+            state.probe = None;
+        }
     }
 
     fn of(&self, server: SocketAddr) -> State {
@@ -176,8 +209,26 @@ mod tests {
         assert_eq!(order(&health, milliseconds(500)), [c, b, a]);
         health.heard(a, Some(WELL), now + milliseconds(600));
         assert_eq!(order(&health, milliseconds(600)), [a, c, b]);
-        health.loops(a);
+        assert!(health.loops(a) && !health.loops(a));
         assert_eq!(order(&health, milliseconds(600)), [c, b]);
+        assert!(health.passes(a) && !health.passes(a));
+        assert_eq!(order(&health, milliseconds(600)), [a, c, b]);
+    }
+
+    #[test]
+    fn upstreams_are_asked_for_circles_every_few_minutes_and_sooner_where_they_did_not_say() {
+        let (mut health, [a, b, _], now) = (Health::default(), servers(), clock::now());
+        assert!(health.is_to_be_probed(a, now) && health.is_to_be_probed(b, now));
+        assert!(!health.is_to_be_probed(a, now + PROBE / 2));
+        assert!(health.is_to_be_probed(a, now + PROBE));
+        health.kept_silent(b, now);
+        assert!(!health.is_to_be_probed(b, now + PROBE_AGAIN / 2));
+        assert!(health.is_to_be_probed(b, now + PROBE_AGAIN));
+        // Who asks whom is another.
+        health.loops(a);
+        health.forgive();
+        assert!(health.is_to_be_probed(a, now) && health.is_to_be_probed(b, now));
+        assert!(health.loops(a));
     }
 
     #[test]

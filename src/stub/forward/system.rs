@@ -50,23 +50,30 @@ impl System {
         }
     }
 
-    /// The servers, without us. Where the files name nobody, as they do while they are
-    /// written anew, those that were named before stay.
-    pub(super) fn servers(&mut self, own: &[SocketAddr], now: Instant) -> Vec<SocketAddr> {
+    /// The servers, without us, and whether they are others than a moment ago. Where the files
+    /// name nobody, as they do while they are written anew, those that were named before stay.
+    pub(super) fn servers(&mut self, own: &[SocketAddr], now: Instant) -> (Vec<SocketAddr>, bool) {
         let is_soon =
             (self.looked).is_some_and(|looked| now.saturating_duration_since(looked) < LOOK);
+        let mut are_others = false;
         if !is_soon {
             self.looked = Some(now);
-            self.look(own);
+            are_others = self.look(own);
         }
-        self.servers.clone()
+        (self.servers.clone(), are_others)
     }
 
-    fn look(&mut self, own: &[SocketAddr]) {
+    /// Those that were named when that was last looked at.
+    pub(super) fn known(&self) -> &[SocketAddr] {
+        &self.servers
+    }
+
+    /// Whether others are named now.
+    fn look(&mut self, own: &[SocketAddr]) -> bool {
         let stamp = |file: &PathBuf| fs::metadata(file).ok().map(|file| Stamp::of(&file));
         let stamps: Vec<_> = self.files.iter().map(stamp).collect();
         if self.stamps == stamps {
-            return;
+            return false;
         }
         self.stamps = stamps;
         let read = |file: &PathBuf| {
@@ -86,13 +93,15 @@ impl System {
                 }
             }
             self.is_empty = true;
-            return;
+            return false;
         };
         self.is_empty = false;
-        if servers != self.servers {
+        let are_others = servers != self.servers;
+        if are_others {
             info!(?servers, "other names go to the servers of resolv.conf");
             self.servers = servers;
         }
+        are_others
     }
 }
 
@@ -120,7 +129,8 @@ mod tests {
                 Some(text) => fs::write(&file, text).unwrap(),
                 None => _ = fs::remove_file(&file),
             }
-            let servers = system.servers(&own, start + LOOK * step);
+            let (servers, are_others) = system.servers(&own, start + LOOK * step);
+            assert_eq!(are_others, matches!(step, 1 | 5), "{text:?}");
             let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
             assert_eq!(servers, expected, "{text:?}");
         }

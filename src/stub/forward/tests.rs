@@ -90,7 +90,7 @@ fn types_are_numbers_and_names_are_not() {
 #[test]
 fn a_forwarded_answer_is_stale_for_a_day_and_giving_it_renews_nothing() {
     let (mut memory, packet, start) = (Memory::default(), question(), clock::now());
-    let plain = shortcut::read(&packet, false).unwrap();
+    let plain = shortcut::read(&packet, Way::Loopback).unwrap();
     memory.hear(plain.key.as_bytes().into(), Some(&answer(60).into()), start);
     // Asked for each minute of that day.
     for minute in 0..=24 * 60 {
@@ -104,7 +104,7 @@ fn a_forwarded_answer_is_stale_for_a_day_and_giving_it_renews_nothing() {
 #[test]
 fn who_gives_an_answer_on_is_told_when_it_is_not_so_any_more() {
     let (mut memory, packet, now) = (Memory::default(), question(), clock::now());
-    let plain = shortcut::read(&packet, false).unwrap();
+    let plain = shortcut::read(&packet, Way::Loopback).unwrap();
     let key = plain.key.as_bytes();
     let hear = |memory: &mut Memory, reply: Vec<u8>| {
         memory.hear(key.into(), Some(&reply.into()), now);
@@ -174,6 +174,11 @@ fn an_upstream_is_told_of_no_more_room_than_there_is_and_what_is_signed_is_left_
     assert_eq!(room(&signed), 4_096);
 }
 
+fn forwarder(upstreams: Upstreams) -> Forwarder {
+    let lasting = Lasting::new(clock::now());
+    Forwarder::new(upstreams, Vec::new(), Arc::new(lasting))
+}
+
 /// Upstreams on loopback that say nothing.
 async fn silent(count: usize) -> (Vec<tokio::net::UdpSocket>, Arc<Forwarder>) {
     let mut sockets = Vec::new();
@@ -184,26 +189,33 @@ async fn silent(count: usize) -> (Vec<tokio::net::UdpSocket>, Arc<Forwarder>) {
         .iter()
         .map(|socket| socket.local_addr().unwrap().to_string());
     let upstreams = Upstreams::parse(addresses).unwrap();
-    (sockets, Arc::new(Forwarder::new(upstreams, Vec::new())))
+    (sockets, Arc::new(forwarder(upstreams)))
 }
 
 const NAME: &[&[u8]] = &[b"www", b"example", b"com"];
 
 async fn told(forwarder: &Arc<Forwarder>, deadline: Instant) -> Forwarded {
     let packet = question();
-    let plain = shortcut::read(&packet, false);
-    let answer = forwarder.answer(&packet, NAME, plain.as_ref(), Transport::Udp, deadline);
-    answer.await
+    let plain = shortcut::read(&packet, Way::Loopback);
+    let asked = Asked {
+        packet: &packet,
+        labels: NAME,
+        plain: plain.as_ref(),
+        client: "127.0.0.1:9".parse().unwrap(),
+        way: Way::Loopback,
+        deadline,
+    };
+    forwarder.answer(asked).await
 }
 
 /// Whether that the question failed is remembered.
 fn is_failed(forwarder: &Forwarder) -> bool {
-    let key = shortcut::read(&question(), false).unwrap().key;
+    let key = shortcut::read(&question(), Way::Loopback).unwrap().key;
     forwarder.failure(key.as_bytes(), LONGEST_REST).is_some()
 }
 
 fn keeps(forwarder: &Forwarder, ttl: u32, since: Instant) {
-    let key = shortcut::read(&question(), false).unwrap().key;
+    let key = shortcut::read(&question(), Way::Loopback).unwrap().key;
     let (key, reply) = (key.as_bytes().into(), Arc::new(answer(ttl)));
     forwarder.memory().hear(key, Some(&reply), since);
 }
@@ -248,7 +260,7 @@ async fn who_stood_still_through_the_time_of_a_question_blames_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_known_is_given_while_nobody_can_be_asked() {
-    let mut forwarder = Forwarder::new(Upstreams::system(), Vec::new());
+    let mut forwarder = forwarder(Upstreams::system());
     forwarder.system = Mutex::new(System::of(Vec::new()));
     let (forwarder, now) = (Arc::new(forwarder), clock::now());
     let deadline = now + LIMIT;
@@ -264,5 +276,23 @@ async fn what_is_known_is_given_while_nobody_can_be_asked() {
         };
         let at = question().len() + 6;
         assert_eq!(reply[at..at + 4], given.to_be_bytes());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_datagram_is_sent_where_the_question_may_cost_it_and_only_there() {
+    for (may, datagrams) in [(true, 2), (false, 1)] {
+        let (sockets, forwarder) = silent(1).await;
+        let (server, tally) = (sockets[0].local_addr().unwrap(), &forwarder.lasting.tally);
+        let work = Work::new(tally);
+        while !may && work.take(Transport::Udp) {}
+        let packet = question();
+        let asking = exchange::over_udp(server, &packet, &work);
+        assert!(timeout(LIMIT, asking).await.is_err());
+        let mut heard = 0;
+        while sockets[0].try_recv(&mut [0; 512]).is_ok() {
+            heard += 1;
+        }
+        assert_eq!(heard, datagrams);
     }
 }

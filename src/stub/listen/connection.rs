@@ -30,7 +30,10 @@ use super::{QUESTION, told};
 use crate::{
     clock,
     endpoint::Transport,
-    stub::{Server, shortcut},
+    stub::{
+        Server,
+        shortcut::{self, Way},
+    },
     task,
 };
 
@@ -95,7 +98,7 @@ pub(in crate::stub) async fn over(
             let Some(packet) = incoming.next()? else {
                 break;
             };
-            let plain = shortcut::read(packet, true);
+            let plain = shortcut::read(packet, Way::Tcp);
             if plain.is_some_and(|plain| {
                 server.remembered(packet, &plain, Transport::Tcp, now, &mut out)
             }) {

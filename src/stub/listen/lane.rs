@@ -48,7 +48,7 @@ use crate::{
     stub::{
         Server, answer,
         networks::Networks,
-        shortcut::{self, Fill, Given, Late, Shortcuts},
+        shortcut::{self, Fill, Given, Late, Shortcuts, Way},
         tally::{Counted, Tally},
     },
     task,
@@ -299,7 +299,7 @@ fn serve<S: Address>(work: &Work) {
                 continue;
             };
             let room = &mut outgoing[replies * REPLY..(replies + 1) * REPLY];
-            let plain = shortcut::read(packet, false);
+            let plain = shortcut::read(packet, Way::udp(client.client().ip()));
             let given = match &plain {
                 Some(plain) => shortcuts.answer(packet, plain, now, room),
                 // What is no question keeps nobody waiting who asks one.
@@ -365,7 +365,7 @@ fn serve<S: Address>(work: &Work) {
 /// Answers a question that the slow lane has no seat for: with what was known, or that it is so.
 fn late(work: &Work, shortcuts: &mut Shortcuts, miss: &Miss, now: Instant, room: &mut [u8]) {
     let Miss { packet, client, .. } = miss;
-    let plain = shortcut::read(packet, false);
+    let plain = shortcut::read(packet, Way::udp(client.ip()));
     let told = plain.and_then(|plain| shortcuts.late(packet, &plain, now, room));
     let Some(told) = told else {
         return work.counted.dropped();
@@ -476,7 +476,8 @@ impl SlowLane {
         let mut asked = FuturesUnordered::new();
         let mut shares = Shares::default();
         loop {
-            let full = asked.len() >= MOST_DATAGRAMS;
+            // Who waits for another's question takes no seat.
+            let full = asked.len() >= MOST_DATAGRAMS + self.server.waiters();
             self.turned_away.store(full, Ordering::Relaxed);
             tokio::select! {
                 // Who is done leaves before the next comes in: nobody is turned away for

@@ -15,7 +15,6 @@ use proptest::{collection::vec, prelude::any, prop_assert_eq, proptest};
 use super::*;
 use crate::{
     clock,
-    endpoint::Transport,
     name::Domain,
     records::write::{STALE_ANSWER, Sections},
     stub::answer::{Judged, Recursion, judge},
@@ -66,9 +65,9 @@ fn fill(packet: &[u8], sections: &Sections, until: Instant) -> (Vec<u8>, Fill) {
     let Judged::Ask(question) = judge(packet, &Domain::default(), Recursion::None) else {
         panic!("no question");
     };
-    let body = question.body(sections, Transport::Udp);
+    let body = question.body(sections, Way::Loopback);
     let fill = Fill {
-        key: read(packet, false).unwrap().key.as_bytes().into(),
+        key: read(packet, Way::Loopback).unwrap().key.as_bytes().into(),
         recipe: Recipe::of(&body, sections.extended).unwrap(),
         since: until.checked_sub(LONGEST).unwrap(),
         term: Term {
@@ -82,7 +81,7 @@ fn fill(packet: &[u8], sections: &Sections, until: Instant) -> (Vec<u8>, Fill) {
 
 fn ask(shortcuts: &mut Shortcuts, packet: &[u8], now: Instant) -> Option<Message> {
     let mut out = vec![0; 4096];
-    let plain = read(packet, false)?;
+    let plain = read(packet, Way::Loopback)?;
     match shortcuts.answer(packet, &plain, now, &mut out) {
         Given::Reply(length) => Some(Message::from_vec(&out[..length]).unwrap()),
         Given::Miss { .. } => None,
@@ -161,10 +160,10 @@ fn a_hit_allocates_nothing() {
             let told = allocation_counter::measure(|| {
                 for second in 0..9 {
                     let at = now + Duration::from_secs(second);
-                    let plain = read(&packet, false).unwrap();
+                    let plain = read(&packet, Way::Loopback).unwrap();
                     given.push(shortcuts.answer(&packet, &plain, at, &mut out));
                 }
-                let plain = read(&packet, false).unwrap();
+                let plain = read(&packet, Way::Loopback).unwrap();
                 late = shortcuts.late(&packet, &plain, now + LONGEST, &mut out);
             });
             let what = format!("{count} instances, {payload:?}, {extended:?}");
@@ -198,7 +197,7 @@ fn ttls_are_counted_down_wherever_they_stand() {
 fn what_was_given_as_stale_is_told_as_such() {
     let now = clock::now();
     let packet = question("web.service.consul.", RecordType::SRV, None);
-    let plain = read(&packet, false).unwrap();
+    let plain = read(&packet, Way::Loopback).unwrap();
     let until = now + Duration::from_secs(1);
     for (extended, hits) in [
         (None, Hits { fresh: 2, stale: 1 }),
@@ -236,7 +235,7 @@ fn what_holds_no_more_is_asked_for_once_and_given_meanwhile() {
     for _ in 0..3 {
         assert!(ask(&mut shortcuts, &packet, now).is_some());
     }
-    let plain = read(&packet, false).unwrap();
+    let plain = read(&packet, Way::Loopback).unwrap();
     let given = shortcuts.answer(&packet, &plain, until, &mut [0; 512]);
     let hits = Hits { fresh: 3, stale: 0 };
     assert_eq!(given, Given::Miss { hits });
@@ -289,7 +288,7 @@ fn a_late_reply_has_a_ttl_and_is_given_where_it_cannot_say_that_it_is_late() {
         let mut shortcuts = Shortcuts::new(1 << 20);
         let (slow, fill) = fill(&packet, &sections, now);
         shortcuts.keep(fill, now);
-        let (plain, mut out) = (read(&packet, false).unwrap(), [0; 512]);
+        let (plain, mut out) = (read(&packet, Way::Loopback).unwrap(), [0; 512]);
         let length = shortcuts
             .answer_late(&packet, &plain, now, &mut out)
             .unwrap();
@@ -318,7 +317,7 @@ fn what_nobody_has_time_to_ask_for_anew_is_given_as_stale_until_it_is_known_not_
     let (kept, fate) = (fill.term.kept, fill.term.fate.clone().unwrap());
     shortcuts.keep(fill, now);
     let mut late = |now| {
-        let (plain, mut out) = (read(&packet, false).unwrap(), [0; 4096]);
+        let (plain, mut out) = (read(&packet, Way::Loopback).unwrap(), [0; 4096]);
         let length = shortcuts.answer_late(&packet, &plain, now, &mut out)?;
         Some(Message::from_vec(&out[..length]).unwrap())
     };
@@ -383,11 +382,11 @@ fn a_stale_reply_says_so_to_clients_with_edns() {
 #[test]
 fn what_is_not_ordinary_is_left_to_the_slow_lane() {
     let packet = question("web.service.consul.", RecordType::A, Some(1232));
-    assert!(read(&packet, false).is_some());
+    assert!(read(&packet, Way::Loopback).is_some());
     let changed = |at: usize, byte: u8| {
         let mut packet = packet.clone();
         packet[at] = byte;
-        read(&packet, false)
+        read(&packet, Way::Loopback)
     };
     for (at, byte) in [
         (2, 0x81), // QR
@@ -416,7 +415,7 @@ fn what_is_not_ordinary_is_left_to_the_slow_lane() {
         let mut packet = packet.clone();
         *packet.last_mut().unwrap() = 8;
         packet.extend([0, code, 0, 4, 1, 2, 3, 4]);
-        read(&packet, false)
+        read(&packet, Way::Loopback)
     };
     assert!(with_option(11).is_some());
     // A subnet, and a cookie that is none.
@@ -425,9 +424,9 @@ fn what_is_not_ordinary_is_left_to_the_slow_lane() {
     let mut many = packet.clone();
     *many.last_mut().unwrap() = 4 * 33;
     many.extend([0xFD, 0xE9, 0, 0].repeat(33));
-    assert!(read(&many, false).is_none());
+    assert!(read(&many, Way::Loopback).is_none());
     for length in 0..end {
-        assert!(read(&packet[..length], false).is_none(), "{length}");
+        assert!(read(&packet[..length], Way::Loopback).is_none(), "{length}");
     }
 }
 
@@ -436,7 +435,7 @@ fn who_cannot_be_answered_in_time_is_told_so() {
     for (payload, checks_nothing) in [(None, false), (Some(1232), false), (Some(512), true)] {
         let mut packet = question("WEB.service.consul.", RecordType::SRV, payload);
         packet[3] |= if checks_nothing { 0x10 } else { 0 };
-        let plain = read(&packet, false).unwrap();
+        let plain = read(&packet, Way::Loopback).unwrap();
         let mut out = [0xFF; 512];
         let length = plain.overload(&packet, &mut out).unwrap();
         let told = Message::from_vec(&out[..length]).unwrap();
@@ -479,7 +478,7 @@ fn whoever_asks_for_signatures_is_not_given_what_was_asked_without() {
     let mut signed = packet.clone();
     let flags = signed.len() - 4;
     signed[flags] |= 0x80;
-    assert!(read(&signed, false).is_some_and(|plain| plain.wants_signatures));
+    assert!(read(&signed, Way::Loopback).is_some_and(|plain| plain.wants_signatures));
     assert!(ask(&mut shortcuts, &packet, now).is_some());
     assert!(ask(&mut shortcuts, &signed, now).is_none());
 }
@@ -497,7 +496,7 @@ proptest! {
             }
             packet = ordinary;
         }
-        if let Some(plain) = read(&packet, false) {
+        if let Some(plain) = read(&packet, Way::Loopback) {
             let read = match judge(&packet, &Domain::default(), Recursion::None) {
                 Judged::Ask(question) => question.asked.owner.to_lowercase(),
                 other => panic!("{other:?} for {packet:?}"),
