@@ -188,7 +188,10 @@ impl Server {
         };
         let question = match answer::judge(packet, resolver.domain(), recursion) {
             Judged::Drop => return None,
-            Judged::Reply(reply) => return unremembered(reply),
+            Judged::Reply(reply) => {
+                self.counted.judged(&reply);
+                return unremembered(reply);
+            }
             Judged::Ask(question) => question,
         };
         let of_others =
