@@ -68,7 +68,7 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
     if let Some(user) = &settings.user
         && let Err(error) = privileges::drop_to(user)
     {
-        return output::trouble(&error);
+        return output::refused(&error, form);
     }
     output::remark(form, &line);
     systemd::ready(&line);
