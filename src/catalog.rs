@@ -3,7 +3,7 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -14,15 +14,17 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use crate::{
     clock,
     consul::{
-        api::{Api, unread},
+        api::{Api, unread, unseen},
         health::ask::escaped,
         http::Reply,
         instances::{self, Instance, ServiceName},
     },
+    endpoint::Attempt,
     error::{Error, ErrorKind},
     name::{ConsulName, Subject},
     pool::Filter,
     resolver::{Name, Resolver},
+    source::{static_catalog::StaticCatalog, static_file::StaticFile},
 };
 
 /// Requests at once, while all services are read.
@@ -74,6 +76,68 @@ impl Resolver {
         read(&self.api(), service).await
     }
 
+    /// The services of the [static catalog](crate::ResolverBuilder::catalog), by name: what is
+    /// written down where no agent tells what is registered. `None`: there is no such file.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for a file that cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn static_services(&self) -> Result<Option<Vec<ServiceName>>, Error> {
+        let service = |(name, tags): (&str, BTreeSet<&str>)| ServiceName {
+            name: name.into(),
+            tags: tags.into_iter().map(Into::into).collect(),
+        };
+        let written = self.written().await?;
+        Ok(written.map(|catalog| catalog.services().map(service).collect()))
+    }
+
+    /// The instances of a service in the [static catalog](crate::ResolverBuilder::catalog), named
+    /// as in a look-up. Nothing tells their health, and they have no node. `None`: there is no
+    /// such file.
+    ///
+    /// # Errors
+    ///
+    /// As [`static_services`](Self::static_services); also for what is no name.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: it only reads.
+    pub async fn static_instances(&self, service: &str) -> Result<Option<Vec<Instance>>, Error> {
+        let Some(written) = self.written().await? else {
+            return Ok(None);
+        };
+        let name = ConsulName::parse(service, self.domain())?;
+        let found = match name.subject() {
+            // It knows its own datacenter only.
+            Subject::Service { service, tag }
+                if name.locality().is_within(&self.config().home()) =>
+            {
+                written.find(service, tag.as_deref())
+            }
+            _ => None,
+        };
+        Ok(Some(found.map_or_else(Vec::new, |found| {
+            instances::written(service, &found)
+        })))
+    }
+
+    async fn written(&self) -> Result<Option<Arc<StaticCatalog>>, Error> {
+        let config = self.config();
+        let Some(path) = config.catalog.clone().filter(|_| !config.must_be_found) else {
+            return Ok(None);
+        };
+        let read = StaticFile::new(path, self.domain().as_str()).load().await;
+        let failed = |error| {
+            let message = format!("the static catalog cannot be used: {error}");
+            Error::new(ErrorKind::Invalid, message)
+        };
+        read.map(|loaded| Some(loaded.catalog)).map_err(failed)
+    }
+
     /// Whether a look-up of the name gives an endpoint.
     ///
     /// # Errors
@@ -105,42 +169,42 @@ impl Resolver {
 const SERVICES: &str = "the services in the catalog";
 
 async fn services(api: &Api) -> Result<Vec<ServiceName>, Error> {
-    let reply = listed(api).await?;
+    let (reply, attempts) = listed(api).await?;
     let read = instances::services(&reply.body).map_err(|error| unread(SERVICES, &error))?;
     // A catalog without Consul's own service is one that may not be read; a namespace may
     // have none.
     if read.is_empty() && (reply.filtered_by_acls || !api.is_in_a_namespace()) {
-        return Err(denied(SERVICES));
+        return Err(denied(SERVICES, attempts));
     }
     Ok(read)
 }
 
-async fn listed(api: &Api) -> Result<Reply, Error> {
-    api.get("/v1/catalog/services?stale", SERVICES).await
+async fn listed(api: &Api) -> Result<(Reply, Vec<Attempt>), Error> {
+    api.get_from("/v1/catalog/services?stale", SERVICES).await
 }
 
 async fn read(api: &Api, service: &str) -> Result<Vec<Instance>, Error> {
     let what = format!("the instances of {}", service.escape_debug());
     let path = format!("/v1/health/service/{}?stale", escaped(service));
-    let reply = api.get(&path, &what).await?;
+    let (reply, attempts) = api.get_from(&path, &what).await?;
     let read = instances::instances(service, &reply.body).map_err(|error| unread(&what, &error))?;
     if read.is_empty() && (reply.filtered_by_acls || !sees_any(&api.anywhere()).await?) {
-        return Err(denied(&what));
+        return Err(denied(&what, attempts));
     }
     Ok(read)
 }
 
 /// Whether any service is seen: Consul's own is always there, so who sees none may see none.
 pub(crate) async fn sees_any(api: &Api) -> Result<bool, Error> {
-    let reply = listed(api).await?;
+    let (reply, _) = listed(api).await?;
     Ok(instances::services(&reply.body).is_ok_and(|read| !read.is_empty()))
 }
 
 /// Nothing, because the token may see nothing, is not nothing.
-fn denied(what: &str) -> Error {
+fn denied(what: &str, attempts: Vec<Attempt>) -> Error {
     let mend = "give one with service:read and node:read, CONSUL_HTTP_TOKEN_FILE or --token-file";
     let message = format!("{what}: the token may not see them; {mend}");
-    Error::new(ErrorKind::Denied, message)
+    unseen(message, attempts)
 }
 
 /// All that is registered, as it was read last; made by [`Resolver::registry`].

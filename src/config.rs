@@ -8,6 +8,7 @@
 mod environment;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
@@ -22,7 +23,7 @@ use crate::{
     error::{Error, ErrorKind},
     name::{Domain, Locality},
     protection::Protection,
-    source::default_address::Defaults,
+    source::default_address::{self, Defaults},
 };
 
 /// Where Consul's DNS interface listens unless told otherwise.
@@ -104,8 +105,9 @@ pub struct ResolverBuilder {
     ssl: bool,
     /// The variable that it is from.
     http_named: Option<&'static str>,
-    /// What is wrong with a setting, by its name; setting it anew mends it.
-    problems: BTreeMap<&'static str, Error>,
+    /// What is wrong with a setting, by its name; setting it anew mends it. Each default address
+    /// is a setting of its own.
+    problems: BTreeMap<Cow<'static, str>, Error>,
 }
 
 impl fmt::Debug for ResolverBuilder {
@@ -271,11 +273,16 @@ impl ResolverBuilder {
     /// all, after the static catalog. From the environment it is
     /// `PROCONSUL_DEFAULT_<NAME>`, the name in upper case with `-` and `.` as `_`.
     /// Default: none.
-    pub fn default_address(mut self, service: &str, address: &str) -> Self {
-        self.problems.remove("default_address");
+    pub fn default_address(self, service: &str, address: &str) -> Self {
+        let told_as = format!("the default address of {service}");
+        self.default_told_as(&told_as, service, address)
+    }
+
+    fn default_told_as(mut self, told_as: &str, service: &str, address: &str) -> Self {
+        let setting = format!("default address {}", default_address::variable(service));
+        self.problems.remove(&*setting);
         if let Err(why) = self.config.defaults.set(service, address) {
-            let message = format!("the default address of {service}: {why}");
-            self.refuse("default_address", message);
+            self.refuse(setting, format!("{told_as}: {why}"));
         }
         self
     }
@@ -470,9 +477,9 @@ impl ResolverBuilder {
         }
     }
 
-    fn refuse(&mut self, setting: &'static str, message: String) {
-        self.problems
-            .insert(setting, Error::new(ErrorKind::Invalid, message));
+    fn refuse(&mut self, setting: impl Into<Cow<'static, str>>, message: String) {
+        let problem = Error::new(ErrorKind::Invalid, message);
+        self.problems.insert(setting.into(), problem);
     }
 }
 
@@ -559,6 +566,16 @@ mod tests {
             .ttl_floor(Duration::from_secs(60))
             .ttl_cap(Duration::from_secs(5));
         assert!(problem(crossed).contains("above the cap"));
+    }
+
+    #[test]
+    fn a_bad_default_address_is_mended_by_none_of_another_service() {
+        let bad = || ResolverBuilder::default().default_address("pay-api", "nowhere");
+        let told = problem(bad().default_address("web", "10.0.0.1:80"));
+        assert!(told.contains("the default address of pay-api"), "{told}");
+        // A later layer says it by the variable's name.
+        let mended = bad().default_address("PAY_API", "10.0.0.1:80");
+        assert!(mended.finish().is_ok());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::{
     consul::{
-        api::{Api, Repeat, json, segments, unread},
+        api::{Api, Repeat, json, segments, unread, unseen},
         http::{Reply, Trouble, Verb},
     },
     error::{Error, ErrorKind},
@@ -288,11 +288,11 @@ impl Kv {
             "/v1/kv/{}?recurse",
             segments(prefix.trim_start_matches('/'))
         );
-        let reply = self.0.get(&path, &what).await?;
+        let (reply, attempts) = self.0.get_from(&path, &what).await?;
         let found = entries(&what, &reply)?;
         if found.is_empty() && reply.filtered_by_acls {
             let message = format!("{what}: the token may not see what there is");
-            return Err(Error::new(ErrorKind::Denied, message));
+            return Err(unseen(message, attempts));
         }
         Ok(found)
     }

@@ -48,6 +48,25 @@ const NONE: usize = 4;
 
 const FRESHNESS: [&str; 2] = ["fresh", "stale"];
 
+/// What look-ups usually come to, as places in [`SOURCES`], [`FRESHNESS`] and [`OUTCOMES`]. Told
+/// from the start: a counter that begins with its first event hides that one from `rate()`.
+const USUAL: [(usize, usize, usize); 11] = [
+    (0, 0, 0),
+    (0, 1, 0),
+    (1, 0, 0),
+    (1, 1, 0),
+    (2, 1, 0),
+    (3, 0, 0),
+    (NONE, 0, 1),
+    (NONE, 0, 2),
+    (NONE, 0, 3),
+    (NONE, 0, 4),
+    (NONE, 0, 5),
+];
+
+/// From whom look-ups usually fall to whom, as places in [`SOURCES`].
+const FALLS: [(usize, usize); 4] = [(0, 1), (0, 3), (1, 0), (1, 3)];
+
 /// What a caller was given.
 const OUTCOMES: [&str; 6] = [
     "found",
@@ -336,7 +355,7 @@ impl Metrics {
                         count += gauges.hits.get(at).copied().unwrap_or_default();
                     }
                     stale += count * is_stale as u64;
-                    if count > 0 {
+                    if count > 0 || USUAL.contains(&(at, is_stale, outcome)) {
                         let labels = format!(
                             "{{source=\"{source}\",freshness=\"{freshness}\",outcome=\"{word}\"}}"
                         );
@@ -351,10 +370,8 @@ impl Metrics {
         let help = "Time of look-ups that had to ask a source.";
         text.head("lookup_duration_seconds", "histogram", help);
         for (source, durations) in SOURCES.iter().zip(&counters.durations) {
-            if load(&durations.count) > 0 {
-                let label = format!("source=\"{source}\"");
-                text.histogram("lookup_duration_seconds", &label, durations, 0);
-            }
+            let label = format!("source=\"{source}\"");
+            text.histogram("lookup_duration_seconds", &label, durations, 0);
         }
 
         text.head(
@@ -391,10 +408,10 @@ impl Metrics {
             "counter",
             "Look-ups that a lower rung answered.",
         );
-        for (from, row) in SOURCES.iter().zip(&counters.fallbacks) {
-            for (to, count) in SOURCES.iter().zip(row) {
-                let count = load(count);
-                if count > 0 {
+        for (at, from) in SOURCES.iter().enumerate() {
+            for (place, to) in SOURCES.iter().enumerate() {
+                let count = load(&counters.fallbacks[at][place]);
+                if count > 0 || FALLS.contains(&(at, place)) {
                     let labels = format!("{{from=\"{from}\",to=\"{to}\"}}");
                     text.sample("fallbacks_total", &labels, count);
                 }
@@ -536,6 +553,18 @@ impl Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_metric_has_a_sample_before_anything_is_counted_and_no_more_than_can_come() {
+        let metrics = Metrics::new(&Counters::default(), &Gauges::default());
+        let count = |name: &str| metrics.samples().filter(|one| one.name == name).count();
+        assert_eq!(count("proconsul_lookups_total"), USUAL.len());
+        assert_eq!(count("proconsul_fallbacks_total"), FALLS.len());
+        let timed = count("proconsul_lookup_duration_seconds_count");
+        assert_eq!(timed, SOURCES.len());
+        let counters = |one: &Sample<'_>| one.is_counter && one.value != 0.0;
+        assert!(!metrics.samples().any(|one| counters(&one)), "{metrics}");
+    }
 
     #[test]
     fn what_is_counted_is_printed_once_and_under_its_own_name() {

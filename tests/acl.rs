@@ -4,12 +4,18 @@
 
 mod support;
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use proconsul::{Check, ConsulName, ErrorKind, RegistrationState, Resolver, ServiceDefinition};
 use serde_json::{Value, json};
-use support::{Agent, PATIENCE, wait_for};
+use support::{Agent, PATIENCE, signal, wait_for};
 use tokio::time::timeout;
 
 const MASTER: &str = "00000000-0000-0000-0000-0000000000aa";
@@ -193,6 +199,44 @@ async fn the_policy_to_discover_suffices_and_has_nothing_to_spare() {
 #[tokio::test]
 async fn the_policy_for_all_suffices_and_has_nothing_to_spare() {
     suffices_and_is_minimal("admin").await;
+}
+
+#[tokio::test]
+async fn what_the_program_may_not_it_tells_with_whom_it_asked_and_not_as_done() {
+    let agent = agent().await;
+    let program = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().args(arguments);
+        command.args(["--json", "--http", &agent.http()]);
+        command
+    };
+    for arguments in [&["services"][..], &["services", "db"]] {
+        let output = program(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["error"]["kind"], "denied", "{told}");
+        let attempt = &told["attempts"][0];
+        assert_eq!(attempt["outcome"], "denied", "{told}");
+        let address = attempt["address"].as_str().unwrap();
+        assert!(address.starts_with(&agent.http()), "{told}");
+    }
+    let mut command = program(&["register", "web", "--port", "1"]);
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    while !said
+        .next()
+        .unwrap()
+        .unwrap()
+        .contains("is not registered at")
+    {}
+    signal(child.id(), "TERM");
+    let rest: Vec<_> = said.map_while(Result::ok).collect();
+    assert!(!rest.concat().contains(": deregistered"), "{rest:?}");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{rest:?}");
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["error"]["kind"], "denied", "{told}");
 }
 
 #[tokio::test]

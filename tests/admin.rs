@@ -13,10 +13,11 @@ use reqwest::{Method, StatusCode};
 use script::{Server, srv};
 use serde_json::Value;
 use support::{
-    Agent, Folder, Serving, ask_tcp, ask_udp, closed_port,
+    Agent, Folder, PATIENCE, Serving, ask_tcp, ask_udp, closed_port,
     http::{ScriptedHttp, status},
     http_client, serve, wait_for,
 };
+use tokio::net::UdpSocket;
 
 /// The program, serving, and a client of its admin address.
 struct Admin {
@@ -92,6 +93,8 @@ async fn what_is_answered_and_known_is_told() {
         .find(|one| one["name"] == "web.service.consul.")
         .unwrap();
     assert_eq!((&web["count"], &web["complete"]), (&2.into(), &true.into()));
+    let total = usize::try_from(cache["total"].as_u64().unwrap()).unwrap();
+    assert_eq!(total, cache["names"].as_array().unwrap().len());
 
     let (_, metrics) = serving.get("/metrics").await;
     for line in [
@@ -115,6 +118,34 @@ async fn what_is_answered_and_known_is_told() {
     assert!(!told["attempts"].as_array().unwrap().is_empty());
     let told = serving.json("/v1/explain?name=no%20name").await;
     assert_eq!(told["error"]["kind"], "invalid");
+    // What has no endpoints is told as what it has.
+    let told = serving.json("/v1/explain?name=consul.").await;
+    assert_eq!(told["records"][0]["type"], "NS", "{told}");
+    assert!(!told["attempts"].as_array().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_refused_as_it_stands_is_counted_by_its_whole_code() {
+    let serving = Admin::start("none", "none");
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(serving.dns).await.unwrap();
+    // No question; then one for the root, of a version of EDNS that there is not.
+    let nothing = &b"\x12\x34\x01\0\0\0\0\0\0\0\0\0"[..];
+    let version = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\0\0\x01\0\x01\0\0\x29\x04\xd0\0\x01\0\0\0\0";
+    for packet in [nothing, version] {
+        client.send(packet).await.unwrap();
+        let heard = tokio::time::timeout(PATIENCE, client.recv(&mut [0; 512])).await;
+        heard.unwrap().unwrap();
+    }
+    let (_, metrics) = serving.get("/metrics").await;
+    for line in [
+        "proconsul_dns_queries_total{transport=\"udp\",rcode=\"FORMERR\"} 1",
+        "proconsul_dns_queries_total{transport=\"udp\",rcode=\"BADVERS\"} 1",
+        "proconsul_dns_queries_total{transport=\"udp\",rcode=\"NOERROR\"} 0",
+        "proconsul_dns_malformed_total{reason=\"formerr\"} 1",
+    ] {
+        assert!(metrics.lines().any(|own| own == line), "{line}\n{metrics}");
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use proconsul::{ErrorKind, Filter, Health, Resolver};
 use serde_json::{Value, json};
 use support::{Agent, closed_port, wait_for};
 
+const CATALOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/catalog.json");
+
 fn resolver(http: &str) -> Resolver {
     Resolver::builder().dns("none").http(http).build().unwrap()
 }
@@ -190,4 +192,48 @@ async fn the_program_lists_services_and_says_why_an_instance_is_not_healthy() {
     assert_eq!(none.status.code(), Some(3));
     let told: Value = serde_json::from_slice(&none.stdout).unwrap();
     assert_eq!(told["error"]["kind"], "not_found");
+}
+
+#[test]
+fn where_no_agent_tells_what_is_written_down_is_listed_and_said_to_be() {
+    let run = |http: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().arg("services").args(arguments);
+        command.args(["--catalog", CATALOG, "--http", http]);
+        let output = command.output().unwrap();
+        let said = text(output.stderr);
+        (output.status.code(), text(output.stdout), said)
+    };
+    let closed = closed_port().to_string();
+    for http in ["none", &closed] {
+        let (code, told, said) = run(http, &["-o", "short", "--tag", "primary"]);
+        assert_eq!((code, &*told), (Some(0), "db\nweb\n"), "{said}");
+        assert!(said.contains("this is the static catalog"), "{said}");
+        let (code, told, _) = run(http, &["primary.web", "--json"]);
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((code, &told["source"]), (Some(0), &json!("static")));
+        let one = json!([{
+            "id": "web-1", "address": "10.20.0.11", "port": 8080, "meta": told["instances"][0]["meta"],
+            "tags": ["v2", "primary"], "node": null, "health": null, "checks": null,
+        }]);
+        assert_eq!(told["instances"], one);
+    }
+    // Where an agent is to be asked, it may know more.
+    assert_eq!(run("none", &["nosuch"]).0, Some(3));
+    assert_eq!(run(&closed, &["nosuch"]).0, Some(5));
+}
+
+#[tokio::test]
+async fn an_agent_that_tells_has_the_last_word_and_the_heading_stands_over_its_columns() {
+    let agent = agent().await;
+    let told = text(run(&agent, &["nosuch", "--catalog", CATALOG]).stdout);
+    assert_eq!(told, "");
+    for arguments in [&[][..], &["chat"]] {
+        let plain = text(run(&agent, arguments).stdout);
+        let colored = run(&agent, &[arguments, &["--color", "always"]].concat());
+        // Consul has the tags in any order.
+        let heading = plain.lines().next().unwrap();
+        let bold = format!("\u{1b}[1m{heading}\u{1b}[0m\n");
+        assert!(text(colored.stdout).starts_with(&bold), "{plain}");
+    }
 }

@@ -16,6 +16,8 @@ use std::{
 use hickory_proto::rr::RecordType;
 use support::{Agent, PATIENCE, Serving, ask_tcp, closed_port, serve, wait_for};
 
+const CATALOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/catalog.json");
+
 /// A directory of its own for each test.
 fn directory(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("operation-{name}"));
@@ -57,6 +59,15 @@ fn a_configuration_is_checked_with_all_that_it_names() {
         ),
         (config("nowhere", "none", ""), "127.0.0.1:8600"),
         (config("none", "none", "\n[default]\nweb = \"\"\n"), "web"),
+        // One that is good mends no other.
+        (
+            config(
+                "none",
+                "none",
+                "\n[default]\na = \"nowhere\"\nb = \"10.0.0.1:80\"\n",
+            ),
+            "the default address of a",
+        ),
         (
             "[sources]\ncatalog = \"/nosuch/file\"\n".to_owned(),
             "/nosuch/file",
@@ -428,9 +439,19 @@ async fn doctor_says_what_is_wrong_and_what_mends_it() {
     let (code, verdict) = doctor("http://", &[]);
     assert_eq!(
         (code, verdict("configuration")),
-        (Some(1), "FAIL".to_owned())
+        (Some(2), "FAIL".to_owned())
     );
     agent.kill();
+    // Nobody to be asked is no way to find anything; a static catalog is one.
+    let alone = |more: &[&str]| {
+        let mut command = program();
+        command.args([
+            "doctor", "--dns", "none", "--http", "none", "--stub", &closed,
+        ]);
+        command.args(more).output().unwrap().status.code()
+    };
+    assert_eq!(alone(&[]), Some(2));
+    assert_eq!(alone(&["--catalog", CATALOG]), Some(0));
 }
 
 /// Runs what follows with another list of groups.

@@ -5,6 +5,7 @@ mod support;
 
 use std::{
     net::{TcpListener, UdpSocket},
+    os::unix::process::CommandExt as _,
     process::{Command, Output, Stdio},
 };
 
@@ -170,6 +171,22 @@ fn colour_and_a_terminal_make_the_heading_bold_and_nothing_else() {
     assert_eq!(told(shown).replace('\r', ""), bold);
 }
 
+#[test]
+fn help_and_usage_errors_have_the_colour_that_is_asked_for() {
+    let bold = |arguments: &[&str]| {
+        let output = run(arguments);
+        [text(&output.stdout), text(&output.stderr)]
+            .concat()
+            .contains('\u{1b}')
+    };
+    for arguments in [&["lookup", "--help"][..], &["lookup", "web", "--nosuch"]] {
+        assert!(bold(&[&["--color", "always"], arguments].concat()));
+        assert!(bold(&[arguments, &["--color=always"]].concat()));
+        assert!(!bold(&[arguments, &["--color", "never"]].concat()));
+        assert!(!bold(arguments), "no terminal is here");
+    }
+}
+
 #[tokio::test]
 async fn pick_prints_what_a_client_would_be_given() {
     let agent = agent().await;
@@ -248,7 +265,13 @@ async fn a_name_that_is_not_there_ends_with_3_and_one_that_cannot_be_with_2() {
 
 #[test]
 fn a_command_line_that_cannot_be_read_is_an_error_in_json_where_json_is_asked_for() {
-    for json in [&["--json"][..], &["-o", "json"], &["--output=json"]] {
+    for json in [
+        &["--json"][..],
+        &["-o", "json"],
+        &["--output=json"],
+        &["-qo", "json"],
+        &["-qojson"],
+    ] {
         let output = run(&[&["lookup", "web", "--timeout", "soon"], json].concat());
         assert_eq!(output.status.code(), Some(2));
         let error = &object(&output)["error"];
@@ -263,6 +286,157 @@ fn a_command_line_that_cannot_be_read_is_an_error_in_json_where_json_is_asked_fo
     let output = run(&["lookup", "web", "--timeout", "soon"]);
     assert!(output.stdout.is_empty());
     assert!(text(&run(&["lookup", "--json", "--help"]).stdout).contains("Examples:"));
+}
+
+#[tokio::test]
+async fn every_error_is_one_object_of_one_form_in_json() {
+    let agent = agent().await;
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let http = agent.http();
+    for (arguments, kind, status) in [
+        (
+            &["kv", "get", "nosuch", "--http", &http][..],
+            "not_found",
+            3,
+        ),
+        (&["kv", "list", "nosuch", "--http", &http], "not_found", 3),
+        (&["services", "nosuch", "--http", &http], "not_found", 3),
+        (
+            &["lookup", "web", "--dns", "none", "--http", "none"],
+            "invalid",
+            2,
+        ),
+        (&["man", "nosuch"], "invalid", 2),
+        (&["man", "--dir", "/dev/null/nosuch"], "unavailable", 1),
+        (&["serve", "--listen", &taken], "unavailable", 1),
+    ] {
+        let output = run(&[&["--json"], arguments].concat());
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        let told = object(&output);
+        assert_eq!(told["error"]["kind"], kind, "{told}");
+        assert!(told["attempts"].is_array(), "{told}");
+        let message = told["error"]["message"].as_str().unwrap();
+        assert!(text(&output.stderr).contains(message), "{output:?}");
+    }
+    let register = [
+        "register",
+        "web",
+        "--port",
+        "1",
+        "--json",
+        "--",
+        "/nonexistent",
+    ];
+    let output = run(&register);
+    assert_eq!(output.status.code(), Some(127));
+    assert_eq!(object(&output)["error"]["kind"], "invalid");
+    // Who is not root becomes nobody else.
+    let mut serve = program(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "none",
+        "--json",
+    ]);
+    serve.args(["--dns", "none", "--http", "none", "--user", "root"]);
+    let output = serve.uid(65_534).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told = object(&output)["error"]["message"].to_string();
+    assert!(told.contains("--user root"), "{told}");
+}
+
+#[test]
+fn two_forms_contradict_each_other_wherever_they_stand() {
+    for arguments in [
+        &["lookup", "web", "--json", "-o", "short"][..],
+        &["lookup", "web", "--json", "--short"],
+        &["-o", "table", "lookup", "web", "--short"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains("two forms"), "{output:?}");
+    }
+    let agreeing = ["lookup", "web", "--source", "static", "--catalog", CATALOG];
+    let output = run(&[&["--json"], &agreeing[..], &["-qojson"]].concat());
+    assert_eq!(object(&output)["source"], "static");
+}
+
+#[tokio::test]
+async fn names_without_endpoints_are_explained_as_they_are_looked_up_and_picked_by_nobody() {
+    let agent = agent().await;
+    for (name, kind) in [("10.0.0.1", "PTR"), ("consul.", "NS")] {
+        let looked_up = object(&run_at(&agent, &["lookup", name, "--json"]));
+        let explained = object(&run_at(&agent, &["explain", name, "--json"]));
+        let data = |told: &Value| {
+            let first = &told["records"][0];
+            assert_eq!(first["type"], kind, "{told}");
+            first["data"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(data(&looked_up), data(&explained));
+        let told = text(&run_at(&agent, &["explain", name]).stdout);
+        assert!(told.contains(&data(&explained)), "{told}");
+        assert!(told.contains("answer: 1 answer from dns, fresh"), "{told}");
+        for command in ["pick", "watch"] {
+            let refused = run_at(&agent, &[command, name]);
+            assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+            let mend = format!("proconsul lookup {name} {kind}");
+            assert!(text(&refused.stderr).contains(&mend), "{refused:?}");
+        }
+        let told = object(&run_at(&agent, &["doctor", name, "--json"]));
+        let checks = told["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["check"] == "name");
+        assert_eq!(check.unwrap()["verdict"], "warn", "{told}");
+    }
+    let nobody = run_at(&agent, &["explain", "10.9.9.9"]);
+    assert_eq!(nobody.status.code(), Some(3), "{nobody:?}");
+}
+
+#[test]
+fn flags_are_offered_where_they_do_something() {
+    for (command, flags) in [
+        (
+            &["kv", "get", "a"][..],
+            &["--dns", "--catalog", "--snapshot"][..],
+        ),
+        (&["register", "web"], &["--dns", "--catalog", "--snapshot"]),
+        (&["services"], &["--dns", "--snapshot"]),
+    ] {
+        for flag in flags {
+            let refused = run(&[command, &[flag, "none"]].concat());
+            assert_eq!(refused.status.code(), Some(2), "{command:?} {flag}");
+            let said = text(&refused.stderr);
+            assert!(said.contains("unexpected argument"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_flag_says_what_is_logged_before_the_environment_does() {
+    let logged = |flags: &[&str], variable: &str| {
+        let lookup = ["lookup", "web", "--source", "static", "--catalog", CATALOG];
+        let mut command = program(&[&lookup[..], flags].concat());
+        let output = command.env("RUST_LOG", variable).output().unwrap();
+        text(&output.stderr)
+    };
+    let nothing = logged(&[], "");
+    assert_eq!(nothing.lines().count(), 1, "{nothing}");
+    assert!(logged(&[], "trace").lines().count() > 1);
+    assert_eq!(logged(&["-q"], "trace"), "");
+    assert!(logged(&["-vv"], "off").lines().count() > 1);
+}
+
+#[test]
+fn the_port_is_told_where_there_is_none_too() {
+    let short = |name: &str| {
+        let lookup = ["lookup", name, "--short", "--catalog", CATALOG];
+        let output = run(&[&lookup[..], &["--dns", "none", "--http", "none"]].concat());
+        text(&output.stdout)
+    };
+    assert_eq!(short("7f000001.addr.consul"), "127.0.0.1:0\n");
+    let v6 = "20010db8000000000000000000000002.addr.consul";
+    assert_eq!(short(v6), "[2001:db8::2]:0\n");
 }
 
 #[test]
@@ -381,8 +555,15 @@ fn help_teaches_with_examples() {
         &["explain"],
         &["watch"],
         &["serve"],
+        &["services"],
+        &["register"],
         &["doctor"],
+        &["kv"],
+        &["kv", "get"],
+        &["config"],
         &["config", "check"],
+        &["completions"],
+        &["man"],
     ] {
         let mut arguments = command.to_vec();
         arguments.push("--help");

@@ -419,6 +419,34 @@ fn what_is_wrong_with_a_registration_is_told_once() {
 }
 
 #[tokio::test]
+async fn what_never_was_registered_is_not_told_as_deregistered() {
+    let closed = closed_port().to_string();
+    // The command's own status stays: `read` ends with 1 where there is no line.
+    for (command, status) in [(&[][..], 5), (&["--", "sh", "-c", "read line"], 1)] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        program.env_clear().env("PATH", "/usr/bin:/bin");
+        program.args(["register", "job", "--port", "7", "--http", &closed]);
+        let program = program.args(command).stdin(Stdio::piped());
+        let mut child = program.stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+        while !said
+            .next()
+            .unwrap()
+            .unwrap()
+            .contains("is not registered at")
+        {}
+        match command {
+            [] => signal(child.id(), "TERM"),
+            _ => drop(child.stdin.take()),
+        }
+        let rest: Vec<_> = said.map_while(Result::ok).collect();
+        assert!(!rest.concat().contains(": deregistered"), "{rest:?}");
+        let ended = child.wait().unwrap().code();
+        assert_eq!(ended, Some(status), "{rest:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_exit_status_of_a_wrapped_program_is_passed_on() {
     let agent = Agent::start().await;
     for (command, status) in [

@@ -332,7 +332,9 @@ fn what_a_check_prints_is_cut_and_harmless() {
     for command in [&["services", "web"][..], &["doctor", "web"]] {
         let mut program = Command::new(env!("CARGO_BIN_EXE_proconsul"));
         program.env_clear().args(command).args(["--timeout", "20s"]);
-        program.args(["--dns", "none", "--http", &server.url()]);
+        program
+            .env("PROCONSUL_DNS", "none")
+            .args(["--http", &server.url()]);
         let output = program.stdin(Stdio::null()).output().unwrap();
         for bytes in [&output.stdout, &output.stderr] {
             let said = String::from_utf8_lossy(bytes);

@@ -77,9 +77,10 @@ async fn no_command_prints_the_token_whatever_it_logs() {
             for by_file in [true, false] {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
                 command.env_clear().args(arguments);
-                command.args(["--http", &http, "--dns", &agent.dns().to_string()]);
-                command.arg("--snapshot").arg(&snapshot);
+                command.args(["--http", &http]);
                 command
+                    .env("PROCONSUL_DNS", agent.dns().to_string())
+                    .env("PROCONSUL_SNAPSHOT", &snapshot)
                     .env("RUST_LOG", "trace")
                     .env("PATH", "/usr/bin:/bin");
                 if by_file {

@@ -216,6 +216,12 @@ async fn the_program_reads_writes_and_lists() {
     let told: Value =
         serde_json::from_slice(&run(&agent, &["get", "a/c", "--json"]).stdout).unwrap();
     assert_eq!(told["base64"], "AP8=");
+    // What the help says that there is.
+    let keys: Vec<_> = told.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["base64", "flags", "index", "key", "session"]);
+    let help = run(&agent, &["--help"]).stdout;
+    let help = String::from_utf8(help).unwrap();
+    assert!(keys.iter().all(|key| help.contains(&**key)), "{help}");
     assert_eq!(run(&agent, &["list", "a/"]).stdout, b"a/b\na/c\n");
     assert_eq!(run(&agent, &["delete", "a/b"]).status.code(), Some(0));
     assert_eq!(run(&agent, &["list", "b"]).status.code(), Some(3));

@@ -41,9 +41,8 @@ impl ResolverBuilder {
         for (variable, value) in variables {
             if let Some(service) = variable.strip_prefix(PREFIX)
                 && !value.is_empty()
-                && let Err(why) = self.config.defaults.set(service, &value)
             {
-                self.refuse("default_address", format!("{variable}: {why}"));
+                self = self.default_told_as(&variable, service, &value);
             }
         }
         self
@@ -92,10 +91,9 @@ impl ResolverBuilder {
             if let Some(value) = value(variable) {
                 let before = self.problems.clone();
                 self = set(self, &value);
-                let fresh = |name: &&&str| !before.contains_key(**name);
-                if let Some(&name) = self.problems.keys().find(fresh) {
-                    let problem = self.problems.entry(name);
-                    problem.and_modify(|problem| *problem = problem.about(variable));
+                let mut all = self.problems.iter_mut();
+                if let Some((_, problem)) = all.find(|(name, _)| !before.contains_key(*name)) {
+                    *problem = problem.about(variable);
                 }
             }
         }
@@ -243,6 +241,18 @@ mod tests {
                 "{variable}"
             );
         }
+    }
+
+    #[test]
+    fn each_variable_of_a_default_address_stands_for_itself() {
+        let variables = [
+            ("PROCONSUL_DEFAULT_A", "nowhere"),
+            ("PROCONSUL_DEFAULT_B", "10.0.0.1:80"),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let builder = ResolverBuilder::default().default_address("b", "nowhere");
+        let told = problem(builder.read_defaults(variables.into_iter()));
+        assert!(told.starts_with("PROCONSUL_DEFAULT_A: "), "{told}");
     }
 
     #[test]

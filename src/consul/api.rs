@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     clock,
-    endpoint::{Attempt, Source, Transport},
+    endpoint::{Attempt, Outcome, Source, Transport},
     error::{Error, ErrorKind},
     name::Locality,
 };
@@ -59,6 +59,15 @@ pub(crate) fn json<'a, T: Deserialize<'a>>(what: &str, reply: &'a Reply) -> Resu
 pub(crate) fn unread(what: &str, why: &dyn fmt::Display) -> Error {
     let message = format!("{what}: the reply is not the JSON asked for: {why}");
     Error::new(ErrorKind::Unavailable, message)
+}
+
+/// A reply that shows nothing because the token may see nothing: whoever gave it has
+/// denied it.
+pub(crate) fn unseen(message: String, mut attempts: Vec<Attempt>) -> Error {
+    if let Some(last) = attempts.last_mut() {
+        last.outcome = Outcome::Denied;
+    }
+    Error::with_attempts(ErrorKind::Denied, message, attempts)
 }
 
 /// The requests of one resolver.
@@ -105,6 +114,15 @@ impl Api {
         self.ask(Verb::Get, path, what, Repeat::Safe).await
     }
 
+    /// The same, and who was asked, in order: for a reply that may turn out to be a refusal.
+    pub(crate) async fn get_from(
+        &self,
+        path: &str,
+        what: &str,
+    ) -> Result<(Reply, Vec<Attempt>), Error> {
+        self.put_to(Verb::Get, path, what, Repeat::Safe).await
+    }
+
     /// `path`: encoded, with a `?` in it. `what` it is about, for errors.
     ///
     /// Cancel-safe: what was sent may have been done.
@@ -115,6 +133,17 @@ impl Api {
         what: &str,
         repeat: Repeat,
     ) -> Result<Reply, Error> {
+        let (reply, _) = self.put_to(verb, path, what, repeat).await?;
+        Ok(reply)
+    }
+
+    async fn put_to(
+        &self,
+        verb: Verb,
+        path: &str,
+        what: &str,
+        repeat: Repeat,
+    ) -> Result<(Reply, Vec<Attempt>), Error> {
         let path = format!("{path}{}", self.place);
         let mut attempts = Vec::new();
         let mut telling = None;
@@ -123,19 +152,31 @@ impl Api {
             let replied = (self.agent)
                 .send(address, verb.clone(), &path, self.limit)
                 .await;
-            let trouble = match replied {
-                Ok(reply) => return Ok(reply),
-                Err(trouble) => trouble,
-            };
-            attempts.push(Attempt {
+            let attempt = Attempt {
                 source: Source::Http,
                 address: format!("{address}{path}").into(),
                 transport: Transport::Http,
-                outcome: trouble.outcome(),
+                outcome: Outcome::Answered,
                 elapsed: clock::now().saturating_duration_since(start),
                 received: 0,
                 count: 0,
+                detail: Box::default(),
+            };
+            let trouble = match replied {
+                Ok(reply) => {
+                    let received = reply.body.len();
+                    attempts.push(Attempt {
+                        received,
+                        ..attempt
+                    });
+                    return Ok((reply, attempts));
+                }
+                Err(trouble) => trouble,
+            };
+            attempts.push(Attempt {
+                outcome: trouble.outcome(),
                 detail: trouble.to_string().into(),
+                ..attempt
             });
             let (kind, next) = judge(&trouble, repeat);
             // Who does not answer says less than who refused, unless it may have done it.

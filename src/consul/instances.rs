@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::Deserialize;
 
-use crate::endpoint::Health;
+use crate::{
+    endpoint::Health,
+    found::{self, Found},
+};
 
 /// A name in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +158,31 @@ pub(crate) fn instances(service: &str, body: &[u8]) -> Result<Vec<Instance>, ser
         }
     };
     Ok(read.unwrap_or_default().into_iter().map(one).collect())
+}
+
+/// The same of instances that nobody has registered: somebody has written them down.
+pub(crate) fn written(service: &str, found: &Found) -> Vec<Instance> {
+    let Found::Instances(all) = found else {
+        return Vec::new();
+    };
+    let name: Arc<str> = service.into();
+    let one = |one: &found::Instance| {
+        let host = || one.target.trim_end_matches('.').to_owned();
+        let address = one.addresses.first().map(ToString::to_string);
+        let facts = one.facts.as_deref();
+        Instance {
+            service: Arc::clone(&name),
+            id: facts.and_then(|facts| facts.id.clone()).unwrap_or_default(),
+            node: Box::default(),
+            address: address.unwrap_or_else(host).into(),
+            port: one.port,
+            tags: facts.map(|facts| facts.tags.clone()).unwrap_or_default(),
+            meta: facts.map(|facts| facts.meta.clone()).unwrap_or_default(),
+            health: Health::Unknown,
+            checks: Box::default(),
+        }
+    };
+    all.iter().map(one).collect()
 }
 
 fn check(check: Check) -> CheckState {

@@ -188,6 +188,19 @@ impl Locality {
     pub(crate) fn is_a_place(&self) -> bool {
         self.peer.is_none() && self.sameness_group.is_none() && self.port.is_none()
     }
+
+    /// Whether it names no other place than this one.
+    pub(crate) fn is_within(&self, home: &Self) -> bool {
+        let own = |asked: &Option<Box<str>>, own: &Option<Box<str>>| match (asked, own) {
+            (None, _) => true,
+            (Some(asked), Some(own)) => asked.eq_ignore_ascii_case(own),
+            (Some(_), None) => false,
+        };
+        own(&self.datacenter, &home.datacenter)
+            && own(&self.namespace, &home.namespace)
+            && own(&self.partition, &home.partition)
+            && self.is_a_place()
+    }
 }
 
 impl ConsulName {

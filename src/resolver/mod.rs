@@ -332,6 +332,11 @@ impl Resolver {
         sets.into_iter().map(cached).collect()
     }
 
+    /// How many sets [`cached`](Self::cached) has without a limit.
+    pub fn cached_sets(&self) -> usize {
+        self.0.cache().list(clock::now()).count()
+    }
+
     /// The metrics of this resolver, as they are now. Prints as Prometheus text.
     pub fn metrics(&self) -> Metrics {
         let inner = &self.0;

@@ -70,7 +70,7 @@ impl Defaults {
 }
 
 /// `pay-api.v2` as `PAY_API_V2`.
-fn variable(service: &str) -> Box<str> {
+pub(crate) fn variable(service: &str) -> Box<str> {
     let service = service.to_uppercase();
     service.replace(['-', '.'], "_").into()
 }

@@ -305,17 +305,7 @@ impl Sources {
 
     /// Whether a name asks for no other place than our own.
     pub(crate) fn is_home(&self, asked: &Locality) -> bool {
-        let own = |asked: &Option<Box<str>>, own: &Option<Box<str>>| match (asked, own) {
-            (None, _) => true,
-            (Some(asked), Some(own)) => asked.eq_ignore_ascii_case(own),
-            (Some(_), None) => false,
-        };
-        own(&asked.datacenter, &self.home.datacenter)
-            && own(&asked.namespace, &self.home.namespace)
-            && own(&asked.partition, &self.home.partition)
-            && asked.peer.is_none()
-            && asked.sameness_group.is_none()
-            && asked.port.is_none()
+        asked.is_within(&self.home)
     }
 }
 

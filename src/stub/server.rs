@@ -214,7 +214,10 @@ impl Server {
         } = &*current;
         let question = match answer::judge(packet, resolver.domain(), current.recursion()) {
             Judged::Drop => return None,
-            Judged::Reply(reply) => return unremembered(reply),
+            Judged::Reply(reply) => {
+                self.counted.judged(&reply);
+                return unremembered(reply);
+            }
             Judged::Ask(question) => question,
         };
         let way = Way::of(transport, client);

@@ -6,7 +6,7 @@
 //! | `proconsul_dns_queries_total{transport,rcode}` | each question that was answered |
 //! | `proconsul_dns_query_duration_seconds` | the same; what is known takes microseconds and counts in the lowest bucket |
 //! | `proconsul_dns_remembered_total` | those that were answered from memory |
-//! | `proconsul_dns_malformed_total{reason}` | packets that are no question: `formerr` was answered so, `dropped` not at all |
+//! | `proconsul_dns_malformed_total{reason}` | packets that are no question: `formerr` was answered so by us, `dropped` not at all |
 //! | `proconsul_dns_shed_total` | datagrams that nobody had time for |
 //! | `proconsul_dns_turned_away_total` | questions for names that nothing is known of, above what may be asked for a second |
 //! | `proconsul_dns_shortcuts`, `proconsul_dns_shortcut_bytes` | replies kept, and their bytes |
@@ -27,16 +27,22 @@ use crate::{
     clock,
     endpoint::Transport,
     metrics::{Histogram, Text},
+    records::wire,
 };
 
-/// Response codes that fit a header.
-const CODES: [&str; 16] = [
-    "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "6", "7", "8", "9", "10",
-    "11", "12", "13", "14", "15",
+/// Response codes that fit a header, and the one of EDNS that we answer (RFC 6895, section 2.3).
+const CODES: [&str; 17] = [
+    "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET",
+    "NXRRSET", "NOTAUTH", "NOTZONE", "11", "12", "13", "14", "15", "BADVERS",
 ];
+
+const FORMERR: usize = 1;
 
 /// What those are told that nobody has time for.
 const SERVFAIL: usize = 2;
+
+/// Told from the start: a counter that begins with its first event hides that one from `rate()`.
+const USUAL: [usize; 7] = [0, FORMERR, SERVFAIL, 3, 4, 5, 16];
 
 const TRANSPORTS: [&str; 2] = ["udp", "tcp"];
 
@@ -90,6 +96,7 @@ pub(super) struct Counted {
     slow: [ByCode; 2],
     remembered: [ByCode; 2],
     durations: Histogram,
+    malformed: AtomicU64,
     dropped: AtomicU64,
     shed: AtomicU64,
     turned_away: AtomicU64,
@@ -106,6 +113,7 @@ impl Counted {
             slow: Default::default(),
             remembered: Default::default(),
             durations: Histogram::default(),
+            malformed: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             shed: AtomicU64::new(0),
             turned_away: AtomicU64::new(0),
@@ -136,15 +144,22 @@ impl Counted {
 
     /// A reply that was made.
     pub(super) fn answered(&self, reply: &[u8], transport: Transport, took: Duration) {
-        if let Some(counter) = of(&self.slow, reply, transport) {
+        if let Some(counter) = code(reply).and_then(|code| of(&self.slow, code, transport)) {
             counter.fetch_add(1, Ordering::Relaxed);
             self.durations.observe(took);
         }
     }
 
+    /// A packet was refused as it stood: nobody was asked, whose word the reply could be.
+    pub(super) fn judged(&self, refusal: &[u8]) {
+        if low(refusal) == Some(FORMERR) {
+            self.malformed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// A reply that was remembered.
     pub(super) fn remembered(&self, reply: &[u8], transport: Transport) {
-        if let Some(counter) = of(&self.remembered, reply, transport) {
+        if let Some(counter) = low(reply).and_then(|code| of(&self.remembered, code, transport)) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -167,6 +182,7 @@ impl Counted {
     fn sum(&self) -> Sum {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut sum = Sum {
+            malformed: load(&self.malformed),
             dropped: load(&self.dropped),
             shed: load(&self.shed),
             turned_away: load(&self.turned_away),
@@ -194,9 +210,24 @@ impl Counted {
     }
 }
 
-fn of<'a>(counters: &'a [ByCode; 2], reply: &[u8], transport: Transport) -> Option<&'a AtomicU64> {
-    let code = usize::from(reply.get(3)? & 0x0F);
+fn of(counters: &[ByCode; 2], code: usize, transport: Transport) -> Option<&AtomicU64> {
     counters[usize::from(transport != Transport::Udp)].get(code)
+}
+
+/// The response code in the header of a reply.
+fn low(reply: &[u8]) -> Option<usize> {
+    Some(usize::from(reply.get(3)? & 0x0F))
+}
+
+/// The whole response code, whose upper bits are in the OPT record (RFC 6891, section 6.1.3). A
+/// reply with a record to tell has none of those codes, and is not looked through.
+fn code(reply: &[u8]) -> Option<usize> {
+    let low = low(reply)?;
+    let records = reply.get(6..10)?;
+    let upper = || reply.get(wire::shape(reply)?.size_at? + 2);
+    let upper = (records == [0; 4]).then(upper).flatten();
+    let whole = low | usize::from(upper.copied().unwrap_or_default()) << 4;
+    Some(if whole < CODES.len() { whole } else { low })
 }
 
 #[derive(Default)]
@@ -205,6 +236,7 @@ struct Sum {
     remembered: u64,
     shed: u64,
     turned_away: u64,
+    malformed: u64,
     dropped: u64,
     names: u64,
     bytes: u64,
@@ -238,8 +270,8 @@ impl fmt::Display for Traffic {
         let mut text = Text::default();
         text.head("dns_queries_total", "counter", "Questions answered.");
         for (transport, codes) in TRANSPORTS.iter().zip(sum.queries) {
-            for (code, count) in CODES.iter().zip(codes) {
-                if count > 0 {
+            for (at, (code, count)) in CODES.iter().zip(codes).enumerate() {
+                if count > 0 || USUAL.contains(&at) {
                     let labels = format!("{{transport=\"{transport}\",rcode=\"{code}\"}}");
                     text.sample("dns_queries_total", &labels, count);
                 }
@@ -255,8 +287,8 @@ impl fmt::Display for Traffic {
         );
         let help = "Packets that are no question.";
         text.head("dns_malformed_total", "counter", help);
-        let formerr: u64 = sum.queries.iter().map(|codes| codes[1]).sum();
-        text.sample("dns_malformed_total", "{reason=\"formerr\"}", formerr);
+        let labels = "{reason=\"formerr\"}";
+        text.sample("dns_malformed_total", labels, sum.malformed);
         text.sample("dns_malformed_total", "{reason=\"dropped\"}", sum.dropped);
         for (name, kind, help, value) in [
             (
@@ -294,5 +326,45 @@ impl fmt::Display for Traffic {
         let tally = &self.0.lasting.tally;
         tally.write(&standings.unwrap_or_default(), &mut text);
         f.write_str(&text.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(counted: Counted) -> String {
+        Traffic(Arc::new(counted)).to_string()
+    }
+
+    #[test]
+    fn what_is_usual_is_told_before_it_happens() {
+        let text = told(Counted::new(clock::now()));
+        let queries = text.matches("\nproconsul_dns_queries_total{").count();
+        assert_eq!(queries, TRANSPORTS.len() * USUAL.len(), "{text}");
+        assert!(text.contains("{transport=\"tcp\",rcode=\"BADVERS\"} 0\n"));
+    }
+
+    #[test]
+    fn a_code_is_read_whole_and_malformed_is_only_what_was_judged_so() {
+        let counted = Counted::new(clock::now());
+        // The root A, and an OPT record with the upper bits 1.
+        let badvers = b"\0\0\x80\0\0\x01\0\0\0\0\0\x01\0\0\x01\0\x01\0\0\x29\x04\xd0\x01\0\0\0\0\0";
+        let formerr = b"\0\0\x80\x01\0\0\0\0\0\0\0\0";
+        counted.judged(badvers);
+        counted.answered(badvers, Transport::Udp, Duration::ZERO);
+        // An upstream's word, then ours.
+        counted.answered(formerr, Transport::Udp, Duration::ZERO);
+        counted.judged(formerr);
+        counted.answered(formerr, Transport::Udp, Duration::ZERO);
+        let text = told(counted);
+        for line in [
+            "proconsul_dns_queries_total{transport=\"udp\",rcode=\"BADVERS\"} 1",
+            "proconsul_dns_queries_total{transport=\"udp\",rcode=\"NOERROR\"} 0",
+            "proconsul_dns_queries_total{transport=\"udp\",rcode=\"FORMERR\"} 2",
+            "proconsul_dns_malformed_total{reason=\"formerr\"} 1",
+        ] {
+            assert!(text.lines().any(|own| own == line), "{line}\n{text}");
+        }
     }
 }

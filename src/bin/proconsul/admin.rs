@@ -13,7 +13,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proconsul::{
-    Alert, Cached, Resolver, Status,
+    Alert, Cached, Error, Resolver, Status,
     stub::{Control, Traffic},
 };
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use crate::{output, page};
+use crate::{lookup, output, page};
 
 /// Connections at once.
 const MOST: usize = 64;
@@ -185,7 +185,25 @@ impl Admin {
                 "protected": cached.protected.map(proconsul::Reason::as_str),
             })
         };
-        json!({ "names": self.resolver().cached(MOST_NAMES).iter().map(one).collect::<Value>() })
+        let resolver = self.resolver();
+        json!({
+            "total": resolver.cached_sets(),
+            "names": resolver.cached(MOST_NAMES).iter().map(one).collect::<Value>(),
+        })
+    }
+
+    /// As a look-up that nothing was known of.
+    async fn explained(&self, name: &str) -> Result<Value, Error> {
+        let resolver = self.resolver();
+        let name = lookup::read_name(&resolver, name, None)?;
+        let answer = resolver.lookup(&name).max_age(Duration::ZERO).await?;
+        let Some(kind) = lookup::own_type(&name) else {
+            return Ok(output::explained(&answer));
+        };
+        let found = resolver.records(&name, kind).await?;
+        let mut told = lookup::records_told(answer.name(), &found);
+        told["attempts"] = output::attempts(answer.attempts());
+        Ok(told)
     }
 
     async fn explain(&self, query: &str) -> Reply {
@@ -197,9 +215,10 @@ impl Admin {
             );
         };
         let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
-        // As a look-up that nothing was known of.
-        let found = self.resolver().lookup(&*name).max_age(Duration::ZERO).await;
-        object(&output::explained(&found))
+        object(&match self.explained(&name).await {
+            Ok(told) => told,
+            Err(error) => output::failed(&error),
+        })
     }
 }
 

@@ -63,7 +63,7 @@ pub(crate) enum Command {
     #[command(after_help = help::SERVICES)]
     Services(Services),
     /// Settings in Consul's key-value store.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::KV)]
     Kv(KvCommand),
     /// Register a service at this machine's agent, keep it registered, run COMMAND meanwhile.
     #[command(after_help = help::REGISTER)]
@@ -73,7 +73,7 @@ pub(crate) enum Command {
     #[command(after_help = help::DOCTOR)]
     Doctor(Doctor),
     /// The configuration file.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::CHECK)]
     Config(ConfigCommand),
     /// Print what makes a shell complete our commands and flags.
     #[command(after_help = help::COMPLETIONS)]
@@ -91,7 +91,9 @@ pub(crate) struct Services {
     #[arg(long, value_name = "TAG")]
     pub(crate) tag: Option<String>,
     #[command(flatten)]
-    pub(crate) sources: Sources,
+    pub(crate) written: Written,
+    #[command(flatten)]
+    pub(crate) agent: Agent,
 }
 
 #[derive(Debug, Subcommand)]
@@ -118,7 +120,7 @@ pub(crate) struct KvKey {
     /// A path such as web/limits
     pub(crate) key: String,
     #[command(flatten)]
-    pub(crate) sources: Sources,
+    pub(crate) agent: Agent,
 }
 
 #[derive(Debug, Args)]
@@ -129,7 +131,7 @@ pub(crate) struct KvPut {
     #[arg(allow_hyphen_values = true)]
     pub(crate) value: String,
     #[command(flatten)]
-    pub(crate) sources: Sources,
+    pub(crate) agent: Agent,
 }
 
 #[derive(Debug, Args)]
@@ -219,7 +221,7 @@ pub(crate) struct Register {
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration, default_value = "0s")]
     pub(crate) drain: Duration,
     #[command(flatten)]
-    pub(crate) sources: Sources,
+    pub(crate) agent: Agent,
     /// What is run while it is registered
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -348,12 +350,38 @@ pub(crate) enum OnlySource {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Where answers come from")]
 pub(crate) struct Sources {
-    /// Configuration in TOML; see `proconsul config check --help` [env: PROCONSUL_CONFIG]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     /// Consul's DNS interface, or none [env: PROCONSUL_DNS] [default: 127.0.0.1:8600]
     #[arg(long, value_name = "ADDR[,ADDR]")]
     dns: Option<String>,
+    #[command(flatten)]
+    agent: Agent,
+    #[command(flatten)]
+    written: Written,
+    /// Last good answers, kept here across runs [env: PROCONSUL_SNAPSHOT] [default: none; of
+    /// serve under systemd, in the state directory]
+    #[arg(long, value_name = "FILE")]
+    snapshot: Option<PathBuf>,
+}
+
+/// What needs no Consul.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Where answers come from")]
+pub(crate) struct Written {
+    /// Static catalog, Consul's service definitions in JSON: the last source asked [env: PROCONSUL_CATALOG]
+    #[arg(long, value_name = "FILE")]
+    catalog: Option<PathBuf>,
+    /// The domain that Consul answers for [env: PROCONSUL_DOMAIN] [default: consul]
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+}
+
+/// The agent's HTTP API, all that some commands ask.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Where answers come from")]
+pub(crate) struct Agent {
+    /// Configuration in TOML; see `proconsul config check --help` [env: PROCONSUL_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Consul's HTTP API, or none [env: CONSUL_HTTP_ADDR] [default: http://127.0.0.1:8500]
     #[arg(long, value_name = "URL[,URL]")]
     http: Option<String>,
@@ -372,16 +400,6 @@ pub(crate) struct Sources {
     /// Name that the agent's certificate must bear [env: CONSUL_TLS_SERVER_NAME]
     #[arg(long, value_name = "NAME")]
     tls_server_name: Option<String>,
-    /// Static catalog, Consul's service definitions in JSON: the last source asked [env: PROCONSUL_CATALOG]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) catalog: Option<PathBuf>,
-    /// Last good answers, kept here across runs [env: PROCONSUL_SNAPSHOT] [default: none; of
-    /// serve under systemd, in the state directory]
-    #[arg(long, value_name = "FILE")]
-    snapshot: Option<PathBuf>,
-    /// The domain that Consul answers for [env: PROCONSUL_DOMAIN] [default: consul]
-    #[arg(long, value_name = "DOMAIN")]
-    domain: Option<String>,
     /// Datacenter of names that say none [env: CONSUL_DATACENTER] [default: the agent's]
     #[arg(long, value_name = "DC")]
     datacenter: Option<String>,
@@ -396,21 +414,32 @@ pub(crate) struct Sources {
     timeout: Option<Duration>,
 }
 
+impl Agent {
+    /// A resolver whose HTTP API alone is asked.
+    pub(crate) fn resolver(&self) -> Result<Resolver, Error> {
+        self.with(&Written::default())
+    }
+
+    /// The same, with what is written down beside it.
+    pub(crate) fn with(&self, written: &Written) -> Result<Resolver, Error> {
+        let sources = Sources {
+            agent: self.clone(),
+            written: written.clone(),
+            ..Sources::default()
+        };
+        sources.resolver(None, Stale::Yes)
+    }
+}
+
 /// What is printed and how.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct Output {
-    /// Form of what is printed on stdout.
-    #[arg(
-        short,
-        long,
-        value_name = "FORM",
-        global = true,
-        default_value = "table"
-    )]
-    output: Form,
+    /// Form of what is printed on stdout [default: table]
+    #[arg(short, long, value_name = "FORM", global = true)]
+    output: Option<Form>,
     /// The same as -o json.
-    #[arg(long, global = true, conflicts_with = "short")]
+    #[arg(long, global = true)]
     json: bool,
     /// The same as -o short.
     #[arg(long, global = true)]
@@ -418,10 +447,10 @@ pub(crate) struct Output {
     /// Colour: auto is on a terminal only, and never where NO_COLOR is set.
     #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
     pub(crate) color: Color,
-    /// Tell more on stderr; twice, yet more.
+    /// Tell more on stderr, whatever RUST_LOG says; twice, yet more.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// Tell less on stderr.
+    /// Tell less on stderr, whatever RUST_LOG says.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
 }
@@ -445,23 +474,21 @@ pub(crate) enum Color {
 
 impl Output {
     pub(crate) fn form(&self) -> Form {
-        match (self.json, self.short) {
-            (true, _) => Form::Json,
-            (_, true) => Form::Short,
-            _ => self.output,
-        }
+        self.asked().next().unwrap_or(Form::Table)
     }
-}
 
-/// Whether JSON is asked for in a command line that cannot be read as a whole.
-pub(crate) fn wants_json(words: impl IntoIterator<Item = OsString>) -> bool {
-    let words = words.into_iter().take_while(|word| word != "--");
-    let words: Vec<_> = words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    let one = ["--json", "--output=json", "-ojson", "-o=json"];
-    let is_form = |pair: &[String]| ["-o", "--output"].contains(&&*pair[0]) && pair[1] == "json";
-    words.iter().any(|word| one.contains(&&**word)) || words.windows(2).any(is_form)
+    /// The forms that are asked for, in whatever way.
+    fn asked(&self) -> impl Iterator<Item = Form> {
+        let json = self.json.then_some(Form::Json);
+        let short = self.short.then_some(Form::Short);
+        self.output.into_iter().chain(json).chain(short)
+    }
+
+    /// Whether two of them are not one. clap does not see it where one stands before the command
+    /// and the other behind it.
+    pub(crate) fn contradicts_itself(&self) -> bool {
+        self.asked().any(|form| form != self.form())
+    }
 }
 
 impl Serve {
@@ -531,13 +558,13 @@ const ADMIN: AdminAddress =
 impl Sources {
     /// The configuration that is meant.
     pub(crate) fn config_path(&self) -> Option<PathBuf> {
-        config::path(self.config.as_deref())
+        config::path(self.agent.config.as_deref())
     }
 
     /// Reads the configuration. Once for all that is made of it: it may be a pipe, or become
     /// another one meanwhile.
     pub(crate) fn file(&self) -> Result<File, Error> {
-        let read = File::load(self.config.as_deref());
+        let read = File::load(self.agent.config.as_deref());
         read.map_err(Error::invalid_setting)
     }
 
@@ -584,17 +611,19 @@ impl Sources {
     fn over(&self, defaults: ResolverBuilder, file: &File) -> ResolverBuilder {
         let mut builder = file.apply(defaults).environment();
         macro_rules! set {
-            ($($flag:ident),*) => {
-                $(if let Some(value) = &self.$flag { builder = builder.$flag(value); })*
+            ($flags:expr, $($flag:ident),*) => {
+                $(if let Some(value) = &$flags.$flag { builder = builder.$flag(value); })*
             };
         }
-        if self.token_file.is_some() {
+        let Self { agent, written, .. } = self;
+        if agent.token_file.is_some() {
             builder = builder.no_token();
         }
-        set!(dns, http, token_file, ca_file, cert_file, key_file);
-        set!(tls_server_name, catalog, snapshot, domain);
-        set!(datacenter, namespace, partition);
-        if let Some(timeout) = self.timeout {
+        set!(self, dns, snapshot);
+        set!(agent, http, token_file, ca_file, cert_file, key_file);
+        set!(agent, tls_server_name, datacenter, namespace, partition);
+        set!(written, catalog, domain);
+        if let Some(timeout) = agent.timeout {
             builder = builder.timeout(timeout);
         }
         builder

@@ -2,12 +2,27 @@
 
 use std::process::ExitCode;
 
-use proconsul::{Answer, Attempt, ConsulName, Error, Freshness, Resolver, Subject};
+use proconsul::{Answer, Attempt, ConsulName, Error, Freshness, Records, Resolver, Subject};
 
 use crate::{
     args::{Explain, Form, Output, Stale},
     lookup, output,
 };
+
+/// What was found, in the form that the name has.
+enum Found {
+    Endpoints(Answer),
+    Records(Box<Records>),
+}
+
+impl Found {
+    fn attempts(&self) -> &[Attempt] {
+        match self {
+            Self::Endpoints(answer) => answer.attempts(),
+            Self::Records(records) => records.attempts(),
+        }
+    }
+}
 
 pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
     let (resolver, name, result) = match look_up(&command).await {
@@ -16,14 +31,18 @@ pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
     };
     if form.form() == Form::Json {
         return match &result {
-            Ok(_) => output::object(&output::explained(&result)),
+            Ok(Found::Endpoints(answer)) => output::object(&output::explained(answer)),
+            Ok(Found::Records(found)) => match lookup::some(&command.name, found, form) {
+                Ok(()) => output::object(&lookup::records_told(&command.name, found)),
+                Err(code) => code,
+            },
             Err(error) => output::failure(error, form),
         };
     }
     let (read, fqdn) = (meaning(&name), name.fqdn(resolver.domain()));
     let mut text = format!("{} means {read}\nasked for {fqdn}\n", command.name);
     let attempts = match &result {
-        Ok(answer) => answer.attempts(),
+        Ok(found) => found.attempts(),
         Err(error) => error.attempts(),
     };
     if attempts.is_empty() {
@@ -40,34 +59,50 @@ pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
         ));
     }
     match &result {
-        Ok(answer) => {
-            let whole = if answer.is_complete() {
-                "complete"
-            } else {
-                "NOT COMPLETE"
-            };
+        Ok(Found::Endpoints(answer)) => {
             let counted = output::counted(answer.endpoints().len(), "endpoint");
-            let (source, fresh) = (answer.source(), answer.freshness());
-            text.push_str(&format!(
-                "answer: {counted} from {source}, {fresh}, {whole}\n"
-            ));
-            if let Some(reason) = answer.protected() {
-                text.push_str(&format!("protected: {reason}\n"));
-            }
-            if answer.freshness() == Freshness::Stale {
-                let age = answer.age().as_secs_f64();
-                text.push_str(&format!("age: {age:.1} s since a source gave it\n"));
-            }
-            for warning in answer.warnings() {
-                text.push_str(&format!("warning: {warning}\n"));
-            }
+            text.push_str(&worth(&counted, Some(answer)));
             output::data(&text)
+        }
+        Ok(Found::Records(records)) => {
+            let counted = output::counted(records.answers().count(), "answer");
+            text.push_str(&worth(&counted, records.answer.as_ref()));
+            text.push_str(&lookup::rows(records));
+            let code = output::data(&text);
+            lookup::some(&command.name, records, form)
+                .err()
+                .unwrap_or(code)
         }
         Err(error) => {
             output::data(&text);
             output::failure(error, form)
         }
     }
+}
+
+/// What an answer is worth. None had to be had for what is written in the name.
+fn worth(counted: &str, answer: Option<&Answer>) -> String {
+    let Some(answer) = answer else {
+        return format!("answer: {counted}\n");
+    };
+    let whole = if answer.is_complete() {
+        "complete"
+    } else {
+        "NOT COMPLETE"
+    };
+    let (source, fresh) = (answer.source(), answer.freshness());
+    let mut text = format!("answer: {counted} from {source}, {fresh}, {whole}\n");
+    if let Some(reason) = answer.protected() {
+        text.push_str(&format!("protected: {reason}\n"));
+    }
+    if answer.freshness() == Freshness::Stale {
+        let age = answer.age().as_secs_f64();
+        text.push_str(&format!("age: {age:.1} s since a source gave it\n"));
+    }
+    for warning in answer.warnings() {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    text
 }
 
 /// The name in words.
@@ -95,13 +130,17 @@ fn meaning(name: &ConsulName) -> String {
     }
 }
 
-async fn look_up(
-    command: &Explain,
-) -> Result<(Resolver, ConsulName, Result<Answer, Error>), Error> {
+async fn look_up(command: &Explain) -> Result<(Resolver, ConsulName, Result<Found, Error>), Error> {
     let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     let name = lookup::read_name(&resolver, &command.name, None)?;
-    let result = resolver.lookup(&name).await;
+    let result = match lookup::own_type(&name) {
+        None => resolver.lookup(&name).await.map(Found::Endpoints),
+        Some(kind) => {
+            let found = resolver.records(&name, kind).await;
+            found.map(|found| Found::Records(Box::new(found)))
+        }
+    };
     Ok((resolver, name, result))
 }
 

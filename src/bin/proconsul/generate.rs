@@ -3,9 +3,10 @@
 use std::{io, path::Path, process::ExitCode};
 
 use clap::CommandFactory as _;
+use proconsul::Error;
 
 use crate::{
-    args::{Cli, Completions, Man},
+    args::{Cli, Completions, Man, Output},
     output,
 };
 
@@ -15,9 +16,9 @@ pub(crate) fn completions(command: &Completions) -> ExitCode {
     output::data(&String::from_utf8_lossy(&text))
 }
 
-pub(crate) fn man(command: &Man) -> ExitCode {
+pub(crate) fn man(command: &Man, form: &Output) -> ExitCode {
     if let Some(directory) = &command.dir {
-        return all(directory);
+        return all(directory, form);
     }
     let mut whole = Cli::command();
     whole.build();
@@ -27,23 +28,23 @@ pub(crate) fn man(command: &Man) -> ExitCode {
     };
     let Some(page) = page else {
         let name = command.command.as_deref().unwrap_or_default();
-        output::trouble(&format!("there is no command {name}: see proconsul --help"));
-        return ExitCode::from(2);
+        let why = format!("there is no command {name}: see proconsul --help");
+        return output::failure(&Error::invalid_setting(why), form);
     };
     let mut text = Vec::new();
     match clap_mangen::Man::new(page).render(&mut text) {
         Ok(()) => output::data(&String::from_utf8_lossy(&text)),
-        Err(error) => output::trouble(&format!("the page cannot be made: {error}")),
+        Err(error) => output::refused(&format!("the page cannot be made: {error}"), form),
     }
 }
 
-fn all(directory: &Path) -> ExitCode {
+fn all(directory: &Path, form: &Output) -> ExitCode {
     let made = || -> io::Result<()> {
         std::fs::create_dir_all(directory)?;
         clap_mangen::generate_to(Cli::command(), directory)
     };
     match made() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => output::trouble(&format!("{}: {error}", directory.display())),
+        Err(error) => output::refused(&format!("{}: {error}", directory.display()), form),
     }
 }

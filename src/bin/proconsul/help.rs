@@ -4,8 +4,11 @@ pub(crate) const SERVICES: &str = "Examples:
   proconsul services
   proconsul services -o short | xargs -n 1 proconsul lookup
   proconsul services web                     its instances, and why some are not healthy
+  proconsul services --catalog FILE          where no agent tells, what is written down
 
-The HTTP API is asked; with ACLs in force the token sees what it may see.";
+The HTTP API is asked; with ACLs in force the token sees what it may see. Where it is turned
+off or says nothing, the static catalog is told, with a warning, and \"source\" in JSON is
+static.";
 
 pub(crate) const KV: &str = "Examples:
   proconsul kv put web/limits '{\"calls\": 100}'
@@ -13,9 +16,10 @@ pub(crate) const KV: &str = "Examples:
   proconsul kv watch web/limits --json
   proconsul kv put web/certificate - < certificate.pem
 
-The value is printed as it is, and a line end after it; with --json it is an object with key,
-value (base64 where it is no text), index and flags. Exit status: 3 where there is no such
-key, 4 where the token may not.";
+The value is printed as it is, and a line end after it. With --json it is an object with key,
+value, flags, index and session (null where it is not locked); a value that is no text stands
+as base64 in place of value. list --json has all of them as keys. Exit status: 3 where there is
+no such key, 4 where the token may not.";
 
 pub(crate) const COMPLETIONS: &str = "Examples:
   proconsul completions bash > /etc/bash_completion.d/proconsul
@@ -31,7 +35,7 @@ pub(crate) const DOCTOR: &str = "Examples:
 
 One line a check: ok, warn or FAIL, what was seen, and what mends it. It asks Consul for
 its own service, this machine's stub for an address, and reads resolv.conf; it asks
-nobody else. Exit status: 0 without a FAIL, else 1.";
+nobody else. Exit status: 0 without a FAIL, 2 with one of the configuration, else 1.";
 
 pub(crate) const CHECK: &str = "Examples:
   proconsul config check --config /etc/proconsul.toml
@@ -81,7 +85,8 @@ pub(crate) const PICK: &str = "Examples:
 
 pub(crate) const EXPLAIN: &str = "Examples:
   proconsul explain web
-  proconsul explain web --http none --json";
+  proconsul explain web --http none --json
+  proconsul explain 10.0.0.1                 with the records, where there are no endpoints";
 
 pub(crate) const WATCH: &str =
     "A line for each instance: + came, - went, ~ has another weight, health or tag. The
@@ -122,7 +127,8 @@ on to COMMAND, which an agent that hangs holds up by 2 s at most. On a terminal,
 interrupt COMMAND too, SIGINT and SIGQUIT are passed on where it still runs 5 s later. SIGHUP,
 SIGUSR1 and SIGUSR2 are passed on at once. Without another check COMMAND has a heartbeat: 15 s
 after both are gone it is critical. Exit status: COMMAND's own (128 and the signal that ended
-it), 127 where there is none of that name; without COMMAND 0.
+it), 127 where there is none of that name; without COMMAND 0, and where it never was registered
+4 or 5.
 
 Environment, each where its flag is not given: SERVICE_NAME, SERVICE_PORT, SERVICE_ADDRESS or
 SERVICE_HOST, SERVICE_TAGS (separated by commas), SERVICE_TYPE (kept as the metadata type).";

@@ -28,13 +28,7 @@ async fn look_up(command: &Lookup, form: &Output) -> Result<Looked, Error> {
     let resolver = command.sources.resolver(command.source, command.stale())?;
     resolver.check().await?;
     let name = read_name(&resolver, &command.name, command.tag.as_deref())?;
-    // Names that have no endpoints are asked for what they have.
-    let own = match name.subject() {
-        Subject::Reverse(_) => Some("PTR"),
-        Subject::Apex => Some("NS"),
-        _ => None,
-    };
-    match command.kind.as_deref().or(own) {
+    match command.kind.as_deref().or_else(|| own_type(&name)) {
         Some(kind) => Ok(Looked::Records(Box::new(
             resolver.records(&name, kind).await?,
         ))),
@@ -44,6 +38,30 @@ async fn look_up(command: &Lookup, form: &Output) -> Result<Looked, Error> {
             output::saved(&resolver, form).await;
             Ok(Looked::Endpoints(found?))
         }
+    }
+}
+
+/// What a name that has no endpoints is asked for.
+pub(crate) fn own_type(name: &ConsulName) -> Option<&'static str> {
+    match name.subject() {
+        Subject::Reverse(_) => Some("PTR"),
+        Subject::Apex => Some("NS"),
+        _ => None,
+    }
+}
+
+/// Reads a name that endpoints may stand behind, as [`read_name`] does.
+pub(crate) fn read_service(
+    resolver: &Resolver,
+    text: &str,
+    tag: Option<&str>,
+) -> Result<ConsulName, Error> {
+    let name = read_name(resolver, text, tag)?;
+    match own_type(&name) {
+        None => Ok(name),
+        Some(kind) => Err(Error::invalid_setting(format!(
+            "{text} has no endpoints, only records: ask proconsul lookup {text} {kind}"
+        ))),
     }
 }
 
@@ -117,59 +135,62 @@ fn table(endpoints: &[Endpoint], form: &Output) -> String {
         }
         rows.push(row);
     }
-    let text = output::columns(&rows);
-    match text.split_once('\n') {
-        Some((head, rest)) => format!("{}\n{rest}", output::heading(form, head)),
-        None => text,
-    }
+    output::table(&rows, form)
 }
 
 fn records(command: &Lookup, found: &Records, form: &Output) -> ExitCode {
-    let mut told = match &found.answer {
-        Some(answer) => output::head(answer),
-        None => json!({"name": command.name}),
-    };
-    told["code"] = (*found.code).into();
-    told["records"] = found.records.iter().map(record).collect();
-    told["attempts"] = output::attempts(found.attempts());
-    let count = found.answers().count();
-    if count == 0 {
-        let message = match &found.error {
-            Some(error) => error.to_string(),
-            None => format!(
-                "{} has no record of that type ({})",
-                command.name, found.code
-            ),
-        };
-        return output::nothing(&message, told, form);
+    if let Err(code) = some(&command.name, found, form) {
+        return code;
     }
     match form.form() {
-        Form::Json => output::object(&told),
+        Form::Json => output::object(&records_told(&command.name, found)),
         Form::Short => {
             let lines = found.answers().map(|record| format!("{}\n", record.data));
             output::data(&lines.collect::<String>())
         }
         Form::Table => {
-            let row = |record: &Record| {
-                let Record {
-                    name, kind, data, ..
-                } = record;
-                vec![
-                    name.to_string(),
-                    record.ttl.to_string(),
-                    kind.to_string(),
-                    data.to_string(),
-                ]
-            };
-            let code = output::data(&output::columns(
-                &found.records.iter().map(row).collect::<Vec<_>>(),
-            ));
+            let code = output::data(&rows(found));
             if let Some(answer) = &found.answer {
-                output::summary(answer, count, "answer", form);
+                output::summary(answer, found.answers().count(), "answer", form);
             }
             code
         }
     }
+}
+
+/// Records as lines.
+pub(crate) fn rows(found: &Records) -> String {
+    let row = |record: &Record| {
+        let (name, kind, data) = (&record.name, &record.kind, &record.data);
+        [&**name, &record.ttl.to_string(), &**kind, &**data]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    output::columns(&found.records.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Whether there is any answer; where there is none that is told.
+pub(crate) fn some(name: &str, found: &Records, form: &Output) -> Result<(), ExitCode> {
+    if found.answers().next().is_some() {
+        return Ok(());
+    }
+    let message = match &found.error {
+        Some(error) => error.to_string(),
+        None => format!("{name} has no record of that type ({})", found.code),
+    };
+    Err(output::nothing(&message, records_told(name, found), form))
+}
+
+/// Records as JSON.
+pub(crate) fn records_told(name: &str, found: &Records) -> Value {
+    let mut told = match &found.answer {
+        Some(answer) => output::head(answer),
+        None => json!({"name": name}),
+    };
+    told["code"] = (*found.code).into();
+    told["records"] = found.records.iter().map(record).collect();
+    told["attempts"] = output::attempts(found.attempts());
+    told
 }
 
 fn record(record: &Record) -> Value {

@@ -21,10 +21,11 @@ mod signals;
 mod stderr;
 mod systemd;
 mod watch;
+mod words;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _, error::ErrorKind};
 use mimalloc::MiMalloc;
 
 use crate::args::{Cli, Command, ConfigCommand, KvCommand};
@@ -34,9 +35,10 @@ use crate::args::{Cli, Command, ConfigCommand, KvCommand};
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let words = words::own();
+    let cli = match read(&words) {
         Ok(cli) => cli,
-        Err(error) => return unread(&error),
+        Err(error) => return unread(&error, &words),
     };
     if matches!(cli.command, Command::Serve(_)) {
         privileges::gain_none();
@@ -47,7 +49,10 @@ fn main() -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return output::trouble(&format!("the runtime cannot start: {error}")),
+        Err(error) => {
+            let why = format!("the runtime cannot start: {error}");
+            return output::refused(&why, &cli.output);
+        }
     };
     let code = runtime.block_on(async {
         match cli.command {
@@ -59,7 +64,7 @@ fn main() -> ExitCode {
             Command::Services(command) => services::run(command, &cli.output).await,
             Command::Kv(command) => kv::run(command, &cli.output).await,
             Command::Completions(command) => generate::completions(&command),
-            Command::Man(command) => generate::man(&command),
+            Command::Man(command) => generate::man(&command, &cli.output),
             Command::Register(command) => register::run(command, &cli.output).await,
             Command::Doctor(command) => doctor::run(command, &cli.output).await,
             Command::Config(ConfigCommand::Check(command)) => {
@@ -72,9 +77,19 @@ fn main() -> ExitCode {
     code
 }
 
+fn read(words: &[String]) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command().color(words::wants_color(words));
+    let cli = Cli::from_arg_matches(&command.try_get_matches_from_mut(std::env::args_os())?)?;
+    if cli.output.contradicts_itself() {
+        let why = "--json, --short and --output ask for two forms: give one of them";
+        return Err(command.error(ErrorKind::ArgumentConflict, why));
+    }
+    Ok(cli)
+}
+
 /// A command line that means nothing, or asks for help. Whoever reads JSON is told in JSON too.
-fn unread(error: &clap::Error) -> ExitCode {
-    if error.use_stderr() && args::wants_json(std::env::args_os().skip(1)) {
+fn unread(error: &clap::Error, words: &[String]) -> ExitCode {
+    if error.use_stderr() && words::wants_json(words) {
         let text = error.to_string();
         // Its first paragraph; usage and where to find help follow.
         let (why, _) = text.split_once("\n\n").unwrap_or((&text, ""));

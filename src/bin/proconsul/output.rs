@@ -16,7 +16,7 @@ use proconsul::{Answer, Attempt, Endpoint, Error, ErrorKind, Freshness, Reason, 
 use serde_json::{Value, json};
 use tracing::{Event, Level, Subscriber, callsite::Identifier};
 use tracing_subscriber::{
-    Layer,
+    EnvFilter, Layer,
     layer::{Context, SubscriberExt as _},
     util::SubscriberInitExt as _,
 };
@@ -29,18 +29,27 @@ use crate::{
 /// Nothing answered to the name, or nothing healthy.
 const NOT_FOUND: u8 = 3;
 
-/// Events of the library go to stderr: those of `told` by default, `-v` tells each look-up,
-/// `-vv` all, `-q` nothing, `RUST_LOG` what it says.
+/// Events of the library go to stderr: `-v` tells each look-up, `-vv` all, `-q` nothing; without
+/// these flags `RUST_LOG` says which, and else those of `told` are.
 pub(crate) fn start_log(output: &Output, told: &str) {
-    let level = match (output.quiet, output.verbose) {
-        (true, _) => "off",
-        (_, 0) => told,
-        (_, 1) => "proconsul=debug,warn",
-        (_, _) => "proconsul=trace,debug",
+    let by_flag = match (output.quiet, output.verbose) {
+        (true, _) => Some("off"),
+        (_, 0) => None,
+        (_, 1) => Some("proconsul=debug,warn"),
+        (_, _) => Some("proconsul=trace,debug"),
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let variable = std::env::var("RUST_LOG").unwrap_or_default();
+    let by_variable = || {
+        EnvFilter::try_new(&variable)
+            .ok()
+            .filter(|_| !variable.is_empty())
+    };
+    let filter = match by_flag {
+        Some(level) => level.into(),
+        None => by_variable().unwrap_or_else(|| told.into()),
+    };
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| level.into()))
+        .with_env_filter(filter)
         .with_writer(|| stderr::Events)
         // Colour is a feature that is not built in, and asking for it panics.
         .with_ansi(false)
@@ -112,7 +121,7 @@ const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
 
 /// A heading, bold where colour is wanted.
-pub(crate) fn heading(output: &Output, text: &str) -> String {
+fn heading(output: &Output, text: &str) -> String {
     if colored(output, io::stdout().is_terminal()) {
         format!("{BOLD}{text}{PLAIN}")
     } else {
@@ -175,7 +184,12 @@ pub(crate) fn remark(output: &Output, text: &str) {
     }
 }
 
-/// Anything else that went wrong.
+/// The machine would not do what it was asked for: told as an error of the library is.
+pub(crate) fn refused(text: &str, output: &Output) -> ExitCode {
+    wrong(ErrorKind::Io, text, &[], output)
+}
+
+/// Anything else that went wrong, of which stdout can hear no more.
 pub(crate) fn trouble(text: &str) -> ExitCode {
     say(&format!("proconsul: {text}"));
     ExitCode::FAILURE
@@ -219,39 +233,53 @@ fn harmless(text: &str) -> Cow<'_, str> {
 }
 
 /// Every step of a look-up.
-pub(crate) fn explained(found: &Result<Answer, Error>) -> Value {
-    match found {
-        Ok(answer) => {
-            let mut told = head(answer);
-            told["count"] = answer.endpoints().len().into();
-            told["attempts"] = attempts(answer.attempts());
-            told
-        }
-        Err(error) => failed(error),
-    }
+pub(crate) fn explained(answer: &Answer) -> Value {
+    let mut told = head(answer);
+    told["count"] = answer.endpoints().len().into();
+    told["attempts"] = attempts(answer.attempts());
+    told
 }
 
-pub(crate) fn failed(error: &Error) -> Value {
+pub(crate) fn failed(failed: &Error) -> Value {
+    error(failed.kind(), &failed.to_string(), failed.attempts())
+}
+
+/// The form that all errors have.
+fn error(kind: ErrorKind, message: &str, made: &[Attempt]) -> Value {
+    // Whoever reads it knows five kinds. What the machine says no to may go another time.
+    let kind = match kind {
+        ErrorKind::Io => ErrorKind::Unavailable,
+        kind => kind,
+    };
     json!({
-        "error": {"kind": error.kind().as_str(), "message": error.to_string()},
-        "attempts": attempts(error.attempts()),
+        "error": {"kind": kind.as_str(), "message": message},
+        "attempts": attempts(made),
     })
 }
 
 /// An error of the library: told on stderr, as JSON also on stdout.
 pub(crate) fn failure(error: &Error, output: &Output) -> ExitCode {
+    wrong(error.kind(), &error.to_string(), error.attempts(), output)
+}
+
+/// The same of what the library has no error for.
+pub(crate) fn wrong(kind: ErrorKind, text: &str, made: &[Attempt], output: &Output) -> ExitCode {
     if output.form() == Form::Json {
-        object(&failed(error));
+        object(&error(kind, text, made));
     }
-    say(&format!("proconsul: {error}"));
-    status(error)
+    say(&format!("proconsul: {text}"));
+    status(kind)
 }
 
 /// Consul answered, and there is nothing to print: told on stderr, as JSON also
 /// on stdout, with what is known beside it.
 pub(crate) fn nothing(message: &str, mut told: Value, output: &Output) -> ExitCode {
     if output.form() == Form::Json {
-        told["error"] = json!({"kind": ErrorKind::NotFound.as_str(), "message": message});
+        let mut error = error(ErrorKind::NotFound, message, &[]);
+        told["error"] = error["error"].take();
+        if told.get("attempts").is_none() {
+            told["attempts"] = error["attempts"].take();
+        }
         object(&told);
     }
     remark(output, &format!("proconsul: {message}"));
@@ -272,8 +300,8 @@ pub(crate) fn counted(count: usize, what: &str) -> String {
 }
 
 /// The exit status of the contract.
-pub(crate) fn status(error: &Error) -> ExitCode {
-    match error.kind() {
+fn status(kind: ErrorKind) -> ExitCode {
+    match kind {
         ErrorKind::Invalid => ExitCode::from(2),
         ErrorKind::NotFound => ExitCode::from(NOT_FOUND),
         ErrorKind::Denied => ExitCode::from(4),
@@ -330,6 +358,15 @@ pub(crate) fn attempts(attempts: &[Attempt]) -> Value {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Rows in columns below a heading, which is the first of them.
+pub(crate) fn table(rows: &[Vec<String>], output: &Output) -> String {
+    let text = columns(rows);
+    match text.split_once('\n') {
+        Some((head, rest)) => format!("{}\n{rest}", heading(output, head)),
+        None => text,
+    }
 }
 
 /// Rows in columns, the last one ragged.

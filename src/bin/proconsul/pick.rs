@@ -44,7 +44,7 @@ pub(crate) async fn run(command: Pick, form: &Output) -> ExitCode {
 async fn look_up(command: &Pick, form: &Output) -> Result<(Answer, Picker), Error> {
     let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
-    let name = lookup::read_name(&resolver, &command.name, None)?;
+    let name = lookup::read_service(&resolver, &command.name, None)?;
     let answer = resolver.lookup(&name).await?;
     output::saved(&resolver, form).await;
     let picker = resolver.picker(&answer, command.strategy);

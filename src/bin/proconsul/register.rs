@@ -1,6 +1,7 @@
 //! `proconsul register NAME --port P [-- COMMAND...]`: for programs in any language.
 
 use std::{
+    collections::BTreeSet,
     env,
     ffi::OsString,
     io::{self, IsTerminal as _},
@@ -14,7 +15,9 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use proconsul::{Check, Error, Health, Registration, RegistrationState, ServiceDefinition};
+use proconsul::{
+    Check, Error, ErrorKind, Health, Registration, RegistrationState, ServiceDefinition,
+};
 use tokio::{
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
@@ -23,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    args::{Output, Register, Stale},
+    args::{Output, Register},
     output,
 };
 
@@ -56,7 +59,9 @@ const SIGNALS: [Signal; 6] = [
 pub(crate) async fn run(command: Register, form: &Output) -> ExitCode {
     let mut signals = match received() {
         Ok(signals) => signals,
-        Err(error) => return output::trouble(&format!("signals cannot be received: {error}")),
+        Err(error) => {
+            return output::refused(&format!("signals cannot be received: {error}"), form);
+        }
     };
     let (resolver, service) = match (prepared(&command).await, definition(&command)) {
         (Ok(resolver), Ok(service)) => (resolver, service),
@@ -69,7 +74,7 @@ pub(crate) async fn run(command: Register, form: &Output) -> ExitCode {
         return output::failure(&error, form);
     }
     // What cannot be run is not registered.
-    let mut wrapped = match spawned(&command.command) {
+    let mut wrapped = match spawned(&command.command, form) {
         Ok(child) => child.map(Wrapped::new),
         Err(failed) => return failed,
     };
@@ -90,11 +95,16 @@ pub(crate) async fn run(command: Register, form: &Output) -> ExitCode {
     };
     let (ended, signal) = end.registered(registration, command.drain).await;
     let Some(wrapped) = &mut wrapped else {
-        return ended
-            .err()
-            .map_or(ExitCode::SUCCESS, |error| output::failure(&error, form));
+        return match ended {
+            Ended::Left => ExitCode::SUCCESS,
+            Ended::Failed(error) => output::failure(&error, form),
+            Ended::Never(kind) => {
+                let why = "nothing was registered, and nothing is deregistered";
+                output::wrong(kind, why, &[], form)
+            }
+        };
     };
-    if let Err(error) = ended {
+    if let Ended::Failed(error) = ended {
         output::remark(form, &format!("proconsul: {error}"));
     }
     if let Some(signal) = signal {
@@ -109,7 +119,7 @@ pub(crate) async fn run(command: Register, form: &Output) -> ExitCode {
 }
 
 async fn prepared(command: &Register) -> Result<proconsul::Resolver, Error> {
-    let resolver = command.sources.resolver(None, Stale::Yes)?;
+    let resolver = command.agent.resolver()?;
     resolver.check().await?;
     Ok(resolver)
 }
@@ -182,21 +192,59 @@ fn received() -> io::Result<mpsc::Receiver<Signal>> {
     Ok(told)
 }
 
-fn spawned(command: &[OsString]) -> Result<Option<Child>, ExitCode> {
+fn spawned(command: &[OsString], form: &Output) -> Result<Option<Child>, ExitCode> {
     let Some((program, arguments)) = command.split_first() else {
         return Ok(None);
     };
     match Command::new(program).args(arguments).spawn() {
         Ok(child) => Ok(Some(child)),
         Err(error) => {
-            output::trouble(&format!(
-                "{} cannot be run: {error}",
-                program.to_string_lossy()
-            ));
+            let why = format!("{} cannot be run: {error}", program.to_string_lossy());
+            output::failure(&Error::invalid_setting(why), form);
             Err(ExitCode::from(match error.kind() {
                 io::ErrorKind::NotFound => NO_COMMAND,
                 _ => NOT_RUN,
             }))
+        }
+    }
+}
+
+/// What came of a registration in the end.
+enum Ended {
+    /// It is deregistered.
+    Left,
+    /// It could not be.
+    Failed(Error),
+    /// It never was registered.
+    Never(ErrorKind),
+}
+
+/// What was heard of it so far.
+struct Known {
+    registered: BTreeSet<String>,
+    /// Why the rest is not.
+    why: ErrorKind,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            registered: BTreeSet::new(),
+            why: ErrorKind::Unavailable,
+        }
+    }
+}
+
+impl Known {
+    fn hear(&mut self, states: Vec<(String, RegistrationState)>) {
+        for (id, state) in states {
+            match state {
+                RegistrationState::Registered => _ = self.registered.insert(id),
+                RegistrationState::Failing(error) => self.why = error.kind(),
+                // Whoever chose it can choose another.
+                RegistrationState::Taken(_) => self.why = ErrorKind::Invalid,
+                _ => {}
+            }
         }
     }
 }
@@ -216,18 +264,18 @@ impl Ending<'_> {
         mut self,
         mut registration: Registration,
         drain: Duration,
-    ) -> (Result<(), Error>, Option<Signal>) {
+    ) -> (Ended, Option<Signal>) {
+        let mut known = Known::default();
         let first = loop {
             tokio::select! {
-                states = registration.changed() => tell(&states, self.form),
+                states = registration.changed() => {
+                    tell(&states, self.form);
+                    known.hear(states);
+                }
                 signal = self.end() => break signal,
             }
         };
-        let ids: Vec<_> = registration
-            .states()
-            .into_iter()
-            .map(|(id, _)| id)
-            .collect();
+        known.hear(registration.states());
         let (mut held, mut hurries) = (first, first.is_none());
         let mut ending = std::pin::pin!(registration.shutdown());
         let mut latest = std::pin::pin!(sleep(HELD.saturating_add(drain)));
@@ -244,9 +292,15 @@ impl Ending<'_> {
                 }
             }
         };
-        if ended.is_ok() {
-            output::remark(self.form, &format!("{}: deregistered", ids.join(", ")));
-        }
+        let ended = match ended {
+            Err(error) => Ended::Failed(error),
+            Ok(()) if known.registered.is_empty() => Ended::Never(known.why),
+            Ok(()) => {
+                let ids: Vec<_> = known.registered.into_iter().collect();
+                output::remark(self.form, &format!("{}: deregistered", ids.join(", ")));
+                Ended::Left
+            }
+        };
         if held.is_some() && !hurries {
             tokio::select! {
                 () = sleep(drain) => {}

@@ -2,38 +2,69 @@
 
 use std::{fmt::Write as _, process::ExitCode};
 
-use proconsul::{CheckState, Instance, ServiceName};
+use proconsul::{CheckState, Error, Instance, ServiceName, Source};
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Form, Output, Services, Stale},
+    args::{Form, Output, Services},
     output,
 };
 
 pub(crate) async fn run(command: Services, form: &Output) -> ExitCode {
-    let resolver = match command.sources.resolver(None, Stale::Yes) {
-        Ok(resolver) => resolver,
-        Err(error) => return output::failure(&error, form),
+    match look(&command, form).await {
+        Ok(code) => code,
+        Err(error) => output::failure(&error, form),
+    }
+}
+
+async fn look(command: &Services, form: &Output) -> Result<ExitCode, Error> {
+    let resolver = command.agent.with(&command.written)?;
+    resolver.check().await?;
+    let wanted = |tags: &[Box<str>]| command.tag.as_ref().is_none_or(|tag| has_tag(tags, tag));
+    Ok(match &command.name {
+        None => {
+            let (asked, written) = (resolver.services().await, resolver.static_services());
+            let (mut all, source) = or_written(asked, written, form).await?;
+            all.retain(|service| wanted(&service.tags));
+            services(&all, source, form)
+        }
+        Some(name) => {
+            let (asked, written) = (
+                resolver.instances(name).await,
+                resolver.static_instances(name),
+            );
+            let (mut all, source) = or_written(asked, written, form).await?;
+            all.retain(|instance| wanted(&instance.tags));
+            instances(name, &all, source, form)
+        }
+    })
+}
+
+/// What an agent told; where none is asked, or none says anything, what is written down.
+async fn or_written<T>(
+    asked: Result<Vec<T>, Error>,
+    written: impl Future<Output = Result<Option<Vec<T>>, Error>>,
+    form: &Output,
+) -> Result<(Vec<T>, Source), Error> {
+    let error = match asked {
+        Ok(all) => return Ok((all, Source::Http)),
+        Err(error) => error,
     };
-    match &command.name {
-        None => match resolver.services().await {
-            Ok(mut all) => {
-                if let Some(tag) = &command.tag {
-                    all.retain(|service| has_tag(&service.tags, tag));
-                }
-                services(&all, form)
-            }
-            Err(error) => output::failure(&error, form),
-        },
-        Some(name) => match resolver.instances(name).await {
-            Ok(mut all) => {
-                if let Some(tag) = &command.tag {
-                    all.retain(|instance| has_tag(&instance.tags, tag));
-                }
-                instances(name, &all, form)
-            }
-            Err(error) => output::failure(&error, form),
-        },
+    let is_off = error.attempts().is_empty();
+    // One that says no has said something.
+    if !is_off && !error.is_unavailable() {
+        return Err(error);
+    }
+    match written.await? {
+        // What does not stand there an agent may know, where there is one.
+        Some(written) if is_off || !written.is_empty() => {
+            output::remark(
+                form,
+                &format!("warning: {error}: this is the static catalog"),
+            );
+            Ok((written, Source::Static))
+        }
+        _ => Err(error),
     }
 }
 
@@ -41,9 +72,12 @@ pub(crate) fn has_tag(tags: &[Box<str>], tag: &str) -> bool {
     tags.iter().any(|own| own.eq_ignore_ascii_case(tag))
 }
 
-fn services(all: &[ServiceName], form: &Output) -> ExitCode {
+fn services(all: &[ServiceName], source: Source, form: &Output) -> ExitCode {
     let one = |service: &ServiceName| json!({ "name": &*service.name, "tags": &service.tags });
-    let told = json!({ "services": all.iter().map(one).collect::<Value>() });
+    let told = json!({
+        "source": source.as_str(),
+        "services": all.iter().map(one).collect::<Value>(),
+    });
     if all.is_empty() {
         return output::nothing("the catalog has no such service", told, form);
     }
@@ -54,19 +88,17 @@ fn services(all: &[ServiceName], form: &Output) -> ExitCode {
             text
         })),
         Form::Table => {
-            let mut rows = vec![vec![
-                output::heading(form, "SERVICE"),
-                output::heading(form, "TAGS"),
-            ]];
+            let mut rows = vec![vec!["SERVICE".to_owned(), "TAGS".to_owned()]];
             let row =
                 |service: &ServiceName| vec![service.name.to_string(), service.tags.join(", ")];
             rows.extend(all.iter().map(row));
-            output::data(&output::columns(&rows))
+            output::data(&output::table(&rows, form))
         }
     }
 }
 
-fn instances(name: &str, all: &[Instance], form: &Output) -> ExitCode {
+fn instances(name: &str, all: &[Instance], source: Source, form: &Output) -> ExitCode {
+    let is_registered = source == Source::Http;
     let check = |check: &CheckState| {
         json!({
             "id": &*check.id, "name": &*check.name, "health": check.health.as_str(),
@@ -75,13 +107,18 @@ fn instances(name: &str, all: &[Instance], form: &Output) -> ExitCode {
     };
     let one = |instance: &Instance| {
         json!({
-            "id": &*instance.id, "node": &*instance.node, "address": &*instance.address,
-            "port": instance.port, "tags": &instance.tags, "meta": &instance.meta,
-            "health": instance.health.as_str(),
-            "checks": instance.checks.iter().map(check).collect::<Value>(),
+            "id": &*instance.id, "address": &*instance.address, "port": instance.port,
+            "tags": &instance.tags, "meta": &instance.meta,
+            // What is written down tells none of these.
+            "node": is_registered.then_some(&*instance.node),
+            "health": is_registered.then_some(instance.health.as_str()),
+            "checks": is_registered.then(|| instance.checks.iter().map(check).collect::<Value>()),
         })
     };
-    let told = json!({ "name": name, "instances": all.iter().map(one).collect::<Value>() });
+    let told = json!({
+        "name": name, "source": source.as_str(),
+        "instances": all.iter().map(one).collect::<Value>(),
+    });
     if all.is_empty() {
         let message = format!("the catalog has no instance of {name}");
         return output::nothing(&message, told, form);
@@ -100,7 +137,11 @@ fn instances(name: &str, all: &[Instance], form: &Output) -> ExitCode {
                 "HEALTH",
                 "CHECKS THAT DO NOT PASS",
             ];
-            let mut rows = vec![heads.map(|head| output::heading(form, head)).to_vec()];
+            let mut rows = vec![heads.map(str::to_owned).to_vec()];
+            let health = |instance: &Instance| match is_registered {
+                true => instance.health.as_str().to_owned(),
+                false => String::new(),
+            };
             rows.extend(all.iter().map(|instance| {
                 let bad = instance.checks.iter();
                 let bad = bad.filter(|check| check.health != proconsul::Health::Passing);
@@ -109,11 +150,11 @@ fn instances(name: &str, all: &[Instance], form: &Output) -> ExitCode {
                     instance.to_string(),
                     instance.id.to_string(),
                     instance.node.to_string(),
-                    instance.health.as_str().to_owned(),
+                    health(instance),
                     bad.join("; "),
                 ]
             }));
-            output::data(&output::columns(&rows))
+            output::data(&output::table(&rows, form))
         }
     }
 }

@@ -49,7 +49,7 @@ async fn start(command: &Watch) -> Result<(Resolver, Vec<Service>), Error> {
     resolver.check().await?;
     let mut services = Vec::new();
     for name in &command.names {
-        let name = lookup::read_name(&resolver, name, command.tag.as_deref())?;
+        let name = lookup::read_service(&resolver, name, command.tag.as_deref())?;
         services.push(resolver.service(&name)?);
     }
     Ok((resolver, services))

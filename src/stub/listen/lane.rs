@@ -310,6 +310,7 @@ fn serve<S: Address>(work: &Work) {
                         continue;
                     }
                     Err(Some(refusal)) => {
+                        counted.judged(&refusal);
                         counted.answered(&refusal, Transport::Udp, Duration::ZERO);
                         room[..refusal.len()].copy_from_slice(&refusal);
                         lengths[replies] = refusal.len();

@@ -8,7 +8,7 @@ mod service;
 
 use std::process::ExitCode;
 
-use proconsul::Resolver;
+use proconsul::{ErrorKind, Resolver};
 use serde_json::{Value, json};
 
 use crate::{
@@ -16,6 +16,9 @@ use crate::{
     config::File,
     output,
 };
+
+/// The check that whoever runs the program can mend by its flags and files.
+const CONFIGURATION: &str = "configuration";
 
 /// What a check came to, worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,7 +89,7 @@ pub(crate) async fn run(command: Doctor, form: &Output) -> ExitCode {
         }
         Err(error) => {
             let mend = "mend what is named there";
-            findings.fail("configuration", error.to_string(), mend);
+            findings.fail(CONFIGURATION, error.to_string(), mend);
         }
     }
     let flag = command.stub.map(|stub| vec![stub]);
@@ -97,9 +100,17 @@ pub(crate) async fn run(command: Doctor, form: &Output) -> ExitCode {
 
 /// The configuration's files, the doors, and what is behind them.
 async fn consul(command: &Doctor, file: &File, resolver: &Resolver, findings: &mut Findings) {
-    match resolver.check().await {
-        Ok(()) => findings.ok("configuration", "it is read, with all files it names"),
-        Err(error) => findings.fail("configuration", error.to_string(), "mend the file"),
+    let nobody = match resolver.status().sources.is_empty() {
+        true => resolver.lookup("consul").await.err(),
+        false => None,
+    };
+    match (resolver.check().await, nobody) {
+        (Err(error), _) => findings.fail(CONFIGURATION, error.to_string(), "mend the file"),
+        // A static catalog is a source too.
+        (Ok(()), Some(error)) if error.kind() == ErrorKind::Invalid => {
+            findings.fail(CONFIGURATION, error.to_string(), "else nothing is found");
+        }
+        (Ok(()), _) => findings.ok(CONFIGURATION, "it is read, with all files it names"),
     }
     doors::look(command, file, findings).await;
     cluster::look(resolver, findings).await;
@@ -116,7 +127,9 @@ fn told(findings: &Findings, form: &Output) -> ExitCode {
         Form::Json => _ = output::object(&object(findings)),
         Form::Table | Form::Short => _ = output::data(&lines(findings)),
     }
+    let is_misset = |one: &Finding| one.check == CONFIGURATION && one.verdict == Verdict::Fail;
     match worst {
+        Some(Verdict::Fail) if findings.0.iter().any(is_misset) => ExitCode::from(2),
         Some(Verdict::Fail) => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     }

@@ -3,7 +3,7 @@
 use proconsul::{CheckState, Health, Instance, Locality, Resolver, ResolverBuilder, Subject};
 
 use super::Findings;
-use crate::{output, services};
+use crate::{lookup, output, services};
 
 /// Names this near are likely to be meant.
 const NEAR: f64 = 0.8;
@@ -53,7 +53,13 @@ async fn by_look_up(resolver: &Resolver, name: &str, findings: &mut Findings) {
         Ok(answer) => {
             let count = answer.endpoints().len();
             let what = format!("{name}: {}", output::counted(count, "endpoint"));
-            if answer.endpoints().iter().any(|endpoint| endpoint.port == 0) {
+            if count == 0 {
+                let mend = match records_of(resolver, name) {
+                    Some(_) => "it has records only: proconsul lookup prints them",
+                    None => "nobody can connect to it: proconsul explain tells why",
+                };
+                findings.warn("name", what, mend);
+            } else if answer.endpoints().iter().any(|endpoint| endpoint.port == 0) {
                 findings.warn("name", what, "an instance has port 0: register its port");
             } else {
                 findings.ok("name", what);
@@ -64,6 +70,12 @@ async fn by_look_up(resolver: &Resolver, name: &str, findings: &mut Findings) {
             findings.fail("name", error.to_string(), mend);
         }
     }
+}
+
+/// The type of the records that a name has in place of endpoints.
+fn records_of(resolver: &Resolver, name: &str) -> Option<&'static str> {
+    let name = lookup::read_name(resolver, name, None).ok()?;
+    lookup::own_type(&name)
 }
 
 /// Nothing of that name is registered: is another name meant, or was it there before?
