@@ -403,12 +403,18 @@ fn flags_are_offered_where_they_do_something() {
         (&["register", "web"], &["--dns", "--catalog", "--snapshot"]),
         (&["services"], &["--dns", "--snapshot"]),
     ] {
+        let help = run(&[command, &["--help"]].concat());
+        let help = text(&help.stdout);
         for flag in flags {
-            let refused = run(&[command, &[flag, "none"]].concat());
-            assert_eq!(refused.status.code(), Some(2), "{command:?} {flag}");
-            let said = text(&refused.stderr);
-            assert!(said.contains("unexpected argument"), "{said}");
+            assert!(!help.contains(flag), "{command:?} {flag}: {help}");
         }
+        // One set of flags serves all.
+        let all = ["--dns", "none", "--http", "none", "--snapshot", "none"];
+        let taken = run(&[command, &all[..], &["--catalog", CATALOG]].concat());
+        let said = text(&taken.stderr);
+        assert!(!said.contains("unexpected argument"), "{said}");
+        let wrong = run(&[command, &["--dns", "no address"]].concat());
+        assert_eq!(wrong.status.code(), Some(2), "{command:?}: {wrong:?}");
     }
 }
 

@@ -94,6 +94,8 @@ pub(crate) struct Services {
     pub(crate) written: Written,
     #[command(flatten)]
     pub(crate) agent: Agent,
+    #[command(flatten)]
+    pub(crate) unasked: Unasked,
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,7 +122,7 @@ pub(crate) struct KvKey {
     /// A path such as web/limits
     pub(crate) key: String,
     #[command(flatten)]
-    pub(crate) agent: Agent,
+    pub(crate) agent: AgentAlone,
 }
 
 #[derive(Debug, Args)]
@@ -131,7 +133,7 @@ pub(crate) struct KvPut {
     #[arg(allow_hyphen_values = true)]
     pub(crate) value: String,
     #[command(flatten)]
-    pub(crate) agent: Agent,
+    pub(crate) agent: AgentAlone,
 }
 
 #[derive(Debug, Args)]
@@ -221,7 +223,7 @@ pub(crate) struct Register {
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration, default_value = "0s")]
     pub(crate) drain: Duration,
     #[command(flatten)]
-    pub(crate) agent: Agent,
+    pub(crate) agent: AgentAlone,
     /// What is run while it is registered
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -414,18 +416,53 @@ pub(crate) struct Agent {
     timeout: Option<Duration>,
 }
 
-impl Agent {
+/// The same, for who asks nothing else.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct AgentAlone {
+    #[command(flatten)]
+    agent: Agent,
+    #[command(flatten)]
+    unread: Unread,
+    #[command(flatten)]
+    unasked: Unasked,
+}
+
+/// Flags that every command takes, so that one set of them serves all, and not every one has a
+/// use for: only `--help` of those that have tells them.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Unasked {
+    #[arg(long, value_name = "ADDR[,ADDR]", hide = true)]
+    dns: Option<String>,
+    #[arg(long, value_name = "FILE", hide = true)]
+    snapshot: Option<PathBuf>,
+}
+
+/// The same of what is written down.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Unread {
+    #[arg(long, value_name = "FILE", hide = true)]
+    catalog: Option<PathBuf>,
+    #[arg(long, value_name = "DOMAIN", hide = true)]
+    domain: Option<String>,
+}
+
+impl AgentAlone {
     /// A resolver whose HTTP API alone is asked.
     pub(crate) fn resolver(&self) -> Result<Resolver, Error> {
-        self.with(&Written::default())
+        let Unread { catalog, domain } = self.unread.clone();
+        self.agent.with(Written { catalog, domain }, &self.unasked)
     }
+}
 
-    /// The same, with what is written down beside it.
-    pub(crate) fn with(&self, written: &Written) -> Result<Resolver, Error> {
+impl Agent {
+    /// A resolver, with what is written down beside it. What is not asked is told where it is
+    /// wrong.
+    pub(crate) fn with(&self, written: Written, unasked: &Unasked) -> Result<Resolver, Error> {
         let sources = Sources {
             agent: self.clone(),
-            written: written.clone(),
-            ..Sources::default()
+            written,
+            dns: unasked.dns.clone(),
+            snapshot: None,
         };
         sources.resolver(None, Stale::Yes)
     }

@@ -10,7 +10,7 @@ use proconsul::{Error, Kv, KvEntry};
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Agent, Form, KvCommand, Output},
+    args::{AgentAlone, Form, KvCommand, Output},
     output, signals,
 };
 
@@ -44,7 +44,7 @@ pub(crate) async fn run(command: KvCommand, form: &Output) -> ExitCode {
     done.unwrap_or_else(|error| output::failure(&error, form))
 }
 
-fn store(agent: &Agent) -> Result<Kv, Error> {
+fn store(agent: &AgentAlone) -> Result<Kv, Error> {
     Ok(agent.resolver()?.kv())
 }
 

@@ -18,7 +18,9 @@ pub(crate) async fn run(command: Services, form: &Output) -> ExitCode {
 }
 
 async fn look(command: &Services, form: &Output) -> Result<ExitCode, Error> {
-    let resolver = command.agent.with(&command.written)?;
+    let resolver = command
+        .agent
+        .with(command.written.clone(), &command.unasked)?;
     resolver.check().await?;
     let wanted = |tags: &[Box<str>]| command.tag.as_ref().is_none_or(|tag| has_tag(tags, tag));
     Ok(match &command.name {
