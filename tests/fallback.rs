@@ -435,6 +435,12 @@ async fn a_damaged_snapshot_costs_nothing_but_itself() {
             .unwrap()
             .contains("web.service")
     );
+    let aside = format!("{}.refused", file.0.display());
+    let problem = resolver.snapshot_problem().unwrap().to_string();
+    assert!(problem.contains("damaged") && problem.ends_with(&format!("{aside} now")));
+    let refused = std::fs::read_to_string(&aside).unwrap();
+    assert_eq!(refused, "proconsul-snapshot 1 5 abc\nhello");
+    std::fs::remove_file(&aside).unwrap();
 }
 
 #[tokio::test]

@@ -35,9 +35,11 @@ async fn look_up(command: &Lookup, form: &Output) -> Result<Looked, Error> {
         _ => None,
     };
     match command.kind.as_deref().or(own) {
-        Some(kind) => Ok(Looked::Records(Box::new(
-            resolver.records(&name, kind).await?,
-        ))),
+        Some(kind) => {
+            let found = resolver.records(&name, kind).await;
+            output::saved(&resolver, form).await;
+            Ok(Looked::Records(Box::new(found?)))
+        }
         None => {
             let found = resolver.lookup(&name).await;
             // That there is nothing any more is kept as well.
