@@ -189,7 +189,9 @@ impl Inner {
             async move {
                 let time = inner.config.timeout;
                 let deadline = clock::now() + time - time / LANDING;
-                inner.find(&name, deadline, by, 0).await
+                let landed = inner.find(&name, deadline, by, 0).await;
+                inner.tell_followers(&name, &landed);
+                landed
             }
         };
         self.flights.join(name, runs, landed, start).await

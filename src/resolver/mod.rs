@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 pub use self::{
     askable::Name,
     lookup::Lookup,
-    service::{Changes, Endpoints, Service},
+    service::{Changes, Endpoints, Problems, Service},
 };
 use self::{climb::Landed, follow::Followers, warm::Snapshot};
 use crate::{
