@@ -539,9 +539,18 @@ async fn a_snapshot_answers_while_consul_is_gone_unless_nothing_stale_is_wanted(
         "{picked:?}"
     );
     let explained = run_at(&agent, &["explain", "web", "--snapshot", path]);
-    assert!(
-        text(&explained.stdout).contains("from snapshot, stale"),
-        "{explained:?}"
+    let told = text(&explained.stdout);
+    assert!(told.contains("from snapshot, stale"), "{told}");
+    let mut steps = told.lines().filter(|line| line.contains(" ms  "));
+    let last: Vec<_> = steps.next_back().unwrap().split_whitespace().collect();
+    assert_eq!(last[1..5], ["snapshot", path, "file", "answered"], "{told}");
+    assert!(told.contains("2 records  found "), "{told}");
+    let explained = run_at(&agent, &["explain", "web", "--snapshot", path, "--json"]);
+    let told = object(&explained);
+    let step = told["attempts"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&step["source"], &step["address"], &step["count"]),
+        (&json!("snapshot"), &json!(path), &json!(2))
     );
     let none = run_at(&agent, &["lookup", "web", "--snapshot", path, "--no-stale"]);
     assert_eq!(none.status.code(), Some(5), "{none:?}");

@@ -69,6 +69,11 @@ impl Snapshot {
         if soon { &self.soon } else { &self.later }
     }
 
+    /// As a step of a look-up names it.
+    pub(super) fn place(&self) -> Box<str> {
+        self.file.path().display().to_string().into()
+    }
+
     fn problem(&self) -> MutexGuard<'_, Option<Error>> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
