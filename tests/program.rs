@@ -461,6 +461,33 @@ fn a_default_address_of_the_environment_is_the_last_source() {
     );
 }
 
+#[test]
+fn who_asks_no_consul_is_told_what_was_asked_instead() {
+    for (more, instead) in [
+        (&[][..], "it is not in the default addresses, "),
+        (
+            &["--catalog", CATALOG],
+            "it is not in the static catalog or the default addresses, ",
+        ),
+    ] {
+        let mut command = program(&["lookup", "nosuch", "--dns", "none", "--http", "none"]);
+        let output = command
+            .args(more)
+            .env("PROCONSUL_DEFAULT_PAY", "10.0.0.1:80");
+        let output = output.output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let told = text(&output.stderr);
+        assert!(told.contains(instead), "{told}");
+        assert!(!told.contains("cache") && !told.contains("token"), "{told}");
+        let mut command = program(&["explain", "nosuch", "--dns", "none", "--http", "none"]);
+        let output = command
+            .args(more)
+            .env("PROCONSUL_DEFAULT_PAY", "10.0.0.1:80");
+        let told = text(&output.output().unwrap().stdout);
+        assert!(told.contains("there is none of it"), "{told}");
+    }
+}
+
 #[tokio::test]
 async fn one_source_alone_is_answered_by_no_other() {
     let agent = agent().await;

@@ -40,7 +40,7 @@ use crate::{
         dns_settings::DnsSettings,
         http::Agent,
     },
-    endpoint::{Answer, Freshness, Source},
+    endpoint::{Answer, Attempt, Freshness, Source},
     error::{Error, ErrorKind},
     evidence::Evidence,
     flight::{Flights, Runs},
@@ -509,7 +509,7 @@ impl Inner {
                 self.renew(name, rest);
                 Some(Ok(self.stale(held, age)))
             }
-            Look::Nothing => Some(Err(told::not_found(name, &self.config.domain, Vec::new()))),
+            Look::Nothing => Some(Err(self.not_found(name, Vec::new()))),
             Look::Fresh(..) | Look::Stale(..) | Look::Unknown => None,
         }
     }
@@ -530,6 +530,11 @@ impl Inner {
             // Ends within the time limit of a look-up.
             runtime.spawn(async move { inner.fly(&name, Runs::Here, None, || None).await });
         }
+    }
+
+    fn not_found(&self, name: &ConsulName, attempts: Vec<Attempt>) -> Error {
+        let instead = self.sources.instead_of_consul();
+        told::not_found(name, &self.config.domain, instead, attempts)
     }
 
     fn look(&self, name: &ConsulName) -> Look {

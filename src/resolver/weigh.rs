@@ -165,7 +165,7 @@ impl Inner {
                     // It is to be gone for the next run too.
                     self.will_save(true);
                 }
-                Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
+                Landed::Nothing(self.not_found(name, attempts))
             }
             Belief::Held(reason) => {
                 warn!(name = fqdn, %reason, "said to be gone, and not believed");
