@@ -344,7 +344,8 @@ impl fmt::Debug for Answer {
 pub struct Attempt {
     /// The rung asked.
     pub source: Source,
-    /// The address, URL or path asked. Never holds a token.
+    /// The address, URL or path asked; `cache` for what this process knew, whose
+    /// [`source`](Self::source) is the one that it came from. Never holds a token.
     pub address: Box<str>,
     /// What carried the question.
     pub transport: Transport,

@@ -249,6 +249,6 @@ pub use pool::{Breaker, BreakerState, Feedback, Filter, Lease, Policy, Standing}
 pub use protection::{Protection, Reason};
 pub use record::{Record, Records, Section};
 pub use registration::{Check, Registration, RegistrationState, ServiceDefinition};
-pub use resolver::{Changes, Endpoints, Lookup, Name, Resolver, Service};
+pub use resolver::{Changes, Endpoints, Lookup, Name, Problems, Resolver, Service};
 pub use retry::{Blame, CallError, Retry};
 pub use status::{Cached, SourceStatus, Status};

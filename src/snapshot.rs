@@ -34,6 +34,10 @@ use crate::{
 };
 
 const MAGIC: &str = "proconsul-snapshot";
+
+/// How each begins.
+pub(crate) const BEGIN: &str = "proconsul-snapshot ";
+
 const VERSION: &str = "1";
 
 /// Longest body, in bytes: a cache of the default size fits four times.
@@ -73,13 +77,29 @@ pub(crate) enum Refused {
     Unreadable(Box<str>),
 }
 
+impl Refused {
+    /// Whether it may be somebody's who did not mean it to be a snapshot of ours: it is left as
+    /// it is. The others may make room, unlost.
+    pub(crate) fn stays(&self) -> bool {
+        match self {
+            Self::NotOne | Self::Domain(_) => true,
+            Self::Version(_) | Self::Damaged | Self::Unreadable(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotOne => f.write_str("it is no snapshot"),
+            Self::NotOne => f.write_str("it is no snapshot: give another path, or remove it"),
             Self::Version(version) => write!(f, "it is of version {version}, not {VERSION}"),
             Self::Damaged => f.write_str("it is damaged: its length or its checksum is wrong"),
-            Self::Domain(domain) => write!(f, "it is of the domain {domain}"),
+            Self::Domain(domain) => {
+                write!(
+                    f,
+                    "it is of the domain {domain}: give each its own, or remove it"
+                )
+            }
             Self::Unreadable(why) => write!(f, "it cannot be read: {why}"),
         }
     }
@@ -117,6 +137,12 @@ pub(crate) fn encode<'a>(
     with_header(&body)
 }
 
+/// Whether bytes begin as a snapshot does, or as one that was cut off there.
+pub(crate) fn begins(bytes: &[u8]) -> bool {
+    let begin = BEGIN.as_bytes();
+    bytes.starts_with(begin) || (!bytes.is_empty() && begin.starts_with(bytes))
+}
+
 /// Reads sets and their ages at `now`, which is since 1970. Those that are `keep`
 /// or older are left out.
 pub(crate) fn decode(
@@ -125,20 +151,23 @@ pub(crate) fn decode(
     now: Duration,
     keep: Duration,
 ) -> Result<Vec<(Held, Duration)>, Refused> {
+    if !begins(bytes) {
+        return Err(Refused::NotOne);
+    }
     let end = bytes
         .iter()
         .take(HEADER_LIMIT)
         .position(|byte| *byte == b'\n');
-    let (head, body) = bytes.split_at(end.ok_or(Refused::NotOne)?);
+    let (head, body) = bytes.split_at(end.ok_or(Refused::Damaged)?);
     let body = body.get(1..).unwrap_or_default();
-    let head = str::from_utf8(head).map_err(|_| Refused::NotOne)?;
+    let head = str::from_utf8(head).map_err(|_| Refused::Damaged)?;
     let words: Vec<&str> = head.split(' ').collect();
     let (length, expected) = match words.as_slice() {
         [MAGIC, VERSION, length, expected] => (*length, *expected),
         [MAGIC, version, ..] if *version != VERSION => {
             return Err(Refused::Version(version.escape_debug().to_string().into()));
         }
-        _ => return Err(Refused::NotOne),
+        _ => return Err(Refused::Damaged),
     };
     if length != body.len().to_string() || expected != sum(body) {
         return Err(Refused::Damaged);
@@ -328,6 +357,14 @@ mod tests {
         let refused = |bytes: &[u8], domain| decode(bytes, domain, NOW, DAY).unwrap_err();
         assert_eq!(refused(b"", "consul"), Refused::NotOne);
         assert_eq!(refused(b"hello\nworld", "consul"), Refused::NotOne);
+        assert_eq!(
+            refused(b"proconsul-snapshots of before\n", "consul"),
+            Refused::NotOne
+        );
+        assert_eq!(
+            refused(b"proconsul-snapshot 1\n", "consul"),
+            Refused::Damaged
+        );
         assert_eq!(refused(&good, "other"), Refused::Domain("consul".into()));
         let newer = String::from_utf8(good.clone())
             .unwrap()
@@ -336,11 +373,10 @@ mod tests {
             refused(newer.as_bytes(), "consul"),
             Refused::Version("2".into())
         );
-        for end in 0..good.len() {
-            assert!(
-                decode(&good[..end], "consul", NOW, DAY).is_err(),
-                "cut at {end}"
-            );
+        // What is left of one of ours is no other file.
+        for end in 1..good.len() {
+            let cut = decode(&good[..end], "consul", NOW, DAY);
+            assert_eq!(cut.unwrap_err(), Refused::Damaged, "cut at {end}");
         }
         for bit in 0..good.len() * 8 {
             let mut bytes = good.clone();

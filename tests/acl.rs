@@ -322,6 +322,52 @@ async fn a_token_for_a_few_services_is_told_that_one_of_them_is_not_there() {
 }
 
 #[tokio::test]
+async fn what_is_followed_without_the_right_to_see_it_is_unknown_and_not_gone() {
+    let agent = agent().await;
+    let poor = token(&agent, "").await;
+    let mine = format!("{}/v1/acl/token/self", agent.http());
+    let mine = support::http_client().get(mine);
+    let mine = mine.header("x-consul-token", &poor);
+    let mine: Value = mine.send().await.unwrap().json().await.unwrap();
+    let both = Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http(&agent.http())
+        .token(&poor)
+        .build()
+        .unwrap();
+    for resolver in [resolver(&agent, &poor), both] {
+        let service = resolver.service("db").unwrap();
+        let mut changes = service.changes();
+        let mut problems = service.problems();
+        let problem = timeout(PATIENCE, problems.next()).await.unwrap();
+        assert!(problem.is_some_and(|problem| problem.is_denied()));
+        assert!(service.pick().await.unwrap_err().is_denied());
+        assert!(service.try_pick().unwrap_err().is_denied());
+        // Each attempt is refused in turn, which is no news.
+        let pause = Duration::from_secs(3);
+        assert!(timeout(pause, changes.next()).await.is_err());
+        assert!(timeout(pause / 100, problems.next()).await.is_err());
+    }
+    // With the right to see it, it is there, and the problem is over.
+    let resolver = resolver(&agent, &poor);
+    let service = resolver.service("db").unwrap();
+    let (mut changes, mut problems) = (service.changes(), service.problems());
+    assert!(timeout(PATIENCE, problems.next()).await.unwrap().is_some());
+    let id = mine["Policies"][0]["ID"].as_str().unwrap();
+    let name = mine["Policies"][0]["Name"].as_str().unwrap();
+    let all = r#"service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }"#;
+    let policy = json!({ "ID": id, "Name": name, "Rules": all });
+    agent.put(&format!("/v1/acl/policy/{id}"), policy).await;
+    let is_there = async {
+        // What was asked for just before that was not there yet.
+        while changes.next().await.all.is_empty() {}
+    };
+    timeout(PATIENCE, is_there).await.unwrap();
+    assert!(timeout(PATIENCE, problems.next()).await.unwrap().is_none());
+    assert!(service.problem().is_none() && service.try_pick().is_ok());
+}
+
+#[tokio::test]
 async fn a_stub_that_may_see_nothing_says_so_and_not_that_there_is_nothing() {
     let agent = agent().await;
     // Neither the agent's DNS nor we may see anything.

@@ -232,6 +232,22 @@ async fn what_was_found_once_is_given_while_consul_is_gone_and_the_truth_when_it
         (Freshness::Stale, None)
     );
     assert!(stale.age() >= Duration::from_millis(500));
+    // Where somebody was asked, what was known is the last step.
+    let steps = wait_for("a look-up that asks", async || {
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        let stale = resolver.lookup("web").await.unwrap();
+        let steps = stale.attempts().to_vec();
+        (!steps.is_empty()).then_some(steps)
+    })
+    .await;
+    let last = steps.last().unwrap();
+    assert_eq!(
+        (&*last.address, last.outcome),
+        ("cache", Outcome::Answered),
+        "{steps:?}"
+    );
+    assert_eq!((last.source, last.count), (stale.source(), 1));
+    assert!(last.detail.starts_with("found "), "{last}");
     let error = resolver.lookup("web").require_fresh().await.unwrap_err();
     assert!(error.is_unavailable(), "{error}");
     let young = resolver
@@ -435,6 +451,12 @@ async fn a_damaged_snapshot_costs_nothing_but_itself() {
             .unwrap()
             .contains("web.service")
     );
+    let aside = format!("{}.refused", file.0.display());
+    let problem = resolver.snapshot_problem().unwrap().to_string();
+    assert!(problem.contains("damaged") && problem.ends_with(&format!("{aside} now")));
+    let refused = std::fs::read_to_string(&aside).unwrap();
+    assert_eq!(refused, "proconsul-snapshot 1 5 abc\nhello");
+    std::fs::remove_file(&aside).unwrap();
 }
 
 #[tokio::test]

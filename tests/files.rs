@@ -12,6 +12,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use hickory_proto::rr::RecordType;
 use support::{
     Folder, Serving, closed_port,
     http::{ScriptedHttp, entries, ok},
@@ -274,6 +275,114 @@ fn what_is_no_snapshot_of_ours_is_neither_read_nor_waited_for() {
     }
 }
 
+#[test]
+fn what_may_not_be_a_snapshot_of_ours_is_told_and_not_lost() {
+    let (folder, server) = (Folder::new("files-kept"), consul());
+    let program = |arguments: &[&str], path: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().args(arguments);
+        command.args(["--dns", "none", "--http", &server.url(), "--snapshot"]);
+        command.arg(path).stdin(Stdio::null()).output().unwrap()
+    };
+    let names = || {
+        let names = fs::read_dir(&folder.0).unwrap();
+        let mut names: Vec<_> = names.map(|one| one.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let notes = folder.path("notes");
+    fs::write(&notes, "my notes\n").unwrap();
+    let open = folder.path("open");
+    fs::write(&open, "proconsul-snapshot 1 5 abc\nhello").unwrap();
+    fs::set_permissions(&open, Permissions::from_mode(0o666)).unwrap();
+    let link = folder.path("link");
+    symlink(&notes, &link).unwrap();
+    let before = names();
+    for (path, why) in [
+        (&notes, "it is no snapshot"),
+        (&open, "may be written by others"),
+        (&link, "is a link"),
+    ] {
+        let was = fs::read(path).unwrap();
+        for arguments in [
+            &["lookup", "web"][..],
+            &["lookup", "web", "SRV"],
+            &["pick", "web"],
+            &["explain", "web"],
+        ] {
+            let output = program(arguments, path);
+            assert!(output.status.success(), "{arguments:?} {output:?}");
+            let told = text(&output.stderr);
+            assert_eq!(told.matches(why).count(), 1, "{arguments:?}: {told}");
+            assert!(told.contains("neither used nor replaced"), "{told}");
+        }
+        assert_eq!(fs::read(path).unwrap(), was);
+        let checked = program(&["config", "check"], path);
+        assert_eq!(checked.status.code(), Some(2), "{checked:?}");
+        assert!(text(&checked.stderr).contains(why), "{checked:?}");
+    }
+    assert!(link.is_symlink());
+    assert_eq!(names(), before, "nothing is left beside them");
+    // One of ours that is of no use makes room, and is there to be looked at.
+    fs::set_permissions(&open, Permissions::from_mode(0o600)).unwrap();
+    let checked = program(&["config", "check"], &open);
+    assert_eq!(checked.status.code(), Some(2), "{checked:?}");
+    let output = program(&["lookup", "web"], &open);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stderr).contains("damaged"), "{output:?}");
+    let aside = fs::read_to_string(folder.path("open.refused")).unwrap();
+    assert_eq!(aside, "proconsul-snapshot 1 5 abc\nhello");
+    let checked = program(&["config", "check"], &open);
+    assert!(checked.status.success(), "{checked:?}");
+    let nowhere = program(&["config", "check"], Path::new("/nosuch/folder/snapshot"));
+    assert_eq!(nowhere.status.code(), Some(2), "{nowhere:?}");
+    assert!(
+        text(&nowhere.stderr).contains("/nosuch/folder:"),
+        "{nowhere:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_stub_says_once_that_what_it_is_given_is_no_snapshot() {
+    let (folder, server) = (Folder::new("files-once"), consul());
+    let notes = folder.path("notes");
+    fs::write(&notes, "my notes\n").unwrap();
+    let mut command = serve("none", &server.url());
+    command.args(["--admin", "127.0.0.1:0", "--snapshot"]);
+    let serving = Serving::start({
+        command.arg(&notes);
+        command
+    });
+    for (name, errors) in [("web", 2), ("db", 3)] {
+        let name = format!("{name}.service.consul.");
+        wait_for("an answer", async || {
+            support::ask_udp(serving.dns, &name, RecordType::A).await
+        })
+        .await;
+        wait_for("the error", async || {
+            (snapshot_errors(&serving).await >= errors).then_some(())
+        })
+        .await;
+    }
+    serving.signal("-TERM");
+    let mut said = Vec::new();
+    while let Some(line) = serving.said_before_it_ended() {
+        said.push(line);
+    }
+    let warned = said.iter().filter(|line| line.contains(" WARN "));
+    assert_eq!(warned.count(), 1, "{said:?}");
+    assert_eq!(fs::read(&notes).unwrap(), b"my notes\n");
+}
+
+async fn snapshot_errors(serving: &Serving) -> u32 {
+    let url = format!("http://{}/metrics", serving.admin);
+    let metrics = http_client().get(url).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let mut lines = metrics.lines();
+    let counted = lines.find_map(|line| line.strip_prefix("proconsul_snapshot_errors_total "));
+    counted.unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn of_two_that_share_a_snapshot_the_first_keeps_it_and_both_answer() {
     let (folder, server) = (Folder::new("files-shared"), consul());
@@ -284,14 +393,6 @@ async fn of_two_that_share_a_snapshot_the_first_keeps_it_and_both_answer() {
         command.arg(&snapshot);
         Serving::start(command)
     };
-    let errors = async |serving: &Serving| {
-        let url = format!("http://{}/metrics", serving.admin);
-        let metrics = http_client().get(url).send().await.unwrap();
-        let metrics = metrics.text().await.unwrap();
-        let mut lines = metrics.lines();
-        let counted = lines.find_map(|line| line.strip_prefix("proconsul_snapshot_errors_total "));
-        counted.unwrap().parse::<u32>().unwrap()
-    };
     let first = start();
     assert_eq!(first.instances().await, 1);
     wait_for("the first snapshot", async || {
@@ -301,10 +402,10 @@ async fn of_two_that_share_a_snapshot_the_first_keeps_it_and_both_answer() {
     let mut second = start();
     assert_eq!(second.instances().await, 1);
     wait_for("the second's error", async || {
-        (errors(&second).await > 0).then_some(())
+        (snapshot_errors(&second).await > 0).then_some(())
     })
     .await;
-    assert_eq!(errors(&first).await, 0);
+    assert_eq!(snapshot_errors(&first).await, 0);
     assert_eq!((first.instances().await, second.instances().await), (1, 1));
     second.signal("-TERM");
     assert!(second.says().contains("kept by another process"));

@@ -664,6 +664,33 @@ fn a_default_address_of_the_environment_is_the_last_source() {
     );
 }
 
+#[test]
+fn who_asks_no_consul_is_told_what_was_asked_instead() {
+    for (more, instead) in [
+        (&[][..], "it is not in the default addresses, "),
+        (
+            &["--catalog", CATALOG],
+            "it is not in the static catalog or the default addresses, ",
+        ),
+    ] {
+        let mut command = program(&["lookup", "nosuch", "--dns", "none", "--http", "none"]);
+        let output = command
+            .args(more)
+            .env("PROCONSUL_DEFAULT_PAY", "10.0.0.1:80");
+        let output = output.output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let told = text(&output.stderr);
+        assert!(told.contains(instead), "{told}");
+        assert!(!told.contains("cache") && !told.contains("token"), "{told}");
+        let mut command = program(&["explain", "nosuch", "--dns", "none", "--http", "none"]);
+        let output = command
+            .args(more)
+            .env("PROCONSUL_DEFAULT_PAY", "10.0.0.1:80");
+        let told = text(&output.output().unwrap().stdout);
+        assert!(told.contains("there is none of it"), "{told}");
+    }
+}
+
 #[tokio::test]
 async fn one_source_alone_is_answered_by_no_other() {
     let agent = agent().await;
@@ -742,9 +769,18 @@ async fn a_snapshot_answers_while_consul_is_gone_unless_nothing_stale_is_wanted(
         "{picked:?}"
     );
     let explained = run_at(&agent, &["explain", "web", "--snapshot", path]);
-    assert!(
-        text(&explained.stdout).contains("from snapshot, stale"),
-        "{explained:?}"
+    let told = text(&explained.stdout);
+    assert!(told.contains("from snapshot, stale"), "{told}");
+    let mut steps = told.lines().filter(|line| line.contains(" ms  "));
+    let last: Vec<_> = steps.next_back().unwrap().split_whitespace().collect();
+    assert_eq!(last[1..5], ["snapshot", path, "file", "answered"], "{told}");
+    assert!(told.contains("2 records  found "), "{told}");
+    let explained = run_at(&agent, &["explain", "web", "--snapshot", path, "--json"]);
+    let told = object(&explained);
+    let step = told["attempts"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&step["source"], &step["address"], &step["count"]),
+        (&json!("snapshot"), &json!(path), &json!(2))
     );
     let none = run_at(&agent, &["lookup", "web", "--snapshot", path, "--no-stale"]);
     assert_eq!(none.status.code(), Some(5), "{none:?}");

@@ -17,7 +17,7 @@ use std::{
 use proconsul::{Change, Changes, Endpoint, Freshness, Resolver, ResolverBuilder, Service, Source};
 use serde_json::{Value, json};
 use support::{
-    Agent, PATIENCE, Proxy, Weather, closed_port,
+    Agent, Folder, PATIENCE, Proxy, Weather, closed_port,
     http::{ScriptedHttp, Step, entries, ok, status},
     wait_for,
 };
@@ -647,6 +647,73 @@ async fn the_program_prints_a_line_for_each_change_until_it_is_interrupted() {
             .success()
     );
     assert!(table.0.wait().unwrap().success());
+}
+
+#[tokio::test]
+async fn the_program_says_once_that_nobody_answers_and_that_what_it_shows_is_old() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let folder = Folder::new("watch-silence");
+    let snapshot = folder.path("snapshot");
+    let program = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().args(arguments).arg("--dns");
+        command.args([agent.dns().to_string(), "--http".into(), agent.http()]);
+        command.arg("--snapshot").arg(&snapshot);
+        command
+    };
+    assert!(program(&["lookup", "web"]).status().unwrap().success());
+    let mut command = program(&["watch", "web", "nosuch"]);
+    agent.pause();
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut shown = BufReader::new(child.stdout.take().unwrap()).lines();
+    let errors = BufReader::new(child.stderr.take().unwrap());
+    let running = Running(child);
+    let (tell, said) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        (errors.lines().map_while(Result::ok)).try_for_each(|line| tell.send(line))
+    });
+    let says = |count: usize| {
+        let lines = (0..count).map(|_| said.recv_timeout(PATIENCE).expect("a line in time"));
+        let mut lines: Vec<_> = lines.collect();
+        lines.sort();
+        lines
+    };
+    assert!(shown.next().unwrap().unwrap().starts_with("+ web.service"));
+    let first = says(3);
+    for (line, start, end) in [
+        (
+            &first[0],
+            "proconsul: nosuch.service.consul.",
+            "no source answered: ",
+        ),
+        (
+            &first[1],
+            "proconsul: web.service.consul.",
+            "no source answered: ",
+        ),
+        (
+            &first[2],
+            "warning: web.service.consul. is ",
+            " s old: no source answered",
+        ),
+    ] {
+        assert!(line.starts_with(start) && line.contains(end), "{first:?}");
+    }
+    // Asked for all the while, which is no news.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    agent.resume();
+    assert_eq!(
+        says(3),
+        [
+            "nosuch.service.consul. has no instance",
+            "proconsul: nosuch.service.consul. is answered again",
+            "proconsul: web.service.consul. is answered again",
+        ]
+    );
+    drop(running);
+    assert!(said.recv_timeout(PATIENCE).is_err());
 }
 
 #[tokio::test]

@@ -250,6 +250,12 @@ impl Pool {
         _ = self.there.subscribe().wait_for(is_so).await;
     }
 
+    /// Whether nothing is known of it, yet or any more.
+    pub(crate) fn is_unheard(&self) -> bool {
+        let unheard = |feed: &Feed| matches!(feed, Feed::Unheard);
+        self.roster().feeds.iter().all(unheard)
+    }
+
     /// Why there is nothing to pick.
     pub(crate) fn why_empty(&self) -> Error {
         let roster = self.roster();

@@ -47,6 +47,7 @@ use crate::{
     clock,
     consul::blocking::{self, Blocking, Failure},
     endpoint::{Outcome, Source},
+    error::Error,
     flight::Runs,
     found::Held,
     ladder::{Heard, Rung},
@@ -136,7 +137,7 @@ impl Inner {
         }
     }
 
-    /// Follows a name; whoever holds what is given keeps it followed. `pool`: it is told
+    /// Follows a name; whoever holds what is given of what is known keeps it followed. `pool`: it is told
     /// too, by that number of the name.
     ///
     /// Panics outside a tokio runtime.
@@ -144,11 +145,14 @@ impl Inner {
         self: &Arc<Self>,
         name: &ConsulName,
         pool: Option<(&Arc<Pool>, usize)>,
-    ) -> watch::Receiver<Known> {
+    ) -> Heeds {
         let mut all = self.followers.all();
         let known = all.get(name.key());
         let news = known.map_or_else(Arc::default, |known| Arc::clone(&known.news));
-        let heard = news.known.subscribe();
+        let heard = Heeds {
+            known: news.known.subscribe(),
+            problem: news.problem.subscribe(),
+        };
         if let Some((pool, feed)) = pool {
             news.add(pool, feed);
         }
@@ -205,6 +209,17 @@ impl Inner {
         }
     }
 
+    /// What a look-up of a name came to, for those who follow it.
+    pub(super) fn tell_followers(&self, name: &ConsulName, landed: &Landed) {
+        let news = {
+            let all = self.followers.all();
+            all.get(name.key()).map(|known| Arc::clone(&known.news))
+        };
+        if let Some(news) = news {
+            news.landed(landed);
+        }
+    }
+
     /// Ends following a name that nobody listens to and that is asked seldom. False:
     /// it goes on.
     fn leave(&self, name: &ConsulName) -> bool {
@@ -219,6 +234,12 @@ impl Inner {
         self.cache().expire(name.key(), clock::now());
         true
     }
+}
+
+/// What whoever follows a name tells.
+pub(super) struct Heeds {
+    pub(super) known: watch::Receiver<Known>,
+    pub(super) problem: watch::Receiver<Option<Error>>,
 }
 
 /// One name that is followed. It holds the resolver only while it has something to
@@ -338,6 +359,7 @@ impl Following {
                     };
                     let now = clock::now();
                     before = None;
+                    self.news.lost();
                     // All who are followed there end here at once: nobody waits for all of them
                     // to be asked for.
                     poll = now + self.share(self.pace);
@@ -365,7 +387,7 @@ impl Following {
                 () = self.poll_beside(address), if turn.index.is_none() && !alone => return,
                 () = self.deserted() => return,
             };
-            let Some((heard, blocked)) = told else {
+            let Some((mut heard, mut blocked)) = told else {
                 return;
             };
             let Some(inner) = self.inner.upgrade() else {
@@ -373,6 +395,19 @@ impl Following {
             };
             let now = clock::now();
             let took = now.saturating_duration_since(start);
+            let patience = Patience {
+                // Who waited for a change says nothing of what an answer takes.
+                took: turn.index.map_or(took, |_| Duration::ZERO),
+                until: now + self.limit,
+            };
+            if let Some(Heard::Nothing(nothing)) = &heard
+                && !inner.knows(&self.name)
+                && inner.may_see_nothing(Rung::Http, &self.name, nothing)
+                && Box::pin(inner.is_blind(Rung::Http, patience)).await
+            {
+                // Others may have the right to see it.
+                (heard, blocked.outcome) = (Some(Heard::Denied), Outcome::Denied);
+            }
             let answered = heard.as_ref().is_some_and(Heard::is_an_answer);
             if answered || blocked.outcome == Outcome::Denied {
                 self.stiles.answered(address);
@@ -426,6 +461,7 @@ impl Following {
                         alike && inner.cache().confirm(self.name.key(), held, since, until)
                     });
                     blocking.wait(brief.then_some(self.pace));
+                    self.news.follows();
                     before = match confirmed {
                         Some(known) => {
                             inner.will_save(false);
@@ -453,23 +489,24 @@ impl Following {
                         nothing,
                         denied: false,
                         known: inner.knows(&self.name),
-                        patience: Patience {
-                            // Who waited for a change says nothing of what an answer takes.
-                            took: turn.index.map_or(took, |_| Duration::ZERO),
-                            until: now + self.limit,
-                        },
+                        patience,
                     };
                     match inner.weigh(question, &said, Vec::new()).await {
-                        Landed::Nothing(_) => self.news.tell(Known::Gone),
+                        Landed::Nothing(_) => {
+                            self.news.follows();
+                            self.news.tell(Known::Gone);
+                        }
                         // The leader knows better than the server that is followed.
                         Landed::Found(answer) => {
                             let now = clock::now();
+                            self.news.follows();
                             self.news.tell(Known::Set(answer.held, now));
                             blocking.again(now + RECHECK);
                         }
                         // What is held is asked about until it is settled.
-                        Landed::Kept(_) => {
+                        Landed::Kept(error) => {
                             let now = clock::now();
+                            self.news.has_problem(&error);
                             self.keep_as_stale(&inner, now);
                             blocking.again(now + RECHECK);
                         }
@@ -477,6 +514,7 @@ impl Following {
                     follows
                 }
                 Some(_) | None => {
+                    self.news.lost();
                     // It was true until now, as far as a query tells that waited. Each name
                     // holds for a part of the time that what is found holds for.
                     if before.take().is_some() {

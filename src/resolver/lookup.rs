@@ -21,9 +21,10 @@ use crate::{
         stale::{PATIENCE, SLOW, SNAPSHOT_PATIENCE, Wish},
     },
     clock,
-    endpoint::{Answer, Source},
+    endpoint::{Answer, Attempt, Outcome, Source},
     error::{Error, ErrorKind},
     flight::{Lost, Runs},
+    found::Held,
     name::ConsulName,
 };
 
@@ -189,7 +190,9 @@ impl Inner {
             async move {
                 let time = inner.config.timeout;
                 let deadline = clock::now() + time - time / LANDING;
-                inner.find(&name, deadline, by, 0).await
+                let landed = inner.find(&name, deadline, by, 0).await;
+                inner.tell_followers(&name, &landed);
+                landed
             }
         };
         self.flights.join(name, runs, landed, start).await
@@ -231,28 +234,53 @@ impl Inner {
                 Box::pin(self.wait_a_moment(name, held.source, by, landing)).await
             }
         };
-        let (error, attempts) = match landed {
+        let error = match landed {
             Some(Ok(Landed::Found(answer))) => return Ok(answer),
             Some(Ok(Landed::Nothing(error))) => return Err(error),
-            Some(Ok(Landed::Kept(error))) => {
-                let attempts: Arc<[_]> = error.attempts().into();
-                (error, Some(attempts))
-            }
+            Some(Ok(Landed::Kept(error))) => error,
             Some(Err(Lost::Ended)) => {
                 let fqdn = name.fqdn(&self.config.domain);
                 let message = format!("the look-up of {fqdn} was ended from outside");
-                (Error::new(ErrorKind::Unavailable, message), None)
+                Error::new(ErrorKind::Unavailable, message)
             }
-            Some(Err(Lost::Late)) | None => (told::late(name, &self.config.domain), None),
+            Some(Err(Lost::Late)) | None => told::late(name, &self.config.domain),
         };
         // A probe may have brought something newer in the meantime.
         match (self.look(name), known) {
             (Look::Fresh(held, age, _), _) if wish.takes(age, true) => Ok(fresh(held, age)),
-            (Look::Stale(held, age, _), Some(_)) | (_, Some((held, age))) => Ok(Answer {
-                attempts,
-                ..self.stale(held, age)
-            }),
+            (Look::Stale(held, age, _), Some(_)) | (_, Some((held, age))) => {
+                let mut attempts = error.attempts().to_vec();
+                let waits = attempts.is_empty();
+                attempts.push(self.remembered(&held, age, waits));
+                Ok(Answer {
+                    attempts: Some(attempts.into()),
+                    ..self.stale(held, age)
+                })
+            }
             (_, None) => Err(error),
+        }
+    }
+
+    /// The step of a look-up that gives what was known before. `waits`: the sources are still
+    /// being asked.
+    fn remembered(&self, held: &Held, age: Duration, waits: bool) -> Attempt {
+        let file = match (held.source, &self.snapshot) {
+            (Source::Snapshot, Some(snapshot)) => Some(snapshot.place()),
+            _ => None,
+        };
+        let mut detail = format!("found {:.1} s ago", age.as_secs_f64());
+        if waits {
+            detail.push_str("; the sources have not answered yet");
+        }
+        Attempt {
+            source: held.source,
+            address: file.unwrap_or_else(|| "cache".into()),
+            transport: held.transport,
+            outcome: Outcome::Answered,
+            elapsed: Duration::ZERO,
+            received: 0,
+            count: held.endpoints.len(),
+            detail: detail.into(),
         }
     }
 }

@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 pub use self::{
     askable::Name,
     lookup::Lookup,
-    service::{Changes, Endpoints, Service},
+    service::{Changes, Endpoints, Problems, Service},
 };
 use self::{climb::Landed, follow::Followers, warm::Snapshot};
 use crate::{
@@ -40,7 +40,7 @@ use crate::{
         dns_settings::DnsSettings,
         http::Agent,
     },
-    endpoint::{Answer, Freshness, Source},
+    endpoint::{Answer, Attempt, Freshness, Source},
     error::{Error, ErrorKind},
     evidence::Evidence,
     flight::{Flights, Runs},
@@ -515,7 +515,7 @@ impl Inner {
                 self.renew(name, rest);
                 Some(Ok(self.stale(held, age)))
             }
-            Look::Nothing => Some(Err(told::not_found(name, &self.config.domain, Vec::new()))),
+            Look::Nothing => Some(Err(self.not_found(name, Vec::new()))),
             Look::Fresh(..) | Look::Stale(..) | Look::Unknown => None,
         }
     }
@@ -536,6 +536,11 @@ impl Inner {
             // Ends within the time limit of a look-up.
             runtime.spawn(async move { inner.fly(&name, Runs::Here, None, || None).await });
         }
+    }
+
+    fn not_found(&self, name: &ConsulName, attempts: Vec<Attempt>) -> Error {
+        let instead = self.sources.instead_of_consul();
+        told::not_found(name, &self.config.domain, instead, attempts)
     }
 
     fn look(&self, name: &ConsulName) -> Look {

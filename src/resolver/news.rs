@@ -12,7 +12,13 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{found::Held, pool::Pool};
+use super::climb::Landed;
+use crate::{
+    endpoint::{Attempt, Outcome},
+    error::Error,
+    found::Held,
+    pool::Pool,
+};
 
 /// What a follower last heard.
 #[derive(Clone, Debug)]
@@ -32,6 +38,11 @@ pub(super) enum Known {
 #[derive(Debug)]
 pub(super) struct News {
     pub(super) known: watch::Sender<Known>,
+    /// Why nobody answers now, where that is so. Sent when it becomes another one: the text of
+    /// each attempt is another.
+    pub(super) problem: watch::Sender<Option<Error>>,
+    /// A query waits for a change, and whoever answers it is there.
+    is_followed: AtomicBool,
     /// Whoever followed it ended with its runtime.
     pub(super) lone: AtomicBool,
     /// Each by the number that it knows this name by. A std mutex: held while they are
@@ -43,6 +54,8 @@ impl Default for News {
     fn default() -> Self {
         Self {
             known: watch::Sender::new(Known::Unheard),
+            problem: watch::Sender::default(),
+            is_followed: AtomicBool::new(false),
             lone: AtomicBool::new(false),
             pools: Mutex::default(),
         }
@@ -85,10 +98,52 @@ impl News {
         }
     }
 
+    /// Whoever follows it was answered.
+    pub(super) fn follows(&self) {
+        self.is_followed.store(true, Ordering::Relaxed);
+        self.has_no_problem();
+    }
+
+    /// Nobody follows it now; others are asked.
+    pub(super) fn lost(&self) {
+        self.is_followed.store(false, Ordering::Relaxed);
+    }
+
+    /// What a look-up came to.
+    pub(super) fn landed(&self, landed: &Landed) {
+        match landed {
+            Landed::Found(_) | Landed::Nothing(_) => self.has_no_problem(),
+            // Whoever follows it knows better.
+            Landed::Kept(_) if self.is_followed.load(Ordering::Relaxed) => {}
+            Landed::Kept(error) => self.has_problem(error),
+        }
+    }
+
+    pub(super) fn has_problem(&self, error: &Error) {
+        let is_silence = |error: &Error| error.is_unavailable();
+        self.problem.send_if_modified(|before| {
+            let same = before.as_ref().is_some_and(|before| {
+                before.kind() == error.kind() || (is_silence(before) && is_silence(error))
+            });
+            // Who is left alone tells less than when it was asked.
+            let skipped = |attempt: &Attempt| attempt.outcome == Outcome::Skipped;
+            if !same || !error.attempts().iter().all(skipped) {
+                *before = Some(error.clone());
+            }
+            !same
+        });
+    }
+
+    fn has_no_problem(&self) {
+        self.problem
+            .send_if_modified(|before| before.take().is_some());
+    }
+
     /// Nobody tells anything here any more, until it is followed again. `wakes`: whoever waits
     /// is to see to that.
     pub(super) fn end(&self, wakes: bool) {
         self.lone.store(true, Ordering::SeqCst);
+        self.lost();
         for (pool, _) in &*self.pools() {
             if let Some(pool) = pool.upgrade() {
                 pool.set_lone(true);
@@ -115,5 +170,63 @@ impl News {
 
     fn pools(&self) -> MutexGuard<'_, Vec<(Weak<Pool>, usize)>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        endpoint::{Source, Transport},
+        error::ErrorKind,
+    };
+
+    fn failed(kind: ErrorKind, outcome: Outcome, millis: u64) -> Landed {
+        let attempt = Attempt {
+            source: Source::Http,
+            address: "http://127.0.0.1:1".into(),
+            transport: Transport::Http,
+            outcome,
+            elapsed: Duration::from_millis(millis),
+            received: 0,
+            count: 0,
+            detail: Box::default(),
+        };
+        let text = format!("web: {attempt}");
+        Landed::Kept(Error::with_attempts(kind, text, vec![attempt]))
+    }
+
+    #[test]
+    fn a_problem_is_news_when_it_is_another_one_and_not_at_each_attempt() {
+        let (news, gone) = (
+            News::default(),
+            failed(ErrorKind::NotFound, Outcome::NotFound, 1),
+        );
+        let Landed::Kept(gone) = gone else { return };
+        let mut told = news.problem.subscribe();
+        let mut is_told = |landed: &Landed| {
+            news.landed(landed);
+            let is_told = told.has_changed().unwrap();
+            (
+                is_told,
+                told.borrow_and_update().clone().map(|one| one.to_string()),
+            )
+        };
+        let refused = is_told(&failed(ErrorKind::Unavailable, Outcome::Refused, 1));
+        assert!(refused.0);
+        // What was left alone says less.
+        let skipped = is_told(&failed(ErrorKind::Unavailable, Outcome::Skipped, 2));
+        assert_eq!(skipped, (false, refused.1));
+        let late = is_told(&failed(ErrorKind::Timeout, Outcome::TimedOut, 3));
+        assert!(!late.0 && late.1.unwrap().contains("timeout"));
+        assert!(is_told(&failed(ErrorKind::Denied, Outcome::Denied, 4)).0);
+        assert_eq!(is_told(&Landed::Nothing(gone.clone())), (true, None));
+        assert_eq!(is_told(&Landed::Nothing(gone)), (false, None));
+        // Whoever follows it hears better.
+        news.follows();
+        let failure = failed(ErrorKind::Unavailable, Outcome::Refused, 5);
+        assert_eq!(is_told(&failure), (false, None));
+        news.lost();
+        assert!(is_told(&failure).0);
     }
 }

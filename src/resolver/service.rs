@@ -35,6 +35,7 @@ pub struct Service {
     resolver: Resolver,
     name: ConsulName,
     heard: watch::Receiver<Known>,
+    problem: watch::Receiver<Option<Error>>,
     /// The same name in other datacenters, which this keeps followed.
     others: Arc<[(ConsulName, watch::Receiver<Known>)]>,
     pool: Arc<Pool>,
@@ -77,13 +78,15 @@ impl Resolver {
             &self.0.counters.breakers,
         );
         let follow = |feed, name: &ConsulName| self.0.follow(name, Some((&pool, feed)));
+        let own = follow(0, &name);
         Ok(Service {
             resolver: self.clone(),
-            heard: follow(0, &name),
+            heard: own.known,
+            problem: own.problem,
             others: (1..)
                 .zip(others)
                 .map(|(feed, name)| {
-                    let heard = follow(feed, &name);
+                    let heard = follow(feed, &name).known;
                     (name, heard)
                 })
                 .collect(),
@@ -120,6 +123,24 @@ impl Service {
         }
     }
 
+    /// Why no source answers now, or what they say is not believed: what is known of the name
+    /// is not the newest, or nothing is known. `None`: a source answered the last question, or
+    /// none was asked yet.
+    pub fn problem(&self) -> Option<Error> {
+        self.problem.borrow().clone()
+    }
+
+    /// Each time that the [problem](Self::problem) becomes another one, from now on; the first
+    /// is the one that there is.
+    pub fn problems(&self) -> Problems {
+        let mut told = self.problem.clone();
+        told.borrow_and_update();
+        if self.problem().is_some() {
+            told.mark_changed();
+        }
+        Problems(told)
+    }
+
     /// Waits until there is an endpoint to pick.
     ///
     /// # Cancel safety
@@ -136,10 +157,11 @@ impl Service {
     ///
     /// Where there is none, and why: [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where Consul knows none that
     /// is healthy and as required, [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) where nothing is known yet
-    /// or any more, or all rest.
+    /// or any more, or all rest. Where nothing is known because of a
+    /// [problem](Self::problem), that.
     pub fn try_pick(&self) -> Result<Lease, Error> {
         self.stay_followed();
-        self.pool.pick(None).ok_or_else(|| self.pool.why_empty())
+        self.pool.pick(None).ok_or_else(|| self.why_empty())
     }
 
     /// The same for a key: with [`Strategy::Hash`](crate::Strategy::Hash) all who know the
@@ -151,7 +173,14 @@ impl Service {
     pub fn try_pick_for(&self, key: impl AsRef<[u8]>) -> Result<Lease, Error> {
         self.stay_followed();
         let key = balance::hash(key.as_ref());
-        (self.pool.pick(Some(key))).ok_or_else(|| self.pool.why_empty())
+        (self.pool.pick(Some(key))).ok_or_else(|| self.why_empty())
+    }
+
+    #[cold]
+    fn why_empty(&self) -> Error {
+        let is_unheard = self.pool.is_unheard();
+        let problem = self.problem().filter(|_| is_unheard);
+        problem.unwrap_or_else(|| self.pool.why_empty())
     }
 
     /// As [`try_pick`](Self::try_pick), but where nothing is known yet it waits for that: as
@@ -263,6 +292,28 @@ impl fmt::Debug for Service {
         f.debug_struct("Service")
             .field("name", &name)
             .finish_non_exhaustive()
+    }
+}
+
+/// The problems of a service, one after the other. Who is slow is told the last of what was
+/// missed.
+#[derive(Debug)]
+#[must_use = "problems are told to whoever asks for the next one"]
+pub struct Problems(watch::Receiver<Option<Error>>);
+
+impl Problems {
+    /// The next one, when it is of another kind than the one before; `None`: there is none any
+    /// more. How each attempt fails in turn is no news.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what changes meanwhile is told the next time.
+    pub async fn next(&mut self) -> Option<Error> {
+        if self.0.changed().await.is_err() {
+            // Whoever followed it is gone with its resolver.
+            std::future::pending::<()>().await;
+        }
+        self.0.borrow_and_update().clone()
     }
 }
 

@@ -10,11 +10,17 @@ use crate::{
     protection::Reason,
 };
 
-/// Consul says that there is nothing.
-pub(super) fn not_found(name: &ConsulName, domain: &Domain, attempts: Vec<Attempt>) -> Error {
+/// There is nothing, as Consul says; or, where that is not asked, what there is `instead`.
+pub(super) fn not_found(
+    name: &ConsulName,
+    domain: &Domain,
+    instead: Option<&'static str>,
+    attempts: Vec<Attempt>,
+) -> Error {
     let message = NotFound {
         name: name.clone(),
         domain: domain.clone(),
+        instead,
         says: attempts.last().map(|last| last.source),
     };
     Error::told(ErrorKind::NotFound, message, attempts)
@@ -24,6 +30,7 @@ pub(super) fn not_found(name: &ConsulName, domain: &Domain, attempts: Vec<Attemp
 struct NotFound {
     name: ConsulName,
     domain: Domain,
+    instead: Option<&'static str>,
     says: Option<Source>,
 }
 
@@ -32,6 +39,13 @@ impl fmt::Display for NotFound {
         const RIGHTS: &str =
             "and with ACLs in force that the agent's token may read service and node";
         write!(f, "{}: ", self.name.fqdn(&self.domain))?;
+        if let Some(instead) = self.instead {
+            return write!(
+                f,
+                "it is not in {instead}, and no Consul agent is asked; check the name, write it \
+                 down there, or say where an agent is (--dns, --http)"
+            );
+        }
         let (check, rights) = match self.name.subject() {
             Subject::Service {
                 service,

@@ -10,7 +10,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Weak,
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -23,8 +23,9 @@ use super::{Inner, Resolver};
 use crate::{
     clock,
     error::{Error, ErrorKind},
-    snapshot,
-    source::snapshot_file::SnapshotFile,
+    found::Held,
+    snapshot::{self, Refused},
+    source::snapshot_file::{Before, FileTrouble, SnapshotFile},
     task,
 };
 
@@ -44,8 +45,10 @@ pub(super) struct Snapshot {
     later: AtomicBool,
     /// Something was given or confirmed since it was last written.
     changed: AtomicBool,
-    /// What is there could not be read, and is not to be lost.
+    /// What is there could not be used, and is not to be lost.
     unread: AtomicBool,
+    /// Why what is there is not used, or was not written. A std mutex: held for one look.
+    problem: StdMutex<Option<Error>>,
     /// Gone with the resolver: nobody waits any more to write what it found.
     ends: watch::Sender<()>,
     /// Held while it is written: whoever comes then waits for it.
@@ -67,6 +70,15 @@ impl Snapshot {
         if soon { &self.soon } else { &self.later }
     }
 
+    /// As a step of a look-up names it.
+    pub(super) fn place(&self) -> Box<str> {
+        self.file.path().display().to_string().into()
+    }
+
+    fn problem(&self) -> MutexGuard<'_, Option<Error>> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes it no more.
     pub(super) fn give_up(&self) {
         self.file.give_up();
@@ -80,6 +92,7 @@ impl Snapshot {
             later: AtomicBool::new(false),
             changed: AtomicBool::new(changed),
             unread: AtomicBool::new(false),
+            problem: StdMutex::default(),
             ends: watch::Sender::default(),
             writing: Mutex::const_new(()),
         }
@@ -94,13 +107,65 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] with the file and why it cannot be written.
+    /// [`ErrorKind::Io`] with the file and why it cannot be written, or is not: a file that
+    /// was not written as a snapshot is never replaced.
     ///
     /// # Cancel safety
     ///
     /// Safe: the file is replaced whole or not at all.
     pub async fn save_snapshot(&self) -> Result<(), Error> {
         self.0.save().await
+    }
+
+    /// Why what an earlier run found is not used, or what this one found was not written the
+    /// last time that it was due. `None` where neither is so, and before the snapshot is read:
+    /// the first look-up that has to wait does that.
+    pub fn snapshot_problem(&self) -> Option<Error> {
+        self.0.snapshot.as_ref()?.problem().clone()
+    }
+
+    /// Reads the snapshot, if one is configured, and sees whether it could be written; what is
+    /// in it is not used. A resolver does without one that it cannot use: this is for those who
+    /// want to know before.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] with the file, and why it would not be used or not be written.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing is changed.
+    pub async fn check_snapshot(&self) -> Result<(), Error> {
+        let Some(snapshot) = &self.0.snapshot else {
+            return Ok(());
+        };
+        let checked = self.0.read(&snapshot.file, snapshot.file.check()).await;
+        match checked {
+            Ok(_) => Ok(()),
+            Err(unused) => Err(Error::new(ErrorKind::Invalid, unused.why)),
+        }
+    }
+}
+
+/// Why what is there is not used.
+struct Unused {
+    why: String,
+    /// It may make room for a new one.
+    gives_way: bool,
+}
+
+impl Unused {
+    fn told(&self, file: &SnapshotFile) -> Error {
+        let why = &self.why;
+        let message = match self.gives_way {
+            false => format!("{why}; it is neither used nor replaced"),
+            true => {
+                let aside = file.aside();
+                let aside = aside.display();
+                format!("{why}; it is not used, and will be {aside} when a new one is written")
+            }
+        };
+        Error::new(ErrorKind::Io, message)
     }
 }
 
@@ -111,8 +176,10 @@ impl Inner {
             return;
         };
         let read = snapshot.read.get_or_init(|| async {
-            if let Err(why) = self.restore(snapshot).await {
-                warn!("{why}; it is not used");
+            if let Err(unused) = self.restore(snapshot).await {
+                let problem = unused.told(&snapshot.file);
+                warn!("{problem}");
+                *snapshot.problem() = Some(problem);
                 self.counters
                     .snapshot_errors
                     .fetch_add(1, Ordering::Relaxed);
@@ -121,18 +188,11 @@ impl Inner {
         read.await;
     }
 
-    async fn restore(&self, snapshot: &Snapshot) -> Result<(), String> {
+    async fn restore(&self, snapshot: &Snapshot) -> Result<(), Unused> {
         let file = &snapshot.file;
-        let read = file.load().await;
-        let passes = read.as_ref().is_err_and(|trouble| trouble.passes);
-        snapshot.unread.store(passes, Ordering::Relaxed);
-        let Some(bytes) = read.map_err(|trouble| trouble.to_string())? else {
-            return Ok(());
-        };
-        let keep = self.config.cache.keep;
-        let domain = self.config.domain.as_str();
-        let sets = snapshot::decode(&bytes, domain, clock::since_1970(), keep)
-            .map_err(|why| format!("the snapshot {}: {why}", file.path().display()))?;
+        let read = self.read(file, file.load()).await;
+        snapshot.unread.store(read.is_err(), Ordering::Relaxed);
+        let sets = read?;
         debug!(sets = sets.len(), "snapshot read");
         let now = clock::now();
         let mut cache = self.cache();
@@ -143,6 +203,27 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// The sets that a file holds, and their ages.
+    async fn read(
+        &self,
+        file: &SnapshotFile,
+        bytes: impl Future<Output = Result<Option<Vec<u8>>, FileTrouble>>,
+    ) -> Result<Vec<(Held, Duration)>, Unused> {
+        let unread = |trouble: FileTrouble| Unused {
+            why: trouble.to_string(),
+            gives_way: false,
+        };
+        let Some(bytes) = bytes.await.map_err(unread)? else {
+            return Ok(Vec::new());
+        };
+        let (domain, keep) = (self.config.domain.as_str(), self.config.cache.keep);
+        let sets = snapshot::decode(&bytes, domain, clock::since_1970(), keep);
+        sets.map_err(|refused: Refused| Unused {
+            why: format!("the snapshot {}: {refused}", file.path().display()),
+            gives_way: !refused.stays(),
+        })
     }
 
     /// A source gave or confirmed a set. `new`: it is another one than was known.
@@ -167,7 +248,14 @@ impl Inner {
             _ = tokio::time::timeout(pause, ends.changed()).await;
             drop(due);
             let Some(inner) = inner.upgrade() else { return };
-            if let Err(error) = inner.save().await {
+            let known = inner
+                .snapshot
+                .as_ref()
+                .and_then(|one| one.problem().clone());
+            let known = known.map(|known| known.to_string());
+            if let Err(error) = inner.save().await
+                && known != Some(error.to_string())
+            {
                 warn!("{error}");
             }
         }));
@@ -183,20 +271,32 @@ impl Inner {
         if !snapshot.changed.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        self.write(snapshot).await.inspect_err(|_| {
+        let written = self.write(snapshot).await;
+        *snapshot.problem() = match &written {
+            Ok(moved) => moved.clone(),
+            Err(error) => Some(error.clone()),
+        };
+        if written.is_err() {
             snapshot.changed.store(true, Ordering::Relaxed);
             let errors = &self.counters.snapshot_errors;
             errors.fetch_add(1, Ordering::Relaxed);
-        })
+        }
+        written.map(drop)
     }
 
-    async fn write(&self, snapshot: &Snapshot) -> Result<(), Error> {
+    /// Gives what became of one that was of no use.
+    async fn write(&self, snapshot: &Snapshot) -> Result<Option<Error>, Error> {
+        let (mut before, mut moved) = (Before::Replaced, None);
         if snapshot.unread.load(Ordering::Relaxed)
-            && let Err(why) = self.restore(snapshot).await
-            && snapshot.unread.load(Ordering::Relaxed)
+            && let Err(unused) = self.restore(snapshot).await
         {
-            let message = format!("{why}; it is not replaced by what is newer");
-            return Err(Error::new(ErrorKind::Io, message));
+            if !unused.gives_way {
+                return Err(unused.told(&snapshot.file));
+            }
+            before = Before::Kept;
+            let aside = snapshot.file.aside();
+            let message = format!("{}; it is {} now", unused.why, aside.display());
+            moved = Some(Error::new(ErrorKind::Io, message));
         }
         let sets: Vec<_> = {
             let cache = self.cache();
@@ -205,12 +305,20 @@ impl Inner {
             worth.map(|(held, age)| (Arc::clone(held), age)).collect()
         };
         let (domain, now) = (self.config.domain.clone(), clock::since_1970());
-        let saved = snapshot.file.save(move || {
+        let saved = snapshot.file.save(before, move || {
             let all = sets.iter().map(|(held, age)| (&**held, *age));
             snapshot::encode(domain.as_str(), now, all)
         });
         let saved = saved.await;
-        saved.map_err(|trouble| Error::new(ErrorKind::Io, trouble.to_string()))
+        saved.map_err(|trouble| {
+            let message = format!("{trouble}; what was found is not kept");
+            Error::new(ErrorKind::Io, message)
+        })?;
+        snapshot.unread.store(false, Ordering::Relaxed);
+        if let Some(moved) = &moved {
+            warn!("{moved}");
+        }
+        Ok(moved)
     }
 }
 

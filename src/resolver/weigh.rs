@@ -166,7 +166,7 @@ impl Inner {
                     // It is to be gone for the next run too.
                     self.will_save(true);
                 }
-                Landed::Nothing(told::not_found(name, &self.config.domain, attempts))
+                Landed::Nothing(self.not_found(name, attempts))
             }
             Belief::Held(reason) => {
                 // With each look-up, as long as it lasts: the alerts tell it once.

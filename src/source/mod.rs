@@ -149,6 +149,18 @@ impl Sources {
         &self.rungs
     }
 
+    /// What is written down on this machine, where that alone is asked.
+    pub(crate) fn instead_of_consul(&self) -> Option<&'static str> {
+        if self.rungs != [Rung::Static] {
+            return None;
+        }
+        Some(match (&self.catalog, self.defaults.is_empty()) {
+            (None, _) => "the default addresses",
+            (Some(_), true) => "the static catalog",
+            (Some(_), false) => "the static catalog or the default addresses",
+        })
+    }
+
     /// The domains whose names are Consul's.
     pub(crate) fn zones(&self) -> &[Domain] {
         &self.zones

@@ -29,20 +29,24 @@ impl Sources {
             Some(Heard::Whole(finding)) => return Some(Heard::Whole(finding)),
             _ => self.default_of(question),
         };
-        let Some(finding) = finding else {
+        if self.defaults.is_empty() {
             return listed;
+        }
+        let (outcome, count, detail) = match &finding {
+            Some(_) => (Outcome::Answered, 1, ""),
+            None => (Outcome::NotFound, 0, "there is none of it"),
         };
         attempts.push(Attempt {
             source: Source::Static,
             address: "default address".into(),
             transport: Transport::File,
-            outcome: Outcome::Answered,
+            outcome,
             elapsed: Duration::ZERO,
             received: 0,
-            count: 1,
-            detail: Box::default(),
+            count,
+            detail: detail.into(),
         });
-        Some(judged(finding))
+        finding.map(judged).or(listed)
     }
 
     /// A default is of the service as a whole, here.

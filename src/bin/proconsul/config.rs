@@ -296,7 +296,9 @@ pub(crate) async fn check(command: Check, form: &Output) -> ExitCode {
 async fn checked(command: args::Serve) -> Result<(), Error> {
     let file = command.sources.file()?;
     serve::checked(&command.settings(&file))?;
-    command.builder(&file).build()?.check().await
+    let resolver = command.builder(&file).build()?;
+    resolver.check().await?;
+    resolver.check_snapshot().await
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub(crate) async fn run(command: Explain, form: &Output) -> ExitCode {
         Ok(done) => done,
         Err(error) => return output::failure(&error, form),
     };
+    output::snapshot_problem(&resolver, form);
     if form.form() == Form::Json {
         return match &result {
             Ok(Found::Endpoints(answer)) => output::object(&output::explained(answer)),

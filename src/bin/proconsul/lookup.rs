@@ -29,9 +29,11 @@ async fn look_up(command: &Lookup, form: &Output) -> Result<Looked, Error> {
     resolver.check().await?;
     let name = read_name(&resolver, &command.name, command.tag.as_deref())?;
     match command.kind.as_deref().or_else(|| own_type(&name)) {
-        Some(kind) => Ok(Looked::Records(Box::new(
-            resolver.records(&name, kind).await?,
-        ))),
+        Some(kind) => {
+            let found = resolver.records(&name, kind).await;
+            output::saved(&resolver, form).await;
+            Ok(Looked::Records(Box::new(found?)))
+        }
         None => {
             let found = resolver.lookup(&name).await;
             // That there is nothing any more is kept as well.

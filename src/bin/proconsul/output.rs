@@ -195,15 +195,6 @@ pub(crate) fn trouble(text: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The machine said no: told as [`failure`] tells an error of the library.
-pub(crate) fn refused(text: &str, output: &Output) -> ExitCode {
-    if output.form() == Form::Json {
-        let error = json!({"kind": ErrorKind::Io.as_str(), "message": text});
-        object(&json!({"error": error, "attempts": []}));
-    }
-    trouble(text)
-}
-
 fn say(text: &str) {
     stderr::write(format!("{}\n", harmless(text)).into_bytes());
 }
@@ -286,10 +277,18 @@ pub(crate) fn nothing(message: &str, mut told: Value, output: &Output) -> ExitCo
     ExitCode::from(NOT_FOUND)
 }
 
-/// Writes the snapshot, if there is to be one. Without it an answer is still one.
+/// Writes the snapshot, if there is to be one, and tells what is wrong with it. Without it an
+/// answer is still one.
 pub(crate) async fn saved(resolver: &Resolver, output: &Output) {
-    if let Err(error) = resolver.save_snapshot().await {
-        remark(output, &format!("proconsul: {error}"));
+    // What is wrong is kept.
+    _ = resolver.save_snapshot().await;
+    snapshot_problem(resolver, output);
+}
+
+/// Tells why what an earlier run found is not used, or what this one found not kept.
+pub(crate) fn snapshot_problem(resolver: &Resolver, output: &Output) {
+    if let Some(problem) = resolver.snapshot_problem() {
+        remark(output, &format!("proconsul: {problem}"));
     }
 }
 

@@ -45,8 +45,9 @@ async fn look_up(command: &Pick, form: &Output) -> Result<(Answer, Picker), Erro
     let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     let name = lookup::read_service(&resolver, &command.name, None)?;
-    let answer = resolver.lookup(&name).await?;
+    let found = resolver.lookup(&name).await;
     output::saved(&resolver, form).await;
+    let answer = found?;
     let picker = resolver.picker(&answer, command.strategy);
     Ok((answer, picker))
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use proconsul::{Change, Endpoint, Error, Resolver, Service};
+use proconsul::{Answer, Change, Endpoint, Error, Freshness, Reason, Resolver, Service, Source};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -10,6 +10,13 @@ use crate::{
     args::{Form, Output, Stale, Watch},
     lookup, output, signals,
 };
+
+/// What is told of a service.
+enum Told {
+    Change(Change),
+    /// No source answers, or one does again.
+    Problem(Option<Error>),
+}
 
 /// Changes that wait to be printed; those who have more wait themselves.
 const QUEUE: usize = 64;
@@ -27,13 +34,18 @@ pub(crate) async fn run(command: Watch, form: &Output) -> ExitCode {
     for service in services {
         let changes = changes.clone();
         tokio::spawn(async move {
-            let mut news = service.changes();
-            // Nobody listens any more when the program ends.
-            while changes
-                .send((service.clone(), news.next().await))
-                .await
-                .is_ok()
-            {}
+            let (mut news, mut problems) = (service.changes(), service.problems());
+            loop {
+                let told = tokio::select! {
+                    biased;
+                    problem = problems.next() => Told::Problem(problem),
+                    change = news.next() => Told::Change(change),
+                };
+                // Nobody listens any more when the program ends.
+                if changes.send((service.clone(), told)).await.is_err() {
+                    return;
+                }
+            }
         });
     }
     let ended = tokio::select! {
@@ -58,11 +70,28 @@ async fn start(command: &Watch) -> Result<(Resolver, Vec<Service>), Error> {
 /// Prints until nobody reads.
 async fn print(
     resolver: &Resolver,
-    mut told: mpsc::Receiver<(Service, Change)>,
+    mut told: mpsc::Receiver<(Service, Told)>,
     form: &Output,
 ) -> ExitCode {
-    while let Some((service, change)) = told.recv().await {
+    while let Some((service, told)) = told.recv().await {
         let name = service.name().fqdn(resolver.domain());
+        let change = match told {
+            Told::Change(change) => change,
+            Told::Problem(problem) => {
+                let line = match &problem {
+                    Some(error) => format!("proconsul: {error}"),
+                    None => format!("proconsul: {name} is answered again"),
+                };
+                output::remark(form, &line);
+                continue;
+            }
+        };
+        if let Some(answer) = service.answer()
+            && let Some(why) = why_stale(&service, &answer)
+        {
+            let age = answer.age().as_secs_f64();
+            output::remark(form, &format!("warning: {name} is {age:.1} s old: {why}"));
+        }
         let text = match form.form() {
             Form::Json => format!("{}\n", object(&name, &service, &change)),
             Form::Table | Form::Short => {
@@ -77,6 +106,15 @@ async fn print(
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Why what is shown is not what a source says now; a set that is just being asked for anew is
+/// no more than that.
+fn why_stale(service: &Service, answer: &Answer) -> Option<&'static str> {
+    let silent = answer.source() == Source::Snapshot || service.problem().is_some();
+    let silence = silent.then_some("no source answered");
+    let why = answer.protected().map(Reason::as_str).or(silence);
+    why.filter(|_| answer.freshness() == Freshness::Stale)
 }
 
 fn lines(name: &str, change: &Change) -> String {
