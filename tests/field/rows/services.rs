@@ -84,7 +84,7 @@ impl Field {
         }
     }
 
-    async fn until_count(&self, service: &str, count: usize) -> Duration {
+    pub(crate) async fn until_count(&self, service: &str, count: usize) -> Duration {
         let began = Instant::now();
         while self.count(service).await != count && began.elapsed() < PATIENCE {
             sleep(ms(5)).await;
