@@ -450,14 +450,13 @@ const SEEN: Duration = Duration::from_secs(2);
 /// Of the next few instances each has another port, but for every fourth: it goes, or comes
 /// back.
 async fn change_large(agent: &Agent, versions: &Mutex<Versions>, from: usize, instances: usize) {
-    let round = from / instances + 1;
     let changed: Vec<_> = (from..from + BATCH)
         .map(|number| {
             let instance = number % instances;
             let is_there = versions.lock().unwrap().port(instance).is_some();
             let goes = is_there && instance.is_multiple_of(4);
             // Of all rounds its own: no port comes twice.
-            let port = 1_024 + (instance + round * 7_919) % 64_000;
+            let port = 1_024 + (instance + (number / instances + 1) * 7_919) % 64_000;
             (instance, (!goes).then(|| u16::try_from(port).unwrap()))
         })
         .collect();

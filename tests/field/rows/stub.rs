@@ -66,6 +66,7 @@ pub(crate) async fn the_stub_is_paused(lasts: Duration) -> Verdict {
     field.stub.signal("-STOP");
     sleep(lasts * 6).await;
     field.stub.signal("-CONT");
+    field.step();
     field.resume_load();
     sleep(ms(1_000)).await;
     // Twice what is usual where no name is followed.
