@@ -478,6 +478,8 @@ async fn change_large(agent: &Agent, versions: &Mutex<Versions>, from: usize, in
 struct Seen {
     answers: usize,
     stale: usize,
+    /// Not in time, or without an instance.
+    unanswered: usize,
     never: usize,
     /// How long ago each answer was true.
     ages: Vec<Duration>,
@@ -496,6 +498,8 @@ impl Seen {
         self.ages.sort_unstable();
         report.note(&format!("sets {way}"), self.answers);
         report.note(&format!("stale {way}"), self.stale);
+        let unanswered = format!("unanswered {way}");
+        report.bound(&unanswered, self.unanswered as f64, 0.0);
         let never = format!("sets that never were, {way}");
         report.bound(&never, self.never as f64, 0.0);
         let worst = format!("last true before ms, {way}, worst");
@@ -514,22 +518,20 @@ async fn large_over_tcp(
         let sent = Instant::now();
         let told = ask(server, &asked("large"), RecordType::SRV, Over::Tcp).await;
         let heard = Instant::now();
-        let mut set = HashMap::new();
-        let mut truncated = false;
-        if let Some((reply, _)) = told {
-            truncated = reply.metadata.truncation;
-            for record in &reply.answers {
-                if let RData::SRV(srv) = &record.data {
-                    set.insert(number_of(&srv.target.to_string()), srv.port);
-                }
+        match told {
+            Some((reply, _)) if !reply.answers.is_empty() => {
+                let services = reply
+                    .answers
+                    .iter()
+                    .filter_map(|record| match &record.data {
+                        RData::SRV(srv) => Some((number_of(&srv.target.to_string()), srv.port)),
+                        _ => None,
+                    });
+                let (set, whole) = (services.collect(), !reply.metadata.truncation);
+                seen.take(versions.lock().unwrap().told(&set, whole, sent, heard));
             }
+            Some(_) | None => seen.unanswered += 1,
         }
-        // No answer is no set either.
-        let told = match set.is_empty() {
-            true => Told::Never,
-            false => versions.lock().unwrap().told(&set, !truncated, sent, heard),
-        };
-        seen.take(told);
         sleep(Duration::from_millis(100)).await;
     }
     seen

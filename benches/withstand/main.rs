@@ -95,6 +95,7 @@ fn all() -> Vec<(&'static [u8], Row)> {
         (&[5], one(move || servers::two_servers_are_killed(lasts))),
         (&[6], one(move || servers::all_servers_are_killed(lasts))),
         (&[7, 12], one(move || servers::all_is_killed(lasts))),
+        (&[12], one(move || servers::all_is_silent(lasts))),
         (&[8], one(move || weather::dns_is_refused(lasts))),
         (&[9], one(move || weather::dns_is_silent(lasts))),
         (

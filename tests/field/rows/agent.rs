@@ -86,11 +86,12 @@ pub(crate) async fn the_agent_forgets_all(lasts: Duration) -> Verdict {
     while field.told_again() < 1.0 && began.elapsed() < PATIENCE {
         sleep(ms(20)).await;
     }
-    let took = began.elapsed().as_secs_f64();
-    field.notes("told again after s", took, took <= 2.0);
+    field.timed("told again", began.elapsed(), ms(2_000));
+    let again = field.told_again();
+    field.notes("times told again", again, again >= 1.0);
     field.ours_is_there(ms(2_000)).await;
     sleep(ms(3_000)).await;
-    field.ours_is_there(ms(100)).await;
+    field.ours_is_there(ms(2_000)).await;
     let law = Law {
         first: ms(20),
         ..Law::usual("16", "the agent comes back with an empty disk")

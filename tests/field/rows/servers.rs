@@ -72,30 +72,12 @@ pub(crate) async fn all_servers_are_killed(lasts: Duration) -> Verdict {
 /// 7 and 12: everything dies; what the operator wrote down stands in for what was never
 /// found.
 pub(crate) async fn all_is_killed(lasts: Duration) -> Verdict {
-    let file = temporary("static.json");
-    let written = json!({ "services": [
-        { "name": "written", "address": "10.200.0.9", "port": 4_009 },
-        // Never given while something better is known.
-        { "name": known(0), "address": "10.200.0.10", "port": 4_010 },
-    ]});
-    fs::write(&file, written.to_string()).unwrap();
-    let plan = Plan {
-        stub: vec!["--catalog".into(), file.display().to_string()],
-        ..Plan::default()
-    };
-    let mut field = Field::start(plan).await;
-    field.calm().await;
+    let (mut field, file) = with_static_catalog().await;
     field.kill_agent();
     field.kill_servers();
     field.fault_begins();
     sleep(ms(500)).await;
-    let began = Instant::now();
-    let found = field.count("written").await == 1;
-    let took = began.elapsed();
-    if !found {
-        field.trouble("what is written down is not given");
-    }
-    field.timed("static default", took, ms(20));
+    field.gives_what_is_written(ms(20)).await;
     sleep(lasts).await;
     field.shows(DNS_UP, |up| up == 0.0).await;
     field.shows(HTTP_UP, |up| up == 0.0).await;
@@ -115,6 +97,45 @@ pub(crate) async fn all_is_killed(lasts: Duration) -> Verdict {
         ..Law::usual("7, 12", "all is killed; a static catalog")
     };
     field.judge(law).await
+}
+
+/// 12: the same where nothing refuses and nothing answers.
+pub(crate) async fn all_is_silent(lasts: Duration) -> Verdict {
+    let (mut field, file) = with_static_catalog().await;
+    field.weather_everywhere(&Weather::silent());
+    field.fault_begins();
+    sleep(ms(500)).await;
+    field.gives_what_is_written(ms(900)).await;
+    sleep(lasts).await;
+    field.shows(STALE_SERVED, |count| count > 0.0).await;
+    field.weather_everywhere(&Weather::default());
+    field.mended(ms(5_000)).await;
+    _ = fs::remove_file(file);
+    let law = Law {
+        first: ms(200),
+        new: Fails(ms(900)),
+        fresh: None,
+        recovers: Some(ms(5_000)),
+        ..Law::usual("12", "all is silent; a static catalog")
+    };
+    field.judge(law).await
+}
+
+async fn with_static_catalog() -> (Field, PathBuf) {
+    let file = temporary("static.json");
+    let written = json!({ "services": [
+        { "name": "written", "address": "10.200.0.9", "port": 4_009 },
+        // Never given while something better is known.
+        { "name": known(0), "address": "10.200.0.10", "port": 4_010 },
+    ]});
+    fs::write(&file, written.to_string()).unwrap();
+    let plan = Plan {
+        stub: vec!["--catalog".into(), file.display().to_string()],
+        ..Plan::default()
+    };
+    let mut field = Field::start(plan).await;
+    field.calm().await;
+    (field, file)
 }
 
 /// 19: the servers come back without their data, and the services return later.
@@ -203,11 +224,10 @@ pub(crate) async fn an_old_snapshot_is_restored(lasts: Duration) -> Verdict {
     }
     field.until_count("returns", 1).await;
     let late = began.elapsed();
-    field.notes(
-        "restored sets seen after s",
-        late.as_secs_f64(),
-        late < HELD,
-    );
+    field.timed("restored sets seen", late, HELD);
+    if late > PATIENCE {
+        field.trouble("restored sets are not given");
+    }
     sleep(lasts).await;
     field.fault_ends();
     field.shows(PROTECTION, |active| active == 0.0).await;
@@ -344,6 +364,15 @@ pub(crate) async fn all_restart_in_turn(lasts: Duration, rounds: u32) -> Verdict
 }
 
 impl Field {
+    /// What the operator wrote down, for a name that was never found.
+    async fn gives_what_is_written(&mut self, within: Duration) {
+        let began = Instant::now();
+        if self.count("written").await != 1 {
+            self.trouble("what is written down is not given");
+        }
+        self.timed("static default", began.elapsed(), within);
+    }
+
     /// One more instance of a known name.
     async fn add_instance(&self, name: u16, number: u16) {
         let mut ports = self.history.now(&asked(&known(name)));
