@@ -88,8 +88,10 @@ fn times(asked: &[Asked]) -> Vec<Duration> {
 /// The time, in milliseconds, that this share of all did not exceed.
 fn at(times: &[Duration], share: f64) -> f64 {
     let at = (times.len() as f64 * share) as usize;
-    let time = times.get(at.min(times.len().saturating_sub(1)));
-    time.copied().unwrap_or(Duration::MAX).as_secs_f64() * 1_000.0
+    match times.get(at.min(times.len().saturating_sub(1))) {
+        None | Some(&Duration::MAX) => f64::INFINITY,
+        Some(time) => time.as_secs_f64() * 1_000.0,
+    }
 }
 
 /// A line of the report.
@@ -478,6 +480,8 @@ async fn change_large(agent: &Agent, versions: &Mutex<Versions>, from: usize, in
 struct Seen {
     answers: usize,
     stale: usize,
+    /// Known not to be the whole set.
+    partial: usize,
     /// Not in time, or without an instance.
     unanswered: usize,
     never: usize,
@@ -498,6 +502,7 @@ impl Seen {
         self.ages.sort_unstable();
         report.note(&format!("sets {way}"), self.answers);
         report.note(&format!("stale {way}"), self.stale);
+        report.note(&format!("partial {way}"), self.partial);
         let unanswered = format!("unanswered {way}");
         report.bound(&unanswered, self.unanswered as f64, 0.0);
         let never = format!("sets that never were, {way}");
@@ -528,6 +533,7 @@ async fn large_over_tcp(
                         _ => None,
                     });
                 let (set, whole) = (services.collect(), !reply.metadata.truncation);
+                seen.partial += usize::from(!whole);
                 seen.take(versions.lock().unwrap().told(&set, whole, sent, heard));
             }
             Some(_) | None => seen.unanswered += 1,
@@ -551,7 +557,9 @@ async fn large_in_library(
             let endpoints = answer.endpoints().iter();
             let set = endpoints.map(|one| (number_of(&one.target), one.port));
             let set: HashMap<_, _> = set.collect();
-            seen.take(versions.lock().unwrap().told(&set, true, now, now));
+            let whole = answer.is_complete();
+            seen.partial += usize::from(!whole);
+            seen.take(versions.lock().unwrap().told(&set, whole, now, now));
         }
         sleep(Duration::from_millis(100)).await;
     }
