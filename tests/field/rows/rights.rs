@@ -101,6 +101,7 @@ pub(crate) async fn the_certificate_is_not_good(lasts: Duration) -> Verdict {
         first: ms(160),
         next: ms(160),
         new: Either(ms(900)),
+        fresh: Some(ms(4_000)),
         recovers: None,
         ..Law::usual("23", "the agent's certificate is not good")
     };
