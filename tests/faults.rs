@@ -11,6 +11,7 @@ use field::{
     rows::{agent, http, rights, servers, services, stub, weather},
     verdict::Verdict,
 };
+use support::Weather;
 use tokio::sync::Mutex;
 
 /// One at a time: each is three servers, an agent, and a load.
@@ -61,7 +62,7 @@ async fn when_dns_is_silent_http_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_http_is_refused_dns_answers() {
-    holds(http::http_is_refused(LASTS)).await;
+    holds(http::http_is_away(LASTS, Weather::refused())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,13 +4,16 @@ use std::{fs, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use crate::{Row, field::verdict::Verdict};
+use crate::{Row, field::verdict::Verdict, number};
 
 /// Where the host takes more of the processors' time than that, latencies are its own.
 const DISTURBED: f64 = 0.02;
 
-/// How long a quiet moment is waited for.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How many seconds a quiet moment is waited for. With none a row is played once, whatever the
+/// host does.
+fn patience() -> u64 {
+    number("PATIENCE", 180)
+}
 
 /// A row is played so often at most where the host disturbs it.
 const TRIES: usize = 3;
@@ -46,7 +49,7 @@ impl Ticks {
 /// Waits until the host has left this machine alone for a while, if it does so at all.
 pub(crate) async fn calm() {
     let since = Instant::now();
-    while since.elapsed() < PATIENCE {
+    while since.elapsed() < Duration::from_secs(patience()) {
         let before = Ticks::now();
         sleep(Duration::from_secs(3)).await;
         let share = Ticks::now().share_since(before);
@@ -63,7 +66,8 @@ pub(crate) async fn calm() {
 /// Plays a row in a quiet moment; again, where the host disturbed it and it did not pass.
 pub(crate) async fn undisturbed(row: &Row) -> Vec<Verdict> {
     let mut least: Option<(f64, Vec<Verdict>)> = None;
-    for _ in 0..TRIES {
+    let tries = if patience() == 0 { 1 } else { TRIES };
+    for _ in 0..tries {
         calm().await;
         let before = Ticks::now();
         let verdicts = row().await;

@@ -2,19 +2,20 @@
 //! that never rest. Beside each goes the steady load of names that are cached.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt, fs,
     net::{SocketAddr, UdpSocket},
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::Duration,
 };
 
-use hickory_proto::rr::RecordType;
+use hickory_proto::rr::{RData, RecordType};
+use proconsul::{Freshness, Resolver, Service};
 use serde_json::json;
 use tokio::{
     io::AsyncWriteExt as _,
@@ -23,7 +24,10 @@ use tokio::{
 };
 
 use crate::{
-    field::load::{Asked, Load},
+    field::{
+        history::{History, Told, Versions},
+        load::{Asked, Load},
+    },
     number,
     support::{Agent, Over, Serving, ask, serve, wait_for},
 };
@@ -84,8 +88,10 @@ fn times(asked: &[Asked]) -> Vec<Duration> {
 /// The time, in milliseconds, that this share of all did not exceed.
 fn at(times: &[Duration], share: f64) -> f64 {
     let at = (times.len() as f64 * share) as usize;
-    let time = times.get(at.min(times.len().saturating_sub(1)));
-    time.copied().unwrap_or(Duration::MAX).as_secs_f64() * 1_000.0
+    match times.get(at.min(times.len().saturating_sub(1))) {
+        None | Some(&Duration::MAX) => f64::INFINITY,
+        Some(time) => time.as_secs_f64() * 1_000.0,
+    }
 }
 
 /// A line of the report.
@@ -361,62 +367,62 @@ pub(crate) async fn reloads() -> Report {
     report
 }
 
-/// One large service that changes all the time.
+/// One large service that changes all the time, and is asked for all the while: through the
+/// stub over TCP, and through the library.
 pub(crate) async fn churn() -> Report {
-    const INSTANCES: usize = 10_000;
-    const BATCH: usize = 32;
+    let instances: usize = number("CHURN_INSTANCES", 10_000);
     let (agent, stub, names) = start(&[]).await;
-    let mut report = Report::new("10,000 instances of one service that never rest");
-    agent.register_nodes("large", INSTANCES).await;
+    let mut report = Report::new(format!(
+        "{instances} instances of one service that never rest"
+    ));
+    let registered = agent.register_nodes("large", instances).await;
+    let ports = registered.iter().map(SocketAddr::port);
+    let versions = Arc::new(Mutex::new(Versions::new(ports, Instant::now())));
     let load = Load::start(stub.dns, &names, &[]);
-    let whole = async || {
+    let began = Instant::now();
+    let most = wait_for("the large set", async || {
         let told = ask(stub.dns, &asked("large"), RecordType::SRV, Over::Tcp).await?;
         Some(told.0.answers.len()).filter(|count| *count > 0)
-    };
-    let began = Instant::now();
-    let most = wait_for("the large set", whole).await;
+    });
+    let most = most.await;
     report.note(
         "first answer ms",
         format!("{:.0}", began.elapsed().as_secs_f64() * 1_000.0),
     );
     report.note("SRV records in one reply over TCP", most);
+    let resolver = Resolver::builder()
+        .dns(&agent.dns().to_string())
+        .http(&agent.http())
+        .build()
+        .unwrap();
+    let service = resolver.service("large").unwrap();
+    service.ready().await;
     let (before, used) = (held(stub.id()), spent(stub.id()));
+    let done = Arc::new(AtomicBool::new(false));
+    let over_tcp = tokio::spawn(large_over_tcp(
+        stub.dns,
+        Arc::clone(&versions),
+        Arc::clone(&done),
+    ));
+    let in_library = tokio::spawn(large_in_library(
+        service,
+        Arc::clone(&versions),
+        Arc::clone(&done),
+    ));
     let began = Instant::now();
     let lasts = Duration::from_secs(number("CHURN_SECONDS", 60));
-    let (mut changes, mut turn, mut lags) = (0_usize, 0_usize, Vec::new());
+    let mut changes = 0_usize;
     let mut highest = Held::default();
     while began.elapsed() < lasts {
-        let operations: Vec<_> = (0..BATCH)
-            .map(|at| {
-                let number = (turn * BATCH + at) % INSTANCES;
-                let name = format!("large-{number}");
-                let instance = json!({
-                    "ID": name, "Service": "large", "Port": 10_000 + number % 50_000,
-                    "Meta": { "turn": turn.to_string() },
-                });
-                json!({ "Service": { "Verb": "set", "Node": name, "Service": instance } })
-            })
-            .collect();
-        agent.put("/v1/txn", json!(operations)).await;
+        change_large(&agent, &versions, changes, instances).await;
         changes += BATCH;
-        turn += 1;
-        // Each second: a service that comes, and when it is seen.
-        if turn % 32 == 0 {
-            let name = format!("lag-{turn}");
-            let told = Instant::now();
-            agent.register_nodes(&name, 1).await;
-            let seen = wait_for("a new service", async || {
-                let reply = ask(stub.dns, &asked(&name), RecordType::SRV, Over::Udp).await?;
-                (reply.0.answers.len() == 1).then(|| told.elapsed())
-            });
-            lags.push(seen.await);
-            highest = highest.most(held(stub.id()));
-        }
+        highest = highest.most(held(stub.id()));
         // A thousand a second, if Consul can.
         let due = Duration::from_secs_f64(changes as f64 / 1_000.0);
         sleep(due.saturating_sub(began.elapsed())).await;
     }
     let took = began.elapsed().as_secs_f64();
+    done.store(true, Ordering::Relaxed);
     report.note("changes a second", format!("{:.0}", changes as f64 / took));
     let cores = (spent(stub.id()) - used).as_secs_f64() / took;
     report.bound("processor cores", (cores * 100.0).round() / 100.0, 1.0);
@@ -425,35 +431,180 @@ pub(crate) async fn churn() -> Report {
         "memory before MiB",
         format!("{:.1}", mebibytes(before.memory)),
     );
-    let worst = lags.iter().max().copied().unwrap_or_default();
-    report.bound(
-        "new service found after ms, worst",
-        worst.as_secs_f64() * 1_000.0,
-        2_000.0,
-    );
+    over_tcp
+        .await
+        .expect("no task panics")
+        .tell("over TCP", &mut report);
+    in_library
+        .await
+        .expect("no task panics")
+        .tell("in the library", &mut report);
     report.cached(&stop(load).await, 5.0);
     report
 }
 
-/// Many services, and many of them asked for.
-pub(crate) async fn many() -> Report {
-    const SERVICES: usize = 5_000;
-    const ASKED: usize = 500;
-    let (agent, stub, _) = start(&[]).await;
-    let mut report = Report::new("5,000 services of 2 instances, 500 of them asked for");
-    let mut names = Vec::new();
-    for number in 0..SERVICES {
-        let name = format!("many-{number}");
-        agent.register_nodes(&name, 2).await;
-        if number % (SERVICES / ASKED) == 0 {
-            names.push(asked(&name));
+/// What a transaction of Consul's changes, at most half of what it may hold.
+const BATCH: usize = 32;
+
+/// A change as old as that has to be seen.
+const SEEN: Duration = Duration::from_secs(2);
+
+/// Of the next few instances each has another port, but for every fourth: it goes, or comes
+/// back.
+async fn change_large(agent: &Agent, versions: &Mutex<Versions>, from: usize, instances: usize) {
+    let changed: Vec<_> = (from..from + BATCH)
+        .map(|number| {
+            let instance = number % instances;
+            let is_there = versions.lock().unwrap().port(instance).is_some();
+            let goes = is_there && instance.is_multiple_of(4);
+            // Of all rounds its own: no port comes twice.
+            let port = 1_024 + (instance + (number / instances + 1) * 7_919) % 64_000;
+            (instance, (!goes).then(|| u16::try_from(port).unwrap()))
+        })
+        .collect();
+    let operations = changed.iter().map(|(instance, port)| {
+        let name = format!("large-{instance}");
+        let verb = if port.is_some() { "set" } else { "delete" };
+        let service = json!({ "ID": name, "Service": "large", "Port": port.unwrap_or_default() });
+        json!({ "Service": { "Verb": verb, "Node": name, "Service": service } })
+    });
+    let operations: Vec<_> = operations.collect();
+    // What may be seen from here on has to be written down before it is.
+    versions.lock().unwrap().begins(&changed, Instant::now());
+    agent.put("/v1/txn", json!(operations)).await;
+    versions.lock().unwrap().confirmed(Instant::now());
+}
+
+/// What one way of asking for a set that changes gave.
+#[derive(Default)]
+struct Seen {
+    answers: usize,
+    stale: usize,
+    /// Known not to be the whole set.
+    partial: usize,
+    /// Not in time, or without an instance.
+    unanswered: usize,
+    never: usize,
+    /// How long ago each answer was true.
+    ages: Vec<Duration>,
+}
+
+impl Seen {
+    fn take(&mut self, told: Told) {
+        self.answers += 1;
+        match told {
+            Told::True(ago) => self.ages.push(ago),
+            Told::Never => self.never += 1,
         }
     }
+
+    fn tell(mut self, way: &str, report: &mut Report) {
+        self.ages.sort_unstable();
+        report.note(&format!("sets {way}"), self.answers);
+        report.note(&format!("stale {way}"), self.stale);
+        report.note(&format!("partial {way}"), self.partial);
+        let unanswered = format!("unanswered {way}");
+        report.bound(&unanswered, self.unanswered as f64, 0.0);
+        let never = format!("sets that never were, {way}");
+        report.bound(&never, self.never as f64, 0.0);
+        let worst = format!("last true before ms, {way}, worst");
+        report.bound(&worst, at(&self.ages, 1.0), SEEN.as_secs_f64() * 1_000.0);
+    }
+}
+
+/// As many of the large set as one message takes, again and again.
+async fn large_over_tcp(
+    server: SocketAddr,
+    versions: Arc<Mutex<Versions>>,
+    done: Arc<AtomicBool>,
+) -> Seen {
+    let mut seen = Seen::default();
+    while !done.load(Ordering::Relaxed) {
+        let sent = Instant::now();
+        let told = ask(server, &asked("large"), RecordType::SRV, Over::Tcp).await;
+        let heard = Instant::now();
+        match told {
+            Some((reply, _)) if !reply.answers.is_empty() => {
+                let services = reply
+                    .answers
+                    .iter()
+                    .filter_map(|record| match &record.data {
+                        RData::SRV(srv) => Some((number_of(&srv.target.to_string()), srv.port)),
+                        _ => None,
+                    });
+                let (set, whole) = (services.collect(), !reply.metadata.truncation);
+                seen.partial += usize::from(!whole);
+                seen.take(versions.lock().unwrap().told(&set, whole, sent, heard));
+            }
+            Some(_) | None => seen.unanswered += 1,
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    seen
+}
+
+/// What a service of the library holds, again and again.
+async fn large_in_library(
+    service: Service,
+    versions: Arc<Mutex<Versions>>,
+    done: Arc<AtomicBool>,
+) -> Seen {
+    let mut seen = Seen::default();
+    while !done.load(Ordering::Relaxed) {
+        let now = Instant::now();
+        if let Some(answer) = service.answer() {
+            seen.stale += usize::from(answer.freshness() == Freshness::Stale);
+            let endpoints = answer.endpoints().iter();
+            let set = endpoints.map(|one| (number_of(&one.target), one.port));
+            let set: HashMap<_, _> = set.collect();
+            let whole = answer.is_complete();
+            seen.partial += usize::from(!whole);
+            seen.take(versions.lock().unwrap().told(&set, whole, now, now));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    seen
+}
+
+/// Of `large-7.node.dc1.consul.`
+fn number_of(target: &str) -> usize {
+    let node = target.split('.').next().unwrap_or_default();
+    let number = node.rsplit('-').next().unwrap_or_default();
+    number.parse().unwrap_or(usize::MAX)
+}
+
+/// Many services, many of them asked for, and some of these change.
+pub(crate) async fn many() -> Report {
+    let services: usize = number("MANY_SERVICES", 5_000);
+    const ASKED: usize = 500;
+    let (agent, stub, _) = start(&[]).await;
+    let mut report = Report::new(format!(
+        "{services} services of 2 instances, {ASKED} asked for"
+    ));
+    let (mut names, history) = (Vec::new(), History::default());
+    for number in 0..services {
+        let name = format!("many-{number}");
+        let began = Instant::now();
+        let instances = agent.register_nodes(&name, 2).await;
+        if number % (services / ASKED) == 0 {
+            let ports = instances.iter().map(SocketAddr::port).collect();
+            history.changed(&asked(&name), ports, began, None);
+            names.push(name);
+        }
+    }
+    let questions: Vec<_> = names.iter().map(|name| asked(name)).collect();
     let (before, used) = (held(stub.id()), spent(stub.id()));
-    let load = Load::start(stub.dns, &names, &[]);
+    let load = Load::start(stub.dns, &questions, &[]);
     let began = Instant::now();
-    sleep(Duration::from_secs(20)).await;
+    let mut changes = 0;
+    while began.elapsed() < Duration::from_secs(20) {
+        // Each has a third instance at one time, and not at another.
+        change_one(&agent, &history, &names[changes * 7 % names.len()]).await;
+        changes += 1;
+        sleep(Duration::from_millis(50)).await;
+    }
     let took = began.elapsed().as_secs_f64();
+    report.note("changes", changes);
     let cores = (spent(stub.id()) - used).as_secs_f64() / took;
     report.bound("processor cores", (cores * 100.0).round() / 100.0, 1.0);
     report.bound(
@@ -463,6 +614,16 @@ pub(crate) async fn many() -> Report {
     );
     let mut asked = stop(load).await;
     asked.sort_by_key(|one| one.sent);
+    let (mut wrong, mut stale) = (0, 0);
+    for one in &asked {
+        let Some(reply) = one.reply() else { continue };
+        stale += usize::from(reply.is_stale());
+        let from = (!reply.is_stale()).then(|| one.sent - SEEN);
+        let was = history.was(&one.name, &reply.ports, from, reply.at);
+        wrong += usize::from(!was);
+    }
+    report.bound("not true within the last 2 s", wrong as f64, 0.0);
+    report.bound("stale", stale as f64, 0.0);
     // What is asked for the first time is not cached, and all of it comes at once.
     let mut known = HashSet::new();
     let is_first = |one: &Asked| known.insert(Arc::clone(&one.name));
@@ -470,6 +631,24 @@ pub(crate) async fn many() -> Report {
     report.bound("first answers, p99 ms", at(&times(&first), 0.99), 20.0);
     report.cached(&cached, 5.0);
     report
+}
+
+/// Its third instance comes, or goes.
+async fn change_one(agent: &Agent, history: &History, name: &str) {
+    const THIRD: u16 = 9_000;
+    let node = format!("{name}-third");
+    let mut ports = history.now(&asked(name));
+    let began = Instant::now();
+    if ports.remove(&THIRD) {
+        let node = json!({ "Node": node });
+        agent.put("/v1/catalog/deregister", node).await;
+    } else {
+        ports.insert(THIRD);
+        let service = json!({ "ID": node, "Service": name, "Port": THIRD });
+        let node = json!({ "Node": node, "Address": "10.3.0.1", "Service": service });
+        agent.put("/v1/catalog/register", node).await;
+    }
+    history.changed(&asked(name), ports, began, Some(Instant::now()));
 }
 
 /// All goes on for a long time, with an agent that restarts now and then.

@@ -24,9 +24,11 @@ use std::{env, fs, path::Path, pin::Pin, time::Duration};
 
 use field::{
     rows::{agent, http, rights, servers, services, stub, upstreams, weather},
+    setting as number,
     verdict::{HEAD, Verdict},
 };
 use load::Report;
+use support::Weather;
 
 /// How long a fault lasts, in seconds, unless its row says something else.
 const LASTS: u64 = 5;
@@ -88,15 +90,30 @@ fn all() -> Vec<(&'static [u8], Row)> {
     let ms = Duration::from_millis;
     vec![
         (&[1], one(move || agent::the_agent_is_killed(lasts))),
-        (&[2, 3], one(move || agent::the_agent_hangs(lasts * 4))),
+        (&[2, 3], one(move || agent::the_agent_hangs(lasts * 12))),
         (&[4], one(move || servers::the_leader_is_killed(lasts))),
         (&[5], one(move || servers::two_servers_are_killed(lasts))),
         (&[6], one(move || servers::all_servers_are_killed(lasts))),
         (&[7, 12], one(move || servers::all_is_killed(lasts))),
+        (&[12], one(move || servers::all_is_silent(lasts))),
         (&[8], one(move || weather::dns_is_refused(lasts))),
         (&[9], one(move || weather::dns_is_silent(lasts))),
-        (&[10], one(move || http::http_is_refused(lasts))),
-        (&[11], one(move || weather::dns_over_tcp_is_refused(lasts))),
+        (
+            &[10],
+            one(move || http::http_is_away(lasts, Weather::refused())),
+        ),
+        (
+            &[10],
+            one(move || http::http_is_away(lasts, Weather::silent())),
+        ),
+        (
+            &[11],
+            one(move || weather::dns_over_tcp_is_away(lasts, false)),
+        ),
+        (
+            &[11],
+            one(move || weather::dns_over_tcp_is_away(lasts, true)),
+        ),
         (&[13], one(move || weather::all_is_slow(lasts, ms(100)))),
         (&[13], one(move || weather::all_is_slow(lasts, ms(400)))),
         (&[13], one(move || weather::all_is_slow(lasts, ms(2_000)))),
@@ -124,6 +141,10 @@ fn all() -> Vec<(&'static [u8], Row)> {
         (
             &[20],
             one(move || servers::an_old_snapshot_is_restored(lasts)),
+        ),
+        (
+            &[20],
+            one(move || servers::a_snapshot_without_many_is_restored(lasts)),
         ),
         (&[21], one(move || services::a_service_is_taken_down(lasts))),
         (
@@ -162,16 +183,12 @@ fn all() -> Vec<(&'static [u8], Row)> {
     ]
 }
 
-/// A setting of the environment: `WITHSTAND_ROUNDS`, `WITHSTAND_SEED`, ...
-fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
-    let told = env::var(format!("WITHSTAND_{name}")).ok();
-    told.and_then(|told| told.parse().ok()).unwrap_or(default)
-}
-
 async fn matrix(wanted: &[String]) -> bool {
     let wanted: Vec<u8> = wanted.iter().map(|row| row.parse().unwrap()).collect();
-    println!("{HEAD}");
-    let mut report = vec![HEAD.to_owned()];
+    let ttl: u64 = number("TTL", 0);
+    let head = format!("Consul's DNS gives a TTL of {ttl} s.\n\n{HEAD}");
+    println!("{head}");
+    let mut report = vec![head];
     let (mut passed, mut rows) = (0, 0);
     for (numbers, row) in all() {
         if !wanted.is_empty() && !numbers.iter().any(|number| wanted.contains(number)) {
@@ -193,7 +210,7 @@ async fn matrix(wanted: &[String]) -> bool {
     }
     report.push(format!("\n{passed} of {rows} passed."));
     println!("{}", report[report.len() - 1]);
-    write("matrix.md", &report.join("\n"));
+    write(&format!("matrix-ttl-{ttl}.md"), &report.join("\n"));
     passed == rows
 }
 

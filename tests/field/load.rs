@@ -12,13 +12,18 @@ use std::{
 };
 
 use hickory_proto::{
-    op::{Edns, Message, Query, ResponseCode},
+    op::{Edns, Message, OpCode, Query, ResponseCode},
     rr::{
-        Name, RData, RecordType,
-        rdata::opt::{EdnsCode, EdnsOption},
+        Name, RData, Record, RecordType,
+        rdata::{
+            SRV,
+            opt::{EdnsCode, EdnsOption},
+        },
     },
 };
 use tokio::time::Instant;
+
+use crate::support::{Over, exchange};
 
 /// Questions about cached names in a millisecond.
 const CACHED: usize = 2;
@@ -42,9 +47,12 @@ pub(crate) struct Asked {
 }
 
 /// A reply, read.
+#[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) at: Instant,
     pub(crate) code: ResponseCode,
+    /// Records of any type, and the ports of services among them.
+    pub(crate) answers: usize,
     pub(crate) ports: std::collections::BTreeSet<u16>,
     /// Extended errors (RFC 8914).
     pub(crate) reasons: Vec<u16>,
@@ -57,10 +65,8 @@ impl Reply {
     }
 }
 
-impl Asked {
-    /// `None` where nothing came, or nothing that can be read.
-    pub(crate) fn reply(&self) -> Option<Reply> {
-        let (at, bytes) = self.reply.as_ref()?;
+impl Reply {
+    fn read(at: Instant, bytes: &[u8]) -> Option<Self> {
         let message = Message::from_vec(bytes).ok()?;
         let ports = (message.answers.iter())
             .filter_map(|record| match &record.data {
@@ -77,13 +83,62 @@ impl Asked {
                 _ => None,
             })
             .collect();
-        Some(Reply {
-            at: *at,
+        Some(Self {
+            at,
             code: message.metadata.response_code,
+            answers: message.answers.len(),
             ports,
             reasons,
         })
     }
+}
+
+impl Asked {
+    /// `None` where nothing came, or nothing that can be read.
+    pub(crate) fn reply(&self) -> Option<Reply> {
+        let (at, bytes) = self.reply.as_ref()?;
+        Reply::read(*at, bytes)
+    }
+}
+
+#[cfg(test)]
+impl Asked {
+    /// Made up: a name with these ports, or an error, and perhaps a reason (RFC 8914).
+    pub(super) fn made_up(
+        name: &str,
+        sent: Instant,
+        at: Instant,
+        ports: &[u16],
+        reason: Option<u16>,
+    ) -> Self {
+        let mut message = Message::response(0, OpCode::Query);
+        let owner = Name::from_ascii(name).expect("a plain name");
+        if ports.is_empty() {
+            message.metadata.response_code = ResponseCode::ServFail;
+        }
+        for port in ports {
+            let srv = RData::SRV(SRV::new(1, 1, *port, owner.clone()));
+            message.add_answer(Record::from_rdata(owner.clone(), 0, srv));
+        }
+        let mut edns = Edns::new();
+        if let Some(reason) = reason {
+            let data = reason.to_be_bytes().to_vec();
+            (edns.options_mut()).insert(EdnsOption::Unknown(15, data));
+        }
+        message.set_edns(edns);
+        Self {
+            name: name.into(),
+            new: false,
+            sent,
+            reply: Some((at, message.to_vec().expect("a plain reply"))),
+        }
+    }
+}
+
+/// One question beside the load.
+pub(crate) async fn ask_once(server: SocketAddr, name: &str, kind: RecordType) -> Option<Reply> {
+    let reply = exchange(server, &question(name, kind), Over::Edns(1232)).await?;
+    Reply::read(Instant::now(), &reply)
 }
 
 /// Which question of the log has which id, on one socket.
@@ -122,7 +177,7 @@ impl Load {
             })
             .collect();
         let questions = |names: &[String]| -> Vec<(Arc<str>, Vec<u8>)> {
-            let question = |name: &String| (name.as_str().into(), question(name));
+            let question = |name: &String| (name.as_str().into(), question(name, RecordType::SRV));
             names.iter().map(question).collect()
         };
         let (known, new) = (questions(known), questions(new));
@@ -219,11 +274,11 @@ impl Line {
     }
 }
 
-fn question(name: &str) -> Vec<u8> {
+pub(crate) fn question(name: &str, kind: RecordType) -> Vec<u8> {
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
     let name = Name::from_ascii(name).expect("a plain name");
-    message.add_query(Query::query(name, RecordType::SRV));
+    message.add_query(Query::query(name, kind));
     let mut edns = Edns::new();
     edns.set_max_payload(1232);
     message.set_edns(edns);

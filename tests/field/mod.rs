@@ -4,14 +4,14 @@
 #![allow(dead_code, reason = "the quick rows use a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
-mod history;
+pub(crate) mod history;
 pub(crate) mod load;
 pub(crate) mod rows;
 pub(crate) mod verdict;
 
 use std::{
     collections::BTreeSet,
-    fs,
+    env, fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::Command,
@@ -19,8 +19,8 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::rr::RecordType;
-use proconsul::{Registration, Resolver, ServiceDefinition};
+use hickory_proto::{op::ResponseCode, rr::RecordType};
+use proconsul::{Check, Registration, Resolver, ServiceDefinition};
 use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
@@ -32,8 +32,8 @@ use self::{
     load::{Asked, Load},
 };
 use crate::support::{
-    Agent, Over, Proxy, Serving, Weather, ask, cluster, http_client, http_client_with, leader,
-    serve_at, wait_for,
+    Agent, Over, PATIENCE, Proxy, Serving, Weather, ask, cluster, http_client, http_client_with,
+    leader, serve_at, wait_for,
 };
 
 /// Names that are asked for all the time, and instances of each.
@@ -59,7 +59,7 @@ const DOORS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 41);
 
 /// What is unlike the usual field.
 pub(crate) struct Plan {
-    /// The TTL that Consul's DNS gives.
+    /// The TTL that Consul's DNS gives: `WITHSTAND_TTL`, in seconds.
     ttl: Duration,
     /// More configuration of the client agent.
     agent: Value,
@@ -75,10 +75,16 @@ pub(crate) struct Plan {
     wrapped: Vec<String>,
 }
 
+/// A setting of the environment: `WITHSTAND_TTL`, `WITHSTAND_SEED`, ...
+pub(crate) fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
+    let told = env::var(format!("WITHSTAND_{name}")).ok();
+    told.and_then(|told| told.parse().ok()).unwrap_or(default)
+}
+
 impl Default for Plan {
     fn default() -> Self {
         Self {
-            ttl: Duration::ZERO,
+            ttl: Duration::from_secs(setting("TTL", 0)),
             agent: json!({}),
             stub: Vec::new(),
             upstreams: Vec::new(),
@@ -89,12 +95,38 @@ impl Default for Plan {
     }
 }
 
+/// What this process registers at the agent.
+struct Mine {
+    resolver: Resolver,
+    _stays: Registration,
+    leaves: Leaves,
+}
+
+/// An instance that is stopped in the fault of some rows.
+enum Leaves {
+    NotYet(Box<Registration>),
+    /// Nobody has to tell more than the agent, which is well.
+    Told,
+    /// The agent could not be told. That it is gone is for its checks: they fail at once, and
+    /// a minute later, for which nobody waits here, it is.
+    Untold,
+    Done,
+}
+
+/// Who did not beat for so long is critical.
+const BEATS: Duration = Duration::from_secs(3);
+
+/// What the law gives the catalog to be right again.
+const RIGHT_AGAIN: Duration = Duration::from_secs(5);
+
 /// The field. Everything in it ends when it is dropped.
 pub(crate) struct Field {
     pub(crate) servers: Vec<Agent>,
     pub(crate) agent: Agent,
     pub(crate) dns: Proxy,
     pub(crate) http: Proxy,
+    /// Leads where `http` does, for what this process registers.
+    our_http: Proxy,
     pub(crate) server_doors: Vec<Proxy>,
     pub(crate) stub: Serving,
     plan: Plan,
@@ -103,7 +135,7 @@ pub(crate) struct Field {
     /// What was asked before the load rested.
     before: Vec<Asked>,
     changes: Option<JoinHandle<()>>,
-    mine: Option<Registration>,
+    mine: Option<Mine>,
     began: Instant,
     /// The fault begins, and ends.
     fault: Option<Instant>,
@@ -114,6 +146,10 @@ pub(crate) struct Field {
     passed: [u64; 3],
     seen: Vec<(String, f64, bool)>,
     troubles: Vec<String>,
+    late: Vec<String>,
+    /// Lines of the stub, from the fault on.
+    said: Vec<String>,
+    steps: Vec<Instant>,
     /// How much later than usual what changes may be seen.
     late_by: Duration,
 }
@@ -153,6 +189,7 @@ impl Field {
             None => Proxy::start(DOORS, agent.http_address()).await,
             Some(port) => Proxy::start(Ipv4Addr::LOCALHOST, (AGENT, port).into()).await,
         };
+        let our_http = Proxy::start(DOORS, agent.http_address()).await;
         let mut server_doors = Vec::new();
         for server in &servers {
             server_doors.push(Proxy::start(DOORS, server.http_address()).await);
@@ -164,6 +201,7 @@ impl Field {
             agent,
             dns,
             http,
+            our_http,
             server_doors,
             stub,
             plan,
@@ -179,11 +217,12 @@ impl Field {
             passed: [0; 3],
             seen: Vec::new(),
             troubles: Vec::new(),
+            late: Vec::new(),
+            said: Vec::new(),
+            steps: Vec::new(),
             late_by: Duration::ZERO,
         };
-        if field.plan.token_file.is_none() {
-            field.register_ours().await;
-        }
+        field.register_ours().await;
         field.start_changes();
         field
     }
@@ -199,6 +238,7 @@ impl Field {
     pub(crate) fn restart_stub(&mut self) {
         let doors = doors(&self.plan, &self.http, &self.server_doors);
         let at = Some(self.stub.dns);
+        self.listen();
         self.stub = start_stub(&self.plan, self.dns.address(), &doors, at);
     }
 
@@ -232,7 +272,20 @@ impl Field {
     /// From now on something is wrong.
     pub(crate) fn fault_begins(&mut self) {
         self.passed[1] = self.upstream();
+        self.listen();
+        // What is no word about this fault; but a panic is never usual.
+        self.said.retain(|line| line.contains("panicked"));
         self.fault = Some(Instant::now());
+    }
+
+    /// Something else fails: for a second it is met for the first time.
+    pub(crate) fn step(&mut self) {
+        self.steps.push(Instant::now());
+    }
+
+    /// Takes down what the stub said until now.
+    fn listen(&mut self) {
+        self.said.extend(self.stub.said_so_far());
     }
 
     /// From now on those who failed come back, and what they say first may be what was true
@@ -250,8 +303,13 @@ impl Field {
     /// All is well again, our own instance is there, and the load goes on for a while.
     pub(crate) async fn mended(&mut self, rest: Duration) {
         self.fault_ends();
-        self.ours_is_there(Duration::from_secs(5)).await;
+        self.ours_is_there(RIGHT_AGAIN).await;
         sleep(rest).await;
+        self.is_once().await;
+        let well = self.in_catalog("ours", "passing").await;
+        if well != Some(1) {
+            self.trouble(format!("our own instance is well {well:?} times, later"));
+        }
     }
 
     /// Questions and requests that reached Consul's doors.
@@ -309,11 +367,16 @@ impl Field {
 
     pub(crate) fn weather_of_agent(&self, weather: &Weather) {
         self.dns.set(weather.clone());
+        self.weather_of_agents_http(weather);
+    }
+
+    pub(crate) fn weather_of_agents_http(&self, weather: &Weather) {
         self.http.set(weather.clone());
+        self.our_http.set(weather.clone());
     }
 
     pub(crate) fn weather_of_http(&self, weather: &Weather) {
-        self.http.set(weather.clone());
+        self.weather_of_agents_http(weather);
         for door in &self.server_doors {
             door.set(weather.clone());
         }
@@ -356,6 +419,19 @@ impl Field {
         told.map_or(usize::MAX, |(reply, _)| reply.answers.len())
     }
 
+    /// A name that nobody can tell of is an error, with the reason that there is for it.
+    pub(crate) async fn cannot_tell(&mut self, name: &str, reason: u16) {
+        for (what, most) in [("nobody can tell", 900), ("nor again", 5)] {
+            let began = Instant::now();
+            let told = load::ask_once(self.stub.dns, name, RecordType::SRV).await;
+            self.timed(what, began.elapsed(), Duration::from_millis(most));
+            let told = told.map(|reply| (reply.code, reply.reasons));
+            if told != Some((ResponseCode::ServFail, vec![reason])) {
+                self.trouble(format!("{name}, of which {what}, is {told:?}"));
+            }
+        }
+    }
+
     /// What changes may be seen so much later than usual.
     pub(crate) fn late_by(&mut self, time: Duration) {
         self.late_by = time;
@@ -366,56 +442,141 @@ impl Field {
         self.seen.push((what.to_owned(), value, holds));
     }
 
+    /// Beside the row's bounds: how long something took, and how long it may.
+    pub(crate) fn timed(&mut self, what: &str, took: Duration, most: Duration) {
+        let shown = took.as_secs_f64() * 1_000.0;
+        self.notes(&format!("{what}, ms"), shown, true);
+        if took > most {
+            self.late
+                .push(format!("{what} {took:.1?}, at most {most:?}"));
+        }
+    }
+
     /// Something that must not have been.
     pub(crate) fn trouble(&mut self, what: impl Into<String>) {
         self.troubles.push(what.into());
     }
 
-    /// An instance of this process, which must be in the catalog once whenever that can be
-    /// written to.
+    /// Two instances of this process, with heartbeats: one must be in the catalog once, and
+    /// well, whenever that can be written to; the other is stopped in the fault of some rows.
     async fn register_ours(&mut self) {
-        let agent = match self.plan.ca_file {
-            None => self.http.http(),
-            Some(_) => self.agent.http(),
-        };
-        let resolver = Resolver::builder().dns("none").http(&agent);
+        let mut resolver = Resolver::builder().dns("none").http(&self.our_http.http());
+        if self.plan.token_file.is_some() {
+            resolver = resolver.token(MASTER);
+        }
         let resolver = resolver.build().unwrap();
-        let ours = ServiceDefinition::new("ours", 4_000).address("10.200.0.1");
-        let ours = resolver.register(ours).unwrap();
-        self.mine = Some(ours);
-        self.agent.wait_for_instances("ours", 1).await;
+        let register = |name: &str, port| {
+            let check = Check::ttl(BEATS);
+            let service = ServiceDefinition::new(name, port).address("10.200.0.1");
+            resolver.register(service.check(check)).unwrap()
+        };
+        let (stays, leaves) = (register("ours", 4_000), register("ours-too", 4_001));
+        for service in ["ours", "ours-too"] {
+            self.agent.wait_for_instances(service, 1).await;
+        }
+        self.mine = Some(Mine {
+            resolver,
+            _stays: stays,
+            leaves: Leaves::NotYet(Box::new(leaves)),
+        });
     }
 
-    /// How long it takes until our own instance is in the catalog, once, and well.
-    pub(crate) async fn ours_is_there(&mut self, within: Duration) {
-        let began = Instant::now();
-        let path = "/v1/health/service/ours?passing";
-        loop {
-            let mut there = 0;
-            for server in &self.servers {
-                let request = server.request(reqwest::Method::GET, path).send();
-                let Ok(Ok(told)) = timeout(Duration::from_secs(1), request).await else {
-                    continue;
-                };
+    /// The other instance of ours ends, and its agent is well.
+    pub(crate) fn one_of_ours_leaves(&mut self) {
+        self.leaves(Leaves::Told);
+    }
+
+    /// The other instance of ours ends, and has tried in vain to say so.
+    pub(crate) async fn one_of_ours_leaves_unheard(&mut self) {
+        self.leaves(Leaves::Untold);
+        sleep(BEATS).await;
+    }
+
+    fn leaves(&mut self, how: Leaves) {
+        let mine = self.mine.as_mut().expect("they are registered");
+        let Leaves::NotYet(leaves) = std::mem::replace(&mut mine.leaves, how) else {
+            panic!("it leaves once");
+        };
+        tokio::spawn(leaves.shutdown());
+    }
+
+    /// How often what we registered was told again.
+    pub(crate) fn told_again(&self) -> f64 {
+        let mine = self.mine.as_ref().expect("they are registered");
+        let metrics = mine.resolver.metrics();
+        let is_it = |name: &str| name == "proconsul_reregistrations_total";
+        let again = metrics.samples().find(|one| is_it(one.name));
+        again.map_or(0.0, |one| one.value)
+    }
+
+    /// How many instances the catalog has, as the first of the servers that answers tells it.
+    async fn in_catalog(&self, service: &str, which: &str) -> Option<usize> {
+        let path = format!("/v1/health/service/{service}?{which}");
+        for server in &self.servers {
+            let request = server.request(reqwest::Method::GET, &path).send();
+            if let Ok(Ok(told)) = timeout(Duration::from_secs(1), request).await
+                && told.status().is_success()
+            {
                 let found: Value = told.json().await.unwrap_or_default();
-                there = found.as_array().map_or(0, Vec::len);
-                if there > 0 {
-                    break;
-                }
+                return found.as_array().map(Vec::len);
             }
-            match there {
-                1 => {
-                    let took = began.elapsed().as_secs_f64();
-                    let soon = took <= within.as_secs_f64();
-                    self.notes("registered again after s", took, soon);
-                    return;
-                }
-                0 if began.elapsed() < within * 3 => sleep(Duration::from_millis(100)).await,
-                found => {
-                    self.trouble(format!("our own instance is there {found} times"));
-                    return;
-                }
+        }
+        None
+    }
+
+    /// How long it takes until the catalog is right about ours: one is there, once, and well;
+    /// who was stopped is not.
+    pub(crate) async fn ours_is_there(&mut self, within: Duration) {
+        self.catalog_has("ours", "passing", 1, "registered again", within)
+            .await;
+        self.is_once().await;
+        let mine = self.mine.as_mut().expect("they are registered");
+        match std::mem::replace(&mut mine.leaves, Leaves::Done) {
+            Leaves::Told => {
+                self.catalog_has("ours-too", "", 0, "who left is gone", within)
+                    .await
             }
+            Leaves::Untold => {
+                let what = "who left is given to nobody";
+                self.catalog_has("ours-too", "passing", 0, what, within)
+                    .await;
+            }
+            as_before @ (Leaves::NotYet(_) | Leaves::Done) => {
+                self.mine.as_mut().expect("they are registered").leaves = as_before;
+            }
+        }
+    }
+
+    async fn is_once(&mut self) {
+        let all = self.in_catalog("ours", "").await;
+        if all != Some(1) {
+            self.trouble(format!("our own instance is there {all:?} times"));
+        }
+    }
+
+    async fn catalog_has(
+        &mut self,
+        service: &str,
+        which: &str,
+        count: usize,
+        what: &str,
+        within: Duration,
+    ) {
+        let began = Instant::now();
+        loop {
+            let found = self.in_catalog(service, which).await;
+            let took = began.elapsed();
+            // On a machine that does other things besides, late is not lost.
+            if found == Some(count) || took > PATIENCE {
+                self.timed(what, took, within);
+                if found != Some(count) {
+                    self.trouble(format!(
+                        "{what}: in vain, {service} is there {found:?} times"
+                    ));
+                }
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -594,7 +755,13 @@ async fn register(server: &Agent, history: &History) {
             ]
         });
         let operations: Vec<_> = operations.collect();
-        server.put("/v1/txn", json!(operations)).await;
+        // On a machine that stands still now and then the leader is another one.
+        wait_for("the servers to take them", async || {
+            let request = server.request(reqwest::Method::PUT, "/v1/txn");
+            let told = request.json(&operations).send().await.ok()?;
+            told.status().is_success().then_some(())
+        })
+        .await;
     }
     for (service, ports) in sets {
         history.changed(&asked(&service), ports, began, None);

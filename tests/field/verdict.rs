@@ -1,13 +1,14 @@
 //! What a fault cost: every answer of the load held against what was true, and against the
 //! bounds that its row has.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use hickory_proto::op::ResponseCode;
 use tokio::time::Instant;
 
 use super::{
     Field,
+    history::History,
     load::{Asked, Reply},
 };
 
@@ -23,6 +24,16 @@ const USUAL: f64 = 100.0;
 
 /// The first questions that meet a fault come in this time.
 const FIRST: Duration = Duration::from_millis(1_000);
+
+/// Such a share is stale only where nobody asks those who could tell: a machine that stands
+/// still now and then makes no such share.
+const FAR_TOO_MANY: f64 = 0.5;
+
+/// A client with a stale set waits no longer for a fresh one.
+const CLIENT_TIMER: Duration = Duration::from_millis(150);
+
+/// What the stub says of one fault, in lines: above it nobody reads them.
+const SAID: usize = 10;
 
 /// What a row asks of names that were never asked before.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +57,9 @@ pub(crate) struct Law {
     pub(crate) first: Duration,
     pub(crate) next: Duration,
     pub(crate) new: New,
+    /// From so long after the fault on nothing stale is given, until those who failed come
+    /// back: somebody can be asked who tells the truth. `None`: nobody can, or not in time.
+    pub(crate) fresh: Option<Duration>,
     /// Answers are true again, and not stale, so long after the fault's end.
     pub(crate) recovers: Option<Duration>,
 }
@@ -59,6 +73,7 @@ impl Law {
             first: ms(5),
             next: ms(5),
             new: New::Found(1.0, ms(50)),
+            fresh: Some(FIRST),
             recovers: Some(ms(2_000)),
         }
     }
@@ -74,6 +89,8 @@ pub(crate) struct Verdict {
     pub(crate) asked: usize,
     pub(crate) answered: usize,
     pub(crate) stale: usize,
+    /// Those of them that the law has to be fresh, and all of whom it has that.
+    stale_later: (usize, usize),
     pub(crate) first: Duration,
     /// 999 of 1,000, and the worst, after the first.
     pub(crate) next: Duration,
@@ -89,35 +106,92 @@ pub(crate) struct Verdict {
     /// Questions and requests to Consul in a second, before the fault and while it lasts.
     pub(crate) upstream: (f64, f64),
     pub(crate) seen: Vec<(String, f64, bool)>,
+    /// Lines that the stub said from the fault on.
+    said: usize,
     /// Broken whatever the machine is like: wrong, missing, lost.
     pub(crate) broken: Vec<String>,
     /// Later than the row's bound.
     pub(crate) late: Vec<String>,
 }
 
+/// All that a judge looks at: what was asked and answered, and what was so when.
+pub(super) struct Case {
+    pub(super) asked: Vec<Asked>,
+    pub(super) history: Arc<History>,
+    pub(super) began: Instant,
+    pub(super) fault: Instant,
+    /// In these moments another part of the fault begins.
+    pub(super) steps: Vec<Instant>,
+    pub(super) waning: Option<Instant>,
+    pub(super) healed: Option<Instant>,
+    /// What is not marked was true so long ago, at most.
+    pub(super) fresh: Duration,
+    /// Questions and requests to Consul in a second, before the fault and while it lasts.
+    pub(super) upstream: (f64, f64),
+    pub(super) seen: Vec<(String, f64, bool)>,
+    pub(super) troubles: Vec<String>,
+    pub(super) late: Vec<String>,
+    /// What the stub said from the fault on.
+    pub(super) said: Vec<String>,
+}
+
 impl Field {
     /// Ends the load, and holds all that was answered against the law.
     pub(crate) async fn judge(mut self, law: Law) -> Verdict {
         self.pause_load().await;
-        let asked = std::mem::take(&mut self.before);
         self.stop_changes().await;
+        self.listen();
         let fault = self.fault.expect("fault_begins() was said");
         let healed = self.healed.unwrap_or_else(Instant::now);
-        let fresh = self.plan.ttl + SEEN + self.late_by;
+        let lasted = |since: Instant, until: Instant| (until - since).as_secs_f64().max(0.001);
+        let asked_in = |from: usize| (self.passed[from + 1] - self.passed[from]) as f64;
+        let case = Case {
+            asked: std::mem::take(&mut self.before),
+            history: Arc::clone(&self.history),
+            began: self.began,
+            fault,
+            steps: std::mem::take(&mut self.steps),
+            waning: self.waning,
+            healed: self.healed,
+            fresh: self.plan.ttl + SEEN + self.late_by,
+            upstream: (
+                asked_in(0) / lasted(self.began, fault),
+                asked_in(1) / lasted(fault, healed),
+            ),
+            seen: std::mem::take(&mut self.seen),
+            troubles: std::mem::take(&mut self.troubles),
+            late: std::mem::take(&mut self.late),
+            said: std::mem::take(&mut self.said),
+        };
+        case.judged(law)
+    }
+}
+
+impl Case {
+    fn judged(mut self, law: Law) -> Verdict {
+        let fault = self.fault;
+        let healed = self.healed.unwrap_or_else(Instant::now);
+        let fresh = self.fresh;
 
         let mut broken = std::mem::take(&mut self.troubles);
         let mut wrong = Vec::new();
         let mut unanswered = 0;
         let (mut known, mut answered, mut stale) = (0, 0, 0);
+        let mut stale_later = (0, 0);
         let (mut first, mut calm, mut later) = (Duration::ZERO, Vec::new(), Vec::new());
         let (mut new_asked, mut new_found, mut new_worst) = (0, 0, Duration::ZERO);
         let mut slowest = Duration::ZERO;
         let mut last_stale = None;
         let mut replayed = 0;
-        for one in asked.iter().filter(|one| one.sent >= self.began) {
+        for one in self.asked.iter().filter(|one| one.sent >= self.began) {
             let reply = one.reply();
             let in_fault = (fault..healed).contains(&one.sent);
             let coming_back = self.waning.is_some_and(|from| one.sent >= from);
+            let within = |time: Duration| {
+                let sent = one.sent;
+                move |step: Instant| (step..step + time).contains(&sent)
+            };
+            let is_at = within(FIRST);
             let took = reply
                 .as_ref()
                 .map_or(Duration::MAX, |reply| reply.at - one.sent);
@@ -133,7 +207,7 @@ impl Field {
                 }
                 let replays =
                     self.waning.is_some_and(|from| reply.at >= from) && one.sent < healed + fresh;
-                match self.amiss(one, reply, fresh, law.new) {
+                match self.amiss(one, reply, law.new) {
                     // Its set may be an old one; that there is none may not.
                     Some(_) if replays && (one.new || !reply.ports.is_empty()) => replayed += 1,
                     Some(amiss) if wrong.len() < 5 => {
@@ -148,18 +222,25 @@ impl Field {
             if in_fault {
                 slowest = slowest.max(took);
             }
+            let at_a_step = self.steps.iter().copied().any(is_at);
             if one.new {
-                if in_fault && !coming_back {
+                if in_fault && !coming_back && !at_a_step {
                     new_asked += 1;
                     new_found += usize::from(well);
                     new_worst = new_worst.max(took);
                 }
                 continue;
             }
+            let is_stale = reply.is_some_and(|reply| reply.is_stale());
             known += 1;
             answered += usize::from(well);
-            stale += usize::from(reply.is_some_and(|reply| reply.is_stale()));
-            if in_fault && (one.sent < fault + FIRST || coming_back) {
+            stale += usize::from(is_stale);
+            let settled = !within(law.fresh.unwrap_or_default())(fault) && !at_a_step;
+            if in_fault && !coming_back && settled && law.fresh.is_some() {
+                stale_later.0 += usize::from(is_stale);
+                stale_later.1 += 1;
+            }
+            if in_fault && (is_at(fault) || at_a_step || coming_back) {
                 first = first.max(took);
             } else if in_fault {
                 later.push(took);
@@ -177,16 +258,12 @@ impl Field {
             broken.push(format!("{unanswered} questions had no answer"));
         }
         broken.extend(wrong);
+        let panics = self.said.iter().filter(|line| line.contains("panicked"));
+        broken.extend(panics.cloned());
         if self.waning.is_some() {
-            self.notes(
-                "old or missing while Consul read its log",
-                f64::from(replayed),
-                true,
-            );
+            let what = "old or missing while Consul read its log";
+            self.seen.push((what.to_owned(), f64::from(replayed), true));
         }
-        let lasted = |since: Instant, until: Instant| (until - since).as_secs_f64().max(0.001);
-        let before = (self.passed[1] - self.passed[0]) as f64 / lasted(self.began, fault);
-        let while_it_lasts = (self.passed[2] - self.passed[1]) as f64 / lasted(fault, healed);
         let most = |times: &mut Vec<Duration>| {
             times.sort_unstable();
             let at = (times.len() * 999 / 1_000).min(times.len().saturating_sub(1));
@@ -197,6 +274,7 @@ impl Field {
             asked: known,
             answered,
             stale,
+            stale_later,
             first,
             next: most(&mut later),
             before: most(&mut calm),
@@ -207,23 +285,25 @@ impl Field {
             slowest,
             recovered: (self.healed)
                 .map(|healed| last_stale.map_or(Duration::ZERO, |last: Instant| last - healed)),
-            upstream: (before, while_it_lasts),
+            upstream: self.upstream,
             seen: std::mem::take(&mut self.seen),
+            said: self.said.len(),
             broken,
-            late: Vec::new(),
+            late: std::mem::take(&mut self.late),
         };
         verdict.hold();
         verdict
     }
 
     /// What is wrong with an answer, if anything.
-    fn amiss(&self, one: &Asked, reply: &Reply, fresh: Duration, new: New) -> Option<String> {
+    fn amiss(&self, one: &Asked, reply: &Reply, new: New) -> Option<String> {
         if reply.code != ResponseCode::NoError || reply.ports.is_empty() {
             // Whether a new name must be found is the row's to say; one that is known must.
             let denied = reply.code == ResponseCode::NXDomain && !matches!(new, New::Gone(_));
             return (!one.new || denied).then(|| format!("{:?} {:?}", reply.code, reply.reasons));
         }
-        let from = (!reply.is_stale()).then(|| one.sent.checked_sub(fresh).unwrap_or(one.sent));
+        let from =
+            (!reply.is_stale()).then(|| one.sent.checked_sub(self.fresh).unwrap_or(one.sent));
         (!self.history.was(&one.name, &reply.ports, from, reply.at)).then(|| {
             let marked = if reply.is_stale() { "stale" } else { "fresh" };
             format!("{:?}, {marked}, was never so", reply.ports)
@@ -242,7 +322,7 @@ fn when(one: &Asked, fault: Instant) -> String {
 impl Verdict {
     fn hold(&mut self) {
         let law = self.law;
-        let mut late = Vec::new();
+        let mut late = std::mem::take(&mut self.late);
         let mut bound = |what: &str, found: Duration, most: Duration| {
             if found > most {
                 late.push(format!("{what} {found:.1?}, at most {most:?}"));
@@ -274,6 +354,18 @@ impl Verdict {
         }
         if let (Some(most), Some(took)) = (law.recovers, self.recovered) {
             bound("recovery", took, most);
+        }
+        let (stale, of) = self.stale_later;
+        let share = stale as f64 / of.max(1) as f64;
+        let told = format!("{stale} of {of} cached names were stale, though somebody could tell");
+        // Where this machine takes as long as the stub waits for fresh sets, that is why.
+        if share > FAR_TOO_MANY && self.before < CLIENT_TIMER {
+            self.broken.push(told);
+        } else if stale > 0 {
+            late.push(told);
+        }
+        if self.said > SAID {
+            late.push(format!("the stub said {} lines", self.said));
         }
         let slowest = self.slowest;
         if slowest > LATEST && slowest < Duration::MAX {
@@ -332,6 +424,10 @@ impl fmt::Display for Verdict {
             New::Either(most) => format!("in {} ms", most.as_millis()),
             New::Gone(most) => format!("gone in {} ms", most.as_millis()),
         };
+        let fresh = match self.law.fresh {
+            Some(_) => format!("{} of {}", self.stale_later.0, self.stale_later.1),
+            None => "may be".to_owned(),
+        };
         let seen: Vec<_> = (self.seen.iter())
             .map(|(what, value, _)| {
                 let what = what.strip_prefix("proconsul_").unwrap_or(what);
@@ -347,7 +443,7 @@ impl fmt::Display for Verdict {
         };
         write!(
             f,
-            "| {} | {} | {} / {} ms | {} ms | {} / {} / {} ms | {} of {} | {} | {new} | {} of {}, {} ms | {} | {:.0} / {:.0} | {} | {verdict} |",
+            "| {} | {} | {} / {} ms | {} ms | {} / {} / {} ms | {} of {} | {}, {fresh} | {new} | {} of {}, {} ms | {} | {:.0} / {:.0} | {} | {} | {verdict} |",
             self.law.row,
             self.law.fault,
             self.law.first.as_millis(),
@@ -366,6 +462,7 @@ impl fmt::Display for Verdict {
                 .map_or_else(|| "-".into(), |took| format!("{} ms", took.as_millis())),
             self.upstream.0,
             self.upstream.1,
+            self.said,
             seen.join(", "),
         )
     }
@@ -373,5 +470,138 @@ impl fmt::Display for Verdict {
 
 /// The head of the report's table.
 pub(crate) const HEAD: &str = "\
-| row | fault | bound: first / next | 999 of 1,000 before | first / 999 of 1,000 / worst | known names answered | stale | bound: new names | new names found, worst | true again after | asked of Consul in a second, before / then | shown by | passed |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
+| row | fault | bound: first / next | 999 of 1,000 before | first / 999 of 1,000 / worst | known names answered | stale, and where none may be | bound: new names | new names found, worst | true again after | asked of Consul in a second, before / then | lines said | shown by | passed |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
+
+#[cfg(test)]
+#[allow(
+    unused_imports,
+    reason = "the runner of all rows has no test of its own"
+)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const NAME: &str = "web.service.consul.";
+    const STALE_ANSWER: Option<u16> = Some(3);
+
+    /// A fault from second 3 to second 13, in which the set was 1, and since second 8 is 2.
+    fn case(asked: impl Fn(&dyn Fn(f64) -> Instant) -> Vec<Asked>) -> Case {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs_f64(seconds);
+        let history = History::default();
+        history.changed(NAME, BTreeSet::from([1]), at(0.0), Some(at(0.0)));
+        history.changed(NAME, BTreeSet::from([2]), at(7.9), Some(at(8.0)));
+        Case {
+            asked: asked(&at),
+            history: Arc::new(history),
+            began: at(0.0),
+            fault: at(3.0),
+            steps: Vec::new(),
+            waning: None,
+            healed: Some(at(13.0)),
+            fresh: SEEN,
+            upstream: (1.0, 1.0),
+            seen: Vec::new(),
+            troubles: Vec::new(),
+            late: Vec::new(),
+            said: Vec::new(),
+        }
+    }
+
+    /// Answers of a row in which new names do not matter.
+    fn judged(case: Case, fresh: Option<Duration>) -> Verdict {
+        case.judged(Law {
+            new: New::Either(ms(900)),
+            fresh,
+            ..Law::usual("0", "made up")
+        })
+    }
+
+    /// What is answered at once.
+    fn told(at: Instant, port: u16, reason: Option<u16>) -> Asked {
+        Asked::made_up(NAME, at, at + ms(1), &[port], reason)
+    }
+
+    #[test]
+    fn stale_sets_for_the_whole_fault_are_no_answer_where_somebody_tells_the_truth() {
+        let all_stale = || {
+            case(|at| {
+                let seconds = (30..130).map(|tenth| f64::from(tenth) / 10.0);
+                seconds
+                    .map(|second| told(at(second), 1, STALE_ANSWER))
+                    .collect()
+            })
+        };
+        let verdict = judged(all_stale(), Some(FIRST));
+        assert_eq!(verdict.stale_later, (90, 90));
+        assert!(!verdict.broken.is_empty());
+        let verdict = judged(all_stale(), None);
+        assert!(verdict.passed(), "{verdict}");
+    }
+
+    #[test]
+    fn what_is_stale_when_a_fault_is_met_is_no_finding_and_a_little_later_is_only_late() {
+        let some = |stale: f64| {
+            case(move |at| {
+                let seconds = (30..130).map(|tenth| f64::from(tenth) / 10.0);
+                let tell = |second: f64| {
+                    let port = if second < 8.0 { 1 } else { 2 };
+                    let is_stale = (second - stale).abs() < 0.01;
+                    told(at(second), port, is_stale.then_some(3))
+                };
+                seconds.map(tell).collect()
+            })
+        };
+        assert!(judged(some(3.5), Some(FIRST)).passed());
+        let verdict = judged(some(4.5), Some(FIRST));
+        assert!(
+            verdict.broken.is_empty() && verdict.late.len() == 1,
+            "{verdict}"
+        );
+        let mut stepped = some(4.5);
+        stepped.steps.push(stepped.fault + ms(1_000));
+        assert!(judged(stepped, Some(FIRST)).passed());
+    }
+
+    #[test]
+    fn a_set_that_is_not_marked_was_true_lately_and_no_set_is_made_up() {
+        for (second, port, reason, holds) in [
+            (9.0, 1, None, true),
+            (11.0, 1, None, false),
+            (11.0, 1, STALE_ANSWER, true),
+            (7.0, 2, None, false),
+            (7.0, 2, STALE_ANSWER, false),
+            (11.0, 3, STALE_ANSWER, false),
+        ] {
+            let one = case(|at| vec![told(at(second), port, reason)]);
+            let verdict = judged(one, None);
+            assert_eq!(
+                verdict.broken.is_empty(),
+                holds,
+                "{second} {port}: {verdict}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_stub_breaks_a_row_and_a_flood_of_its_words_is_too_much() {
+        let mut one = case(|at| vec![told(at(4.0), 1, None)]);
+        one.said = vec!["thread 'main' panicked at src/lib.rs:1:1:".into()];
+        assert_eq!(judged(one, None).broken.len(), 1);
+        let mut one = case(|at| vec![told(at(4.0), 1, None)]);
+        one.said = vec![" WARN source".into(); SAID + 1];
+        let verdict = judged(one, None);
+        assert!(verdict.broken.is_empty() && !verdict.passed());
+    }
+
+    #[test]
+    fn an_error_for_a_known_name_breaks_a_row_whatever_it_is_called() {
+        let one = case(|at| {
+            let at = at(4.0);
+            vec![Asked::made_up(NAME, at, at + ms(1), &[], Some(22))]
+        });
+        assert!(!judged(one, None).broken.is_empty());
+    }
+}

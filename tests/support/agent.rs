@@ -308,6 +308,11 @@ impl Agent {
         self.signal("CONT");
     }
 
+    /// It was started, and neither ended nor killed since.
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Ends it at once, as a crash would. From then on its ports are closed.
     pub(crate) fn kill(&mut self) {
         let Some(mut child) = self.child.take() else {

@@ -29,6 +29,8 @@ pub(crate) struct Weather {
     pub(crate) tcp_refused: bool,
     /// What comes in is taken and goes nowhere; connections stay open.
     pub(crate) silent: bool,
+    /// TCP alone is silent.
+    pub(crate) tcp_silent: bool,
     /// The share of datagrams that is lost, each way; over TCP a loss costs
     /// [`RETRANSMITTED`].
     pub(crate) loss: f64,
@@ -240,7 +242,6 @@ impl Path {
                     while open.join_next().await.is_some() {}
                 }
                 Ok((client, _)) = door.accept() => {
-                    self.passed.fetch_add(1, Ordering::Relaxed);
                     open.spawn(self.clone().connection(client));
                     while open.try_join_next().is_some() {}
                 }
@@ -261,6 +262,7 @@ impl Path {
         if let Some(says) = self.now().says {
             let mut request = vec![0; 65_535];
             while matches!(client.read(&mut request).await, Ok(1..)) {
+                self.passed.fetch_add(1, Ordering::Relaxed);
                 if client.write_all(says.as_bytes()).await.is_err() {
                     break;
                 }
@@ -300,11 +302,11 @@ impl Path {
                 self.passed.fetch_add(1, Ordering::Relaxed);
             }
             let weather = self.now();
-            if weather.silent || (weather.replies_lost && !asks) {
-                // As long as that lasts nothing arrives; what waited arrives then.
-                self.until(|weather| !weather.silent && !weather.replies_lost)
-                    .await;
-            }
+            let is_held = |weather: &Weather| {
+                weather.silent || weather.tcp_silent || (weather.replies_lost && !asks)
+            };
+            // As long as that lasts nothing arrives; what waited arrives then.
+            self.until(|weather| !is_held(weather)).await;
             if !asks {
                 sleep(self.delay(&weather)).await;
             }

@@ -105,6 +105,11 @@ impl Serving {
         self.said.recv_timeout(PATIENCE).unwrap()
     }
 
+    /// All lines on stderr that nobody took yet.
+    pub(crate) fn said_so_far(&self) -> Vec<String> {
+        self.said.try_iter().collect()
+    }
+
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }

@@ -9,6 +9,7 @@ pub(crate) async fn the_agent_is_killed(lasts: Duration) -> Verdict {
     field.fault_begins();
     sleep(lasts).await;
     field.shows(DNS_UP, |up| up == 0.0).await;
+    field.one_of_ours_leaves_unheard().await;
     field.restart_agent().await;
     field.mended(ms(3_000)).await;
     field.shows(DNS_UP, |up| up == 1.0).await;
@@ -26,11 +27,14 @@ pub(crate) async fn the_agent_hangs(lasts: Duration) -> Verdict {
     field.fault_begins();
     sleep(lasts).await;
     field.shows(DNS_UP, |up| up == 0.0).await;
+    field.shows(DNS_ERRORS, |count| count > 0.0).await;
     field.agent.resume();
     field.mended(ms(3_000)).await;
     let law = Law {
         first: ms(200),
         new: Found(1.0, ms(400)),
+        // Who is followed there is silent for so long before that is an outage.
+        fresh: Some(ms(2_000)),
         ..Law::usual("2, 3", "the agent hangs")
     };
     field.judge(law).await
@@ -77,8 +81,17 @@ pub(crate) async fn the_agent_forgets_all(lasts: Duration) -> Verdict {
     sleep(lasts).await;
     field.restart_agent().await;
     field.fault_ends();
+    // Until the agent removes what it does not know, the servers have what they had.
+    let began = Instant::now();
+    while field.told_again() < 1.0 && began.elapsed() < PATIENCE {
+        sleep(ms(20)).await;
+    }
+    field.timed("told again", began.elapsed(), ms(2_000));
+    let again = field.told_again();
+    field.notes("times told again", again, again >= 1.0);
     field.ours_is_there(ms(2_000)).await;
     sleep(ms(3_000)).await;
+    field.ours_is_there(ms(2_000)).await;
     let law = Law {
         first: ms(20),
         ..Law::usual("16", "the agent comes back with an empty disk")

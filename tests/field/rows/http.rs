@@ -9,21 +9,27 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-/// 10: HTTP is closed everywhere, and DNS answers.
-pub(crate) async fn http_is_refused(lasts: Duration) -> Verdict {
-    let mut field = Field::start(Plan::default()).await;
-    field.calm().await;
-    field.weather_of_http(&Weather::refused());
+/// 10: HTTP is closed everywhere, or silent, and DNS answers.
+pub(crate) async fn http_is_away(lasts: Duration, how: Weather) -> Verdict {
+    let mut field = Field::usual().await;
+    field.weather_of_http(&how);
     field.fault_begins();
     sleep(lasts).await;
     field
         .shows("proconsul_source_up{source=\"http\"}", |up| up == 0.0)
         .await;
     field.weather_of_http(&Weather::default());
-    field.fault_ends();
-    field.ours_is_there(Duration::from_secs(5)).await;
-    sleep(ms(2_000)).await;
-    let law = Law::usual("10", "HTTP is refused");
+    field.mended(ms(2_000)).await;
+    let fault = match how.silent {
+        false => "HTTP is refused",
+        // Who is followed there is silent for so long before that is an outage.
+        true => "HTTP is silent",
+    };
+    let fresh = Some(if how.silent { ms(2_000) } else { ms(1_000) });
+    let law = Law {
+        fresh,
+        ..Law::usual("10", fault)
+    };
     field.judge(law).await
 }
 
@@ -40,7 +46,7 @@ pub(crate) async fn http_redirects(lasts: Duration) -> Verdict {
     });
     let mut field = Field::usual().await;
     let says = format!("302 Found\r\nLocation: http://{there}/v1/");
-    says_only(&mut field, &says, lasts).await;
+    says_only(&mut field, &says, HTTP_ERRORS, lasts).await;
     sleep(ms(3_000)).await;
     waits.abort();
     let visits = visits.load(Ordering::Relaxed);
@@ -52,7 +58,8 @@ pub(crate) async fn http_redirects(lasts: Duration) -> Verdict {
 /// 25: the HTTP API asks to be left alone.
 pub(crate) async fn http_is_throttled(lasts: Duration, status: u16) -> Verdict {
     let mut field = Field::usual().await;
-    says_only(&mut field, &format!("{status} No"), lasts).await;
+    let says = format!("{status} No\r\nRetry-After: 1");
+    says_only(&mut field, &says, HTTP_THROTTLED, lasts * 6).await;
     sleep(ms(3_000)).await;
     let fault = match status {
         429 => "HTTP says 429",
@@ -62,7 +69,7 @@ pub(crate) async fn http_is_throttled(lasts: Duration, status: u16) -> Verdict {
 }
 
 /// The fault: each request has this for its answer, whatever it asks.
-async fn says_only(field: &mut Field, says: &str, lasts: Duration) {
+async fn says_only(field: &mut Field, says: &str, shown_by: &str, lasts: Duration) {
     let says = format!("HTTP/1.1 {says}\r\nContent-Length: 0\r\n\r\n");
     let says_so = Weather {
         says: Some(says.into()),
@@ -70,8 +77,20 @@ async fn says_only(field: &mut Field, says: &str, lasts: Duration) {
     };
     field.fault_begins();
     change(field, &says_so).await;
+    // Whoever waited there has to hear it first.
+    sleep(ms(1_000)).await;
+    let doors = || std::iter::once(&field.http).chain(&field.server_doors);
+    let before: Vec<_> = doors().map(Proxy::passed).collect();
+    let began = Instant::now();
     sleep(lasts).await;
-    field.shows(HTTP_ERRORS, |count| count > 0.0).await;
+    let asked = doors()
+        .zip(before)
+        .map(|(door, before)| door.passed() - before);
+    let most = asked.max().unwrap_or_default() as f64 / began.elapsed().as_secs_f64();
+    // Who is asked to leave them alone does so.
+    let holds = shown_by != HTTP_THROTTLED || most <= 2.0;
+    field.notes("requests a second to one address", most, holds);
+    field.shows(shown_by, |count| count > 0.0).await;
     change(field, &Weather::default()).await;
     field.fault_ends();
 }

@@ -36,16 +36,24 @@ use super::{
         Verdict, ms,
     },
 };
-use crate::support::{Over, PATIENCE, Weather, ask, leader, wait_for};
+use crate::support::{Over, PATIENCE, Proxy, Weather, ask, leader, wait_for};
 
 // What the stub shows of itself.
 const DNS_UP: &str = "proconsul_source_up{source=\"dns\"}";
 const HTTP_UP: &str = "proconsul_source_up{source=\"http\"}";
+const DNS_ERRORS: &str = "proconsul_source_errors_total{source=\"dns\"}";
 const HTTP_ERRORS: &str = "proconsul_source_errors_total{source=\"http\"}";
 const HTTP_DENIED: &str = "proconsul_source_errors_total{source=\"http\",reason=\"denied\"}";
+const HTTP_THROTTLED: &str = "proconsul_source_errors_total{source=\"http\",reason=\"throttled\"}";
+const LEADER: &str = "proconsul_cluster_leader";
 const FALLBACKS: &str = "proconsul_fallbacks_total{from=\"dns\",to=\"http\"}";
 const STALE_SERVED: &str = "proconsul_stale_served_total";
 const PROTECTION: &str = "proconsul_protection_active";
+
+// Extended errors (RFC 8914).
+const PROHIBITED: u16 = 18;
+const NO_REACHABLE_AUTHORITY: u16 = 22;
+const NETWORK_ERROR: u16 = 23;
 
 fn temporary(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("{name}-{}", std::process::id()))

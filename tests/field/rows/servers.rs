@@ -1,5 +1,7 @@
 //! Consul's servers die, hang, forget or go back in time, with the agent or without it.
 
+use std::collections::BTreeSet;
+
 use reqwest::Method;
 
 use super::*;
@@ -28,12 +30,16 @@ pub(crate) async fn two_servers_are_killed(lasts: Duration) -> Verdict {
     field.kill_server(1);
     field.kill_server(2);
     sleep(lasts).await;
+    field.shows(LEADER, |leads| leads == 0.0).await;
+    field.one_of_ours_leaves();
     field.fault_wanes();
     field.launch_server(1);
     field.launch_server(2);
     leader(&field.servers).await;
     field.mended(ms(5_000)).await;
     let law = Law {
+        // What the last one knows is unconfirmed.
+        fresh: None,
         recovers: Some(ms(5_000)),
         ..Law::usual("5", "two of three servers are killed")
     };
@@ -47,11 +53,16 @@ pub(crate) async fn all_servers_are_killed(lasts: Duration) -> Verdict {
     field.fault_begins();
     sleep(lasts).await;
     field.shows(STALE_SERVED, |count| count > 0.0).await;
+    field
+        .cannot_tell(&asked("nobody"), NO_REACHABLE_AUTHORITY)
+        .await;
+    field.one_of_ours_leaves();
     field.restart_servers().await;
     field.mended(ms(5_000)).await;
     let law = Law {
         first: ms(160),
-        new: Either(ms(900)),
+        new: Fails(ms(900)),
+        fresh: None,
         recovers: Some(ms(5_000)),
         ..Law::usual("6", "all servers are killed")
     };
@@ -61,6 +72,56 @@ pub(crate) async fn all_servers_are_killed(lasts: Duration) -> Verdict {
 /// 7 and 12: everything dies; what the operator wrote down stands in for what was never
 /// found.
 pub(crate) async fn all_is_killed(lasts: Duration) -> Verdict {
+    let (mut field, file) = with_static_catalog().await;
+    field.kill_agent();
+    field.kill_servers();
+    field.fault_begins();
+    sleep(ms(500)).await;
+    field.gives_what_is_written(ms(20)).await;
+    sleep(lasts).await;
+    field.shows(DNS_UP, |up| up == 0.0).await;
+    field.shows(HTTP_UP, |up| up == 0.0).await;
+    field
+        .cannot_tell(&asked("nobody"), NO_REACHABLE_AUTHORITY)
+        .await;
+    field.one_of_ours_leaves_unheard().await;
+    field.restart_servers().await;
+    field.restart_agent().await;
+    field.mended(ms(5_000)).await;
+    _ = fs::remove_file(file);
+    let law = Law {
+        first: ms(20),
+        new: Fails(ms(50)),
+        fresh: None,
+        recovers: Some(ms(5_000)),
+        ..Law::usual("7, 12", "all is killed; a static catalog")
+    };
+    field.judge(law).await
+}
+
+/// 12: the same where nothing refuses and nothing answers.
+pub(crate) async fn all_is_silent(lasts: Duration) -> Verdict {
+    let (mut field, file) = with_static_catalog().await;
+    field.weather_everywhere(&Weather::silent());
+    field.fault_begins();
+    sleep(ms(500)).await;
+    field.gives_what_is_written(ms(900)).await;
+    sleep(lasts).await;
+    field.shows(STALE_SERVED, |count| count > 0.0).await;
+    field.weather_everywhere(&Weather::default());
+    field.mended(ms(5_000)).await;
+    _ = fs::remove_file(file);
+    let law = Law {
+        first: ms(200),
+        new: Fails(ms(900)),
+        fresh: None,
+        recovers: Some(ms(5_000)),
+        ..Law::usual("12", "all is silent; a static catalog")
+    };
+    field.judge(law).await
+}
+
+async fn with_static_catalog() -> (Field, PathBuf) {
     let file = temporary("static.json");
     let written = json!({ "services": [
         { "name": "written", "address": "10.200.0.9", "port": 4_009 },
@@ -74,28 +135,7 @@ pub(crate) async fn all_is_killed(lasts: Duration) -> Verdict {
     };
     let mut field = Field::start(plan).await;
     field.calm().await;
-    field.kill_agent();
-    field.kill_servers();
-    field.fault_begins();
-    sleep(ms(500)).await;
-    let began = Instant::now();
-    let found = field.count("written").await == 1;
-    let took = began.elapsed().as_secs_f64();
-    field.notes("static default after s", took, found && took < 0.9);
-    sleep(lasts).await;
-    field.shows(DNS_UP, |up| up == 0.0).await;
-    field.shows(HTTP_UP, |up| up == 0.0).await;
-    field.restart_servers().await;
-    field.restart_agent().await;
-    field.mended(ms(5_000)).await;
-    _ = fs::remove_file(file);
-    let law = Law {
-        first: ms(20),
-        new: Fails(ms(50)),
-        recovers: Some(ms(5_000)),
-        ..Law::usual("7, 12", "all is killed; a static catalog")
-    };
-    field.judge(law).await
+    (field, file)
 }
 
 /// 19: the servers come back without their data, and the services return later.
@@ -142,67 +182,122 @@ pub(crate) async fn the_servers_lose_their_data(lasts: Duration) -> Verdict {
     let law = Law {
         first: ms(160),
         new: Gone(ms(900)),
+        fresh: None,
         recovers: Some(ms(5_000)),
         ..Law::usual("19", "the servers lose their data")
     };
     field.judge(law).await
 }
 
-/// 20: an old snapshot of the servers' data is restored.
+/// 20: an old snapshot of the servers' data is restored. Single services are what they were:
+/// instances that came since are gone, and those that went are back.
 pub(crate) async fn an_old_snapshot_is_restored(lasts: Duration) -> Verdict {
+    const CHANGED: u16 = 20;
     let mut field = Field::start(Plan::default()).await;
+    let returns = instance("returns", 0, 5_100);
+    (field.servers[0].put("/v1/catalog/register", returns)).await;
     field.calm().await;
     field.stop_changes().await;
-    let request = field.servers[0].request(Method::GET, "/v1/snapshot");
-    let saved = request.send().await.unwrap().bytes().await.unwrap();
-    let sets: Vec<_> = (0..10)
+    let saved = field.snapshot().await;
+    let sets: Vec<_> = (0..CHANGED)
         .map(|name| field.history.now(&asked(&known(name))))
         .collect();
-    for name in 0..10 {
-        field.add_instance(name, 7).await;
+    for name in 0..CHANGED {
+        match name % 2 {
+            0 => field.add_instance(name, 7).await,
+            _ => field.remove_instance(name, 0).await,
+        }
     }
-    sleep(ms(1_500)).await;
+    let node = json!({ "Node": "returns-0" });
+    (field.servers[0].put("/v1/catalog/deregister", node)).await;
+    field.warm("returns").await;
     field.fault_begins();
     let began = Instant::now();
-    let request = field.servers[0].request(Method::PUT, "/v1/snapshot");
-    let restored = request.body(saved).send().await.unwrap();
-    assert!(restored.status().is_success());
-    for (name, set) in (0..10).zip(sets) {
+    field.restore(saved).await;
+    for (name, set) in (0..CHANGED).zip(sets) {
         let now = Some(Instant::now());
         field.history.changed(&asked(&known(name)), set, began, now);
     }
-    let mut late = Duration::ZERO;
-    wait_for("the sets that were restored", async || {
-        late = began.elapsed();
-        let told = ask(
-            field.stub.dns,
-            &asked(&known(3)),
-            RecordType::SRV,
-            Over::Udp,
-        )
-        .await;
-        let told = told.map(|(reply, _)| reply.answers.len());
-        (told == Some(field.history.now(&asked(&known(3))).len())).then_some(())
-    })
-    .await;
-    field.notes(
-        "restored sets seen after s",
-        late.as_secs_f64(),
-        late < ms(7_000),
-    );
+    for name in 0..CHANGED {
+        let wanted = field.history.now(&asked(&known(name))).len();
+        field.until_count(&known(name), wanted).await;
+    }
+    field.until_count("returns", 1).await;
+    let late = began.elapsed();
+    field.timed("restored sets seen", late, HELD);
+    if late > PATIENCE {
+        field.trouble("restored sets are not given");
+    }
     sleep(lasts).await;
     field.fault_ends();
-    field
-        .shows("proconsul_protection_active", |active| active == 0.0)
-        .await;
-    // What was seen is newer than what is restored: it is held until that is no passing state.
-    field.late_by(ms(7_000));
-    field
-        .judge(Law::usual(
-            "20",
-            "an old snapshot of the servers is restored",
-        ))
-        .await
+    field.shows(PROTECTION, |active| active == 0.0).await;
+    field.late_by(HELD);
+    let law = Law {
+        fresh: Some(HELD),
+        ..Law::usual("20", "an old snapshot of the servers is restored")
+    };
+    field.judge(law).await
+}
+
+/// What was seen is newer than what is restored: it is held until that is no passing state.
+const HELD: Duration = ms(7_000);
+
+/// 20: the same where many services are younger than the snapshot: they are protected, and are
+/// themselves again when they return.
+pub(crate) async fn a_snapshot_without_many_is_restored(lasts: Duration) -> Verdict {
+    // Above the share of all that are known, of which the new names are the most.
+    const YOUNG: u16 = 200;
+    let young = |number: u16| format!("young-{number:03}");
+    let mut field = Field::start(Plan::default()).await;
+    field.stop_changes().await;
+    let saved = field.snapshot().await;
+    let sets: Vec<_> = (0..KNOWN)
+        .map(|name| field.history.now(&asked(&known(name))))
+        .collect();
+    let register_young = async |field: &Field| {
+        for number in 0..YOUNG {
+            let one = instance(&young(number), 0, 5_200 + number);
+            (field.servers[0].put("/v1/catalog/register", one)).await;
+        }
+    };
+    register_young(&field).await;
+    field.calm().await;
+    for _ in 0..10 {
+        for number in 0..YOUNG {
+            field.count(&young(number)).await;
+        }
+    }
+    field.stop_changes().await;
+    let began = Instant::now();
+    field.fault_begins();
+    field.restore(saved).await;
+    for (name, set) in (0..KNOWN).zip(sets) {
+        let now = Some(Instant::now());
+        field.history.changed(&asked(&known(name)), set, began, now);
+    }
+    let (mut denied, mut all) = (0, 0);
+    let began = Instant::now();
+    while began.elapsed() < lasts.max(HELD) + ms(2_000) {
+        for number in 0..YOUNG {
+            denied += u32::from(field.count(&young(number)).await == 0);
+            all += 1;
+        }
+        sleep(ms(50)).await;
+    }
+    let what = format!("of {all} answers about what vanished deny it");
+    field.notes(&what, f64::from(denied), denied == 0);
+    field.shows(PROTECTION, |active| active == 1.0).await;
+    register_young(&field).await;
+    field.fault_ends();
+    sleep(ms(3_000)).await;
+    field.shows(PROTECTION, |active| active == 0.0).await;
+    field.late_by(HELD);
+    let law = Law {
+        fresh: None,
+        recovers: Some(ms(5_000)),
+        ..Law::usual("20", "a snapshot without many services is restored")
+    };
+    field.judge(law).await
 }
 
 /// 28: the agent, and the stub, lose sight of the servers, which go on.
@@ -213,13 +308,18 @@ pub(crate) async fn the_servers_are_out_of_sight(lasts: Duration) -> Verdict {
     field.servers.iter().for_each(|server| server.pause());
     sleep(lasts * 4).await;
     field.shows(STALE_SERVED, |count| count > 0.0).await;
+    field
+        .cannot_tell(&asked("nobody"), NO_REACHABLE_AUTHORITY)
+        .await;
+    field.one_of_ours_leaves();
     field.fault_wanes();
     field.servers.iter().for_each(|server| server.resume());
     leader(&field.servers).await;
     field.mended(ms(6_000)).await;
     let law = Law {
         first: ms(200),
-        new: Either(ms(900)),
+        new: Fails(ms(900)),
+        fresh: None,
         recovers: Some(ms(5_000)),
         ..Law::usual("28", "all servers hang")
     };
@@ -232,8 +332,10 @@ pub(crate) async fn all_restart_in_turn(lasts: Duration, rounds: u32) -> Verdict
     field.fault_begins();
     for _ in 0..rounds {
         for at in 0..field.servers.len() {
+            field.step();
             field.kill_server(at);
             sleep(lasts).await;
+            field.step();
             field.launch_server(at);
             // An operator goes on when all are well.
             wait_for("all to be well again", async || {
@@ -244,31 +346,68 @@ pub(crate) async fn all_restart_in_turn(lasts: Duration, rounds: u32) -> Verdict
             })
             .await;
         }
+        field.step();
         field.kill_agent();
         sleep(lasts).await;
         field.restart_agent().await;
+        field.step();
         field.ours_is_there(ms(5_000)).await;
     }
     field.fault_ends();
     sleep(ms(3_000)).await;
     let law = Law {
         first: ms(20),
-        new: Found(0.999, ms(900)),
+        new: Found(1.0, ms(400)),
         ..Law::usual("38", "all restart in turn")
     };
     field.judge(law).await
 }
 
 impl Field {
+    /// What the operator wrote down, for a name that was never found.
+    async fn gives_what_is_written(&mut self, within: Duration) {
+        let began = Instant::now();
+        if self.count("written").await != 1 {
+            self.trouble("what is written down is not given");
+        }
+        self.timed("static default", began.elapsed(), within);
+    }
+
     /// One more instance of a known name.
     async fn add_instance(&self, name: u16, number: u16) {
-        let (name, port) = (known(name), port(name, number));
-        let mut ports = self.history.now(&asked(&name));
-        ports.insert(port);
+        let mut ports = self.history.now(&asked(&known(name)));
+        ports.insert(port(name, number));
+        let node = instance(&known(name), number, port(name, number));
+        self.change(name, "register", node, ports).await;
+    }
+
+    /// One less.
+    async fn remove_instance(&self, name: u16, number: u16) {
+        let mut ports = self.history.now(&asked(&known(name)));
+        ports.remove(&port(name, number));
+        let node = json!({ "Node": format!("{}-{number}", known(name)) });
+        self.change(name, "deregister", node, ports).await;
+    }
+
+    async fn change(&self, name: u16, how: &str, node: Value, ports: BTreeSet<u16>) {
         let began = Instant::now();
-        let node = instance(&name, number, port);
-        self.servers[0].put("/v1/catalog/register", node).await;
+        let path = format!("/v1/catalog/{how}");
+        self.servers[0].put(&path, node).await;
         let done = Some(Instant::now());
-        self.history.changed(&asked(&name), ports, began, done);
+        self.history
+            .changed(&asked(&known(name)), ports, began, done);
+    }
+
+    /// All that the servers know.
+    async fn snapshot(&self) -> Vec<u8> {
+        let request = self.servers[0].request(Method::GET, "/v1/snapshot");
+        let saved = request.send().await.unwrap().bytes().await.unwrap();
+        saved.to_vec()
+    }
+
+    async fn restore(&self, saved: Vec<u8>) {
+        let request = self.servers[0].request(Method::PUT, "/v1/snapshot");
+        let restored = request.body(saved).send().await.unwrap();
+        assert!(restored.status().is_success());
     }
 }

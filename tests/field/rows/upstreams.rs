@@ -1,78 +1,243 @@
-//! Other names: who answers for them dies, hangs or refuses.
+//! Other names: who answers for them dies, hangs, is slow or lies.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     process::{Child, Command},
 };
 
+use tokio::{net::UdpSocket, task::JoinHandle};
+
 use super::*;
+use crate::field::load::{Reply, ask_once};
 
 const ANSWERS: &str = "--address=/example.test/192.0.2.1";
+const KNOWN: &str = "known.example.test.";
 
-/// 30, 31, 32: upstreams of other names die, hang or lie.
+/// Rounds of one row.
+const ROUNDS: u32 = 20;
+
+/// To a server on this machine and back, and the proxy's way in between.
+const ROUND_TRIP: Duration = ms(10);
+
+/// What becomes of an upstream.
+#[derive(Clone, Copy)]
+enum Fails {
+    Weather(fn() -> Weather),
+    Says(ResponseCode),
+}
+
+/// 30, 31, 32: upstreams of other names die, hang, are slow or lie.
 pub(crate) async fn upstreams_fail(lasts: Duration) -> Vec<Verdict> {
+    let slow = || Weather {
+        delay: ms(2_000),
+        ..Weather::default()
+    };
+    let one = [
+        (
+            "30",
+            "the first upstream is killed",
+            Fails::Weather(Weather::refused),
+        ),
+        (
+            "30",
+            "the first upstream is silent",
+            Fails::Weather(Weather::silent),
+        ),
+        ("30", "the first upstream takes 2 s", Fails::Weather(slow)),
+        (
+            "32",
+            "the first upstream says REFUSED",
+            Fails::Says(ResponseCode::Refused),
+        ),
+        (
+            "32",
+            "the first upstream says SERVFAIL",
+            Fails::Says(ResponseCode::ServFail),
+        ),
+    ];
     let mut verdicts = Vec::new();
-    for (row, fault) in [
-        ("30", "the first upstream is killed"),
-        ("30", "the first upstream hangs"),
-        ("31", "both upstreams are killed"),
-        ("32", "the first upstream refuses all"),
-    ] {
-        let mut first = Upstream::start(31, ANSWERS);
-        let mut second = Upstream::start(32, ANSWERS);
-        let plan = Plan {
-            upstreams: vec![first.1, second.1],
-            ..Plan::default()
-        };
-        let mut field = Field::start(plan).await;
-        let stub = field.stub.dns;
-        let asks = async |name: String| {
-            let began = Instant::now();
-            let told = ask(stub, &name, RecordType::A, Over::Udp).await;
-            let found = told.is_some_and(|(reply, _)| reply.answers.len() == 1);
-            (found, began.elapsed())
-        };
-        wait_for("an upstream", async || {
-            asks("known.example.test.".into()).await.0.then_some(())
-        })
-        .await;
-        field.calm().await;
-        field.fault_begins();
-        match fault {
-            "the first upstream is killed" => drop(first.0.kill()),
-            "the first upstream hangs" => first.signal("STOP"),
-            "both upstreams are killed" => {
-                _ = first.0.kill();
-                _ = second.0.kill();
-            }
-            _ => {
-                drop(first);
-                // Without anything to say or to ask, dnsmasq refuses.
-                first = Upstream::start(31, "--log-queries=extra");
-            }
-        }
-        let (mut known, mut new) = ((0, Duration::ZERO), (0, Duration::ZERO));
-        for number in 0..20 {
-            // Past its TTL of a second, in most rounds.
-            let (found, took) = asks("known.example.test.".into()).await;
-            known = (known.0 + u32::from(found), known.1.max(took));
-            let (found, took) = asks(format!("n{number}.example.test.")).await;
-            new = (new.0 + u32::from(found), new.1.max(took));
-            sleep(lasts / 20).await;
-        }
-        field.fault_ends();
-        let wanted = if row == "31" { 0 } else { 20 };
-        for (what, (found, took), wanted, most) in [
-            ("known upstream names of 20", known, 20, 750.0),
-            ("new upstream names of 20", new, wanted, 900.0),
-        ] {
-            field.notes(what, f64::from(found), found == wanted);
-            let worst = took.as_secs_f64() * 1_000.0;
-            field.notes("worst ms", worst, worst < most);
-        }
-        verdicts.push(field.judge(Law::usual(row, fault)).await);
+    for (row, fault, how) in one {
+        verdicts.push(one_fails(row, fault, how, lasts).await);
     }
+    verdicts.push(all_fail("both upstreams are killed", Weather::refused(), lasts).await);
+    verdicts.push(all_fail("both upstreams are silent", Weather::silent(), lasts).await);
+    verdicts.push(one_denies(lasts).await);
     verdicts
+}
+
+/// 30, 32: one fails, and the other one's answer is given, also for what is known.
+async fn one_fails(row: &'static str, fault: &'static str, how: Fails, lasts: Duration) -> Verdict {
+    let (mut field, upstreams) = with_upstreams().await;
+    field.fault_begins();
+    let liar = upstreams.fails(how).await;
+    let (mut first, mut next) = (Duration::ZERO, Vec::new());
+    for number in 0..ROUNDS {
+        for name in [KNOWN, &format!("n{number}.example.test.")] {
+            let (reply, took) = asks(&field, name).await;
+            match reply {
+                Some(reply) if reply.answers == 1 && !reply.is_stale() => {}
+                other => field.trouble(format!("{name} is {other:?}, and one upstream is well")),
+            }
+            match number {
+                0 => first = first.max(took),
+                _ => next.push(took),
+            }
+        }
+        sleep(lasts / ROUNDS).await;
+    }
+    field.fault_ends();
+    drop(liar);
+    field.timed("first upstream name", first, ms(400));
+    field.next_upstream_names(next, ROUND_TRIP + ms(5));
+    field.judge(Law::usual(row, fault)).await
+}
+
+/// 31: nobody answers: what is known is given as stale, and what is not is an error.
+async fn all_fail(fault: &'static str, weather: Weather, lasts: Duration) -> Verdict {
+    let (mut field, upstreams) = with_upstreams().await;
+    // Past its TTL.
+    sleep(ms(1_500)).await;
+    field.fault_begins();
+    for door in &upstreams.doors {
+        door.set(weather.clone());
+    }
+    let (mut next, mut worst) = (Vec::new(), Duration::ZERO);
+    for number in 0..ROUNDS {
+        let (reply, took) = asks(&field, KNOWN).await;
+        match reply {
+            Some(reply) if reply.answers == 1 && reply.is_stale() => {}
+            other => field.trouble(format!("{KNOWN} is {other:?}, and was known")),
+        }
+        match number {
+            0 => field.timed("first upstream name", took, ms(750)),
+            _ => next.push(took),
+        }
+        let name = format!("n{number}.example.test.");
+        let (reply, took) = asks(&field, &name).await;
+        let told = reply.map(|reply| (reply.code, reply.reasons));
+        let why = [NO_REACHABLE_AUTHORITY, NETWORK_ERROR];
+        match &told {
+            Some((ResponseCode::ServFail, reasons)) if matches!(reasons[..], [reason] if why.contains(&reason)) =>
+                {}
+            _ => field.trouble(format!("{name} is {told:?}, and no upstream answers")),
+        }
+        worst = worst.max(took);
+        sleep(lasts / ROUNDS).await;
+    }
+    field.fault_ends();
+    field.next_upstream_names(next, ms(5));
+    field.timed("new upstream names", worst, ms(900));
+    field.judge(Law::usual("31", fault)).await
+}
+
+/// 32: that there is no such name is an answer, whoever else may know it.
+async fn one_denies(lasts: Duration) -> Verdict {
+    let (mut field, upstreams) = with_upstreams().await;
+    field.fault_begins();
+    let liar = upstreams.fails(Fails::Says(ResponseCode::NXDomain)).await;
+    let mut worst = Duration::ZERO;
+    for number in 0..ROUNDS {
+        let name = format!("n{number}.example.test.");
+        let (reply, took) = asks(&field, &name).await;
+        let code = reply.map(|reply| reply.code);
+        if code != Some(ResponseCode::NXDomain) {
+            field.trouble(format!("{name} is {code:?}, and its upstream denies it"));
+        }
+        worst = worst.max(took);
+        sleep(lasts / ROUNDS).await;
+    }
+    field.fault_ends();
+    drop(liar);
+    field.timed("new upstream names", worst, ROUND_TRIP + ms(5));
+    let fault = "the first upstream says NXDOMAIN";
+    field.judge(Law::usual("32", fault)).await
+}
+
+/// Two of them, each behind a door.
+struct Upstreams {
+    doors: [Proxy; 2],
+    _servers: [Upstream; 2],
+}
+
+async fn with_upstreams() -> (Field, Upstreams) {
+    let servers = [31, 32].map(|last| Upstream::start(last, ANSWERS));
+    let at = Ipv4Addr::new(127, 0, 0, 43);
+    let doors = [
+        Proxy::start(at, servers[0].1).await,
+        Proxy::start(at, servers[1].1).await,
+    ];
+    let plan = Plan {
+        upstreams: doors.iter().map(Proxy::address).collect(),
+        ..Plan::default()
+    };
+    let mut field = Field::start(plan).await;
+    wait_for("an upstream", async || {
+        (asks(&field, KNOWN).await.0?.answers == 1).then_some(())
+    })
+    .await;
+    field.calm().await;
+    let upstreams = Upstreams {
+        doors,
+        _servers: servers,
+    };
+    (field, upstreams)
+}
+
+impl Upstreams {
+    /// The first of them, until what is given back is dropped or its weather is another.
+    async fn fails(&self, how: Fails) -> Option<Liar> {
+        let door = &self.doors[0];
+        match how {
+            Fails::Weather(weather) => door.set(weather()),
+            Fails::Says(code) => {
+                door.set(Weather::refused());
+                return Some(Liar::start(door.address(), code).await);
+            }
+        }
+        None
+    }
+}
+
+async fn asks(field: &Field, name: &str) -> (Option<Reply>, Duration) {
+    let began = Instant::now();
+    let told = ask_once(field.stub.dns, name, RecordType::A).await;
+    (told, began.elapsed())
+}
+
+impl Field {
+    /// All but those that try again who failed, which are few and wait their share for it.
+    fn next_upstream_names(&mut self, mut times: Vec<Duration>, most: Duration) {
+        times.sort_unstable();
+        let at = |share: f64| times[(times.len() as f64 * share) as usize];
+        let (usual, worst) = (at(0.8), times[times.len() - 1]);
+        self.timed("next upstream names, 8 of 10", usual, most);
+        self.timed("worst", worst, ms(400));
+    }
+}
+
+/// Says the same to whatever is asked.
+struct Liar(JoinHandle<()>);
+
+impl Liar {
+    async fn start(at: SocketAddr, code: ResponseCode) -> Self {
+        // The door closes at its own pace.
+        let socket = wait_for("the door to close", async || UdpSocket::bind(at).await.ok()).await;
+        Self(tokio::spawn(async move {
+            let mut packet = vec![0; 4_096];
+            while let Ok((length, client)) = socket.recv_from(&mut packet).await {
+                let flags = [packet[2] | 0x80, 0x80 | code.low()];
+                packet[2..4].copy_from_slice(&flags);
+                // Whoever asked may be gone.
+                _ = socket.send_to(&packet[..length], client).await;
+            }
+        }))
+    }
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A name server of Debian's for other names, which ends with this.
@@ -102,10 +267,6 @@ impl Upstream {
             .spawn()
             .expect("dnsmasq: scripts/withstand installs it");
         Self(child, address)
-    }
-
-    fn signal(&self, name: &str) {
-        crate::support::signal(self.0.id(), name);
     }
 }
 
