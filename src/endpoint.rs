@@ -94,10 +94,13 @@ impl Endpoint {
 }
 
 impl fmt::Display for Endpoint {
-    /// `10.0.0.1:8080`, `[2001:db8::1]:8080`; with the port 0 where there is none, so that
-    /// whoever splits at the last colon always has both.
+    /// `10.0.0.1:8080`, `[2001:db8::1]:8080`; the address alone where there is
+    /// no port.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.socket_addr().fmt(f)
+        match self.port {
+            0 => self.address.fmt(f),
+            _ => self.socket_addr().fmt(f),
+        }
     }
 }
 

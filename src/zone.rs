@@ -64,14 +64,31 @@ pub(crate) async fn answer(
     };
     match found {
         Ok(answer) => {
-            let sections = Sections {
-                partial: answer.held.part,
-                ..write::answer(&answer, asked, &zone, &mut clock::dice())
-            };
+            let sections = of(&answer, asked, &zone);
             (sections, Ok(Some(answer)))
         }
         Err(error) if error.is_not_found() => (Sections::no_such_name(&zone), Err(error)),
         Err(error) => (Sections::failed(error.kind()), Err(error)),
+    }
+}
+
+/// The sections of what is known without asking anybody. `None`: nothing is, or nobody has to
+/// be asked for it.
+pub(crate) fn known(resolver: &Resolver, asked: &Asked) -> Option<Sections> {
+    let answer = resolver.known(sought(asked)?)?;
+    let settings = resolver.dns_settings();
+    let zone = Zone {
+        origin: resolver.origin(),
+        serial: clock::serial(),
+        settings: &settings,
+    };
+    Some(of(&answer, asked, &zone))
+}
+
+fn of(answer: &Answer, asked: &Asked, zone: &Zone<'_>) -> Sections {
+    Sections {
+        partial: answer.held.part,
+        ..write::answer(answer, asked, zone, &mut clock::dice())
     }
 }
 

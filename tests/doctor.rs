@@ -109,6 +109,23 @@ fn the_stub_is_asked_where_the_configuration_puts_it_and_for_its_domain() {
     }
 }
 
+#[test]
+fn a_snapshot_that_cannot_be_used_is_told_with_its_file() {
+    let folder = Folder::new("doctor-snapshot");
+    let (damaged, missing) = (folder.path("damaged"), folder.path("missing"));
+    std::fs::write(&damaged, "proconsul-snapshot 1 junk").unwrap();
+    for (file, is_good) in [(&damaged, false), (&missing, true)] {
+        let file = file.to_str().unwrap();
+        let told = doctor_at("none", "none", &["--snapshot", file]);
+        assert_eq!(told.has("snapshot"), !is_good);
+        if !is_good {
+            let (verdict, what, _) = told.of("snapshot");
+            assert_eq!(verdict, "warn");
+            assert!(what.contains(file), "{what}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_wrong_name_is_told_with_the_one_that_is_likely_to_be_meant() {
     let agent = Agent::start().await;

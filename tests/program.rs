@@ -434,15 +434,15 @@ fn a_flag_says_what_is_logged_before_the_environment_does() {
 }
 
 #[test]
-fn the_port_is_told_where_there_is_none_too() {
+fn where_there_is_no_port_the_address_stands_alone() {
     let short = |name: &str| {
         let lookup = ["lookup", name, "--short", "--catalog", CATALOG];
         let output = run(&[&lookup[..], &["--dns", "none", "--http", "none"]].concat());
         text(&output.stdout)
     };
-    assert_eq!(short("7f000001.addr.consul"), "127.0.0.1:0\n");
+    assert_eq!(short("7f000001.addr.consul"), "127.0.0.1\n");
     let v6 = "20010db8000000000000000000000002.addr.consul";
-    assert_eq!(short(v6), "[2001:db8::2]:0\n");
+    assert_eq!(short(v6), "2001:db8::2\n");
 }
 
 #[test]
@@ -635,7 +635,7 @@ fn a_port_that_is_taken_is_an_error_in_json_where_json_is_asked_for() {
         let said = text(&refused.stderr);
         let message = told["error"]["message"].as_str().unwrap();
         assert!(message.contains(&taken) && said.contains(message), "{said}");
-        assert_eq!(told["error"]["kind"], "io");
+        assert_eq!(told["error"]["kind"], "unavailable");
         assert_eq!(told["attempts"], json!([]));
     }
 }

@@ -147,16 +147,15 @@ impl Inner {
                         _ => air.ask(rung, self.sources.ask(rung, question, mode, limit), now),
                     }
                 }
-                Step::Wait(until) => {
-                    let first = air.hear(until).await;
+                Step::Wait(moment) => {
+                    let first = air.hear(moment).await;
                     now = clock::now();
                     if let Some((rung, asked, (mut heard, mut made))) = first {
                         if let Heard::Nothing(nothing) = &heard {
                             took = now.saturating_duration_since(asked);
-                            let patience = Patience { took, until };
                             if !known
                                 && self.may_see_nothing(rung, name, nothing)
-                                && Box::pin(self.is_blind(rung, patience)).await
+                                && Box::pin(self.is_blind(rung, until)).await
                             {
                                 heard = Heard::Denied;
                                 told::mark_unseen(made.last_mut());

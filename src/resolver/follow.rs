@@ -403,7 +403,7 @@ impl Following {
             if let Some(Heard::Nothing(nothing)) = &heard
                 && !inner.knows(&self.name)
                 && inner.may_see_nothing(Rung::Http, &self.name, nothing)
-                && Box::pin(inner.is_blind(Rung::Http, patience)).await
+                && Box::pin(inner.is_blind(Rung::Http, patience.until)).await
             {
                 // Others may have the right to see it.
                 (heard, blocked.outcome) = (Some(Heard::Denied), Outcome::Denied);

@@ -443,6 +443,16 @@ impl Resolver {
         !matches!(self.0.look(&name), Look::Unknown) || self.0.flights.is_airborne(&name)
     }
 
+    /// What is known of a name, without asking anybody.
+    pub(crate) fn known(&self, name: &ConsulName) -> Option<Answer> {
+        let name = self.complete(Cow::Borrowed(name)).ok()?;
+        match self.0.look(&name) {
+            Look::Fresh(held, age, _) => Some(fresh(held, age)),
+            Look::Stale(held, age, _) => Some(self.0.stale(held, age)),
+            Look::Nothing | Look::Unknown => None,
+        }
+    }
+
     /// Whoever [holds](Self::hold) something of this one looks into another one from now on.
     pub(crate) fn is_replaced(&self) {
         self.0.cache().end();

@@ -218,10 +218,14 @@ impl Inner {
         evidence.wants_canary(name.key(), nothing) && !evidence.knows_canary(rung, "")
     }
 
-    /// Whether an agent shows nothing at all, not even Consul's own service.
-    pub(super) async fn is_blind(&self, rung: Rung, patience: Patience) -> bool {
-        self.ask_canary(rung, "", patience.limit()).await == Canary::Gone
-            && self.shows_nothing(rung, "", patience.limit()).await
+    /// Whether an agent shows nothing at all, not even Consul's own service. It has half of the
+    /// time until `deadline` to say so: that is asked until it was seen once, and who is not heard
+    /// is taken at its word.
+    pub(super) async fn is_blind(&self, rung: Rung, deadline: Instant) -> bool {
+        let now = clock::now();
+        let limit = now + deadline.saturating_duration_since(now) / 2;
+        self.ask_canary(rung, "", limit).await == Canary::Gone
+            && self.shows_nothing(rung, "", limit).await
     }
 
     /// The same of one that does not show Consul's own service.

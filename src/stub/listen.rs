@@ -269,7 +269,7 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
                     if asked.len() >= MOST_DATAGRAMS + server.waiters()
                         || !shares.take(peer.client, asked.len() >= CROWDED)
                     {
-                        if let Some(reply) = server.late(packet, plain.as_ref()) {
+                        if let Some(reply) = server.late(packet, plain.as_ref(), peer.client) {
                             socket.send(packet, &reply, peer);
                         }
                         continue;

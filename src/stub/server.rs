@@ -142,16 +142,26 @@ impl Server {
     }
 
     /// For a datagram that nobody has time for: what was known, or that it is so.
-    pub(super) fn late(&self, packet: &[u8], plain: Option<&Plain>) -> Option<Vec<u8>> {
+    pub(super) fn late(
+        &self,
+        packet: &[u8],
+        plain: Option<&Plain>,
+        client: SocketAddr,
+    ) -> Option<Vec<u8>> {
         let reply = plain.and_then(|plain| {
             let mut shortcuts = self.shortcuts();
             let mut out = vec![0; shortcuts.room(plain).max(shortcut::REFUSAL)];
-            match shortcuts.late(packet, plain, clock::lately(), &mut out)? {
+            let late = shortcuts.late(packet, plain, clock::lately(), &mut out)?;
+            drop(shortcuts);
+            match late {
                 Late::Known(length) => {
                     out.truncate(length);
                     self.counted.remembered(&out, Transport::Udp);
                 }
                 Late::Shed(length) => {
+                    if let Some(known) = self.known(packet, client) {
+                        return Some(known);
+                    }
                     out.truncate(length);
                     self.counted.shed();
                 }
@@ -162,6 +172,21 @@ impl Server {
             self.counted.dropped();
         }
         reply
+    }
+
+    /// For a datagram that nobody has time for, and that no reply is remembered for: what the
+    /// resolver knows all the same.
+    pub(super) fn known(&self, packet: &[u8], client: SocketAddr) -> Option<Vec<u8>> {
+        let current = self.current();
+        let resolver = &current.resolver;
+        let judged = answer::judge(packet, resolver.domain(), current.recursion());
+        let Judged::Ask(question) = judged else {
+            return None;
+        };
+        let sections = zone::known(resolver, &question.asked)?;
+        let reply = question.reply(&sections, Way::udp(client.ip()));
+        (self.counted).answered(&reply, Transport::Udp, Duration::ZERO);
+        Some(reply)
     }
 
     /// The life of one packet that came at `since`. `None`: nothing is to be sent. Where it

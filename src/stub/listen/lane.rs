@@ -494,8 +494,13 @@ impl SlowLane {
                         continue;
                     }
                     if !shares.take(miss.client, asked.len() >= CROWDED) {
-                        // The thread knows what was known; it has no time either where it
-                        // does not come to that.
+                        let known = || self.server.known(packet, *client);
+                        if let Some(Some(reply)) = task::caught(known) {
+                            self.lane.reply(&self.trusted, packet, &reply, *client);
+                            continue;
+                        }
+                        // The thread may remember more; it has no time either where it does
+                        // not come to that.
                         if self.tell.try_send(Told::Late(miss)).is_err() {
                             self.server.counted.dropped();
                         }

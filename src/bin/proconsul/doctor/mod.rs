@@ -20,6 +20,9 @@ use crate::{
 /// The check that whoever runs the program can mend by its flags and files.
 const CONFIGURATION: &str = "configuration";
 
+/// The check of the file that last good answers are kept in. A look-up does without.
+const SNAPSHOT: &str = "snapshot";
+
 /// What a check came to, worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Verdict {
@@ -112,11 +115,17 @@ async fn consul(command: &Doctor, file: &File, resolver: &Resolver, findings: &m
         }
         (Ok(()), _) => findings.ok(CONFIGURATION, "it is read, with all files it names"),
     }
+    let only = Some(OnlySource::Snapshot);
+    let remembered = command.sources.builder(file, only, Stale::Yes);
+    if let Ok(resolver) = remembered.clone().build()
+        && let Err(error) = resolver.check_snapshot().await
+    {
+        let mend = "name another file, or remove that one, which is written anew then";
+        findings.warn(SNAPSHOT, error.to_string(), mend);
+    }
     doors::look(command, file, findings).await;
     cluster::look(resolver, findings).await;
     if let Some(name) = &command.name {
-        let only = Some(OnlySource::Snapshot);
-        let remembered = command.sources.builder(file, only, Stale::Yes);
         service::look(resolver, remembered, name, findings).await;
     }
 }
