@@ -4,7 +4,12 @@
 
 mod support;
 
-use std::process::{Command, Output};
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    process::{Command, Output},
+    thread,
+};
 
 use proconsul::{ErrorKind, Filter, Health, Resolver};
 use serde_json::{Value, json};
@@ -221,6 +226,18 @@ fn where_no_agent_tells_what_is_written_down_is_listed_and_said_to_be() {
     // Where an agent is to be asked, it may know more.
     assert_eq!(run("none", &["nosuch"]).0, Some(3));
     assert_eq!(run(&closed, &["nosuch"]).0, Some(5));
+    // Nor is anything said of it by a page that somebody has put before it.
+    let page = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = page.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for stream in page.incoming() {
+            let mut stream = stream.unwrap();
+            _ = stream.read(&mut [0; 4_096]).unwrap();
+            let reply = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n<html>";
+            stream.write_all(reply).unwrap();
+        }
+    });
+    assert_eq!(run(&address, &["nosuch"]).0, Some(5));
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! **Shell.** The file of the snapshot: private, replaced whole, kept by one process.
-//! What is in it is [`snapshot`](crate::snapshot)'s.
+//! What is in it is [`snapshot`]'s.
 //!
 //! | found | done |
 //! | --- | --- |

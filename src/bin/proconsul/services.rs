@@ -22,11 +22,13 @@ async fn look(command: &Services, form: &Output) -> Result<ExitCode, Error> {
         .agent
         .with(command.written.clone(), &command.unasked)?;
     resolver.check().await?;
+    let sources = resolver.status().sources;
+    let is_off = sources.iter().all(|asked| asked.source != Source::Http);
     let wanted = |tags: &[Box<str>]| command.tag.as_ref().is_none_or(|tag| has_tag(tags, tag));
     Ok(match &command.name {
         None => {
             let (asked, written) = (resolver.services().await, resolver.static_services());
-            let (mut all, source) = or_written(asked, written, form).await?;
+            let (mut all, source) = or_written(is_off, asked, written, form).await?;
             all.retain(|service| wanted(&service.tags));
             services(&all, source, form)
         }
@@ -35,7 +37,7 @@ async fn look(command: &Services, form: &Output) -> Result<ExitCode, Error> {
                 resolver.instances(name).await,
                 resolver.static_instances(name),
             );
-            let (mut all, source) = or_written(asked, written, form).await?;
+            let (mut all, source) = or_written(is_off, asked, written, form).await?;
             all.retain(|instance| wanted(&instance.tags));
             instances(name, &all, source, form)
         }
@@ -44,6 +46,7 @@ async fn look(command: &Services, form: &Output) -> Result<ExitCode, Error> {
 
 /// What an agent told; where none is asked, or none says anything, what is written down.
 async fn or_written<T>(
+    is_off: bool,
     asked: Result<Vec<T>, Error>,
     written: impl Future<Output = Result<Option<Vec<T>>, Error>>,
     form: &Output,
@@ -52,7 +55,6 @@ async fn or_written<T>(
         Ok(all) => return Ok((all, Source::Http)),
         Err(error) => error,
     };
-    let is_off = error.attempts().is_empty();
     // One that says no has said something.
     if !is_off && !error.is_unavailable() {
         return Err(error);
