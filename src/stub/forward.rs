@@ -42,7 +42,7 @@ pub(crate) use self::message::answers;
 pub(super) use self::tally::Standing;
 use self::{
     exchange::Work,
-    health::{Health, LONGEST_REST, REST, is_fair},
+    health::{Health, Hop, LONGEST_REST, REST, is_fair},
     memory::{Memory, Reply},
     message::{cannot_tell, own_head, room, truncated, with_room},
     probe::{Nonce, Probes},
@@ -491,10 +491,11 @@ impl Forwarder {
         };
         let mut servers = self.upstreams.of(labels, &system);
         servers.retain(|server| !upstreams::is_ours(*server, &self.own));
+        let route = self.upstreams.route_number(labels);
         for server in &servers {
-            self.probe(*server, labels, now);
+            self.probe((*server, route), labels, now);
         }
-        self.health().order(&mut servers, now);
+        self.health().order(&mut servers, route, now);
         servers
     }
 
@@ -519,15 +520,15 @@ impl Forwarder {
 
     /// Asks an upstream now and then, beside the questions to it, for a name that only we know:
     /// if that comes back here, it would send every question in a circle.
-    fn probe(self: &Arc<Self>, server: SocketAddr, labels: &[&[u8]], now: Instant) {
-        if !self.health().is_to_be_probed(server, now) {
+    fn probe(self: &Arc<Self>, hop: Hop, labels: &[&[u8]], now: Instant) {
+        if !self.health().is_to_be_probed(hop, now) {
             return;
         }
         let (domain, dice) = (
             self.upstreams.domain(labels),
             [(); 2].map(|()| clock::nonce()),
         );
-        let question = lock(&self.probes).question(server, domain, dice, now);
+        let question = lock(&self.probes).question(hop, domain, dice, now);
         let Some((nonce, packet)) = question else {
             return;
         };
@@ -536,35 +537,35 @@ impl Forwarder {
         // Bounded by its own limit.
         tokio::spawn(task::outcome(async move {
             let work = Work::new(&lasting.tally);
-            let asking = exchange::over_udp(server, &packet, &work);
+            let asking = exchange::over_udp(hop.0, &packet, &work);
             let told = timeout(LIMIT, asking).await.ok().and_then(Result::ok);
             if let Some(forwarder) = forwarder.upgrade() {
-                forwarder.probed(server, &nonce, told.as_deref());
+                forwarder.probed(hop, &nonce, told.as_deref());
             }
         }));
     }
 
     /// What came of that. Whoever cannot tell may have asked somebody who sends it back later, or
     /// nobody: that says as little as silence does.
-    fn probed(&self, server: SocketAddr, nonce: &Nonce, told: Option<&[u8]>) {
+    fn probed(&self, hop: Hop, nonce: &Nonce, told: Option<&[u8]>) {
         if !lock(&self.probes).is_out(nonce) {
             return;
         }
         if told.is_none_or(cannot_tell) {
-            self.health().kept_silent(server, clock::now());
-        } else if self.health().passes(server) {
-            info!(%server, "this upstream sends questions back to us no more");
+            self.health().kept_silent(hop, clock::now());
+        } else if self.health().passes(hop) {
+            info!(server = %hop.0, "this upstream sends questions back to us no more");
         }
     }
 
     /// Whether a name is one of ours that went round. Whoever sent it on is asked no
     /// more.
     fn is_probe(&self, labels: &[&[u8]]) -> bool {
-        let Some(server) = lock(&self.probes).came_round(labels, clock::now()) else {
+        let Some(hop) = lock(&self.probes).came_round(labels, clock::now()) else {
             return false;
         };
-        if self.health().loops(server) {
-            warn!(%server, "this upstream sends questions back to us: it is asked no more");
+        if self.health().loops(hop) {
+            warn!(server = %hop.0, "this upstream sends questions back to us: it is asked no more");
         }
         true
     }

@@ -339,26 +339,26 @@ async fn who_waits_for_a_question_is_counted_and_takes_a_seat_where_too_many_do(
 #[tokio::test(start_paused = true)]
 async fn who_cannot_tell_says_nothing_of_circles() {
     let (sockets, forwarder) = silent(1).await;
-    let (server, now) = (sockets[0].local_addr().unwrap(), clock::now());
+    let (hop, now) = ((sockets[0].local_addr().unwrap(), None), clock::now());
     let says = |told: Option<&[u8]>| {
-        assert!(forwarder.health().is_to_be_probed(server, now));
-        let question = lock(&forwarder.probes).question(server, std::iter::empty(), [1, 2], now);
-        forwarder.probed(server, &question.unwrap().0, told);
+        assert!(forwarder.health().is_to_be_probed(hop, now));
+        let question = lock(&forwarder.probes).question(hop, std::iter::empty(), [1, 2], now);
+        forwarder.probed(hop, &question.unwrap().0, told);
     };
-    forwarder.health().loops(server);
+    forwarder.health().loops(hop);
     let soon = now + Duration::from_secs(10);
     for silence in [None, Some(2), Some(4), Some(5)] {
         let reply = silence.map(|code| [0, 0, 0x80, code]);
         says(reply.as_ref().map(|reply| &reply[..]));
-        assert!(forwarder.health().standing(server).loops);
-        assert!(forwarder.health().is_to_be_probed(server, soon));
+        assert!(forwarder.health().standing(hop.0).loops);
+        assert!(forwarder.health().is_to_be_probed(hop, soon));
         forwarder
             .health()
-            .kept_silent(server, now - Duration::from_secs(10));
+            .kept_silent(hop, now - Duration::from_secs(10));
     }
     says(Some(&[0, 0, 0x80, 3]));
-    assert!(!forwarder.health().standing(server).loops);
-    assert!(!forwarder.health().is_to_be_probed(server, soon));
+    assert!(!forwarder.health().standing(hop.0).loops);
+    assert!(!forwarder.health().is_to_be_probed(hop, soon));
 }
 
 #[tokio::test(start_paused = true)]
