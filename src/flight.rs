@@ -84,6 +84,13 @@ where
         known.is_some_and(|known| clock::now() < known.late)
     }
 
+    /// How many have joined a question and wait.
+    pub(crate) fn joined(&self, key: &K) -> usize {
+        let airborne = self.airborne.lock().unwrap_or_else(PoisonError::into_inner);
+        let joined = airborne.0.get(key).and_then(|one| one.joined.as_ref());
+        joined.map_or(0, watch::Sender::receiver_count)
+    }
+
     /// Joins the question about `key`, or starts it. `landed` looks once more,
     /// under the lock, whether a question that has just ended left a result.
     ///

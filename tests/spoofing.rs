@@ -287,8 +287,8 @@ async fn the_port_of_a_question_is_shared_with_nobody_and_gone_with_its_answer()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_clients_that_ask_for_one_new_name_are_one_question_to_an_upstream() {
-    // Sooner than it is asked by a second datagram.
-    let late = Duration::from_millis(150);
+    // Much sooner than it is asked by a second datagram.
+    let late = Duration::from_millis(40);
     let upstream = Upstream::late(late, |packet| Some(right(packet))).await;
     let stub = stub(&[&upstream.address.to_string()]).await;
     // In every case, which is no other name.

@@ -443,12 +443,15 @@ impl Resolver {
         !matches!(self.0.look(&name), Look::Unknown) || self.0.flights.is_airborne(&name)
     }
 
-    /// What is known of a name, without asking anybody.
+    /// What is known of a name, without asking anybody, for whoever gives it.
     pub(crate) fn known(&self, name: &ConsulName) -> Option<Answer> {
         let name = self.complete(Cow::Borrowed(name)).ok()?;
         match self.0.look(&name) {
             Look::Fresh(held, age, _) => Some(fresh(held, age)),
-            Look::Stale(held, age, _) => Some(self.0.stale(held, age)),
+            Look::Stale(held, age, _) => {
+                self.0.counters.gave_stale(held.source, 1);
+                Some(self.0.stale(held, age))
+            }
             Look::Nothing | Look::Unknown => None,
         }
     }

@@ -23,13 +23,16 @@ mod tally;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, SemaphorePermit},
     time::{timeout, timeout_at},
 };
 use tracing::{debug, info, warn};
@@ -39,7 +42,7 @@ pub(crate) use self::message::answers;
 pub(super) use self::tally::Standing;
 use self::{
     exchange::Work,
-    health::{Health, LONGEST_REST, REST, is_fair},
+    health::{Health, Hop, LONGEST_REST, REST, is_fair},
     memory::{Memory, Reply},
     message::{cannot_tell, own_head, room, truncated, with_room},
     probe::{Nonce, Probes},
@@ -55,6 +58,7 @@ use crate::{
     clock,
     endpoint::Transport,
     flight::{Flights, Runs},
+    task,
 };
 
 /// Who has a stale answer waits so long for a newer one.
@@ -72,8 +76,35 @@ const LEAST: Duration = Duration::from_millis(400);
 const MOST_SEATS: usize = 512;
 
 /// Clients who wait for another's question. They take no seat, neither here nor of a lane: what
-/// is asked once costs others nothing.
+/// is asked once costs others nothing. Where half of them are there, so many at most wait for one
+/// question.
 const MOST_WAITERS: usize = 10_000;
+const MOST_WAITERS_OF_ONE: usize = 1_000;
+
+/// Those of one socket of ours who wait for others' questions.
+#[derive(Debug, Default)]
+pub(super) struct Waiters(AtomicUsize);
+
+impl Waiters {
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Leave to wait for another's question.
+struct Waits<'a> {
+    _room: SemaphorePermit<'a>,
+    /// `None`: it has a seat, as those who ask.
+    among: Option<&'a Waiters>,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if let Some(among) = self.among {
+            among.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
 
 /// What stays where other upstreams are asked.
 #[derive(Debug)]
@@ -96,11 +127,6 @@ impl Lasting {
     pub(super) fn budget(&self) -> MutexGuard<'_, Budget> {
         lock(&self.budget)
     }
-
-    /// Clients who wait for another's question now.
-    pub(super) fn waiters(&self) -> usize {
-        MOST_WAITERS - self.waiters.available_permits()
-    }
 }
 
 /// One question of a client's.
@@ -109,16 +135,24 @@ pub(super) struct Asked<'a> {
     pub(super) packet: &'a [u8],
     /// Of its name.
     pub(super) labels: &'a [&'a [u8]],
-    /// The packet, if it is an ordinary question.
-    pub(super) plain: Option<&'a Plain>,
+    /// The packet, if it is understood whole.
+    pub(super) read: Option<&'a Plain>,
     pub(super) client: SocketAddr,
     pub(super) way: Way,
+    /// Those of the socket that it came by.
+    pub(super) waiters: &'a Waiters,
     pub(super) deadline: Instant,
 }
 
-impl Asked<'_> {
-    fn key(&self) -> Option<&[u8]> {
-        self.plain.map(|plain| plain.key.as_bytes())
+impl<'a> Asked<'a> {
+    /// The packet, if it is an ordinary question: what is signed is not taken apart, and what a
+    /// client says of itself is neither kept nor shared.
+    pub(super) fn plain(&self) -> Option<&'a Plain> {
+        (self.read).filter(|read| !read.wants_signatures && !read.has_options)
+    }
+
+    fn key(&self) -> Option<&'a [u8]> {
+        self.plain().map(|plain| plain.key.as_bytes())
     }
 
     /// The packet that goes on: it asks for no more than its client may have.
@@ -223,7 +257,7 @@ impl Forwarder {
             return Forwarded::Nobody;
         }
         let key = asked.key();
-        let kept = |stale| (self.memory()).answer(packet, asked.plain?, stale, clock::now());
+        let kept = |stale| (self.memory()).answer(packet, asked.plain()?, stale, clock::now());
         if let Some(reply) = kept(false) {
             return Forwarded::Reply(reply);
         }
@@ -279,13 +313,22 @@ impl Forwarder {
     }
 
     /// Whether upstreams may be asked, where they have to be: what is remembered, or in the air,
-    /// or has just failed is free.
+    /// or has just failed is free. So is what is never kept about a name that others ask for.
     fn may_ask(&self, asked: Asked<'_>, now: Instant) -> bool {
         let is_known = |key: &[u8]| {
             let is_remembered = self.memory().knows(key) || self.failure(key, REST).is_some();
             is_remembered || self.flights.is_airborne(&key.into())
         };
-        asked.key().is_some_and(is_known) || self.lasting.budget().take(asked.client, now)
+        let is_free = match (asked.key(), asked.read) {
+            (Some(key), _) => is_known(key),
+            (None, Some(read)) => {
+                let memory = self.memory();
+                let mut usual = read.key.usual();
+                usual.any(|key| memory.knows(key.as_bytes()))
+            }
+            (None, None) => false,
+        };
+        is_free || self.lasting.budget().take(asked.client, now)
     }
 
     /// Asks one upstream after the other; whoever asks the same meanwhile, or while it has
@@ -306,18 +349,41 @@ impl Forwarder {
         };
         let (flights, key) = (&self.flights, key.into());
         let _waits = match flights.is_airborne(&key) {
-            true => Some(self.lasting.waiters.try_acquire().ok()?),
+            true => Some(self.waits(flights.joined(&key), asked.waiters)?),
             false => None,
         };
         let failed = || self.failure(&key, REST);
         flights.join(&key, Runs::Here, failed, asking).await.ok()?
     }
 
+    /// Lets one more client wait for a question, as so many others do. Where too many do it takes a seat, as long as half
+    /// of them are free.
+    fn waits<'a>(&'a self, others: usize, among: &'a Waiters) -> Option<Waits<'a>> {
+        let room = &self.lasting.waiters;
+        let is_crowded = room.available_permits() <= MOST_WAITERS / 2;
+        if (!is_crowded || others < MOST_WAITERS_OF_ONE)
+            && let Ok(room) = room.try_acquire()
+        {
+            among.0.fetch_add(1, Ordering::Relaxed);
+            let among = Some(among);
+            return Some(Waits { _room: room, among });
+        }
+        let seat = self.has_room().then(|| self.seats.try_acquire().ok());
+        seat.flatten().map(|room| Waits {
+            _room: room,
+            among: None,
+        })
+    }
+
+    /// Whether half the seats are free.
+    fn has_room(&self) -> bool {
+        self.seats.available_permits() > MOST_SEATS / 2
+    }
+
     /// The same, where nobody waits for it: seldom, and with no more than half the seats, which
     /// leaves the others to questions that somebody waits for.
     fn ask_beside(self: &Arc<Self>, asked: Asked<'_>, key: &[u8], servers: Vec<SocketAddr>) {
-        let has_room = self.seats.available_permits() > MOST_SEATS / 2;
-        if self.failure(key, REST).is_some() || !has_room {
+        if self.failure(key, REST).is_some() || !self.has_room() {
             return;
         }
         // So it is until more is heard.
@@ -325,7 +391,8 @@ impl Forwarder {
         let question = (asked.sent(), Some(key.into()));
         let (transport, deadline) = (asked.way.transport(), clock::now() + LIMIT);
         // Bounded by that, and by its seat.
-        tokio::spawn(Arc::clone(self).asked(question, servers, transport, deadline));
+        let asking = Arc::clone(self).asked(question, servers, transport, deadline);
+        tokio::spawn(task::outcome(asking));
     }
 
     /// One question, which has a seat. What was heard is kept even if nobody waits any more.
@@ -354,8 +421,8 @@ impl Forwarder {
     ) -> Result<Option<Reply>, Unheard> {
         let tally = &self.lasting.tally;
         let work = Work::new(tally);
-        let servers = servers.iter().copied().take(work.left(transport));
-        let (mut servers, mut asked) = (servers.peekable(), FuturesUnordered::new());
+        let mut servers = servers.iter().copied().peekable();
+        let mut asked = FuturesUnordered::new();
         // Whose turn it is, from when and until when.
         let mut turn = None;
         let (mut last, mut is_heard) = (None, false);
@@ -367,7 +434,8 @@ impl Forwarder {
                 && let Some(server) = servers.next_if(|_| work.take(transport))
             {
                 asked.push(exchange::ask(server, packet, transport, &work));
-                let share = self.health().share(server, servers.len() + 1, left);
+                let others = servers.len().min(work.left(transport));
+                let share = self.health().share(server, others + 1, left);
                 turn = Some((server, now, now + share));
             }
             let until = turn.map_or(deadline, |(_, _, until)| until);
@@ -423,10 +491,11 @@ impl Forwarder {
         };
         let mut servers = self.upstreams.of(labels, &system);
         servers.retain(|server| !upstreams::is_ours(*server, &self.own));
+        let route = self.upstreams.route_number(labels);
         for server in &servers {
-            self.probe(*server, labels, now);
+            self.probe((*server, route), labels, now);
         }
-        self.health().order(&mut servers, now);
+        self.health().order(&mut servers, route, now);
         servers
     }
 
@@ -451,51 +520,52 @@ impl Forwarder {
 
     /// Asks an upstream now and then, beside the questions to it, for a name that only we know:
     /// if that comes back here, it would send every question in a circle.
-    fn probe(self: &Arc<Self>, server: SocketAddr, labels: &[&[u8]], now: Instant) {
-        if !self.health().is_to_be_probed(server, now) {
+    fn probe(self: &Arc<Self>, hop: Hop, labels: &[&[u8]], now: Instant) {
+        if !self.health().is_to_be_probed(hop, now) {
             return;
         }
         let (domain, dice) = (
             self.upstreams.domain(labels),
             [(); 2].map(|()| clock::nonce()),
         );
-        let question = lock(&self.probes).question(server, domain, dice, now);
+        let question = lock(&self.probes).question(hop, domain, dice, now);
         let Some((nonce, packet)) = question else {
             return;
         };
         // It holds on to nothing that is remembered: a reload may be the end of that.
         let (forwarder, lasting) = (Arc::downgrade(self), Arc::clone(&self.lasting));
         // Bounded by its own limit.
-        tokio::spawn(async move {
+        tokio::spawn(task::outcome(async move {
             let work = Work::new(&lasting.tally);
-            let asking = exchange::over_udp(server, &packet, &work);
-            let is_heard = matches!(timeout(LIMIT, asking).await, Ok(Ok(_)));
+            let asking = exchange::over_udp(hop.0, &packet, &work);
+            let told = timeout(LIMIT, asking).await.ok().and_then(Result::ok);
             if let Some(forwarder) = forwarder.upgrade() {
-                forwarder.probed(server, &nonce, is_heard);
+                forwarder.probed(hop, &nonce, told.as_deref());
             }
-        });
+        }));
     }
 
-    /// What came of that.
-    fn probed(&self, server: SocketAddr, nonce: &Nonce, is_heard: bool) {
+    /// What came of that. Whoever cannot tell may have asked somebody who sends it back later, or
+    /// nobody: that says as little as silence does.
+    fn probed(&self, hop: Hop, nonce: &Nonce, told: Option<&[u8]>) {
         if !lock(&self.probes).is_out(nonce) {
             return;
         }
-        if !is_heard {
-            self.health().kept_silent(server, clock::now());
-        } else if self.health().passes(server) {
-            info!(%server, "this upstream sends questions back to us no more");
+        if told.is_none_or(cannot_tell) {
+            self.health().kept_silent(hop, clock::now());
+        } else if self.health().passes(hop) {
+            info!(server = %hop.0, "this upstream sends questions back to us no more");
         }
     }
 
     /// Whether a name is one of ours that went round. Whoever sent it on is asked no
     /// more.
     fn is_probe(&self, labels: &[&[u8]]) -> bool {
-        let Some(server) = lock(&self.probes).came_round(labels, clock::now()) else {
+        let Some(hop) = lock(&self.probes).came_round(labels, clock::now()) else {
             return false;
         };
-        if self.health().loops(server) {
-            warn!(%server, "this upstream sends questions back to us: it is asked no more");
+        if self.health().loops(hop) {
+            warn!(server = %hop.0, "this upstream sends questions back to us: it is asked no more");
         }
         true
     }

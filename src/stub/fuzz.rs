@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     Server,
+    forward::Waiters,
     listen::connection,
     shortcut::{self, Plain, Way},
 };
@@ -57,7 +58,8 @@ pub fn stub(packet: &[u8]) {
     let packet = &packet[..packet.len().min(4_096)];
     runtime().block_on(async {
         let server = server();
-        let reply = (server.answer(packet, ANYBODY, Transport::Udp, clock::now())).await;
+        let by = (ANYBODY, &Waiters::default());
+        let reply = (server.answer(packet, by, Transport::Udp, clock::now())).await;
         let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
         check(packet, bytes.as_deref());
         let plain = shortcut::read(packet, Way::Loopback);
@@ -230,7 +232,8 @@ async fn converse(manner: u8, piece: usize, sent: &[u8]) {
     let mut expected: BTreeMap<Reply, i32> = BTreeMap::new();
     let twin = server();
     for message in &messages {
-        if let Some(reply) = (twin.answer(message, ANYBODY, Transport::Tcp, clock::now())).await {
+        let by = (ANYBODY, &Waiters::default());
+        if let Some(reply) = (twin.answer(message, by, Transport::Tcp, clock::now())).await {
             *expected.entry(essence(message, &reply.bytes)).or_default() += 1;
         }
     }

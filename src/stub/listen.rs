@@ -33,6 +33,7 @@ use self::{
 };
 use super::{
     Server,
+    forward::Waiters,
     networks::Networks,
     shortcut::{self, Way},
 };
@@ -246,9 +247,37 @@ impl Replies {
     }
 }
 
+/// Whether a datagram is done with: what is remembered is given, and who has no seat is told so,
+/// and keeps nobody waiting.
+fn at_once(
+    socket: &Replies,
+    server: &Server,
+    packet: &[u8],
+    peer: Peer,
+    seats: impl FnOnce() -> bool,
+) -> bool {
+    let plain = shortcut::read(packet, Way::udp(peer.client.ip()));
+    let (now, mut reply) = (clock::lately(), Vec::new());
+    if let Some(plain) = &plain
+        && server.remembered(packet, plain, Transport::Udp, now, &mut reply)
+    {
+        // Behind the length, which a datagram needs not.
+        socket.send(packet, &reply[2..], peer);
+        return true;
+    }
+    if seats() {
+        return false;
+    }
+    if let Some(reply) = server.late(packet, plain.as_ref(), peer.client) {
+        socket.send(packet, &reply, peer);
+    }
+    true
+}
+
 async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
     let mut buffer = vec![0; usize::from(u16::MAX)];
     let (mut asked, mut shares) = (JoinSet::new(), Shares::default());
+    let waiters = Arc::<Waiters>::default();
     loop {
         tokio::select! {
             () = told(&mut stopped) => break,
@@ -256,29 +285,25 @@ async fn datagrams(socket: Arc<Replies>, server: Arc<Server>, mut stopped: watch
             received = socket.socket.receive(&mut buffer) => match received {
                 Ok((length, peer)) => {
                     let packet = &buffer[..length];
-                    let plain = shortcut::read(packet, Way::udp(peer.client.ip()));
-                    let mut reply = Vec::new();
-                    if let Some(plain) = plain
-                        && server.remembered(packet, &plain, Transport::Udp, clock::lately(), &mut reply)
-                    {
-                        // Behind the length, which a datagram needs not.
-                        socket.send(packet, &reply[2..], peer);
-                        continue;
-                    }
-                    // Who is turned away is told so, and keeps nobody waiting.
-                    if asked.len() >= MOST_DATAGRAMS + server.waiters()
-                        || !shares.take(peer.client, asked.len() >= CROWDED)
-                    {
-                        if let Some(reply) = server.late(packet, plain.as_ref(), peer.client) {
-                            socket.send(packet, &reply, peer);
+                    let seated = asked.len().saturating_sub(waiters.count());
+                    let seats = || {
+                        seated < MOST_DATAGRAMS && shares.take(peer.client, seated >= CROWDED)
+                    };
+                    // One that panics takes nobody along.
+                    match task::caught(|| at_once(&socket, &server, packet, peer, seats)) {
+                        Some(false) => {}
+                        Some(true) => continue,
+                        None => {
+                            server.counted.dropped();
+                            continue;
                         }
-                        continue;
                     }
                     let (packet, since): (Box<[u8]>, _) = (packet.into(), clock::now());
                     let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
+                    let waiters = Arc::clone(&waiters);
                     asked.spawn(task::outcome(async move {
                         let client = peer.client;
-                        let answer = server.answer(&packet, client, Transport::Udp, since);
+                        let answer = server.answer(&packet, (client, &waiters), Transport::Udp, since);
                         if let Some(reply) = answer.await {
                             socket.send(&packet, &reply.bytes, peer);
                             if let Some(fill) = reply.fill {

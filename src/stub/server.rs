@@ -12,7 +12,7 @@ use tokio::time::timeout_at;
 use super::{
     answer::{self, Judged, Question, Recursion},
     budget::{self, Budget},
-    forward::{Asked, Forwarded, Forwarder},
+    forward::{Asked, Forwarded, Forwarder, Waiters},
     shortcut::{self, Fill, Given, Late, Plain, Recipe, Shortcuts, Way},
     tally::Counted,
     upstreams::{self, Local, Upstreams},
@@ -189,17 +189,18 @@ impl Server {
         Some(reply)
     }
 
-    /// The life of one packet that came at `since`. `None`: nothing is to be sent. Where it
+    /// The life of one packet that came at `since` from a client by a socket, which counts those of
+    /// its own who wait for others' questions. `None`: nothing is to be sent. Where it
     /// panics, which is a defect, its client waits no longer for that.
     pub(super) async fn answer(
         &self,
         packet: &[u8],
-        client: SocketAddr,
+        by: (SocketAddr, &Waiters),
         transport: Transport,
         since: Instant,
     ) -> Option<Reply> {
-        let reply = task::outcome(self.reply(packet, client, transport, since)).await;
-        let reply = reply.unwrap_or_else(|| self.broken(packet, client, transport));
+        let reply = task::outcome(self.reply(packet, by, transport, since)).await;
+        let reply = reply.unwrap_or_else(|| self.broken(packet, by.0, transport));
         let took = clock::now().saturating_duration_since(since);
         match &reply {
             Some(reply) => self.counted.answered(&reply.bytes, transport, took),
@@ -227,7 +228,7 @@ impl Server {
     async fn reply(
         &self,
         packet: &[u8],
-        client: SocketAddr,
+        by: (SocketAddr, &Waiters),
         transport: Transport,
         since: Instant,
     ) -> Option<Reply> {
@@ -245,8 +246,9 @@ impl Server {
             }
             Judged::Ask(question) => question,
         };
+        let (client, _) = by;
         let way = Way::of(transport, client);
-        let asked = (packet, client, way);
+        let asked = (packet, by, way);
         let of_others = |others| Box::pin(self.forwarded(others, asked, &question, since + LIMIT));
         if is_elsewhere(&question)
             && let Some(forwarder) = forwarder
@@ -343,7 +345,7 @@ impl Server {
     async fn forwarded(
         &self,
         forwarder: &Arc<Forwarder>,
-        (packet, client, way): (&[u8], SocketAddr, Way),
+        (packet, (client, waiters), way): (&[u8], (SocketAddr, &Waiters), Way),
         question: &Question,
         deadline: Instant,
     ) -> Option<Reply> {
@@ -365,22 +367,19 @@ impl Server {
             let is_reverse = question.asked.is_reverse();
             return (!is_reverse).then(|| own(&Sections::refused())).flatten();
         }
-        // What is signed is not taken apart, and what a client says of itself is neither
-        // kept nor shared.
-        let plain = shortcut::read(packet, way);
-        let plain = plain.filter(|plain| !plain.wants_signatures && !plain.has_options);
-        let plain = plain.as_ref();
+        let read = shortcut::read(packet, way);
         let asked = Asked {
             packet,
             labels: &labels,
-            plain,
+            read: read.as_ref(),
             client,
             way,
+            waiters,
             deadline,
         };
         match forwarder.answer(asked).await {
             Forwarded::Reply(bytes) => {
-                let fill = plain.and_then(|plain| forwarder.fill(plain));
+                let fill = asked.plain().and_then(|plain| forwarder.fill(plain));
                 Some(Reply { bytes, fill })
             }
             Forwarded::Filtered => own(&Sections::filtered()),
@@ -414,11 +413,6 @@ impl Server {
 
     pub(super) fn budget(&self) -> MutexGuard<'_, Budget> {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How many at most of those who have a seat wait for others' questions, and need none.
-    pub(super) fn waiters(&self) -> usize {
-        self.counted.lasting.waiters()
     }
 
     fn shortcuts(&self) -> MutexGuard<'_, Shortcuts> {

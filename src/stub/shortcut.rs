@@ -137,6 +137,8 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    const BUCKETS: u8 = 7;
+
     /// `edns`: the client's size (RFC 6891, section 6.2.3), if it speaks EDNS. Sizes
     /// in between count as the one below, so that few replies serve all clients.
     pub(crate) fn of(way: Way, edns: Option<u16>) -> Self {
@@ -168,6 +170,18 @@ pub(crate) struct Key {
 impl Key {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
+    }
+
+    /// Those of the same name and type as most clients ask: who want recursion and nothing else,
+    /// whatever their room.
+    pub(crate) fn usual(self) -> impl Iterator<Item = Self> {
+        const RECURSION: u8 = 1;
+        (0..Room::BUCKETS).filter_map(move |bucket| {
+            let mut key = self;
+            let told = key.bytes.get_mut(..key.length)?.last_chunk_mut()?;
+            *told = [bucket, RECURSION];
+            Some(key)
+        })
     }
 }
 

@@ -148,9 +148,14 @@ impl Upstreams {
 
     /// The longest domain that the name is in, and its servers.
     fn route(&self, labels: &[&[u8]]) -> Option<&(Labels, Vec<SocketAddr>)> {
+        self.routes.get(self.route_number(labels)?)
+    }
+
+    /// Which of the domains that is; `None`: the name's servers are for all.
+    pub(crate) fn route_number(&self, labels: &[&[u8]]) -> Option<usize> {
         let is_within =
-            |(domain, _): &&(Labels, _)| name::below(labels, domain.iter().rev()).is_some();
-        self.routes.iter().find(is_within)
+            |(domain, _): &(Labels, _)| name::below(labels, domain.iter().rev()).is_some();
+        self.routes.iter().position(is_within)
     }
 }
 

@@ -33,7 +33,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 const LONGEST: usize = u16::MAX as usize;
 
 /// Datagrams and connections that one question of a client's may cost, whoever they go to: what
-/// fails everywhere is not to become a flood of its own.
+/// fails everywhere is not to become a flood of its own. A connection that is refused costs no more
+/// than a datagram.
 const MOST_SENDS: usize = 16;
 const MOST_CONNECTIONS: usize = 2;
 
@@ -68,6 +69,13 @@ impl<'a> Work<'a> {
         left.is_some()
     }
 
+    /// A connection was refused: it is a datagram instead, if there is one left.
+    fn was_refused(&self) {
+        if self.take(Transport::Udp) {
+            self.connections.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn of(&self, transport: Transport) -> &AtomicUsize {
         match transport {
             Transport::Udp => &self.sends,
@@ -87,6 +95,10 @@ pub(super) async fn ask(
         Transport::Udp => over_udp(server, packet, work).await,
         _ => over_tcp(server, packet).await,
     };
+    let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if transport == Transport::Tcp && told.as_ref().is_err_and(is_refused) {
+        work.was_refused();
+    }
     (server, told)
 }
 

@@ -6,7 +6,7 @@
 //! | is well | in the order in which they were named | after its share of the time |
 //! | failed, and has rested | so too | after [`FAIR`] |
 //! | rests | after all others: first who failed less often, then who failed longer ago | after [`FAIR`] |
-//! | sends questions back to us | not at all, but whether it still does | |
+//! | sends the questions of a route back to us | none of that route, but whether it still does | |
 
 use std::{
     collections::HashMap,
@@ -36,7 +36,14 @@ const PROBE_AGAIN: Duration = Duration::from_secs(10);
 
 /// What is known of each upstream.
 #[derive(Debug, Default)]
-pub(super) struct Health(HashMap<SocketAddr, State>);
+pub(super) struct Health {
+    states: HashMap<SocketAddr, State>,
+    circles: HashMap<Hop, Circle>,
+}
+
+/// An upstream, and the number of the route whose questions go to it, if it is not for all: it may
+/// send back those of one domain, and answer all others.
+pub(super) type Hop = (SocketAddr, Option<usize>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
@@ -45,6 +52,10 @@ struct State {
     silent: u32,
     /// When it failed last, and until when it rests for that.
     failed: Option<(Instant, Instant)>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Circle {
     /// It sends questions back to us.
     loops: bool,
     /// When it is to be asked whether it does; `None`: now.
@@ -60,9 +71,12 @@ impl State {
 }
 
 impl Health {
-    /// Puts servers into the order in which they are asked.
-    pub(super) fn order(&self, servers: &mut Vec<SocketAddr>, now: Instant) {
-        servers.retain(|server| !self.of(*server).loops);
+    /// Puts the servers of a route into the order in which they are asked.
+    pub(super) fn order(&self, servers: &mut Vec<SocketAddr>, route: Option<usize>, now: Instant) {
+        servers.retain(|server| {
+            let circle = self.circles.get(&(*server, route));
+            !circle.is_some_and(|circle| circle.loops)
+        });
         // Stable: whoever is well stays in the order in which it was named.
         servers.sort_by_key(|server| {
             let state = self.of(*server);
@@ -94,13 +108,13 @@ impl Health {
         Standing {
             server,
             is_up: state.silent == 0,
-            loops: state.loops,
+            loops: self.is_in_a_circle(server),
         }
     }
 
     /// Takes in what came of a question. `None`: nothing did.
     pub(super) fn heard(&mut self, server: SocketAddr, reply: Option<&[u8]>, now: Instant) {
-        let state = self.0.entry(server).or_default();
+        let state = self.states.entry(server).or_default();
         state.silent = match reply {
             Some(_) => 0,
             None => state.silent.saturating_add(1),
@@ -116,41 +130,50 @@ impl Health {
     }
 
     /// Whether a server is to be asked now if it sends questions back to us. It is, then.
-    pub(super) fn is_to_be_probed(&mut self, server: SocketAddr, now: Instant) -> bool {
-        let state = self.0.entry(server).or_default();
-        let is_due = state.probe.is_none_or(|at| now >= at);
+    pub(super) fn is_to_be_probed(&mut self, hop: Hop, now: Instant) -> bool {
+        let circle = self.circle(hop);
+        let is_due = circle.probe.is_none_or(|at| now >= at);
         if is_due {
-            state.probe = Some(now + PROBE);
+            circle.probe = Some(now + PROBE);
         }
         is_due
     }
 
     /// It said nothing to that.
-    pub(super) fn kept_silent(&mut self, server: SocketAddr, now: Instant) {
-        self.0.entry(server).or_default().probe = Some(now + PROBE_AGAIN);
+    pub(super) fn kept_silent(&mut self, hop: Hop, now: Instant) {
+        self.circle(hop).probe = Some(now + PROBE_AGAIN);
     }
 
     /// It does. Whether that is new.
-    pub(super) fn loops(&mut self, server: SocketAddr) -> bool {
-        !std::mem::replace(&mut self.0.entry(server).or_default().loops, true)
+    pub(super) fn loops(&mut self, hop: Hop) -> bool {
+        !std::mem::replace(&mut self.circle(hop).loops, true)
     }
 
     /// It does not. Whether that is new.
-    pub(super) fn passes(&mut self, server: SocketAddr) -> bool {
-        std::mem::take(&mut self.0.entry(server).or_default().loops)
+    pub(super) fn passes(&mut self, hop: Hop) -> bool {
+        std::mem::take(&mut self.circle(hop).loops)
     }
 
     /// Who asks whom may be another: all are to say anew whether they send questions back, and
     /// who did has another chance.
     pub(super) fn forgive(&mut self) {
-        self.0.retain(|_, state| !state.loops);
-        for state in self.0.values_mut() {
-            state.probe = None;
+        let circles = std::mem::take(&mut self.circles);
+        for ((server, _), _) in circles.into_iter().filter(|(_, circle)| circle.loops) {
+            self.states.remove(&server);
         }
     }
 
+    fn is_in_a_circle(&self, server: SocketAddr) -> bool {
+        let mut circles = self.circles.iter();
+        circles.any(|((whose, _), circle)| *whose == server && circle.loops)
+    }
+
+    fn circle(&mut self, hop: Hop) -> &mut Circle {
+        self.circles.entry(hop).or_default()
+    }
+
     fn of(&self, server: SocketAddr) -> State {
-        self.0.get(&server).copied().unwrap_or_default()
+        self.states.get(&server).copied().unwrap_or_default()
     }
 }
 
@@ -194,7 +217,7 @@ mod tests {
         let (mut health, [a, b, c], now) = (Health::default(), servers(), clock::now());
         let order = |health: &Health, at| {
             let mut servers = servers().to_vec();
-            health.order(&mut servers, now + at);
+            health.order(&mut servers, None, now + at);
             servers
         };
         let milliseconds = Duration::from_millis;
@@ -209,17 +232,27 @@ mod tests {
         assert_eq!(order(&health, milliseconds(500)), [c, b, a]);
         health.heard(a, Some(WELL), now + milliseconds(600));
         assert_eq!(order(&health, milliseconds(600)), [a, c, b]);
-        assert!(health.loops(a) && !health.loops(a));
+        let corp = Some(0);
+        assert!(health.loops((a, corp)));
+        assert_eq!(order(&health, milliseconds(600)), [a, c, b], "all others");
+        assert!(health.standing(a).loops);
+        let mut of_corp = servers().to_vec();
+        health.order(&mut of_corp, corp, now + milliseconds(600));
+        assert_eq!(of_corp, [c, b]);
+        let a_for_all = (a, None);
+        assert!(health.loops(a_for_all) && !health.loops(a_for_all));
         assert_eq!(order(&health, milliseconds(600)), [c, b]);
-        assert!(health.passes(a) && !health.passes(a));
+        assert!(health.passes(a_for_all) && !health.passes(a_for_all));
         assert_eq!(order(&health, milliseconds(600)), [a, c, b]);
     }
 
     #[test]
     fn upstreams_are_asked_for_circles_every_few_minutes_and_sooner_where_they_did_not_say() {
         let (mut health, [a, b, _], now) = (Health::default(), servers(), clock::now());
+        let [a, b] = [a, b].map(|server| (server, None));
         assert!(health.is_to_be_probed(a, now) && health.is_to_be_probed(b, now));
         assert!(!health.is_to_be_probed(a, now + PROBE / 2));
+        assert!(health.is_to_be_probed((a.0, Some(0)), now), "of a domain");
         assert!(health.is_to_be_probed(a, now + PROBE));
         health.kept_silent(b, now);
         assert!(!health.is_to_be_probed(b, now + PROBE_AGAIN / 2));

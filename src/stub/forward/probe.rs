@@ -9,9 +9,10 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     time::{Duration, Instant},
 };
+
+use super::health::Hop;
 
 /// Tells who reads logs whose these names are.
 const OURS: &[u8] = b"proconsul-loop";
@@ -27,14 +28,14 @@ pub(super) type Nonce = [u8; 32];
 
 /// The names, and of whom they were asked when.
 #[derive(Debug, Default)]
-pub(super) struct Probes(HashMap<Nonce, (SocketAddr, Instant)>);
+pub(super) struct Probes(HashMap<Nonce, (Hop, Instant)>);
 
 impl Probes {
     /// A question that may go to a server about a name in a domain. `None`: there is no room for
     /// one.
     pub(super) fn question<'a>(
         &mut self,
-        server: SocketAddr,
+        hop: Hop,
         domain: impl Iterator<Item = &'a [u8]>,
         dice: [u64; 2],
         now: Instant,
@@ -59,12 +60,12 @@ impl Probes {
         // A, IN.
         packet.extend_from_slice(&[0, 1, 0, 1]);
         self.0.retain(|_, (_, since)| is_awaited(*since, now));
-        self.0.insert(nonce, (server, now));
+        self.0.insert(nonce, (hop, now));
         Some((nonce, packet))
     }
 
     /// Whose question it is that came here: it is awaited no more.
-    pub(super) fn came_round(&mut self, labels: &[&[u8]], now: Instant) -> Option<SocketAddr> {
+    pub(super) fn came_round(&mut self, labels: &[&[u8]], now: Instant) -> Option<Hop> {
         let [ours, nonce, ..] = labels else {
             return None;
         };
@@ -72,8 +73,8 @@ impl Probes {
             return None;
         }
         let nonce = Nonce::try_from(nonce.to_ascii_lowercase()).ok()?;
-        let (server, since) = self.0.remove(&nonce)?;
-        is_awaited(since, now).then_some(server)
+        let (hop, since) = self.0.remove(&nonce)?;
+        is_awaited(since, now).then_some(hop)
     }
 
     /// Whether a question has not come here.
@@ -98,8 +99,8 @@ mod tests {
     use super::*;
     use crate::clock;
 
-    fn server() -> SocketAddr {
-        "192.0.2.1:53".parse().unwrap()
+    fn hop() -> Hop {
+        ("192.0.2.1:53".parse().unwrap(), Some(1))
     }
 
     /// The labels of the name in a question.
@@ -120,7 +121,7 @@ mod tests {
         let (mut probes, now) = (Probes::default(), clock::now());
         let mut ask = |dice, domain: &[&'static [u8]], at| {
             let domain = domain.iter().copied();
-            probes.question(server(), domain, dice, at).unwrap()
+            probes.question(hop(), domain, dice, at).unwrap()
         };
         let domain: &[&[u8]] = &[b"corp", b"example"];
         let (nonce, packet) = ask([1, 2], domain, now);
@@ -134,7 +135,7 @@ mod tests {
             .map(|(label, at)| &upper[at..at + label.len()])
             .collect();
         assert!(probes.is_out(&nonce));
-        assert_eq!(probes.came_round(&upper, now), Some(server()));
+        assert_eq!(probes.came_round(&upper, now), Some(hop()));
         assert!(!probes.is_out(&nonce) && probes.is_out(&other));
         assert_eq!(probes.came_round(&upper, now), None);
         assert_eq!(probes.came_round(&labels(&late), now + AWAITED), None);
@@ -144,7 +145,7 @@ mod tests {
         }
         // What is not awaited any more takes no room.
         let long_after = now + 2 * AWAITED;
-        _ = probes.question(server(), std::iter::empty(), [0, 0], long_after);
+        _ = probes.question(hop(), std::iter::empty(), [0, 0], long_after);
         assert_eq!(probes.0.len(), 1);
     }
 
@@ -154,7 +155,7 @@ mod tests {
         let mut probes = Probes::default();
         let mut fits = |count: usize| {
             let domain = std::iter::repeat_n(long, count);
-            (probes.question(server(), domain, [0, 0], clock::now())).is_some()
+            (probes.question(hop(), domain, [0, 0], clock::now())).is_some()
         };
         assert!(fits(3) && !fits(4));
     }

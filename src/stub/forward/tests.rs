@@ -195,14 +195,23 @@ async fn silent(count: usize) -> (Vec<tokio::net::UdpSocket>, Arc<Forwarder>) {
 const NAME: &[&[u8]] = &[b"www", b"example", b"com"];
 
 async fn told(forwarder: &Arc<Forwarder>, deadline: Instant) -> Forwarded {
-    let packet = question();
-    let plain = shortcut::read(&packet, Way::Loopback);
+    told_to(&question(), &Waiters::default(), forwarder, deadline).await
+}
+
+async fn told_to(
+    packet: &[u8],
+    waiters: &Waiters,
+    forwarder: &Arc<Forwarder>,
+    deadline: Instant,
+) -> Forwarded {
+    let plain = shortcut::read(packet, Way::Loopback);
     let asked = Asked {
-        packet: &packet,
+        packet,
         labels: NAME,
-        plain: plain.as_ref(),
+        read: plain.as_ref(),
         client: "127.0.0.1:9".parse().unwrap(),
         way: Way::Loopback,
+        waiters,
         deadline,
     };
     forwarder.answer(asked).await
@@ -295,4 +304,87 @@ async fn a_second_datagram_is_sent_where_the_question_may_cost_it_and_only_there
         }
         assert_eq!(heard, datagrams);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_question_is_counted_and_takes_a_seat_where_too_many_do() {
+    let (_sockets, forwarder) = silent(1).await;
+    let (waiters, packet) = (Waiters::default(), question());
+    let deadline = clock::now() + LIMIT;
+    let ask = || Box::pin(told_to(&packet, &waiters, &forwarder, deadline));
+    let short = Duration::from_millis(1);
+    let mut first = ask();
+    assert!(timeout(short, &mut first).await.is_err());
+    assert_eq!(waiters.count(), 0);
+    let mut second = ask();
+    assert!(timeout(short, &mut second).await.is_err());
+    assert_eq!(waiters.count(), 1);
+    assert_eq!(forwarder.seats.available_permits(), MOST_SEATS - 1);
+    // No room is left: it has a seat, as the question has.
+    let room = &forwarder.lasting.waiters;
+    let others = room.try_acquire_many(MOST_WAITERS as u32 - 1).unwrap();
+    let mut third = ask();
+    assert!(timeout(short, &mut third).await.is_err());
+    assert_eq!(waiters.count(), 1);
+    assert_eq!(forwarder.seats.available_permits(), MOST_SEATS - 2);
+    // Half the seats are for those who ask.
+    let half = MOST_SEATS as u32 / 2;
+    let asking = forwarder.seats.try_acquire_many(half).unwrap();
+    assert!(timeout(short, ask()).await.is_ok());
+    drop((first, second, third, others, asking));
+    assert_eq!(waiters.count(), 0);
+    assert_eq!(room.available_permits(), MOST_WAITERS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_tell_says_nothing_of_circles() {
+    let (sockets, forwarder) = silent(1).await;
+    let (hop, now) = ((sockets[0].local_addr().unwrap(), None), clock::now());
+    let says = |told: Option<&[u8]>| {
+        assert!(forwarder.health().is_to_be_probed(hop, now));
+        let question = lock(&forwarder.probes).question(hop, std::iter::empty(), [1, 2], now);
+        forwarder.probed(hop, &question.unwrap().0, told);
+    };
+    forwarder.health().loops(hop);
+    let soon = now + Duration::from_secs(10);
+    for silence in [None, Some(2), Some(4), Some(5)] {
+        let reply = silence.map(|code| [0, 0, 0x80, code]);
+        says(reply.as_ref().map(|reply| &reply[..]));
+        assert!(forwarder.health().standing(hop.0).loops);
+        assert!(forwarder.health().is_to_be_probed(hop, soon));
+        forwarder
+            .health()
+            .kept_silent(hop, now - Duration::from_secs(10));
+    }
+    says(Some(&[0, 0, 0x80, 3]));
+    assert!(!forwarder.health().standing(hop.0).loops);
+    assert!(!forwarder.health().is_to_be_probed(hop, soon));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_for_signatures_about_a_name_that_others_ask_for_is_free() {
+    let (_sockets, forwarder) = silent(1).await;
+    let now = clock::now();
+    *forwarder.lasting.budget() = Budget::new(1, now);
+    assert!(
+        forwarder
+            .lasting
+            .budget()
+            .take("127.0.0.1:9".parse().unwrap(), now)
+    );
+    let mut signed = edns(1_232, &[]);
+    let flags = signed.len() - 4;
+    signed[flags] = 0x80;
+    let waiters = Waiters::default();
+    let ask = || {
+        told_to(
+            &signed,
+            &waiters,
+            &forwarder,
+            now + Duration::from_millis(50),
+        )
+    };
+    assert!(matches!(ask().await, Forwarded::TurnedAway));
+    keeps(&forwarder, 60, now);
+    assert!(matches!(ask().await, Forwarded::Failed));
 }

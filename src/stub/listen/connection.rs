@@ -32,6 +32,7 @@ use crate::{
     endpoint::Transport,
     stub::{
         Server,
+        forward::Waiters,
         shortcut::{self, Way},
     },
     task,
@@ -111,8 +112,11 @@ pub(in crate::stub) async fn over(
             let since = clock::now();
             // Bounded by the seats, and by the time that a question may take.
             tokio::spawn(task::outcome(async move {
-                let answer = server.answer(&packet, client, Transport::Tcp, since);
-                let reply = answer.await;
+                // A connection has so few questions that it counts no waiters.
+                let by = (client, &Waiters::default());
+                let answer = server.answer(&packet, by, Transport::Tcp, since);
+                // Nobody waits for one that panicked, whose seat is free again.
+                let reply = task::outcome(answer).await.flatten();
                 let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
                 // The client may be gone.
                 _ = replies.send(bytes).await;

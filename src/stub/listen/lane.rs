@@ -47,6 +47,7 @@ use crate::{
     endpoint::Transport,
     stub::{
         Server, answer,
+        forward::Waiters,
         networks::Networks,
         shortcut::{self, Fill, Given, Late, Shortcuts, Way},
         tally::{Counted, Tally},
@@ -150,6 +151,7 @@ pub(super) fn spawn(
             turned_away: full,
             trusted: Arc::clone(trusted),
             server: Arc::clone(server),
+            waiters: Waiters::default(),
         };
         loops.spawn(slow.run(missed));
     }
@@ -468,6 +470,7 @@ struct SlowLane {
     turned_away: Arc<AtomicBool>,
     trusted: Arc<Networks>,
     server: Arc<Server>,
+    waiters: Waiters,
 }
 
 impl SlowLane {
@@ -478,7 +481,8 @@ impl SlowLane {
         let mut shares = Shares::default();
         loop {
             // Who waits for another's question takes no seat.
-            let full = asked.len() >= MOST_DATAGRAMS + self.server.waiters();
+            let seated = asked.len().saturating_sub(self.waiters.count());
+            let full = seated >= MOST_DATAGRAMS;
             self.turned_away.store(full, Ordering::Relaxed);
             tokio::select! {
                 // Who is done leaves before the next comes in: nobody is turned away for
@@ -493,8 +497,10 @@ impl SlowLane {
                         self.lane.reply(&self.trusted, packet, &reply, *client);
                         continue;
                     }
-                    if !shares.take(miss.client, asked.len() >= CROWDED) {
-                        let known = || self.server.known(packet, *client);
+                    if !shares.take(miss.client, seated >= CROWDED) {
+                        // A flood leaves no time to look.
+                        let has_time = missed.len() <= MOST_WAITING / 2;
+                        let known = || has_time.then(|| self.server.known(packet, *client))?;
                         if let Some(Some(reply)) = task::caught(known) {
                             self.lane.reply(&self.trusted, packet, &reply, *client);
                             continue;
@@ -522,10 +528,15 @@ impl SlowLane {
             since,
             hits,
         } = miss;
-        let Self { tell, server, .. } = self;
+        let Self {
+            tell,
+            server,
+            waiters,
+            ..
+        } = self;
         // Which nobody waits for.
         task::caught(|| server.served(&packet, hits));
-        let answer = server.answer(&packet, client, Transport::Udp, since);
+        let answer = server.answer(&packet, (client, waiters), Transport::Udp, since);
         if let Some(reply) = answer.await {
             (self.lane).reply(&self.trusted, &packet, &reply.bytes, client);
             if let Some(fill) = reply.fill
