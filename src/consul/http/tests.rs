@@ -467,7 +467,12 @@ async fn a_unix_socket_is_spoken_to() {
     assert!(asked.contains("\r\nhost: localhost\r\n"), "{asked}");
     // Only then is nobody listening any more.
     server.join().unwrap();
-    assert_eq!(ask(&agent).await, Err(Trouble::Refused));
+    // That the connection of before is closed may be seen only when it is used.
+    let mut told = ask(&agent).await;
+    if told != Err(Trouble::Refused) {
+        told = ask(&agent).await;
+    }
+    assert_eq!(told, Err(Trouble::Refused));
     fs::remove_file(&path).unwrap();
     assert!(matches!(ask(&agent).await, Err(Trouble::Transport(_))));
 }
