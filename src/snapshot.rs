@@ -77,17 +77,6 @@ pub(crate) enum Refused {
     Unreadable(Box<str>),
 }
 
-impl Refused {
-    /// Whether it may be somebody's who did not mean it to be a snapshot of ours: it is left as
-    /// it is. The others may make room, unlost.
-    pub(crate) fn stays(&self) -> bool {
-        match self {
-            Self::NotOne | Self::Domain(_) => true,
-            Self::Version(_) | Self::Damaged | Self::Unreadable(_) => false,
-        }
-    }
-}
-
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

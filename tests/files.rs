@@ -250,7 +250,7 @@ fn what_is_no_snapshot_of_ours_is_neither_read_nor_waited_for() {
     for (path, why) in [
         (&link, "is a link"),
         (&pipe, "is not a file"),
-        (&socket, "No such device or address"),
+        (&socket, "is not a file"),
         (&folder.0, "is not a file"),
         (&"/dev/zero".into(), "is not a file"),
         (&large, "is larger"),
@@ -292,17 +292,10 @@ fn what_may_not_be_a_snapshot_of_ours_is_told_and_not_lost() {
     };
     let notes = folder.path("notes");
     fs::write(&notes, "my notes\n").unwrap();
-    let open = folder.path("open");
-    fs::write(&open, "proconsul-snapshot 1 5 abc\nhello").unwrap();
-    fs::set_permissions(&open, Permissions::from_mode(0o666)).unwrap();
     let link = folder.path("link");
     symlink(&notes, &link).unwrap();
     let before = names();
-    for (path, why) in [
-        (&notes, "it is no snapshot"),
-        (&open, "may be written by others"),
-        (&link, "is a link"),
-    ] {
+    for (path, why) in [(&notes, "it is no snapshot"), (&link, "is a link")] {
         let was = fs::read(path).unwrap();
         for arguments in [
             &["lookup", "web"][..],
@@ -323,23 +316,48 @@ fn what_may_not_be_a_snapshot_of_ours_is_told_and_not_lost() {
     }
     assert!(link.is_symlink());
     assert_eq!(names(), before, "nothing is left beside them");
-    // One of ours that is of no use makes room, and is there to be looked at.
-    fs::set_permissions(&open, Permissions::from_mode(0o600)).unwrap();
-    let checked = program(&["config", "check"], &open);
-    assert_eq!(checked.status.code(), Some(2), "{checked:?}");
-    let output = program(&["lookup", "web"], &open);
-    assert!(output.status.success(), "{output:?}");
-    assert!(text(&output.stderr).contains("damaged"), "{output:?}");
-    let aside = fs::read_to_string(folder.path("open.refused")).unwrap();
-    assert_eq!(aside, "proconsul-snapshot 1 5 abc\nhello");
-    let checked = program(&["config", "check"], &open);
+}
+
+#[test]
+fn a_snapshot_of_ours_that_is_of_no_use_makes_room_and_is_not_lost() {
+    let (folder, server) = (Folder::new("files-room"), consul());
+    let (ours, aside) = (folder.path("ours"), folder.path("ours.refused"));
+    let program = |arguments: &[&str], path: &Path, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+        command.env_clear().args(arguments);
+        command.args(["--dns", "none", "--http", &server.url(), "--snapshot"]);
+        command.arg(path).args(more);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let is_moved = |why: &str, more: &[&str]| {
+        let was = fs::read(&ours).unwrap();
+        let checked = program(&["config", "check"], &ours, more);
+        assert!(checked.status.success(), "{checked:?}");
+        let told = text(&checked.stderr);
+        assert!(told.contains(why) && told.contains("will be"), "{told}");
+        assert_eq!(fs::read(&ours).unwrap(), was);
+        for is_told in [true, false] {
+            let output = program(&["lookup", "web"], &ours, more);
+            assert!(output.status.success(), "{output:?}");
+            let told = text(&output.stderr);
+            assert_eq!(told.contains(why), is_told, "{told}");
+            assert_eq!(told.contains("the snapshot"), is_told, "{told}");
+        }
+        assert_eq!(fs::read(&aside).unwrap(), was);
+        let mode = fs::metadata(&ours).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    };
+    fs::write(&ours, "proconsul-snapshot 1 5 abc\nhello").unwrap();
+    is_moved("damaged", &[]);
+    fs::set_permissions(&ours, Permissions::from_mode(0o660)).unwrap();
+    is_moved("may be written by others", &[]);
+    is_moved("of the domain consul", &["--domain", "corp.example"]);
+    // It may be there where it is to run.
+    let nowhere = Path::new("/nosuch/folder/snapshot");
+    let checked = program(&["config", "check"], nowhere, &[]);
     assert!(checked.status.success(), "{checked:?}");
-    let nowhere = program(&["config", "check"], Path::new("/nosuch/folder/snapshot"));
-    assert_eq!(nowhere.status.code(), Some(2), "{nowhere:?}");
-    assert!(
-        text(&nowhere.stderr).contains("/nosuch/folder:"),
-        "{nowhere:?}"
-    );
+    let told = text(&checked.stderr);
+    assert!(told.contains("/nosuch/folder:"), "{told}");
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! Names that are followed: handles, changes, hot names and the program's `watch`,
 //! against real agents.
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
+#[path = "support/script.rs"]
+mod script;
 mod support;
 
 use std::{
@@ -14,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use proconsul::{Change, Changes, Endpoint, Freshness, Resolver, ResolverBuilder, Service, Source};
+use proconsul::{
+    Change, Changes, Endpoint, Freshness, Outcome, Resolver, ResolverBuilder, Service, Source,
+};
+use script::{Server, srv};
 use serde_json::{Value, json};
 use support::{
     Agent, Folder, PATIENCE, Proxy, Weather, closed_port,
@@ -832,6 +838,51 @@ fn a_resolver_that_outlives_a_runtime_follows_in_the_next() {
             .await;
         }
     });
+}
+
+#[tokio::test]
+async fn problems_are_told_though_the_handle_that_they_are_of_is_dropped() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let proxy = Proxy::start(Ipv4Addr::LOCALHOST, agent.http_address()).await;
+    let resolver = Resolver::builder().dns("none").http(&proxy.http());
+    let resolver = resolver.build().unwrap();
+    let mut problems = {
+        let service = resolver.service("web").unwrap();
+        service.ready().await;
+        service.problems()
+    };
+    for (weather, fails) in [(Weather::refused(), true), (Weather::default(), false)] {
+        proxy.set(weather);
+        let next = tokio::time::timeout(PATIENCE, problems.next()).await;
+        assert_eq!(next.expect("a word in time").is_some(), fails);
+    }
+}
+
+#[tokio::test]
+async fn a_problem_is_over_when_a_probe_was_answered() {
+    let server = Server::start(|question, _| vec![srv(question, 1).ttls(&[3_600])]).await;
+    let proxy = Proxy::start(Ipv4Addr::LOCALHOST, server.address()).await;
+    proxy.set(Weather::refused());
+    let dns = proxy.address().to_string();
+    let resolver = Resolver::builder().dns(&dns).http("none").build().unwrap();
+    let service = resolver.service("web").unwrap();
+    wait_for("the server to be left alone", async || {
+        let error = resolver.lookup("web").await.unwrap_err();
+        let mut attempts = error.attempts().iter();
+        attempts
+            .any(|one| one.outcome == Outcome::Skipped)
+            .then_some(())
+    })
+    .await;
+    assert!(service.problem().is_some());
+    proxy.set(Weather::default());
+    // What the probe found holds for an hour: nobody asks again.
+    wait_for("an answer", async || service.answer()).await;
+    wait_for("its end", async || {
+        service.problem().is_none().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

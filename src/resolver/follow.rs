@@ -506,7 +506,7 @@ impl Following {
                         // What is held is asked about until it is settled.
                         Landed::Kept(error) => {
                             let now = clock::now();
-                            self.news.has_problem(&error);
+                            self.news.holds(&error);
                             self.keep_as_stale(&inner, now);
                             blocking.again(now + RECHECK);
                         }
@@ -584,9 +584,14 @@ impl Following {
         match told {
             Ok(answer) if answer.is_fresh() => {
                 let since = since(answer.age);
+                // A probe may have asked, which tells nobody.
+                self.news.answered();
                 self.news.tell(Known::Set(answer.held, since));
             }
-            Err(error) if error.is_not_found() => self.news.tell(Known::Gone),
+            Err(error) if error.is_not_found() => {
+                self.news.answered();
+                self.news.tell(Known::Gone);
+            }
             // What is stale was told before.
             Ok(answer) => {
                 let since = since(answer.age);

@@ -43,6 +43,8 @@ pub(super) struct News {
     pub(super) problem: watch::Sender<Option<Error>>,
     /// A query waits for a change, and whoever answers it is there.
     is_followed: AtomicBool,
+    /// What it is told is not believed, until that is settled.
+    is_held: AtomicBool,
     /// Whoever followed it ended with its runtime.
     pub(super) lone: AtomicBool,
     /// Each by the number that it knows this name by. A std mutex: held while they are
@@ -56,6 +58,7 @@ impl Default for News {
             known: watch::Sender::new(Known::Unheard),
             problem: watch::Sender::default(),
             is_followed: AtomicBool::new(false),
+            is_held: AtomicBool::new(false),
             lone: AtomicBool::new(false),
             pools: Mutex::default(),
         }
@@ -101,25 +104,42 @@ impl News {
     /// Whoever follows it was answered.
     pub(super) fn follows(&self) {
         self.is_followed.store(true, Ordering::Relaxed);
+        self.is_held.store(false, Ordering::Relaxed);
         self.has_no_problem();
+    }
+
+    /// Whoever follows it was told what is not believed.
+    pub(super) fn holds(&self, error: &Error) {
+        self.is_held.store(true, Ordering::Relaxed);
+        self.has_problem(error);
     }
 
     /// Nobody follows it now; others are asked.
     pub(super) fn lost(&self) {
         self.is_followed.store(false, Ordering::Relaxed);
+        self.is_held.store(false, Ordering::Relaxed);
     }
 
     /// What a look-up came to.
     pub(super) fn landed(&self, landed: &Landed) {
         match landed {
-            Landed::Found(_) | Landed::Nothing(_) => self.has_no_problem(),
+            Landed::Found(_) | Landed::Nothing(_) => self.answered(),
             // Whoever follows it knows better.
             Landed::Kept(_) if self.is_followed.load(Ordering::Relaxed) => {}
+            Landed::Kept(_) if self.is_held.load(Ordering::Relaxed) => {}
             Landed::Kept(error) => self.has_problem(error),
         }
     }
 
-    pub(super) fn has_problem(&self, error: &Error) {
+    /// A source answered somebody. What is held it does not settle: that would be a problem anew
+    /// each time that whoever follows it asks.
+    pub(super) fn answered(&self) {
+        if !self.is_held.load(Ordering::Relaxed) {
+            self.has_no_problem();
+        }
+    }
+
+    fn has_problem(&self, error: &Error) {
         let is_silence = |error: &Error| error.is_unavailable();
         self.problem.send_if_modified(|before| {
             let same = before.as_ref().is_some_and(|before| {
@@ -228,5 +248,35 @@ mod tests {
         assert_eq!(is_told(&failure), (false, None));
         news.lost();
         assert!(is_told(&failure).0);
+    }
+
+    #[test]
+    fn what_whoever_follows_a_name_does_not_believe_is_settled_by_nobody_else() {
+        let news = News::default();
+        let of = |kind, outcome| match failed(kind, outcome, 1) {
+            Landed::Kept(error) => error,
+            _ => unreachable!("it failed"),
+        };
+        let denied = of(ErrorKind::Denied, Outcome::Denied);
+        let found = Landed::Nothing(of(ErrorKind::NotFound, Outcome::NotFound));
+        let mut told = news.problem.subscribe();
+        let mut tells = |what: &dyn Fn()| {
+            what();
+            let is_told = told.has_changed().unwrap();
+            told.mark_unchanged();
+            is_told
+        };
+        assert!(tells(&|| news.holds(&denied)));
+        let failure = failed(ErrorKind::Unavailable, Outcome::Refused, 1);
+        for landed in [&found, &failure] {
+            assert!(!tells(&|| news.landed(landed)), "{landed:?}");
+            assert!(!tells(&|| news.holds(&denied)));
+        }
+        assert!(tells(&|| news.follows()), "it is settled");
+        news.holds(&denied);
+        // Nobody follows it now: whoever is asked instead tells.
+        news.lost();
+        assert!(tells(&|| news.landed(&found)));
+        assert!(news.problem.borrow().is_none());
     }
 }

@@ -138,7 +138,10 @@ impl Service {
         if self.problem().is_some() {
             told.mark_changed();
         }
-        Problems(told)
+        Problems {
+            service: self.clone(),
+            told,
+        }
     }
 
     /// Waits until there is an endpoint to pick.
@@ -295,11 +298,14 @@ impl fmt::Debug for Service {
     }
 }
 
-/// The problems of a service, one after the other. Who is slow is told the last of what was
-/// missed.
+/// The problems of a service, one after the other; it is followed as long as this lives. Who is
+/// slow is told the last of what was missed.
 #[derive(Debug)]
 #[must_use = "problems are told to whoever asks for the next one"]
-pub struct Problems(watch::Receiver<Option<Error>>);
+pub struct Problems {
+    service: Service,
+    told: watch::Receiver<Option<Error>>,
+}
 
 impl Problems {
     /// The next one, when it is of another kind than the one before; `None`: there is none any
@@ -309,11 +315,12 @@ impl Problems {
     ///
     /// Safe: what changes meanwhile is told the next time.
     pub async fn next(&mut self) -> Option<Error> {
-        if self.0.changed().await.is_err() {
-            // Whoever followed it is gone with its resolver.
+        let Self { service, told } = self;
+        if service.while_followed(told.changed()).await.is_err() {
+            // While nothing is told any more there is nothing to wait for.
             std::future::pending::<()>().await;
         }
-        self.0.borrow_and_update().clone()
+        told.borrow_and_update().clone()
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     error::{Error, ErrorKind},
     found::Held,
     snapshot::{self, Refused},
-    source::snapshot_file::{Before, FileTrouble, SnapshotFile},
+    source::snapshot_file::{Before, FileTrouble, Identity, Left, SnapshotFile},
     task,
 };
 
@@ -107,8 +107,8 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] with the file and why it cannot be written, or is not: a file that
-    /// was not written as a snapshot is never replaced.
+    /// [`ErrorKind::Io`] with the file and why it cannot be written, or is not: what was not
+    /// written as a snapshot is never replaced.
     ///
     /// # Cancel safety
     ///
@@ -130,7 +130,10 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] with the file, and why it would not be used or not be written.
+    /// [`ErrorKind::Invalid`] with the file where that is not one of ours, and is never
+    /// replaced. [`ErrorKind::Io`] where it would not be used but make room for a new one, and
+    /// where this process may not read it or not write to its folder: the one that is to use it
+    /// may be another user's.
     ///
     /// # Cancel safety
     ///
@@ -142,7 +145,11 @@ impl Resolver {
         let checked = self.0.read(&snapshot.file, snapshot.file.check()).await;
         match checked {
             Ok(_) => Ok(()),
-            Err(unused) => Err(Error::new(ErrorKind::Invalid, unused.why)),
+            Err(unused) => Err(match unused.left {
+                Left::Stays => Error::new(ErrorKind::Invalid, unused.why),
+                Left::Unknown => Error::new(ErrorKind::Io, unused.why),
+                Left::GivesWay(_) => unused.told(&snapshot.file),
+            }),
         }
     }
 }
@@ -150,16 +157,15 @@ impl Resolver {
 /// Why what is there is not used.
 struct Unused {
     why: String,
-    /// It may make room for a new one.
-    gives_way: bool,
+    left: Left,
 }
 
 impl Unused {
     fn told(&self, file: &SnapshotFile) -> Error {
         let why = &self.why;
-        let message = match self.gives_way {
-            false => format!("{why}; it is neither used nor replaced"),
-            true => {
+        let message = match self.left {
+            Left::Stays | Left::Unknown => format!("{why}; it is neither used nor replaced"),
+            Left::GivesWay(_) => {
                 let aside = file.aside();
                 let aside = aside.display();
                 format!("{why}; it is not used, and will be {aside} when a new one is written")
@@ -209,20 +215,20 @@ impl Inner {
     async fn read(
         &self,
         file: &SnapshotFile,
-        bytes: impl Future<Output = Result<Option<Vec<u8>>, FileTrouble>>,
+        bytes: impl Future<Output = Result<Option<(Vec<u8>, Identity)>, FileTrouble>>,
     ) -> Result<Vec<(Held, Duration)>, Unused> {
         let unread = |trouble: FileTrouble| Unused {
             why: trouble.to_string(),
-            gives_way: false,
+            left: trouble.left,
         };
-        let Some(bytes) = bytes.await.map_err(unread)? else {
+        let Some((bytes, which)) = bytes.await.map_err(unread)? else {
             return Ok(Vec::new());
         };
         let (domain, keep) = (self.config.domain.as_str(), self.config.cache.keep);
         let sets = snapshot::decode(&bytes, domain, clock::since_1970(), keep);
         sets.map_err(|refused: Refused| Unused {
             why: format!("the snapshot {}: {refused}", file.path().display()),
-            gives_way: !refused.stays(),
+            left: Left::GivesWay(which),
         })
     }
 
@@ -290,10 +296,10 @@ impl Inner {
         if snapshot.unread.load(Ordering::Relaxed)
             && let Err(unused) = self.restore(snapshot).await
         {
-            if !unused.gives_way {
+            let Left::GivesWay(which) = unused.left else {
                 return Err(unused.told(&snapshot.file));
-            }
-            before = Before::Kept;
+            };
+            before = Before::Kept(which);
             let aside = snapshot.file.aside();
             let message = format!("{}; it is {} now", unused.why, aside.display());
             moved = Some(Error::new(ErrorKind::Io, message));

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use proconsul::{Error, Protection, ResolverBuilder};
+use proconsul::{Error, ErrorKind, Protection, ResolverBuilder};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::json;
 
@@ -281,7 +281,7 @@ pub(crate) fn is_read_once(path: &Path) -> bool {
 /// `proconsul config check`.
 pub(crate) async fn check(command: Check, form: &Output) -> ExitCode {
     let file = command.sources.config_path();
-    if let Err(error) = checked(args::Serve::with(command.sources)).await {
+    if let Err(error) = checked(args::Serve::with(command.sources), form).await {
         return output::failure(&error, form);
     }
     let file = file.map(|file| file.display().to_string());
@@ -292,13 +292,21 @@ pub(crate) async fn check(command: Check, form: &Output) -> ExitCode {
     output::data(&format!("{}: fine\n", file.unwrap_or_else(nothing)))
 }
 
-/// All that `serve` would refuse before it binds anything; others need no more.
-async fn checked(command: args::Serve) -> Result<(), Error> {
+/// All that `serve` would refuse before it binds anything; others need no more. A snapshot that
+/// it can never write is refused as well; one that makes room is told of, as is a folder that may
+/// be there for another user, or on another machine.
+async fn checked(command: args::Serve, form: &Output) -> Result<(), Error> {
     let file = command.sources.file()?;
     serve::checked(&command.settings(&file))?;
     let resolver = command.builder(&file).build()?;
     resolver.check().await?;
-    resolver.check_snapshot().await
+    match resolver.check_snapshot().await {
+        Err(error) if error.kind() == ErrorKind::Io => {
+            output::remark(form, &format!("proconsul: {error}"));
+            Ok(())
+        }
+        checked => checked,
+    }
 }
 
 #[cfg(test)]
