@@ -120,7 +120,8 @@ async fn consul(command: &Doctor, file: &File, resolver: &Resolver, findings: &m
     if let Ok(resolver) = remembered.clone().build()
         && let Err(error) = resolver.check_snapshot().await
     {
-        let mend = "name another file, or remove that one, which is written anew then";
+        let mend = "name a file that serve may write, or remove what stands there; one of ours \
+                    makes room by itself";
         findings.warn(SNAPSHOT, error.to_string(), mend);
     }
     doors::look(command, file, findings).await;
