@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::{
     cache::fate::Term,
     clock,
+    consul::dns_settings::DnsSettings,
     endpoint::{Answer, Freshness},
     error::Error,
     flight::Runs,
@@ -34,11 +35,7 @@ pub(crate) async fn answer(
     by: Option<Instant>,
 ) -> (Sections, Result<Option<Answer>, Error>) {
     let settings = resolver.dns_settings();
-    let zone = Zone {
-        origin: resolver.origin(),
-        serial: clock::serial(),
-        settings: &settings,
-    };
+    let zone = zone(resolver, &settings);
     if asked.is_about_the_zone() {
         return apex(resolver, asked, &zone).await;
     }
@@ -77,12 +74,15 @@ pub(crate) async fn answer(
 pub(crate) fn known(resolver: &Resolver, asked: &Asked) -> Option<Sections> {
     let answer = resolver.known(sought(asked)?)?;
     let settings = resolver.dns_settings();
-    let zone = Zone {
+    Some(of(&answer, asked, &zone(resolver, &settings)))
+}
+
+fn zone<'a>(resolver: &'a Resolver, settings: &'a DnsSettings) -> Zone<'a> {
+    Zone {
         origin: resolver.origin(),
         serial: clock::serial(),
-        settings: &settings,
-    };
-    Some(of(&answer, asked, &zone))
+        settings,
+    }
 }
 
 fn of(answer: &Answer, asked: &Asked, zone: &Zone<'_>) -> Sections {

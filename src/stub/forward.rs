@@ -356,8 +356,8 @@ impl Forwarder {
         flights.join(&key, Runs::Here, failed, asking).await.ok()?
     }
 
-    /// Lets one more client wait for a question, as so many others do. Where too many do it takes a seat, as long as half
-    /// of them are free.
+    /// Lets one more client wait for a question, as so many others do. Where too many do it takes
+    /// a seat, as long as half of them are free.
     fn waits<'a>(&'a self, others: usize, among: &'a Waiters) -> Option<Waits<'a>> {
         let room = &self.lasting.waiters;
         let is_crowded = room.available_permits() <= MOST_WAITERS / 2;

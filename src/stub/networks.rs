@@ -36,7 +36,8 @@ const OWN: [&str; 9] = [
 ];
 
 /// Networks whose clients may have replies by UDP as long as they can take, at most 1,232 bytes
-/// and on this machine 4,096, as `serve --trust` takes them. By default this machine, private and link-local networks.
+/// and on this machine 4,096, as `serve --trust` takes them. By default this machine, private and
+/// link-local networks.
 ///
 /// ```
 /// use proconsul::stub::Networks;
