@@ -329,6 +329,27 @@ fn load(server: SocketAddr) -> JoinSet<()> {
     asking
 }
 
+/// "web" and "other", one instance each.
+async fn register_two(agent: &Agent) {
+    for name in ["web", "other"] {
+        let body = json!({ "Name": name, "Address": "10.0.0.1", "Port": 1 });
+        agent.register_service(body).await;
+    }
+}
+
+/// A stub that answers, and whoever asks it all the time.
+async fn under_load(dns: SocketAddr, agent: &Agent) -> (Serving, JoinSet<()>) {
+    let mut command = support::serve(&dns.to_string(), &agent.http());
+    command.args(["--admin", "none"]);
+    let server = Serving::start(command);
+    let asking = load(server.dns);
+    wait_for("an answer", async || {
+        (server.instances().await == 1).then_some(())
+    })
+    .await;
+    (server, asking)
+}
+
 /// All that is still said.
 fn rest(server: &Serving) -> Vec<String> {
     server.signal("-TERM");
@@ -342,19 +363,9 @@ fn about<'a>(lines: &'a [String], what: &str) -> Vec<&'a String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_dies_under_load_is_one_line_and_so_is_its_coming_back() {
     let agent = Agent::start().await;
-    for name in ["web", "other"] {
-        let body = json!({ "Name": name, "Address": "10.0.0.1", "Port": 1 });
-        agent.register_service(body).await;
-    }
+    register_two(&agent).await;
     let dns = Proxy::start(Ipv4Addr::LOCALHOST, agent.dns()).await;
-    let mut command = support::serve(&dns.address().to_string(), &agent.http());
-    command.args(["--admin", "none"]);
-    let server = Serving::start(command);
-    let _asking = load(server.dns);
-    wait_for("an answer", async || {
-        (server.instances().await == 1).then_some(())
-    })
-    .await;
+    let (server, _asking) = under_load(dns.address(), &agent).await;
     dns.set(Weather::silent());
     let mut lines = vec![server.says()];
     // Nothing is said while it lasts.
@@ -380,18 +391,8 @@ async fn a_source_that_dies_under_load_is_one_line_and_so_is_its_coming_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_hangs_under_load_costs_few_lines() {
     let agent = Agent::start().await;
-    for name in ["web", "other"] {
-        let body = json!({ "Name": name, "Address": "10.0.0.1", "Port": 1 });
-        agent.register_service(body).await;
-    }
-    let mut command = support::serve(&agent.dns().to_string(), &agent.http());
-    command.args(["--admin", "none"]);
-    let server = Serving::start(command);
-    let _asking = load(server.dns);
-    wait_for("an answer", async || {
-        (server.instances().await == 1).then_some(())
-    })
-    .await;
+    register_two(&agent).await;
+    let (server, _asking) = under_load(agent.dns(), &agent).await;
     agent.pause();
     let mut lines = Vec::new();
     let down = ["source_down dns", "source_down http"];
@@ -418,10 +419,7 @@ async fn a_token_that_loses_its_rights_is_told_once_and_without_the_token() {
         },
     });
     let agent = Agent::builder().config(config).token(MASTER).start().await;
-    for name in ["web", "other"] {
-        let body = json!({ "Name": name, "Address": "10.0.0.1", "Port": 1 });
-        agent.register_service(body).await;
-    }
+    register_two(&agent).await;
     let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
     let policy = json!({ "Name": "reads", "Rules": rules });
     agent.put("/v1/acl/policy", policy).await;

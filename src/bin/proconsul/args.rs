@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use proconsul::{Error, Resolver, ResolverBuilder, Strategy};
 
 use crate::{
@@ -84,6 +84,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_args(without_dns))]
 pub(crate) struct Services {
     /// One service: its instances, healthy or not
     pub(crate) name: Option<String>,
@@ -91,11 +92,7 @@ pub(crate) struct Services {
     #[arg(long, value_name = "TAG")]
     pub(crate) tag: Option<String>,
     #[command(flatten)]
-    pub(crate) written: Written,
-    #[command(flatten)]
-    pub(crate) agent: Agent,
-    #[command(flatten)]
-    pub(crate) unasked: Unasked,
+    pub(crate) sources: Sources,
 }
 
 #[derive(Debug, Subcommand)]
@@ -118,14 +115,16 @@ pub(crate) enum KvCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_args(agent_alone))]
 pub(crate) struct KvKey {
     /// A path such as web/limits
     pub(crate) key: String,
     #[command(flatten)]
-    pub(crate) agent: AgentAlone,
+    pub(crate) sources: Sources,
 }
 
 #[derive(Debug, Args)]
+#[command(mut_args(agent_alone))]
 pub(crate) struct KvPut {
     /// A path such as web/limits
     pub(crate) key: String,
@@ -133,7 +132,7 @@ pub(crate) struct KvPut {
     #[arg(allow_hyphen_values = true)]
     pub(crate) value: String,
     #[command(flatten)]
-    pub(crate) agent: AgentAlone,
+    pub(crate) sources: Sources,
 }
 
 #[derive(Debug, Args)]
@@ -177,6 +176,7 @@ pub(crate) struct Check {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_args(agent_alone))]
 pub(crate) struct Register {
     /// The service [env: SERVICE_NAME]
     pub(crate) name: Option<String>,
@@ -223,7 +223,7 @@ pub(crate) struct Register {
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration, default_value = "0s")]
     pub(crate) drain: Duration,
     #[command(flatten)]
-    pub(crate) agent: AgentAlone,
+    pub(crate) sources: Sources,
     /// What is run while it is registered
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -355,32 +355,6 @@ pub(crate) struct Sources {
     /// Consul's DNS interface, or none [env: PROCONSUL_DNS] [default: 127.0.0.1:8600]
     #[arg(long, value_name = "ADDR[,ADDR]")]
     dns: Option<String>,
-    #[command(flatten)]
-    agent: Agent,
-    #[command(flatten)]
-    written: Written,
-    /// Last good answers, kept here across runs [env: PROCONSUL_SNAPSHOT] [default: none; of
-    /// serve under systemd, in the state directory]
-    #[arg(long, value_name = "FILE")]
-    snapshot: Option<PathBuf>,
-}
-
-/// What needs no Consul.
-#[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Where answers come from")]
-pub(crate) struct Written {
-    /// Static catalog, Consul's service definitions in JSON: the last source asked [env: PROCONSUL_CATALOG]
-    #[arg(long, value_name = "FILE")]
-    catalog: Option<PathBuf>,
-    /// The domain that Consul answers for [env: PROCONSUL_DOMAIN] [default: consul]
-    #[arg(long, value_name = "DOMAIN")]
-    domain: Option<String>,
-}
-
-/// The agent's HTTP API, all that some commands ask.
-#[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Where answers come from")]
-pub(crate) struct Agent {
     /// Configuration in TOML; see `proconsul config check --help` [env: PROCONSUL_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -414,58 +388,29 @@ pub(crate) struct Agent {
     /// Limit of a whole look-up: 500ms, 1s [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
-}
-
-/// The same, for who asks nothing else.
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct AgentAlone {
-    #[command(flatten)]
-    agent: Agent,
-    #[command(flatten)]
-    unread: Unread,
-    #[command(flatten)]
-    unasked: Unasked,
-}
-
-/// Flags that every command takes, so that one set of them serves all, and not every one has a
-/// use for: only `--help` of those that have tells them.
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct Unasked {
-    #[arg(long, value_name = "ADDR[,ADDR]", hide = true)]
-    dns: Option<String>,
-    #[arg(long, value_name = "FILE", hide = true)]
+    /// Static catalog, Consul's service definitions in JSON: the last source asked [env: PROCONSUL_CATALOG]
+    #[arg(long, value_name = "FILE")]
+    catalog: Option<PathBuf>,
+    /// The domain that Consul answers for [env: PROCONSUL_DOMAIN] [default: consul]
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Last good answers, kept here across runs [env: PROCONSUL_SNAPSHOT] [default: none; of
+    /// serve under systemd, in the state directory]
+    #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
 }
 
-/// The same of what is written down.
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct Unread {
-    #[arg(long, value_name = "FILE", hide = true)]
-    catalog: Option<PathBuf>,
-    #[arg(long, value_name = "DOMAIN", hide = true)]
-    domain: Option<String>,
+/// One set of flags serves all commands, and not every one has a use for each: `--help` of those
+/// that ask no DNS does not tell of it.
+fn without_dns(flag: Arg) -> Arg {
+    let is_of_dns = ["dns", "snapshot"].contains(&flag.get_id().as_str());
+    if is_of_dns { flag.hide(true) } else { flag }
 }
 
-impl AgentAlone {
-    /// A resolver whose HTTP API alone is asked.
-    pub(crate) fn resolver(&self) -> Result<Resolver, Error> {
-        let Unread { catalog, domain } = self.unread.clone();
-        self.agent.with(Written { catalog, domain }, &self.unasked)
-    }
-}
-
-impl Agent {
-    /// A resolver, with what is written down beside it. What is not asked is told where it is
-    /// wrong.
-    pub(crate) fn with(&self, written: Written, unasked: &Unasked) -> Result<Resolver, Error> {
-        let sources = Sources {
-            agent: self.clone(),
-            written,
-            dns: unasked.dns.clone(),
-            snapshot: None,
-        };
-        sources.resolver(None, Stale::Yes)
-    }
+/// The same of commands that ask the agent's HTTP API and nothing else.
+fn agent_alone(flag: Arg) -> Arg {
+    let is_written = ["catalog", "domain"].contains(&flag.get_id().as_str());
+    without_dns(if is_written { flag.hide(true) } else { flag })
 }
 
 /// What is printed and how.
@@ -595,13 +540,13 @@ const ADMIN: AdminAddress =
 impl Sources {
     /// The configuration that is meant.
     pub(crate) fn config_path(&self) -> Option<PathBuf> {
-        config::path(self.agent.config.as_deref())
+        config::path(self.config.as_deref())
     }
 
     /// Reads the configuration. Once for all that is made of it: it may be a pipe, or become
     /// another one meanwhile.
     pub(crate) fn file(&self) -> Result<File, Error> {
-        let read = File::load(self.agent.config.as_deref());
+        let read = File::load(self.config.as_deref());
         read.map_err(Error::invalid_setting)
     }
 
@@ -648,19 +593,17 @@ impl Sources {
     fn over(&self, defaults: ResolverBuilder, file: &File) -> ResolverBuilder {
         let mut builder = file.apply(defaults).environment();
         macro_rules! set {
-            ($flags:expr, $($flag:ident),*) => {
-                $(if let Some(value) = &$flags.$flag { builder = builder.$flag(value); })*
+            ($($flag:ident),*) => {
+                $(if let Some(value) = &self.$flag { builder = builder.$flag(value); })*
             };
         }
-        let Self { agent, written, .. } = self;
-        if agent.token_file.is_some() {
+        if self.token_file.is_some() {
             builder = builder.no_token();
         }
-        set!(self, dns, snapshot);
-        set!(agent, http, token_file, ca_file, cert_file, key_file);
-        set!(agent, tls_server_name, datacenter, namespace, partition);
-        set!(written, catalog, domain);
-        if let Some(timeout) = agent.timeout {
+        set!(dns, http, token_file, ca_file, cert_file, key_file);
+        set!(tls_server_name, catalog, snapshot, domain);
+        set!(datacenter, namespace, partition);
+        if let Some(timeout) = self.timeout {
             builder = builder.timeout(timeout);
         }
         builder

@@ -10,7 +10,7 @@ use proconsul::{Error, Kv, KvEntry};
 use serde_json::{Value, json};
 
 use crate::{
-    args::{AgentAlone, Form, KvCommand, Output},
+    args::{Form, KvCommand, Output, Sources, Stale},
     output, signals,
 };
 
@@ -20,23 +20,23 @@ const LONGEST: u64 = 8 << 20;
 
 pub(crate) async fn run(command: KvCommand, form: &Output) -> ExitCode {
     let done = match &command {
-        KvCommand::Get(one) => match store(&one.agent) {
+        KvCommand::Get(one) => match store(&one.sources) {
             Ok(kv) => get(&kv, &one.key, form).await,
             Err(error) => Err(error),
         },
-        KvCommand::List(one) => match store(&one.agent) {
+        KvCommand::List(one) => match store(&one.sources) {
             Ok(kv) => list(&kv, &one.key, form).await,
             Err(error) => Err(error),
         },
-        KvCommand::Put(put) => match (store(&put.agent), value(&put.value)) {
+        KvCommand::Put(put) => match (store(&put.sources), value(&put.value)) {
             (Ok(kv), Ok(value)) => kv.put(&put.key, value).await.map(|()| ExitCode::SUCCESS),
             (Err(error), _) | (_, Err(error)) => Err(error),
         },
-        KvCommand::Delete(one) => match store(&one.agent) {
+        KvCommand::Delete(one) => match store(&one.sources) {
             Ok(kv) => kv.delete(&one.key).await.map(|()| ExitCode::SUCCESS),
             Err(error) => Err(error),
         },
-        KvCommand::Watch(one) => match store(&one.agent) {
+        KvCommand::Watch(one) => match store(&one.sources) {
             Ok(kv) => watch(&kv, &one.key, form).await,
             Err(error) => Err(error),
         },
@@ -44,8 +44,8 @@ pub(crate) async fn run(command: KvCommand, form: &Output) -> ExitCode {
     done.unwrap_or_else(|error| output::failure(&error, form))
 }
 
-fn store(agent: &AgentAlone) -> Result<Kv, Error> {
-    Ok(agent.resolver()?.kv())
+fn store(sources: &Sources) -> Result<Kv, Error> {
+    Ok(sources.resolver(None, Stale::Yes)?.kv())
 }
 
 /// The text itself, or with `-` what comes on stdin.

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    args::{Output, Register},
+    args::{Output, Register, Stale},
     output,
 };
 
@@ -119,7 +119,7 @@ pub(crate) async fn run(command: Register, form: &Output) -> ExitCode {
 }
 
 async fn prepared(command: &Register) -> Result<proconsul::Resolver, Error> {
-    let resolver = command.agent.resolver()?;
+    let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     Ok(resolver)
 }

@@ -6,7 +6,7 @@ use proconsul::{CheckState, Error, Instance, ServiceName, Source};
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Form, Output, Services},
+    args::{Form, Output, Services, Stale},
     output,
 };
 
@@ -18,9 +18,7 @@ pub(crate) async fn run(command: Services, form: &Output) -> ExitCode {
 }
 
 async fn look(command: &Services, form: &Output) -> Result<ExitCode, Error> {
-    let resolver = command
-        .agent
-        .with(command.written.clone(), &command.unasked)?;
+    let resolver = command.sources.resolver(None, Stale::Yes)?;
     resolver.check().await?;
     let sources = resolver.status().sources;
     let is_off = sources.iter().all(|asked| asked.source != Source::Http);
