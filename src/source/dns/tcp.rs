@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -197,7 +198,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn connect(server: SocketAddr) -> std::io::Result<TcpStream> {
+async fn connect(server: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(server),
         Type::STREAM,
@@ -235,7 +236,11 @@ pub(super) async fn converse(
                 None => open = false,
             },
             read = reader.read_buf(&mut incoming) => {
-                if !matches!(read, Ok(1..)) { break }
+                match read {
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    _ => break,
+                }
                 while let Some(message) = take_message(&mut incoming) {
                     if let Err(stranger) = hand_out(message, &mut pending) {
                         strangers += 1;

@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{MsgFlags, recv};
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
+};
 use tokio::{io::Interest, net::UdpSocket, runtime::Handle, task::AbortHandle, time::sleep};
 use tracing::debug;
 
@@ -187,7 +190,12 @@ impl Port {
                 RECEIVED.with_borrow_mut(|room| {
                     room.resize(room.len().max(most), 0);
                     let descriptor = self.socket.as_raw_fd();
-                    let taken = recv(descriptor, &mut room[..most], MsgFlags::MSG_DONTWAIT);
+                    let taken = loop {
+                        match recv(descriptor, &mut room[..most], MsgFlags::MSG_DONTWAIT) {
+                            Err(Errno::EINTR) => {}
+                            taken => break taken,
+                        }
+                    };
                     let heard = taken.map(|length| (hearing.hear(&room[..length]), length));
                     // The seldom ones that take more are not to hold it.
                     room.truncate(ROOM);

@@ -150,9 +150,11 @@ pub(in crate::stub) async fn over(
                     next = if out.len() < TOGETHER { due.try_recv().ok() } else { None };
                 }
             }
-            read = reader.read(incoming.room()), if !ended && pending < MOST_PENDING => match read? {
-                0 => ended = true,
-                length => incoming.came(length),
+            read = reader.read(incoming.room()), if !ended && pending < MOST_PENDING => match read {
+                Ok(0) => ended = true,
+                Ok(length) => incoming.came(length),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             },
             () = sleep_until(look), if !ended && pending < MOST_PENDING => {
                 let over = Instant::from(clock::now()) >= incoming.until(crowd);
