@@ -12,7 +12,7 @@
 //! | Consul's own service is gone too, which that source showed before | held: [`Reason::NoCanary`] |
 //! | DNS alone says so | held until [`DNS_TIMES`] such answers over [`DNS_TIME`]: [`Reason::Unconfirmed`] |
 //! | of [`OTHERS`] other services that are known most are gone as well | held: [`Reason::Mass`] |
-//! | more than [`FEW`] services, and a share of all that are known, vanish within [`WINDOW`] | held: [`Reason::Mass`] |
+//! | more than [`FEW`] services, and a share of all that are known, vanish within [`WINDOW`] | held: [`Reason::Mass`], and those that were believed gone within [`AT_ONCE`] before are [given again](Evidence::take_back) |
 //! | asked for once more with those others, it is there, or most do not answer | held: [`Reason::Unconfirmed`] |
 //! | anything else | gone at once |
 //!
@@ -29,11 +29,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
     consul::progress::Progress,
+    found::Held,
     ladder::{Nothing, Rung},
     protection::{Protection, Reason},
 };
@@ -60,6 +62,9 @@ const SHARE: (usize, usize) = (15, 100);
 
 /// What counts as together.
 pub(crate) const WINDOW: Duration = Duration::from_secs(30);
+
+/// Those that were believed gone for no longer than this when a mass is seen are of it.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// A mass is held for so long.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -131,7 +136,7 @@ pub(crate) struct Evidence {
     /// What each rung said last of that of each place, and when.
     last_canaries: HashMap<Rung, HashMap<Box<str>, (Canary, Instant)>>,
     /// Names that vanished within the window, and when.
-    vanished: HashMap<Box<str>, Instant>,
+    vanished: HashMap<Box<str>, Vanished>,
     /// Words of DNS alone: the first, and how many.
     by_dns: HashMap<Box<str>, (Instant, u8)>,
     /// Of names that were followed.
@@ -141,6 +146,14 @@ pub(crate) struct Evidence {
     /// Names that the operator let go, until they are found or gone.
     released: HashSet<Box<str>>,
     mass: Option<Mass>,
+}
+
+/// A name that vanished.
+#[derive(Clone, Debug)]
+struct Vanished {
+    when: Instant,
+    /// What it was, and since when, where it was believed gone.
+    was: Option<(Arc<Held>, Instant)>,
 }
 
 /// Whether a source shows Consul's own service at all.
@@ -303,6 +316,25 @@ impl Evidence {
         belief
     }
 
+    /// A name was believed gone that was this, as of then.
+    pub(crate) fn went(&mut self, held: Arc<Held>, since: Instant) {
+        if let Some(vanished) = self.vanished.get_mut(&*held.key) {
+            vanished.was = Some((held, since));
+        }
+    }
+
+    /// What was believed gone as the first of a mass, and since when it was known: it is held
+    /// now, as the rest is.
+    pub(crate) fn take_back(&mut self, now: Instant) -> Vec<(Arc<Held>, Instant)> {
+        let at_once = |one: &&mut Vanished| now.saturating_duration_since(one.when) < AT_ONCE;
+        let of_it = self.vanished.values_mut().filter(at_once);
+        let back: Vec<_> = of_it.filter_map(|one| one.was.take()).collect();
+        for (held, _) in &back {
+            self.hold(&held.key, Reason::Mass, now);
+        }
+        back
+    }
+
     /// A name is given all the same.
     pub(crate) fn hold(&mut self, key: &str, reason: Reason, now: Instant) {
         if self.held.len() < MOST || self.held.contains_key(key) {
@@ -442,10 +474,11 @@ impl Evidence {
             return false;
         }
         self.vanished
-            .retain(|_, when| now.saturating_duration_since(*when) < WINDOW);
+            .retain(|_, one| now.saturating_duration_since(one.when) < WINDOW);
         let counts = !word.trickled && !self.held.contains_key(word.key);
         if counts && self.vanished.len() < MOST {
-            self.vanished.entry(word.key.into()).or_insert(now);
+            let (key, was) = (word.key.into(), None);
+            (self.vanished.entry(key)).or_insert(Vanished { when: now, was });
         }
         let Others { asked, gone, .. } = word.others.unwrap_or_default();
         if let Some(mass) = &mut self.mass {

@@ -813,6 +813,43 @@ async fn a_resolver_built_after_another_keeps_what_was_known_in_the_snapshot() {
 }
 
 #[tokio::test]
+async fn the_first_of_many_that_vanish_are_given_again_and_who_follows_them_is_told() {
+    let (lost, stay) = (["a", "b", "c", "d"], ["k", "l", "m", "n", "o", "p"]);
+    let agent = agent_with(&[&lost[..], &stay].concat()).await;
+    let resolver = builder(&agent).build().unwrap();
+    let followed = lost.map(|name| resolver.service(name).unwrap());
+    for service in &followed {
+        service.ready().await;
+    }
+    // Those that were found last are looked at when one goes: they stay.
+    for name in stay {
+        fresh(&resolver, name).await;
+    }
+    tokio::join!(
+        agent.deregister_service(lost[0]),
+        agent.deregister_service(lost[1]),
+        agent.deregister_service(lost[2]),
+        agent.deregister_service(lost[3]),
+    );
+    wait_for("the protection of all", async || {
+        (resolver.protected().len() == lost.len()).then_some(())
+    })
+    .await;
+    for (name, service) in lost.into_iter().zip(&followed) {
+        assert_eq!(service.endpoints().len(), 1, "{name}");
+        let answer = resolver.lookup(name).await.unwrap();
+        assert_eq!(answer.protected(), Some(Reason::Mass), "{name}");
+        assert_eq!(answer.freshness(), Freshness::Stale, "{name}");
+    }
+    register(&agent, &lost).await;
+    for (name, service) in lost.into_iter().zip(&followed) {
+        fresh(&resolver, name).await;
+        assert_eq!(service.endpoints().len(), 1, "{name}");
+    }
+    assert_eq!(resolver.protected().len(), 0);
+}
+
+#[tokio::test]
 async fn a_resolver_built_after_another_holds_what_that_one_held_and_leaves_it_all_it_knew() {
     let names = ["web", "api", "db", "mail", "auth"];
     let agent = agent_with(&names).await;

@@ -307,7 +307,7 @@ impl Cache {
         }
     }
 
-    /// Keeps a set of an earlier run, as stale; what is known already wins.
+    /// Keeps a set of before, as stale; one that is known already wins.
     pub(crate) fn restore(&mut self, held: Arc<Held>, since: Instant) {
         if !self.entries.contains(&*held.key) {
             let entry = Entry {
@@ -324,8 +324,15 @@ impl Cache {
     }
 
     /// Keeps the word that there is no such name; `ttl` as its SOA says, `None`
-    /// without one.
-    pub(crate) fn put_nothing(&mut self, key: &str, ttl: Option<Duration>, now: Instant) {
+    /// without one. Gives the set that it had, and since when it was known.
+    pub(crate) fn put_nothing(
+        &mut self,
+        key: &str,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) -> Option<(Arc<Held>, Instant)> {
+        let before = self.entries.peek(key);
+        let before = before.and_then(|entry| Some((entry.set.clone()?, entry.since)));
         let (least, most) = (*self.limits.negative.start(), *self.limits.negative.end());
         let holds = ttl.unwrap_or(least).clamp(least, most);
         let until = now + holds;
@@ -339,6 +346,7 @@ impl Cache {
             rare: None,
         };
         self.insert(Known::Nothing(key.into()), entry);
+        before
     }
 
     /// The source of a followed name says that nothing changed since then.

@@ -79,13 +79,19 @@ fn a_partial_set_holds_for_the_floor_only() {
 #[test]
 fn no_such_name_holds_for_its_own_ttl_within_its_own_bounds() {
     let seconds = |s| Some(Duration::from_secs(s));
-    holds_for(|cache, now| cache.put_nothing("1", seconds(3), now), 3_000);
-    holds_for(|cache, now| cache.put_nothing("1", seconds(0), now), 500);
     holds_for(
-        |cache, now| cache.put_nothing("1", seconds(86_400), now),
+        |cache, now| _ = cache.put_nothing("1", seconds(3), now),
+        3_000,
+    );
+    holds_for(
+        |cache, now| _ = cache.put_nothing("1", seconds(0), now),
+        500,
+    );
+    holds_for(
+        |cache, now| _ = cache.put_nothing("1", seconds(86_400), now),
         10_000,
     );
-    holds_for(|cache, now| cache.put_nothing("1", None, now), 500);
+    holds_for(|cache, now| _ = cache.put_nothing("1", None, now), 500);
 }
 
 #[test]
@@ -155,6 +161,25 @@ fn what_an_earlier_run_knew_is_stale_and_gives_way() {
     cache.put(held("1", 5), now);
     cache.restore(held("1", 60), now);
     assert!(is_fresh(&cache.look("1", now)));
+}
+
+#[test]
+fn what_is_gone_is_handed_out_and_may_come_back_as_stale() {
+    let now = clock::now();
+    let mut cache = Cache::new(limits());
+    assert!(cache.put_nothing("1", None, now).is_none());
+    let set = held("1", 5);
+    cache.put(Arc::clone(&set), now);
+    let later = now + Duration::from_secs(2);
+    let was = cache.put_nothing("1", None, later).unwrap();
+    assert!(Arc::ptr_eq(&was.0, &set) && was.1 == now);
+    assert!(matches!(cache.look("1", later), Look::Nothing));
+    cache.restore(was.0, was.1);
+    let Look::Stale(_, age, Rest::Due) = cache.look("1", later) else {
+        panic!("not stale")
+    };
+    assert_eq!(age, Duration::from_secs(2));
+    assert_eq!(cache.len(), 1);
 }
 
 #[test]

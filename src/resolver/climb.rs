@@ -30,6 +30,7 @@ use crate::{
     found::{Found, Held, Host},
     ladder::{Heard, Ladder, Rung, Start, Step},
     name::{ConsulName, Domain, Subject},
+    protection::Reason,
     records,
     source::{Finding, Question},
     task::{self, Owned},
@@ -44,6 +45,10 @@ const DEEPEST: u8 = 3;
 /// With the time between two probes this stays below a second, and below twice as
 /// many questions as a source that is well is asked.
 pub(super) const REST: Duration = Duration::from_millis(500);
+
+/// The same of what is held because many vanished with it: all of them are asked for again, of
+/// each source, by whoever asks.
+const REST_OF_MANY: Duration = Duration::from_secs(2);
 
 /// This part of a look-up's time is kept for what comes after the sources.
 const SPARE: u32 = 15;
@@ -217,7 +222,11 @@ impl Inner {
             self.counters.attempted(attempt.source, attempt.outcome);
         }
         if let Landed::Kept(_) = landed {
-            self.cache().rest(name.key(), now + REST);
+            let rest = match self.evidence().reason(name.key()) {
+                Some(Reason::Mass) => REST_OF_MANY,
+                _ => REST,
+            };
+            self.cache().rest(name.key(), now + rest);
         }
         debug!(name = %fqdn, elapsed = ?now.saturating_duration_since(start), ok = matches!(landed, Landed::Found(_)), "looked up");
         landed

@@ -38,6 +38,7 @@ use super::{
     climb::Landed,
     news::{Known, News},
     pulse::{Missed, Pulses},
+    told,
     turnstile::Turnstiles,
     weigh::{Patience, Said},
 };
@@ -53,6 +54,7 @@ use crate::{
     ladder::{Heard, Rung},
     name::ConsulName,
     pool::Pool,
+    protection::Reason,
     records,
     source::{Finding, Question, Sources, catalog::Blocked},
     task,
@@ -113,6 +115,11 @@ impl Followers {
             Known::Gone | Known::Lost => true,
         };
         self.all().values().filter(is_empty).count()
+    }
+
+    /// What is told of a name that is followed.
+    fn news(&self, key: &str) -> Option<Arc<News>> {
+        self.all().get(key).map(|known| Arc::clone(&known.news))
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<Box<str>, Follower>> {
@@ -195,11 +202,7 @@ impl Inner {
     /// Whoever followed a name ended with its runtime: it is followed again in this one, if this
     /// is one. What is too old to be given is given no longer, in any case.
     pub(super) fn follow_again(self: &Arc<Self>, name: &ConsulName) {
-        let news = {
-            let all = self.followers.all();
-            all.get(name.key()).map(|known| Arc::clone(&known.news))
-        };
-        if let Some(news) = news
+        if let Some(news) = self.followers.news(name.key())
             && news.is_outdated(clock::now(), self.config.cache.keep)
         {
             news.tell(Known::Lost);
@@ -211,12 +214,16 @@ impl Inner {
 
     /// What a look-up of a name came to, for those who follow it.
     pub(super) fn tell_followers(&self, name: &ConsulName, landed: &Landed) {
-        let news = {
-            let all = self.followers.all();
-            all.get(name.key()).map(|known| Arc::clone(&known.news))
-        };
-        if let Some(news) = news {
+        if let Some(news) = self.followers.news(name.key()) {
             news.landed(landed);
+        }
+    }
+
+    /// A name that was told to be gone is held, for those who follow it.
+    pub(super) fn tell_held(&self, held: &Arc<Held>, since: Instant) {
+        if let Some(news) = self.followers.news(&held.key) {
+            news.holds(&told::held(&held.name, Reason::Mass, Vec::new()));
+            news.tell(Known::Set(Arc::clone(held), since));
         }
     }
 
@@ -361,8 +368,8 @@ impl Following {
                     before = None;
                     self.news.lost();
                     // All who are followed there end here at once: nobody waits for all of them
-                    // to be asked for.
-                    poll = now + self.share(self.pace);
+                    // to be asked for. They were silent for long enough already.
+                    poll = now + self.share(self.pace / 4);
                     let (failure, mut dice) = ((Failure::Other, None), clock::dice());
                     match missed {
                         // It answers, and nothing changes without a leader: each name holds for a

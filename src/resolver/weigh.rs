@@ -160,7 +160,10 @@ impl Inner {
         };
         match belief {
             Belief::Gone | Belief::AskOthers(_) => {
-                self.cache().put_nothing(name.key(), said.nothing.ttl, now);
+                let was = (self.cache()).put_nothing(name.key(), said.nothing.ttl, now);
+                if let Some((held, since)) = was {
+                    self.evidence().went(held, since);
+                }
                 if said.known {
                     self.counters.membership_changed();
                     // It is to be gone for the next run too.
@@ -171,8 +174,24 @@ impl Inner {
             Belief::Held(reason) => {
                 // With each look-up, as long as it lasts: the alerts tell it once.
                 info!(name = fqdn, %reason, "said to be gone, and not believed");
+                if reason == Reason::Mass {
+                    self.take_back(now);
+                }
                 Landed::Kept(told::held(fqdn, reason, attempts))
             }
+        }
+    }
+
+    /// What was believed gone at the beginning of a mass is given again, as stale.
+    fn take_back(self: &Arc<Self>, now: Instant) {
+        let back = self.evidence().take_back(now);
+        for (held, since) in &back {
+            self.cache().restore(Arc::clone(held), *since);
+            self.tell_held(held, *since);
+        }
+        if !back.is_empty() {
+            self.counters.membership_changed();
+            self.will_save(true);
         }
     }
 

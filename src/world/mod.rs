@@ -61,6 +61,7 @@ const PROBES: Asker = Asker {
 
 /// As in `climb.rs` and `weigh.rs`.
 const REST: Duration = Duration::from_millis(500);
+const REST_OF_MANY: Duration = Duration::from_secs(2);
 const MEET: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(150);
 const TIMES: u32 = 3;
@@ -448,7 +449,11 @@ impl World {
             End::Nothing(rung, nothing, denied) => self.weigh(name, rung, &nothing, denied, took),
         };
         if let Landed::Kept(_) = landed {
-            self.cache.rest(name, self.now + REST);
+            let rest = match self.evidence.reason(name) {
+                Some(Reason::Mass) => REST_OF_MANY,
+                _ => REST,
+            };
+            self.cache.rest(name, self.now + rest);
         }
         let (began, lands, steps) =
             (self.flights.remove(name)).unwrap_or((self.now, self.now, Vec::new()));
@@ -560,11 +565,21 @@ impl World {
         };
         match belief {
             Belief::Gone | Belief::AskOthers(_) => {
-                self.cache.put_nothing(name, nothing.ttl, now);
+                let was = self.cache.put_nothing(name, nothing.ttl, now);
+                if let Some((held, since)) = was {
+                    self.evidence.went(held, since);
+                }
                 Landed::Nothing
             }
             Belief::Held(Reason::Denied | Reason::NoCanary) => Landed::Kept(ErrorKind::Denied),
-            Belief::Held(_) => Landed::Kept(ErrorKind::Unavailable),
+            Belief::Held(reason) => {
+                if reason == Reason::Mass {
+                    for (held, since) in self.evidence.take_back(now) {
+                        self.cache.restore(held, since);
+                    }
+                }
+                Landed::Kept(ErrorKind::Unavailable)
+            }
         }
     }
 

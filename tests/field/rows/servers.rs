@@ -289,7 +289,13 @@ pub(crate) async fn a_snapshot_without_many_is_restored(lasts: Duration) -> Verd
     field.shows(PROTECTION, |active| active == 1.0).await;
     register_young(&field).await;
     field.fault_ends();
-    sleep(ms(3_000)).await;
+    // What nobody asks for stays held.
+    for _ in 0..5 {
+        for number in 0..YOUNG {
+            field.count(&young(number)).await;
+        }
+        sleep(ms(600)).await;
+    }
     field.shows(PROTECTION, |active| active == 0.0).await;
     field.late_by(HELD);
     let law = Law {
