@@ -28,7 +28,7 @@
 //! by one did not vanish, it was taken down.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -136,7 +136,9 @@ pub(crate) struct Evidence {
     /// What each rung said last of that of each place, and when.
     last_canaries: HashMap<Rung, HashMap<Box<str>, (Canary, Instant)>>,
     /// Names that vanished within the window, and when.
-    vanished: HashMap<Box<str>, Vanished>,
+    vanished: HashMap<Box<str>, Instant>,
+    /// Those of them that were believed gone, and when; what they were, and since when.
+    believed: VecDeque<(Instant, Arc<Held>, Instant)>,
     /// Words of DNS alone: the first, and how many.
     by_dns: HashMap<Box<str>, (Instant, u8)>,
     /// Of names that were followed.
@@ -146,14 +148,6 @@ pub(crate) struct Evidence {
     /// Names that the operator let go, until they are found or gone.
     released: HashSet<Box<str>>,
     mass: Option<Mass>,
-}
-
-/// A name that vanished.
-#[derive(Clone, Debug)]
-struct Vanished {
-    when: Instant,
-    /// What it was, and since when, where it was believed gone.
-    was: Option<(Arc<Held>, Instant)>,
 }
 
 /// Whether a source shows Consul's own service at all.
@@ -317,18 +311,26 @@ impl Evidence {
     }
 
     /// A name was believed gone that was this, as of then.
-    pub(crate) fn went(&mut self, held: Arc<Held>, since: Instant) {
-        if let Some(vanished) = self.vanished.get_mut(&*held.key) {
-            vanished.was = Some((held, since));
+    pub(crate) fn went(&mut self, held: Arc<Held>, since: Instant, now: Instant) {
+        let is_old = |(when, ..): &(Instant, _, _)| now.saturating_duration_since(*when) >= AT_ONCE;
+        while self.believed.front().is_some_and(is_old) {
+            self.believed.pop_front();
+        }
+        if self.believed.len() < MOST {
+            self.believed.push_back((now, held, since));
         }
     }
 
     /// What was believed gone as the first of a mass, and since when it was known: it is held
     /// now, as the rest is.
     pub(crate) fn take_back(&mut self, now: Instant) -> Vec<(Arc<Held>, Instant)> {
-        let at_once = |one: &&mut Vanished| now.saturating_duration_since(one.when) < AT_ONCE;
-        let of_it = self.vanished.values_mut().filter(at_once);
-        let back: Vec<_> = of_it.filter_map(|one| one.was.take()).collect();
+        let believed = std::mem::take(&mut self.believed).into_iter();
+        // What went one by one was taken down; what was found since is there.
+        let is_of_it = |(when, held, _): &(Instant, Arc<Held>, _)| {
+            now.saturating_duration_since(*when) < AT_ONCE && self.vanished.contains_key(&*held.key)
+        };
+        let back = believed.filter(is_of_it);
+        let back: Vec<_> = back.map(|(_, held, since)| (held, since)).collect();
         for (held, _) in &back {
             self.hold(&held.key, Reason::Mass, now);
         }
@@ -474,11 +476,10 @@ impl Evidence {
             return false;
         }
         self.vanished
-            .retain(|_, one| now.saturating_duration_since(one.when) < WINDOW);
+            .retain(|_, when| now.saturating_duration_since(*when) < WINDOW);
         let counts = !word.trickled && !self.held.contains_key(word.key);
         if counts && self.vanished.len() < MOST {
-            let (key, was) = (word.key.into(), None);
-            (self.vanished.entry(key)).or_insert(Vanished { when: now, was });
+            self.vanished.entry(word.key.into()).or_insert(now);
         }
         let Others { asked, gone, .. } = word.others.unwrap_or_default();
         if let Some(mass) = &mut self.mass {

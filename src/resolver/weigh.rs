@@ -162,7 +162,7 @@ impl Inner {
             Belief::Gone | Belief::AskOthers(_) => {
                 let was = (self.cache()).put_nothing(name.key(), said.nothing.ttl, now);
                 if let Some((held, since)) = was {
-                    self.evidence().went(held, since);
+                    self.evidence().went(held, since, now);
                 }
                 if said.known {
                     self.counters.membership_changed();

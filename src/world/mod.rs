@@ -567,7 +567,7 @@ impl World {
             Belief::Gone | Belief::AskOthers(_) => {
                 let was = self.cache.put_nothing(name, nothing.ttl, now);
                 if let Some((held, since)) = was {
-                    self.evidence.went(held, since);
+                    self.evidence.went(held, since, now);
                 }
                 Landed::Nothing
             }

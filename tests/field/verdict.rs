@@ -1,7 +1,7 @@
 //! What a fault cost: every answer of the load held against what was true, and against the
 //! bounds that its row has.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use hickory_proto::op::ResponseCode;
 use tokio::time::Instant;
@@ -31,6 +31,10 @@ const FAR_TOO_MANY: f64 = 0.5;
 
 /// A client with a stale set waits no longer for a fresh one.
 const CLIENT_TIMER: Duration = Duration::from_millis(150);
+
+/// Of answers that take longer is told how many came in how many moments, each so long apart.
+const SLOW: Duration = Duration::from_millis(20);
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// What the stub says of one fault, in lines: above it nobody reads them.
 const SAID: usize = 10;
@@ -183,6 +187,7 @@ impl Case {
         let mut slowest = Duration::ZERO;
         let mut last_stale = None;
         let mut replayed = 0;
+        let mut slow = Vec::new();
         for one in self.asked.iter().filter(|one| one.sent >= self.began) {
             let reply = one.reply();
             let in_fault = (fault..healed).contains(&one.sent);
@@ -221,6 +226,7 @@ impl Case {
             });
             if in_fault {
                 slowest = slowest.max(took);
+                slow.extend((!one.new && took > SLOW).then_some((one.sent, &one.name)));
             }
             let at_a_step = self.steps.iter().copied().any(is_at);
             if one.new {
@@ -263,6 +269,10 @@ impl Case {
         if self.waning.is_some() {
             let what = "old or missing while Consul read its log";
             self.seen.push((what.to_owned(), f64::from(replayed), true));
+        }
+        if !slow.is_empty() {
+            let count = slow.len() as f64;
+            self.seen.push((slow_ones(slow), count, true));
         }
         let most = |times: &mut Vec<Duration>| {
             times.sort_unstable();
@@ -309,6 +319,16 @@ impl Case {
             format!("{:?}, {marked}, was never so", reply.ports)
         })
     }
+}
+
+/// All at once is a machine that stands still; a few names now and then are ours.
+fn slow_ones(mut slow: Vec<(Instant, &Arc<str>)>) -> String {
+    slow.sort_unstable();
+    let apart = |pair: &&[(Instant, &Arc<str>)]| pair[1].0 - pair[0].0 > MOMENT;
+    let moments = 1 + slow.windows(2).filter(apart).count();
+    let names: HashSet<_> = slow.iter().map(|(_, name)| *name).collect();
+    let names = names.len();
+    format!("answers after more than {SLOW:?}, of {names} names in {moments} moments")
 }
 
 /// When it was asked, from the fault on.
