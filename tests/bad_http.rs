@@ -570,9 +570,8 @@ async fn proxies_of_the_environment_are_not_asked() {
 async fn however_many_names_are_asked_for_connections_are_left_to_others() {
     let pause = Duration::from_millis(20);
     let agent = ScriptedHttp::start(move |asked| {
-        let path = asked.what().split('?').next().unwrap();
-        let name = path.rsplit('/').next().unwrap();
-        vec![Step::Pause(pause), ok("", &entries(name, &[80]))]
+        let found = entries(asked.service(), &[80]);
+        vec![Step::Pause(pause), ok("", &found)]
     });
     let resolver = builder(&agent.url()).timeout(PATIENCE).build().unwrap();
     let mut waiting: JoinSet<_> = (0..600)
@@ -642,6 +641,45 @@ async fn what_is_known_is_gone_only_where_the_leader_says_so_too() {
     .await;
 }
 
+#[tokio::test]
+async fn while_a_server_is_behind_a_new_name_is_missing_only_where_the_leader_says_so_too() {
+    // The server behind the agent was started anew: it tells an older state of what is followed,
+    // and knows nothing of the rest yet.
+    let is_behind = Arc::new(AtomicBool::new(false));
+    let behind = Arc::clone(&is_behind);
+    let server = ScriptedHttp::start(move |asked| {
+        let what = asked.what();
+        let index = match behind.load(Ordering::SeqCst) {
+            true => 50,
+            false => 100,
+        };
+        let index = format!("X-Consul-Index: {index}\r\nX-Consul-KnownLeader: true\r\n");
+        let is_there = what.contains("/web?") || what.contains("/consul?");
+        let body = match is_there || what.contains("consistent") {
+            true => entries(asked.service(), &[80]),
+            false => "[]".to_owned(),
+        };
+        // A change is slow to come.
+        let pause = Duration::from_millis(match what.contains("index=") {
+            true => 200,
+            false => 0,
+        });
+        vec![Step::Pause(pause), ok(&index, &body)]
+    });
+    let resolver = builder(&server.url()).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    service.ready().await;
+    let missing = resolver.lookup("new").await.unwrap_err();
+    assert!(missing.is_not_found(), "{missing}");
+    is_behind.store(true, Ordering::SeqCst);
+    let mut number = 0;
+    wait_for("the leader's word", async || {
+        number += 1;
+        resolver.lookup(format!("new{number}")).await.ok()
+    })
+    .await;
+}
+
 /// Time of a look-up that is silent in the tests below.
 const BRIEFLY: Duration = Duration::from_millis(200);
 
@@ -649,10 +687,7 @@ const BRIEFLY: Duration = Duration::from_millis(200);
 fn silent_about_slow() -> ScriptedHttp {
     ScriptedHttp::start(|asked| match asked.what() {
         what if what.contains("slow") => vec![Step::Hang],
-        what if what.contains("/service/") => {
-            let path = what.split('?').next().unwrap();
-            vec![ok("", &entries(path.rsplit('/').next().unwrap(), &[80]))]
-        }
+        what if what.contains("/service/") => vec![ok("", &entries(asked.service(), &[80]))],
         _ => vec![status("403 Forbidden", "Permission denied")],
     })
 }

@@ -22,7 +22,7 @@ use support::{
 /// An agent that knows every name.
 fn consul() -> ScriptedHttp {
     ScriptedHttp::start(|asked| {
-        let name = asked.what().split(['/', '?']).nth(4).unwrap_or_default();
+        let name = asked.service();
         vec![ok("", &entries(name, &[80]))]
     })
 }

@@ -231,7 +231,7 @@ fn whoever_gave_root_up_has_no_right_left_and_gets_none_back() {
 #[tokio::test]
 async fn after_a_pause_answers_are_right_and_nobody_is_stormed() {
     let server = ScriptedHttp::start(|asked| {
-        let name = asked.what().split(['/', '?']).nth(4).unwrap_or_default();
+        let name = asked.service();
         vec![ok("", &entries(name, &[80]))]
     });
     let serving = Serving::start({
@@ -291,7 +291,7 @@ async fn dropped_after<F: Future>(polls: usize, future: F) -> bool {
 #[tokio::test]
 async fn a_future_may_be_dropped_wherever_it_waits() {
     let server = ScriptedHttp::start(|asked| {
-        let name = asked.what().split(['/', '?']).nth(4).unwrap_or_default();
+        let name = asked.service();
         // In pieces, so that there is more to wait for.
         let body = entries(name, &[80]);
         let (one, other) = body.split_at(body.len() / 2);

@@ -13,7 +13,7 @@ use std::{
 
 use proconsul::{Check, Health, Registration, RegistrationState, Resolver, ServiceDefinition};
 use serde_json::{Value, json};
-use support::{Agent, PATIENCE, Serving, closed_port, serve, signal, wait_for};
+use support::{Agent, Folder, PATIENCE, Serving, closed_port, serve, signal, wait_for};
 use tokio::time::{Instant, sleep, timeout};
 
 fn resolver(agent: &Agent) -> Resolver {
@@ -510,11 +510,13 @@ _, status = os.waitpid(child, 0)
 sys.exit(os.waitstatus_to_exitcode(status))
 ";
 
-/// Ends with the number of times that it was interrupted, a moment after the last.
+/// Ends with the number of times that it was interrupted, a moment after the last. There is a
+/// file once it counts.
 const COUNTS: &str = "
 import signal, sys, time
 times = []
 signal.signal(signal.SIGINT, lambda *_: times.append(time.monotonic()))
+open(sys.argv[2], 'w').close()
 while not times or time.monotonic() < times[-1] + float(sys.argv[1]):
     time.sleep(0.05)
 sys.exit(40 + len(times))
@@ -522,16 +524,19 @@ sys.exit(40 + len(times))
 
 #[tokio::test]
 async fn an_interrupt_reaches_the_program_whether_a_terminal_sent_it_or_not() {
-    let agent = Agent::start().await;
+    let (agent, folder) = (Agent::start().await, Folder::new("interrupts"));
     // One that takes its time has it from the terminal and from us.
     for (from_terminal, lasts, status) in [(false, "0.1", 41), (true, "0.1", 41), (true, "7", 42)] {
+        let counts = folder.path(&format!("{from_terminal}-{lasts}"));
         let mut command = Command::new("python3");
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap());
         command.args(["-c", ON_A_TERMINAL, env!("CARGO_BIN_EXE_proconsul")]);
         command.args(["register", "job", "--port", "7", "--http", &agent.http()]);
-        command.args(["--", "python3", "-c", COUNTS, lasts]);
+        command
+            .args(["--", "python3", "-c", COUNTS, lasts])
+            .arg(&counts);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -543,7 +548,7 @@ async fn an_interrupt_reaches_the_program_whether_a_terminal_sent_it_or_not() {
             (times(&agent, "job").await.0 == 1).then_some(())
         })
         .await;
-        sleep(Duration::from_millis(500)).await;
+        wait_for("its program", async || counts.exists().then_some(())).await;
         let mut keys = child.stdin.take().unwrap();
         if from_terminal {
             use std::io::Write as _;

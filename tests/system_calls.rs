@@ -60,7 +60,7 @@ impl Folder {
 /// Consul with one instance of whatever is asked for.
 fn consul() -> ScriptedHttp {
     ScriptedHttp::start(|asked| {
-        let name = asked.what().split(['/', '?']).nth(4).unwrap_or_default();
+        let name = asked.service();
         vec![ok("", &entries(name, &[80]))]
     })
 }

@@ -8,7 +8,7 @@
 //! | a failure | not at all: it says nothing about the name |
 //! | a set that holds no more | is kept as stale for [`Limits::keep`] from when it was found; [`stale`] says who is given it |
 //! | a set that is asked for in the last eighth to quarter of its time, at most twice [`MOST_AHEAD`] | is given, and asked for anew beside that |
-//! | a set that is followed by events | until its follower says otherwise |
+//! | a set that is followed by events | until its follower says otherwise, for as long as [followers live](Cache::followers_live) |
 //!
 //! A set that is not known to be whole holds for the floor only, so that the next
 //! look-up tries again for the rest. An NXDOMAIN covers its own name and nothing
@@ -21,6 +21,7 @@
 pub(crate) mod fate;
 pub(crate) mod stale;
 mod was;
+mod weight;
 
 use std::{
     borrow::Borrow,
@@ -33,17 +34,24 @@ use std::{
 
 use lru::LruCache;
 
-use self::fate::{Fate, Term};
 pub(crate) use self::was::{Before, Was};
+use self::{
+    fate::{Fate, Term},
+    weight::{OVERHEAD, weigh},
+};
 use crate::{
-    endpoint::{Endpoint, Freshness, Source},
-    found::{Facts, Found, Held, Instance},
+    endpoint::{Freshness, Source},
+    found::{Found, Held},
 };
 
 /// A set is asked for anew, by whoever is given it, when it holds for no longer than one part in
 /// so many of its time, or up to twice that: who asks often never waits for a source.
 const AHEAD: u32 = 8;
 const MOST_AHEAD: Duration = Duration::from_secs(1);
+
+/// Whoever follows names is heard of once a second. Without word for so long they may not have
+/// run: a process that was stopped knows nothing of the time in between.
+pub(crate) const ALIVE: Duration = Duration::from_secs(3);
 
 /// How long before its end a set is asked for that holds for so long. For each name it is
 /// another part: those that were found together are not asked for together for ever.
@@ -130,6 +138,8 @@ struct Rare {
     again: Option<(Instant, Instant)>,
     /// When the set last lost instances.
     shrunk: Option<Instant>,
+    /// It is followed until then, and holds for as long as followers live.
+    followed: Option<Instant>,
     /// For who gives it without asking here, if anybody does.
     fate: Option<Fate>,
 }
@@ -145,6 +155,21 @@ impl Entry {
 
     fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
+    }
+
+    /// When it holds no more, with followers that live until `alive`.
+    fn until(&self, alive: Option<Instant>) -> Instant {
+        let followed = self.rare.as_ref().and_then(|rare| rare.followed);
+        let holds_on = followed.zip(alive).map(|(until, alive)| until.min(alive));
+        holds_on.map_or(self.until, |until| self.until.max(until))
+    }
+
+    /// It holds no longer than until then, followed or not.
+    fn end_by(&mut self, until: Instant, alive: Option<Instant>) {
+        self.until = self.until(alive).min(until);
+        if let Some(rare) = &mut self.rare {
+            rare.followed = None;
+        }
     }
 
     /// Tells who gives it without asking here that it is not so any more.
@@ -171,6 +196,8 @@ pub(crate) struct Cache {
     hits: [u64; 4],
     bytes: usize,
     limits: Limits,
+    /// Until then those who follow names are known to live.
+    alive: Option<Instant>,
 }
 
 impl Borrow<str> for Known {
@@ -212,6 +239,7 @@ impl Cache {
             hits: [0; 4],
             bytes: 0,
             limits,
+            alive: None,
         }
     }
 
@@ -234,6 +262,9 @@ impl Cache {
                 false => Look::Unknown,
             };
         };
+        if now >= entry.until {
+            entry.until = entry.until(self.alive);
+        }
         // A clock that is a tick behind must not make something of no time at all.
         let holds = now < entry.until && entry.since < entry.until;
         let Some(held) = &entry.set else {
@@ -269,15 +300,33 @@ impl Cache {
         };
         let until = since + holds;
         let renew = until - ahead(&held.key, holds);
-        self.put_set(held, since, until, renew)
+        self.put_set(held, since, (until, renew), None)
     }
 
-    /// Keeps a set that is followed: it holds until then.
-    pub(crate) fn put_until(&mut self, held: Arc<Held>, since: Instant, until: Instant) -> Was {
-        self.put_set(held, since, until, until)
+    /// Keeps a set that is followed `now`: it holds until then.
+    pub(crate) fn put_followed(
+        &mut self,
+        held: Arc<Held>,
+        since: Instant,
+        until: Instant,
+        now: Instant,
+    ) -> Was {
+        let holds = until.min(now + ALIVE);
+        self.put_set(held, since, (holds, until), Some(until))
     }
 
-    fn put_set(&mut self, held: Arc<Held>, since: Instant, until: Instant, renew: Instant) -> Was {
+    /// Those who follow names have run until now: what they said holds on.
+    pub(crate) fn followers_live(&mut self, now: Instant) {
+        self.alive = Some(now + ALIVE);
+    }
+
+    fn put_set(
+        &mut self,
+        held: Arc<Held>,
+        since: Instant,
+        (until, renew): (Instant, Instant),
+        followed: Option<Instant>,
+    ) -> Was {
         let before = self.set(&held.key);
         let was_nothing = self.nothing.contains(&*held.key);
         let shrunk = before.as_ref().and_then(|(before, shrunk)| {
@@ -292,9 +341,10 @@ impl Cache {
             bytes: weigh(&held),
             asked: 0,
             set: None,
-            rare: shrunk.map(|when| {
+            rare: (shrunk.or(followed)).map(|_| {
                 Box::new(Rare {
-                    shrunk: Some(when),
+                    shrunk,
+                    followed,
                     ..Rare::default()
                 })
             }),
@@ -349,18 +399,19 @@ impl Cache {
         before
     }
 
-    /// The source of a followed name says that nothing changed since then.
+    /// The source of a name that is followed `now` says that nothing changed since then.
     /// False: it is not that set which is known now.
     pub(crate) fn confirm(
         &mut self,
         key: &str,
         held: &Arc<Held>,
-        since: Instant,
-        until: Instant,
+        (since, until): (Instant, Instant),
+        now: Instant,
     ) -> bool {
         match self.entries.peek_mut(key) {
             Some(entry) if entry.set.as_ref().is_some_and(|set| Arc::ptr_eq(set, held)) => {
-                (entry.since, entry.until, entry.renew) = (since, until, until);
+                (entry.since, entry.until, entry.renew) = (since, until.min(now + ALIVE), until);
+                entry.rare().followed = Some(until);
                 true
             }
             _ => false,
@@ -389,18 +440,17 @@ impl Cache {
         };
         if now < entry.until {
             let renews = now >= entry.renew;
-            entry.renew = entry.until;
+            if renews {
+                entry.renew = entry.until;
+            }
             return renews;
         }
-        let Some((again, _)) = &mut entry.rare().again else {
-            return false;
-        };
-        let renews = now >= *again;
-        if renews {
+        match &mut entry.rare().again {
             // What comes of it says more; nobody waits no longer for it.
-            *again = rest;
+            Some((again, _)) if now >= *again => *again = rest,
+            _ => return false,
         }
-        renews
+        true
     }
 
     /// Others may know what is said of the name now: a refresh is due at once.
@@ -417,6 +467,7 @@ impl Cache {
         let entry = match held {
             Some(held) => {
                 let entry = self.entries.get_mut(key)?;
+                entry.until = entry.until(self.alive);
                 let set = entry.set.as_ref();
                 set.is_some_and(|set| Arc::ptr_eq(set, held))
                     .then_some(entry)?
@@ -468,7 +519,7 @@ impl Cache {
                 ..Rare::default()
             });
             let taken = Entry {
-                until: entry.until.min(longest),
+                until: entry.until(other.alive).min(longest),
                 renew: entry.renew.min(longest),
                 set: None,
                 rare: shrunk.map(Box::new),
@@ -482,7 +533,7 @@ impl Cache {
     pub(crate) fn expire(&mut self, key: &str, now: Instant) {
         let sets = self.entries.peek_mut(key).into_iter();
         for entry in sets.chain(self.nothing.peek_mut(key)) {
-            entry.until = entry.until.min(now);
+            entry.end_by(now, self.alive);
             entry.end();
         }
     }
@@ -534,13 +585,13 @@ impl Cache {
         let keep = self.limits.keep;
         self.entries.iter().filter_map(move |(known, entry)| {
             let age = now.saturating_duration_since(entry.since);
-            let freshness = if now < entry.until {
-                Freshness::Fresh
-            } else {
-                Freshness::Stale
+            let until = entry.until(self.alive);
+            let freshness = match now < until {
+                true => Freshness::Fresh,
+                false => Freshness::Stale,
             };
             match known {
-                Known::Set(held) if age < keep || now < entry.until => Some((held, age, freshness)),
+                Known::Set(held) if age < keep || now < until => Some((held, age, freshness)),
                 Known::Set(_) | Known::Nothing(_) => None,
             }
         })
@@ -589,7 +640,7 @@ impl Cache {
             && entry.bytes > self.limits.bytes / LARGEST
         {
             if let Some(before) = self.entries.peek_mut(&*held.key) {
-                before.until = before.until.min(entry.since);
+                before.end_by(entry.since, self.alive);
                 before.end();
             }
             if let Some((known, mut nothing)) = self.nothing.pop_entry(&known) {
@@ -641,53 +692,6 @@ const LARGEST: usize = 2;
 
 /// Of a cache's bytes, what names that do not exist may use beside them: one in so many.
 const NOTHING: usize = 8;
-
-/// Bytes that the map itself, its links and the texts of a name cost an entry,
-/// rounded up.
-const OVERHEAD: usize = 256;
-
-/// Bytes that a set costs: what it points to, not only what it is.
-fn weigh(held: &Held) -> usize {
-    let instances = match &held.found {
-        Found::Instances(instances) => instances.iter().map(weigh_instance).sum(),
-        Found::Host(host) => {
-            64 + host.text.iter().map(|text| text.len() + 16).sum::<usize>()
-                + host.addresses.len() * 17
-        }
-        Found::Pointers(names) => names.iter().map(|name| name.len() + 16).sum(),
-        Found::Servers(servers) => servers.iter().map(|(name, _)| name.len() + 96).sum(),
-    };
-    let warnings: usize = held.warnings.iter().map(|warning| warning.len() + 16).sum();
-    OVERHEAD
-        + size_of::<Held>()
-        + held.name.len()
-        + held.endpoints.len() * size_of::<Endpoint>()
-        + instances
-        + warnings
-}
-
-fn weigh_facts(facts: &Facts) -> usize {
-    let meta = (facts.meta.iter()).map(|(key, value)| key.len() + value.len() + 64);
-    let tags = facts.tags.iter().map(|tag| tag.len() + 16);
-    let others = facts.others.iter().map(weigh_facts);
-    size_of::<Facts>() + meta.sum::<usize>() + tags.sum::<usize>() + others.sum::<usize>()
-}
-
-fn weigh_instance(instance: &Instance) -> usize {
-    // The endpoint has a copy of them.
-    let facts = (instance.facts.as_ref()).map_or(0, |facts| 2 * weigh_facts(facts));
-    // The text of a node is shared by its instances; each pays for it all the same.
-    let text = instance.text.as_ref().map_or(0, |text| {
-        text.owner.len()
-            + 64
-            + text
-                .strings
-                .iter()
-                .map(|string| string.len() + 16)
-                .sum::<usize>()
-    });
-    size_of::<Instance>() + instance.target.len() + instance.addresses.len() * 17 + facts + text
-}
 
 #[cfg(test)]
 mod tests;

@@ -142,14 +142,51 @@ fn a_followed_set_holds_until_its_follower_says_otherwise() {
     let mut cache = Cache::new(limits());
     let at = |seconds| start + Duration::from_secs(seconds);
     let set = held("1", 0);
-    cache.put_until(Arc::clone(&set), start, at(60));
-    assert!(cache.confirm("1", &set, at(55), at(115)));
+    cache.put_followed(Arc::clone(&set), start, at(60), start);
+    assert!(cache.confirm("1", &set, (at(55), at(115)), at(55)));
+    cache.followers_live(at(99));
     let Look::Fresh(_, age, _) = cache.look("1", at(100)) else {
         panic!("gone")
     };
     assert_eq!(age, Duration::from_secs(45));
     cache.expire("1", at(100));
     assert!(matches!(cache.look("1", at(100)), Look::Stale(..)));
+}
+
+#[test]
+fn without_word_that_its_follower_lives_a_followed_set_holds_for_three_seconds() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let is_fresh = |cache: &mut Cache, now| {
+        let listed = cache.list(now).next().unwrap().2;
+        let fresh = is_fresh(&cache.look("1", now));
+        assert_eq!(fresh, listed == Freshness::Fresh);
+        fresh
+    };
+    let set = held("1", 0);
+    cache.put_followed(Arc::clone(&set), start, at(60), start);
+    assert!(is_fresh(&mut cache, at(2)));
+    // Whoever gives it on looks here in time.
+    assert_eq!(cache.hold("1", Some(&set)).unwrap().until, at(3));
+    assert!(!is_fresh(&mut cache, at(3)));
+    cache.followers_live(at(1));
+    assert!(is_fresh(&mut cache, at(3)));
+    assert_eq!(cache.hold("1", Some(&set)).unwrap().until, at(4));
+    // The process was stopped, and goes on.
+    assert!(!is_fresh(&mut cache, at(30)));
+    cache.followers_live(at(31));
+    assert!(is_fresh(&mut cache, at(31)));
+    assert!(cache.confirm("1", &set, (at(32), at(90)), at(32)));
+    assert!(is_fresh(&mut cache, at(34)));
+    cache.followers_live(at(89));
+    assert!(is_fresh(&mut cache, at(89)));
+    assert!(!is_fresh(&mut cache, at(90)));
+    // What its follower takes back stays so.
+    assert!(cache.confirm("1", &set, (at(91), at(190)), at(91)));
+    cache.expire("1", at(92));
+    cache.followers_live(at(92));
+    assert!(!is_fresh(&mut cache, at(92)));
 }
 
 #[test]
@@ -275,10 +312,10 @@ fn only_the_set_that_is_known_can_be_confirmed() {
     cache.put(Arc::clone(&old), start);
     cache.put(Arc::clone(&new), start);
     let (now, until) = (start, start + Duration::from_secs(60));
-    assert!(!cache.confirm("1", &old, now, until));
-    assert!(cache.confirm("1", &new, now, until));
+    assert!(!cache.confirm("1", &old, (now, until), now));
+    assert!(cache.confirm("1", &new, (now, until), now));
     cache.put_nothing("1", None, start);
-    assert!(!cache.confirm("1", &new, now, until));
+    assert!(!cache.confirm("1", &new, (now, until), now));
 }
 
 #[test]
@@ -323,7 +360,8 @@ fn a_set_is_asked_for_ahead_of_its_time_by_one_of_all_who_are_given_it() {
         .map(|at| ahead(&format!("web-{at}"), KEEP))
         .collect();
     assert!(each.len() > 40, "each name at a time of its own");
-    cache.put_until(held("1", 4), start, at(60_000));
+    cache.put_followed(held("1", 4), start, at(60_000), start);
+    cache.followers_live(at(59_000));
     assert_eq!(rest(&mut cache, 59_999), Rest::Resting);
 }
 

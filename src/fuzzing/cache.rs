@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    cache::{Cache, Hits, Limits, Look, Rest, ahead, fate::Fate, stale::LATELY},
+    cache::{ALIVE, Cache, Hits, Limits, Look, Rest, ahead, fate::Fate, stale::LATELY},
     clock,
     endpoint::{Source, Transport},
     found::{Found, Held, Host},
@@ -59,6 +59,8 @@ enum Known {
         /// When a source last gave it. Giving it to somebody is not that.
         since: Instant,
         until: Instant,
+        /// Followed until then, it holds on for as long as followers live.
+        followed: Option<Instant>,
         /// When it is to be asked for anew, ahead of its time.
         renew: Instant,
         again: Option<(Instant, Instant)>,
@@ -72,6 +74,8 @@ enum Known {
 
 struct Model {
     now: Instant,
+    /// Until then followers live.
+    alive: Option<Instant>,
     known: HashMap<u8, Known>,
     /// Bytes that each set is reckoned at.
     bytes: HashMap<u8, usize>,
@@ -96,6 +100,7 @@ pub fn cache(bytes: &[u8]) {
     let mut cache = Cache::new(limits.clone());
     let mut model = Model {
         now: clock::now(),
+        alive: None,
         known: HashMap::new(),
         bytes: HashMap::new(),
         pressed: false,
@@ -143,9 +148,10 @@ impl Model {
                 cache.expire(&key, now);
                 self.changed(name);
                 match self.known.get_mut(&name) {
-                    Some(Known::Set { until, .. } | Known::Nothing { until }) => {
-                        *until = now.min(*until);
-                    }
+                    Some(Known::Set {
+                        until, followed, ..
+                    }) => (*until, *followed) = (now.min(*until), None),
+                    Some(Known::Nothing { until }) => *until = now.min(*until),
                     None => {}
                 }
             }
@@ -184,15 +190,18 @@ impl Model {
                     return;
                 };
                 let (held, end) = (Arc::clone(held), now + Duration::from_secs(u64::from(more)));
-                if cache.confirm(&key, &held, now, end)
+                if cache.confirm(&key, &held, (now, end), now)
                     && let Some(Known::Set {
                         since,
                         until,
+                        followed,
                         renew,
                         ..
                     }) = self.known.get_mut(&name)
                 {
-                    (*since, *until, *renew) = (now, end, end);
+                    (*since, *until, *renew) = (now, end.min(now + ALIVE), end);
+                    *followed = Some(end);
+                    self.holds_on();
                 }
             }
             7 => {
@@ -225,13 +234,34 @@ impl Model {
                 }) = self.known.get_mut(&name)
                 {
                     match again {
-                        _ if now < *until => *renew = *until,
+                        _ if now < *until && now >= *renew => *renew = *until,
+                        _ if now < *until => {}
                         Some((again, _)) if now >= *again => *again = rest,
                         _ => {}
                     }
                 }
             }
-            _ => self.now += Duration::from_millis(u64::from(more) * u64::from(what) * 10),
+            _ => {
+                self.now += Duration::from_millis(u64::from(more) * u64::from(what) * 10);
+                // They may stand still.
+                if what & 16 == 0 {
+                    cache.followers_live(self.now);
+                    self.alive = Some(self.now + ALIVE);
+                    self.holds_on();
+                }
+            }
+        }
+    }
+
+    fn holds_on(&mut self) {
+        for known in self.known.values_mut() {
+            if let Known::Set {
+                until, followed, ..
+            } = known
+                && let Some((end, alive)) = followed.zip(self.alive)
+            {
+                *until = (*until).max(end.min(alive));
+            }
         }
     }
 
@@ -242,7 +272,9 @@ impl Model {
         alone.put(Arc::clone(&held), since);
         if alone.bytes() > limits.bytes / 2 {
             match self.known.get_mut(&name) {
-                Some(Known::Set { until, .. }) => *until = since.min(*until),
+                Some(Known::Set {
+                    until, followed, ..
+                }) => (*until, *followed) = (since.min(*until), None),
                 _ => drop(self.known.remove(&name)),
             }
             return;
@@ -252,6 +284,7 @@ impl Model {
             held,
             since,
             until,
+            followed: None,
             renew: until - ahead(&format!("n{name}.node"), until - since),
             again: None,
             asked: 0,

@@ -312,7 +312,7 @@ impl Inner {
         let held = Arc::new(self.settle(question, finding, addresses));
         let was = {
             let mut cache = self.cache();
-            cache.put_until(Arc::clone(&held), since, until)
+            cache.put_followed(Arc::clone(&held), since, until, clock::now())
         };
         self.kept(question.name, &held, was);
         held

@@ -356,7 +356,7 @@ impl Following {
                 (address, asking, pass) = (well, Some(asks), Some(passes));
             }
             let question = self.question();
-            let pulse = self.pulses.of(self.sources.agent(), address);
+            let pulse = self.pulses.of(&self.inner, self.sources.agent(), address);
             let told = tokio::select! {
                 told = self.sources.block(question, address, asking, &turn) => told,
                 // Who waits for a change hears nothing either where nobody is left to tell it.
@@ -426,7 +426,11 @@ impl Following {
                 let mut evidence = inner.evidence();
                 evidence.followed(self.name.key(), blocked.index, blocked.led, now);
             }
-            if answered && !blocking.believes(blocked.index, blocked.led, now) {
+            let is_believed = !answered || blocking.believes(blocked.index, blocked.led, now);
+            if answered && !(is_believed && blocked.led) {
+                self.sources.is_behind(now);
+            }
+            if answered && !is_believed {
                 debug!(name = %self.fqdn, index = blocked.index, blocked.led, "older than what is known");
                 before = None;
                 self.keep_as_stale(&inner, now);
@@ -465,7 +469,8 @@ impl Following {
                         let alike = settled
                             && held.carried.is_none()
                             && told.unconfirmed == finding.unconfirmed;
-                        alike && inner.cache().confirm(self.name.key(), held, since, until)
+                        let known = (since, until);
+                        alike && inner.cache().confirm(self.name.key(), held, known, now)
                     });
                     blocking.wait(brief.then_some(self.pace));
                     self.news.follows();

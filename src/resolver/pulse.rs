@@ -16,6 +16,7 @@ use tokio::{
 };
 use tracing::debug;
 
+use super::Inner;
 use crate::{clock, consul::http::Agent, task::Owned};
 
 /// Time between two questions.
@@ -71,7 +72,7 @@ impl Misses {
 
 impl Pulses {
     /// That of this address, which is begun where nobody holds it.
-    pub(super) fn of(&self, agent: &Arc<Agent>, address: usize) -> Arc<Pulse> {
+    pub(super) fn of(&self, inner: &Weak<Inner>, agent: &Arc<Agent>, address: usize) -> Arc<Pulse> {
         let address = address % agent.addresses().len().max(1);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = all.get(&address).and_then(Weak::upgrade);
@@ -85,7 +86,7 @@ impl Pulses {
             leaderless: 0,
             felt: clock::now(),
         });
-        let task = tokio::spawn(feel(Arc::clone(agent), address, miss));
+        let task = tokio::spawn(feel(Weak::clone(inner), Arc::clone(agent), address, miss));
         let pulse = Arc::new(Pulse {
             misses,
             task: Owned(task.abort_handle()),
@@ -120,8 +121,14 @@ impl Pulse {
     }
 }
 
-async fn feel(agent: Arc<Agent>, address: usize, miss: watch::Sender<Misses>) {
+async fn feel(inner: Weak<Inner>, agent: Arc<Agent>, address: usize, miss: watch::Sender<Misses>) {
     loop {
+        // Who stood still has the answer to that before, and what else was said meanwhile.
+        let Some(resolver) = inner.upgrade() else {
+            return;
+        };
+        resolver.cache().followers_live(clock::now());
+        drop(resolver);
         // Nobody is to be woken for that.
         miss.send_if_modified(|misses| {
             misses.felt = clock::now();

@@ -79,11 +79,17 @@ impl Sources {
         self.ask(Rung::Http, question, mode, limit).await
     }
 
-    /// Whether something failed lately: a server that was started anew may not know yet what
+    /// Whether something failed lately, or was behind: a server that was started anew may not know yet what
     /// there is.
     pub(crate) fn unsettled(&self, now: Instant) -> bool {
         let failed = |circuits: &Circuits| circuits.failed_within(SETTLING, now);
         failed(&self.dns.circuits) || failed(&self.http_circuits)
+    }
+
+    /// Somebody who is asked is behind what is known, or knows no leader: a server that was started
+    /// anew, which others may be asked at as well.
+    pub(crate) fn is_behind(&self, now: Instant) {
+        self.http_circuits.failed(now);
     }
 
     /// Asks the leader for a name of which any server said that there is no such name. `None`:

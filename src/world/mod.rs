@@ -310,7 +310,7 @@ impl World {
                 break;
             }
             let ((at, _), event) = entry.remove_entry();
-            self.now = at;
+            self.is_now(at);
             match event {
                 Event::Land(name, end) => self.land(&name, end),
                 Event::Probed(name, held) => {
@@ -332,8 +332,14 @@ impl World {
                 Event::Forget => self.forget(),
             }
         }
-        self.now = to;
+        self.is_now(to);
         std::mem::take(&mut self.given)
+    }
+
+    /// Here nobody stands still.
+    fn is_now(&mut self, now: Instant) {
+        self.now = now;
+        self.cache.followers_live(now);
     }
 
     /// `Inner::find`, up to the end of the ladder.
@@ -449,10 +455,8 @@ impl World {
             End::Nothing(rung, nothing, denied) => self.weigh(name, rung, &nothing, denied, took),
         };
         if let Landed::Kept(_) = landed {
-            let rest = match self.evidence.reason(name) {
-                Some(Reason::Mass) => REST_OF_MANY,
-                _ => REST,
-            };
+            let is_of_many = self.evidence.reason(name) == Some(Reason::Mass);
+            let rest = if is_of_many { REST_OF_MANY } else { REST };
             self.cache.rest(name, self.now + rest);
         }
         let (began, lands, steps) =
@@ -565,8 +569,7 @@ impl World {
         };
         match belief {
             Belief::Gone | Belief::AskOthers(_) => {
-                let was = self.cache.put_nothing(name, nothing.ttl, now);
-                if let Some((held, since)) = was {
+                if let Some((held, since)) = self.cache.put_nothing(name, nothing.ttl, now) {
                     self.evidence.went(held, since, now);
                 }
                 Landed::Nothing

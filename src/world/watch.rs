@@ -250,10 +250,11 @@ impl World {
                 blocking.answered(Some(index), same.is_none(), took, now, &mut self.dice);
                 let pauses = blocking.turn(LIMIT).due > now + POLL;
                 let until = now + if pauses { POLL } else { blocking::longest() };
-                let confirmed = same.filter(|held| self.cache.confirm(name, held, now, until));
+                let confirmed =
+                    same.filter(|held| self.cache.confirm(name, held, (now, until), now));
                 let held = confirmed.unwrap_or_else(|| {
                     let held = Arc::new(set);
-                    self.cache.put_until(Arc::clone(&held), now, until);
+                    (self.cache).put_followed(Arc::clone(&held), now, until, now);
                     self.evidence.found(name);
                     self.meet_canary(name);
                     held

@@ -141,6 +141,8 @@ pub(crate) struct Field {
     fault: Option<Instant>,
     /// Those who failed are started again.
     waning: Option<Instant>,
+    /// Meanwhile a server stood still, or was started anew: it may tell what was so before.
+    behind: Vec<(Instant, Option<Instant>)>,
     healed: Option<Instant>,
     /// What the doors had passed then.
     passed: [u64; 3],
@@ -213,6 +215,7 @@ impl Field {
             began: Instant::now(),
             fault: None,
             waning: None,
+            behind: Vec::new(),
             healed: None,
             passed: [0; 3],
             seen: Vec::new(),
@@ -276,6 +279,19 @@ impl Field {
         // What is no word about this fault; but a panic is never usual.
         self.said.retain(|line| line.contains("panicked"));
         self.fault = Some(Instant::now());
+    }
+
+    /// From now on one of the servers is behind.
+    pub(crate) fn falls_behind(&mut self) {
+        self.behind.push((Instant::now(), None));
+    }
+
+    /// All servers are there, and will have caught up soon.
+    pub(crate) fn catches_up(&mut self) {
+        let soon = Instant::now() + Duration::from_secs(3);
+        for (_, until) in &mut self.behind {
+            until.get_or_insert(soon);
+        }
     }
 
     /// Something else fails: for a second it is met for the first time.

@@ -127,6 +127,7 @@ pub(super) struct Case {
     /// In these moments another part of the fault begins.
     pub(super) steps: Vec<Instant>,
     pub(super) waning: Option<Instant>,
+    pub(super) behind: Vec<(Instant, Option<Instant>)>,
     pub(super) healed: Option<Instant>,
     /// What is not marked was true so long ago, at most.
     pub(super) fresh: Duration,
@@ -156,6 +157,7 @@ impl Field {
             fault,
             steps: std::mem::take(&mut self.steps),
             waning: self.waning,
+            behind: std::mem::take(&mut self.behind),
             healed: self.healed,
             fresh: self.plan.ttl + SEEN + self.late_by,
             upstream: (
@@ -312,8 +314,12 @@ impl Case {
             let denied = reply.code == ResponseCode::NXDomain && !matches!(new, New::Gone(_));
             return (!one.new || denied).then(|| format!("{:?} {:?}", reply.code, reply.reasons));
         }
-        let from =
-            (!reply.is_stale()).then(|| one.sent.checked_sub(self.fresh).unwrap_or(one.sent));
+        // Who is behind does not say so over DNS.
+        let is_behind = |(from, until): &(Instant, Option<Instant>)| {
+            reply.at >= *from && until.is_none_or(|until| one.sent < until)
+        };
+        let holds = !reply.is_stale() && !self.behind.iter().any(is_behind);
+        let from = holds.then(|| one.sent.checked_sub(self.fresh).unwrap_or(one.sent));
         (!self.history.was(&one.name, &reply.ports, from, reply.at)).then(|| {
             let marked = if reply.is_stale() { "stale" } else { "fresh" };
             format!("{:?}, {marked}, was never so", reply.ports)
@@ -520,6 +526,7 @@ mod tests {
             fault: at(3.0),
             steps: Vec::new(),
             waning: None,
+            behind: Vec::new(),
             healed: Some(at(13.0)),
             fresh: SEEN,
             upstream: (1.0, 1.0),
@@ -583,6 +590,17 @@ mod tests {
         let mut stepped = some(4.5);
         stepped.steps.push(stepped.fault + ms(1_000));
         assert!(judged(stepped, Some(FIRST)).passed());
+    }
+
+    #[test]
+    fn while_a_server_is_behind_a_set_was_true_once_and_no_set_is_made_up() {
+        for (second, port, holds) in [(11.0, 1, true), (11.0, 3, false), (12.5, 1, false)] {
+            let mut one = case(|at| vec![told(at(second), port, None)]);
+            let at = |seconds: u64| one.began + Duration::from_secs(seconds);
+            one.behind = vec![(at(10), Some(at(12)))];
+            let verdict = judged(one, None);
+            assert_eq!(verdict.broken.is_empty(), holds, "{second} {port}");
+        }
     }
 
     #[test]

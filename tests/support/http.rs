@@ -52,6 +52,11 @@ impl Asked {
         self.what().contains(&format!("/service/{service}"))
     }
 
+    /// The service that the path names, if it names one.
+    pub(crate) fn service(&self) -> &str {
+        self.what().split(['/', '?']).nth(4).unwrap_or_default()
+    }
+
     /// Whether there is a leader: whoever follows names asks that once a second.
     pub(crate) fn is_pulse(&self) -> bool {
         self.what().contains("/v1/status/leader")

@@ -263,9 +263,15 @@ impl Field {
                 self.kill_agent();
                 self.agent.forget();
             }
-            Fault::ServerHangs(at) if self.servers[*at].is_running() => self.servers[*at].pause(),
+            Fault::ServerHangs(at) if self.servers[*at].is_running() => {
+                self.servers[*at].pause();
+                self.falls_behind();
+            }
             Fault::ServerHangs(_) => {}
-            Fault::ServerDies(at) => self.kill_server(*at),
+            Fault::ServerDies(at) => {
+                self.kill_server(*at);
+                self.falls_behind();
+            }
             Fault::NoRights => self.delete_token(TOKEN).await,
             Fault::StubStandsStill => {
                 self.stub.signal("-STOP");
@@ -284,6 +290,7 @@ impl Field {
         }
         self.weather_everywhere(&Weather::default());
         leader(&self.servers).await;
+        self.catches_up();
         match self.agent.is_running() {
             true => self.agent.resume(),
             false => self.restart_agent().await,
