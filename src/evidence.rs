@@ -137,8 +137,8 @@ pub(crate) struct Evidence {
     last_canaries: HashMap<Rung, HashMap<Box<str>, (Canary, Instant)>>,
     /// Names that vanished within the window, and when.
     vanished: HashMap<Box<str>, Instant>,
-    /// Those of them that were believed gone, and when; what they were, and since when.
-    believed: VecDeque<(Instant, Arc<Held>, Instant)>,
+    /// Those of them that were believed gone not long ago.
+    believed: VecDeque<Believed>,
     /// Words of DNS alone: the first, and how many.
     by_dns: HashMap<Box<str>, (Instant, u8)>,
     /// Of names that were followed.
@@ -148,6 +148,16 @@ pub(crate) struct Evidence {
     /// Names that the operator let go, until they are found or gone.
     released: HashSet<Box<str>>,
     mass: Option<Mass>,
+}
+
+/// A name that was believed gone.
+#[derive(Clone, Debug)]
+struct Believed {
+    when: Instant,
+    place: Box<str>,
+    /// What it was, and since when that was known.
+    held: Arc<Held>,
+    since: Instant,
 }
 
 /// Whether a source shows Consul's own service at all.
@@ -225,6 +235,7 @@ impl Evidence {
     /// What nobody has asked for in the time that anything is held is not held, it is
     /// of no interest.
     fn forget(&mut self, now: Instant) {
+        self.forget_believed(now);
         self.held
             .retain(|_, (_, judged)| now.saturating_duration_since(*judged) < LONGEST);
         if self.held.is_empty() {
@@ -297,6 +308,10 @@ impl Evidence {
         match belief {
             Belief::AskOthers(_) => {}
             Belief::Gone => {
+                if self.mass.is_some() {
+                    // It is let go: nobody takes it back.
+                    self.vanished.remove(word.key);
+                }
                 self.held.remove(word.key);
                 self.released.remove(word.key);
                 self.by_dns.remove(word.key);
@@ -311,26 +326,40 @@ impl Evidence {
     }
 
     /// A name was believed gone that was this, as of then.
-    pub(crate) fn went(&mut self, held: Arc<Held>, since: Instant, now: Instant) {
-        let is_old = |(when, ..): &(Instant, _, _)| now.saturating_duration_since(*when) >= AT_ONCE;
-        while self.believed.front().is_some_and(is_old) {
-            self.believed.pop_front();
-        }
-        if self.believed.len() < MOST {
-            self.believed.push_back((now, held, since));
+    pub(crate) fn went(&mut self, held: Arc<Held>, since: Instant, place: &str, now: Instant) {
+        self.forget_believed(now);
+        // What went one by one was taken down.
+        if self.believed.len() < MOST && self.vanished.contains_key(&*held.key) {
+            let (when, place) = (now, place.into());
+            self.believed.push_back(Believed {
+                when,
+                place,
+                held,
+                since,
+            });
         }
     }
 
-    /// What was believed gone as the first of a mass, and since when it was known: it is held
-    /// now, as the rest is.
-    pub(crate) fn take_back(&mut self, now: Instant) -> Vec<(Arc<Held>, Instant)> {
-        let believed = std::mem::take(&mut self.believed).into_iter();
-        // What went one by one was taken down; what was found since is there.
-        let is_of_it = |(when, held, _): &(Instant, Arc<Held>, _)| {
-            now.saturating_duration_since(*when) < AT_ONCE && self.vanished.contains_key(&*held.key)
-        };
-        let back = believed.filter(is_of_it);
-        let back: Vec<_> = back.map(|(_, held, since)| (held, since)).collect();
+    fn forget_believed(&mut self, now: Instant) {
+        let is_old = |one: &Believed| now.saturating_duration_since(one.when) >= AT_ONCE;
+        while self.believed.front().is_some_and(is_old) {
+            self.believed.pop_front();
+        }
+    }
+
+    /// What was believed gone at a place as the first of a mass, and since when it was known: it
+    /// is held now, as the rest is.
+    pub(crate) fn take_back(&mut self, place: &str, now: Instant) -> Vec<(Arc<Held>, Instant)> {
+        self.forget_believed(now);
+        // What was found since is there.
+        let (vanished, mut back) = (&self.vanished, Vec::new());
+        self.believed.retain(|one| {
+            let is_of_it = *one.place == *place;
+            if is_of_it && vanished.contains_key(&*one.held.key) {
+                back.push((Arc::clone(&one.held), one.since));
+            }
+            !is_of_it
+        });
         for (held, _) in &back {
             self.hold(&held.key, Reason::Mass, now);
         }

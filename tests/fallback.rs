@@ -814,9 +814,18 @@ async fn a_resolver_built_after_another_keeps_what_was_known_in_the_snapshot() {
 
 #[tokio::test]
 async fn the_first_of_many_that_vanish_are_given_again_and_who_follows_them_is_told() {
+    are_given_again(|builder| builder).await;
+}
+
+#[tokio::test]
+async fn the_first_of_many_that_vanish_are_given_again_and_who_polls_them_is_told() {
+    are_given_again(|builder| builder.watches(0)).await;
+}
+
+async fn are_given_again(followed_as: impl Fn(ResolverBuilder) -> ResolverBuilder) {
     let (lost, stay) = (["a", "b", "c", "d"], ["k", "l", "m", "n", "o", "p"]);
     let agent = agent_with(&[&lost[..], &stay].concat()).await;
-    let resolver = builder(&agent).build().unwrap();
+    let resolver = followed_as(builder(&agent)).build().unwrap();
     let followed = lost.map(|name| resolver.service(name).unwrap());
     for service in &followed {
         service.ready().await;
@@ -836,7 +845,10 @@ async fn the_first_of_many_that_vanish_are_given_again_and_who_follows_them_is_t
     })
     .await;
     for (name, service) in lost.into_iter().zip(&followed) {
-        assert_eq!(service.endpoints().len(), 1, "{name}");
+        wait_for("whoever follows to be told", async || {
+            (service.endpoints().len() == 1 && service.problem().is_some()).then_some(())
+        })
+        .await;
         let answer = resolver.lookup(name).await.unwrap();
         assert_eq!(answer.protected(), Some(Reason::Mass), "{name}");
         assert_eq!(answer.freshness(), Freshness::Stale, "{name}");
@@ -844,6 +856,10 @@ async fn the_first_of_many_that_vanish_are_given_again_and_who_follows_them_is_t
     register(&agent, &lost).await;
     for (name, service) in lost.into_iter().zip(&followed) {
         fresh(&resolver, name).await;
+        wait_for("its problem to be over", async || {
+            service.problem().is_none().then_some(())
+        })
+        .await;
         assert_eq!(service.endpoints().len(), 1, "{name}");
     }
     assert_eq!(resolver.protected().len(), 0);

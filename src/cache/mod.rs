@@ -7,7 +7,7 @@
 //! | "no such name" | its SOA's minimum (RFC 2308), within [`Limits::negative`] |
 //! | a failure | not at all: it says nothing about the name |
 //! | a set that holds no more | is kept as stale for [`Limits::keep`] from when it was found; [`stale`] says who is given it |
-//! | a set that is asked for in the last eighth to quarter of its time, at most twice [`MOST_AHEAD`] | is given, and asked for anew beside that |
+//! | a set that is asked for in the last eighth to quarter of its time, at most twice [`MOST_AHEAD`](ahead::MOST_AHEAD) | is given, and asked for anew beside that |
 //! | a set that is followed by events | until its follower says otherwise, for as long as [followers live](Cache::followers_live) |
 //!
 //! A set that is not known to be whole holds for the floor only, so that the next
@@ -18,6 +18,7 @@
 //! Bounded in entries and in bytes; what was not used for longest goes first. Names that
 //! do not exist have an eighth of the bytes for themselves, and never push out a set.
 
+mod ahead;
 pub(crate) mod fate;
 pub(crate) mod stale;
 mod was;
@@ -34,7 +35,10 @@ use std::{
 
 use lru::LruCache;
 
-pub(crate) use self::was::{Before, Was};
+pub(crate) use self::{
+    ahead::ahead,
+    was::{Before, Was},
+};
 use self::{
     fate::{Fate, Term},
     weight::{OVERHEAD, weigh},
@@ -44,22 +48,9 @@ use crate::{
     found::{Found, Held},
 };
 
-/// A set is asked for anew, by whoever is given it, when it holds for no longer than one part in
-/// so many of its time, or up to twice that: who asks often never waits for a source.
-const AHEAD: u32 = 8;
-const MOST_AHEAD: Duration = Duration::from_secs(1);
-
 /// Whoever follows names is heard of once a second. Without word for so long they may not have
 /// run: a process that was stopped knows nothing of the time in between.
 pub(crate) const ALIVE: Duration = Duration::from_secs(3);
-
-/// How long before its end a set is asked for that holds for so long. For each name it is
-/// another part: those that were found together are not asked for together for ever.
-pub(crate) fn ahead(key: &str, holds: Duration) -> Duration {
-    let part = (key.bytes()).fold(0_u32, |part, byte| part.wrapping_mul(31) ^ u32::from(byte));
-    let least = (holds / AHEAD).min(MOST_AHEAD);
-    least + least * (part % 256) / 256
-}
 
 /// What bounds a cache.
 #[derive(Clone, Debug, PartialEq)]
@@ -311,13 +302,18 @@ impl Cache {
         until: Instant,
         now: Instant,
     ) -> Was {
-        let holds = until.min(now + ALIVE);
+        let holds = until.min(now + self.alive_for());
         self.put_set(held, since, (holds, until), Some(until))
     }
 
     /// Those who follow names have run until now: what they said holds on.
     pub(crate) fn followers_live(&mut self, now: Instant) {
-        self.alive = Some(now + ALIVE);
+        self.alive = Some(now + self.alive_for());
+    }
+
+    /// Who wants no question before the floor has its time.
+    fn alive_for(&self) -> Duration {
+        ALIVE.max(self.limits.floor)
     }
 
     fn put_set(
@@ -357,9 +353,10 @@ impl Cache {
         }
     }
 
-    /// Keeps a set of before, as stale; one that is known already wins.
-    pub(crate) fn restore(&mut self, held: Arc<Held>, since: Instant) {
-        if !self.entries.contains(&*held.key) {
+    /// Keeps a set of before, as stale; one that is known already wins. Whether it is kept.
+    pub(crate) fn restore(&mut self, held: Arc<Held>, since: Instant) -> bool {
+        let is_new = !self.entries.contains(&*held.key);
+        if is_new {
             let entry = Entry {
                 until: since,
                 renew: since,
@@ -371,6 +368,7 @@ impl Cache {
             };
             self.insert(Known::Set(held), entry);
         }
+        is_new
     }
 
     /// Keeps the word that there is no such name; `ttl` as its SOA says, `None`
@@ -408,9 +406,10 @@ impl Cache {
         (since, until): (Instant, Instant),
         now: Instant,
     ) -> bool {
+        let holds = until.min(now + self.alive_for());
         match self.entries.peek_mut(key) {
             Some(entry) if entry.set.as_ref().is_some_and(|set| Arc::ptr_eq(set, held)) => {
-                (entry.since, entry.until, entry.renew) = (since, until.min(now + ALIVE), until);
+                (entry.since, entry.until, entry.renew) = (since, holds, until);
                 entry.rare().followed = Some(until);
                 true
             }

@@ -1,5 +1,9 @@
 use super::*;
-use crate::clock;
+use crate::{
+    clock,
+    endpoint::{Source, Transport},
+    found::Found,
+};
 
 const NONE: Nothing = Nothing {
     ttl: None,
@@ -442,4 +446,68 @@ fn what_was_released_is_believed_gone_whatever_speaks_against_it_until_it_is_fou
         assert!(!evidence.is_released(key));
         assert_eq!(evidence.judge(denied(key), now), held, "{key}");
     }
+}
+
+fn set(key: &str) -> Arc<Held> {
+    let found = Found::Pointers(Vec::new());
+    Arc::new(Held {
+        key: key.into(),
+        name: key.into(),
+        endpoints: Box::new([]),
+        found,
+        source: Source::Dns,
+        transport: Transport::Udp,
+        ttl: Duration::ZERO,
+        complete: true,
+        part: false,
+        carried: None,
+        warnings: Box::new([]),
+    })
+}
+
+#[test]
+fn the_first_of_a_mass_are_taken_back_once_with_those_of_their_place() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    let beliefs = vanish(&mut evidence, 3, 20, now);
+    assert_eq!(beliefs, [Belief::Gone; 3]);
+    for (key, place) in [("web0", ""), ("web1", ""), ("web2", "dc2")] {
+        evidence.went(set(key), now, place, now);
+    }
+    // What went one by one is not even remembered, and what was found since is there.
+    evidence.went(set("trickled"), now, "", now);
+    evidence.found("web1");
+    evidence.judge(word("web1"), now);
+    let mass = vanish(&mut evidence, 5, 20, now);
+    assert_eq!(mass[4], Belief::Held(Reason::Mass));
+    evidence.found("web1");
+    let keys = |back: Vec<(Arc<Held>, Instant)>| -> Vec<String> {
+        back.iter().map(|(held, _)| held.key.to_string()).collect()
+    };
+    assert_eq!(keys(evidence.take_back("", now)), ["web0"]);
+    assert_eq!(evidence.reason("web0"), Some(Reason::Mass));
+    assert!(evidence.take_back("", now).is_empty());
+    let late = now + AT_ONCE;
+    assert!(evidence.take_back("dc2", late).is_empty());
+}
+
+#[test]
+fn what_is_let_go_while_others_are_held_is_not_taken_back() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    vanish(&mut evidence, 6, 20, now);
+    assert_eq!(evidence.reason("web5"), Some(Reason::Mass));
+    evidence.canary(Rung::Http, "", Canary::There, now);
+    let stay = Others {
+        asked: 4,
+        ..Others::default()
+    };
+    let settled = now + WINDOW;
+    // It vanished not long ago, as a part of the same.
+    evidence.judge(word("late"), settled - seconds(10));
+    let word = Word {
+        others: Some(stay),
+        ..word("late")
+    };
+    assert_eq!(evidence.judge(word, settled), Belief::Gone);
+    evidence.went(set("late"), now, "", settled);
+    assert!(evidence.take_back("", settled).is_empty());
 }

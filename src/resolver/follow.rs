@@ -38,13 +38,12 @@ use super::{
     climb::Landed,
     news::{Known, News},
     pulse::{Missed, Pulses},
-    told,
-    turnstile::Turnstiles,
+    turnstile::{Turnstiles, failure, is_of_address},
     weigh::{Patience, Said},
 };
 use crate::{
     balance,
-    cache::stale::Wish,
+    cache::{Look, stale::Wish},
     clock,
     consul::blocking::{self, Blocking, Failure},
     endpoint::{Outcome, Source},
@@ -54,9 +53,8 @@ use crate::{
     ladder::{Heard, Rung},
     name::ConsulName,
     pool::Pool,
-    protection::Reason,
     records,
-    source::{Finding, Question, Sources, catalog::Blocked},
+    source::{Finding, Question, Sources},
     task,
 };
 
@@ -219,11 +217,10 @@ impl Inner {
         }
     }
 
-    /// A name that was told to be gone is held, for those who follow it.
-    pub(super) fn tell_held(&self, held: &Arc<Held>, since: Instant) {
-        if let Some(news) = self.followers.news(&held.key) {
-            news.holds(&told::held(&held.name, Reason::Mass, Vec::new()));
-            news.tell(Known::Set(Arc::clone(held), since));
+    /// A name that was told to be gone is held after all: whoever follows it looks.
+    pub(super) fn is_taken_back(&self, key: &str) {
+        if let Some(news) = self.followers.news(key) {
+            news.again.notify_one();
         }
     }
 
@@ -393,6 +390,16 @@ impl Following {
                 // Who asks for the state knows nothing, and others may.
                 () = self.poll_beside(address), if turn.index.is_none() && !alone => return,
                 () = self.deserted() => return,
+                () = self.news.again.notified() => {
+                    let Some(inner) = self.inner.upgrade() else {
+                        return;
+                    };
+                    let now = clock::now();
+                    before = None;
+                    self.hold(&inner, now);
+                    blocking.again(now + RECHECK);
+                    continue;
+                }
             };
             let Some((mut heard, mut blocked)) = told else {
                 return;
@@ -427,7 +434,7 @@ impl Following {
                 evidence.followed(self.name.key(), blocked.index, blocked.led, now);
             }
             let is_believed = !answered || blocking.believes(blocked.index, blocked.led, now);
-            if answered && !(is_believed && blocked.led) {
+            if answered && home && !(is_believed && blocked.led) {
                 self.sources.is_behind(now);
             }
             if answered && !is_believed {
@@ -519,7 +526,7 @@ impl Following {
                         Landed::Kept(error) => {
                             let now = clock::now();
                             self.news.holds(&error);
-                            self.keep_as_stale(&inner, now);
+                            self.hold(&inner, now);
                             blocking.again(now + RECHECK);
                         }
                     }
@@ -625,6 +632,16 @@ impl Following {
         cache.rest(self.name.key(), now + RECHECK + self.limit);
     }
 
+    /// The same of what is not believed gone, which was perhaps believed so before.
+    fn hold(&self, inner: &Inner, now: Instant) {
+        self.keep_as_stale(inner, now);
+        let is_gone = matches!(*self.news.known.borrow(), Known::Gone);
+        if is_gone && let Look::Stale(held, age, _) = inner.look(&self.name) {
+            let since = now.checked_sub(age).unwrap_or(now);
+            self.news.tell(Known::Set(held, since));
+        }
+    }
+
     /// Whether nobody wants it any more, or there is no resolver.
     fn is_left(&self) -> bool {
         let inner = self.inner.upgrade();
@@ -651,39 +668,9 @@ impl Following {
     }
 
     fn tell_first(&self, known: Known) {
-        let is_first = matches!(*self.news.known.borrow(), Known::Unheard | Known::Lost);
-        if is_first {
+        let is_told = matches!(*self.news.known.borrow(), Known::Set(..));
+        if !is_told {
             self.news.tell(known);
         }
-    }
-}
-
-/// Whether who else follows names at an address would hear the same. What is asked of another
-/// place (not `home`) says nothing of the agent that passes it on, unless nobody is there.
-fn is_of_address(outcome: Outcome, home: bool) -> bool {
-    match outcome {
-        Outcome::Refused | Outcome::Unreachable | Outcome::Throttled => true,
-        Outcome::TimedOut | Outcome::Failed | Outcome::Malformed | Outcome::Late => home,
-        Outcome::Answered
-        | Outcome::Partial
-        | Outcome::NotFound
-        | Outcome::Denied
-        | Outcome::Skipped => false,
-    }
-}
-
-/// How a query failed, and the pause that was asked for.
-fn failure(blocked: &Blocked) -> (Failure, Option<Duration>) {
-    match blocked.outcome {
-        Outcome::Refused => (Failure::Refused, None),
-        // Those who ask to be left alone are asked again after a second at least.
-        Outcome::Throttled => {
-            let least = Duration::from_secs(1);
-            (
-                Failure::Other,
-                Some(blocked.after.unwrap_or(least).max(least)),
-            )
-        }
-        _ => (Failure::Other, None),
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::climb::Landed;
 use crate::{
@@ -45,6 +45,8 @@ pub(super) struct News {
     is_followed: AtomicBool,
     /// What it is told is not believed, until that is settled.
     is_held: AtomicBool,
+    /// It was told to be gone, and is not believed so any more.
+    pub(super) again: Notify,
     /// Whoever followed it ended with its runtime.
     pub(super) lone: AtomicBool,
     /// Each by the number that it knows this name by. A std mutex: held while they are
@@ -59,6 +61,7 @@ impl Default for News {
             problem: watch::Sender::default(),
             is_followed: AtomicBool::new(false),
             is_held: AtomicBool::new(false),
+            again: Notify::new(),
             lone: AtomicBool::new(false),
             pools: Mutex::default(),
         }

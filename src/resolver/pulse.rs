@@ -123,12 +123,6 @@ impl Pulse {
 
 async fn feel(inner: Weak<Inner>, agent: Arc<Agent>, address: usize, miss: watch::Sender<Misses>) {
     loop {
-        // Who stood still has the answer to that before, and what else was said meanwhile.
-        let Some(resolver) = inner.upgrade() else {
-            return;
-        };
-        resolver.cache().followers_live(clock::now());
-        drop(resolver);
         // Nobody is to be woken for that.
         miss.send_if_modified(|misses| {
             misses.felt = clock::now();
@@ -138,7 +132,15 @@ async fn feel(inner: Weak<Inner>, agent: Arc<Agent>, address: usize, miss: watch
         let Some(address) = agent.addresses().nth(address) else {
             return;
         };
-        match agent.get(address, PATH, LIMIT).await {
+        let told = agent.get(address, PATH, LIMIT).await;
+        // Who stood still has heard by then what else was said meanwhile.
+        if told.is_ok() {
+            let Some(inner) = inner.upgrade() else {
+                return;
+            };
+            inner.cache().followers_live(clock::now());
+        }
+        match told {
             Ok(reply) if is_empty(&reply.body) => {
                 debug!(%address, "knows no leader");
                 miss.send_modify(|misses| misses.leaderless += 1);

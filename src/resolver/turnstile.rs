@@ -17,7 +17,11 @@ use std::{
 
 use rand::Rng;
 
-use crate::consul::blocking::{Backoff, Failure};
+use crate::{
+    consul::blocking::{Backoff, Failure},
+    endpoint::Outcome,
+    source::catalog::Blocked,
+};
 
 /// Those of all addresses, by their place in the list. Where there is none, anybody passes.
 /// A std mutex: held for one look.
@@ -142,6 +146,36 @@ impl Drop for Pass<'_> {
         {
             stile.taken = None;
         }
+    }
+}
+
+/// Whether who else follows names at an address would hear the same. What is asked of another
+/// place (not `home`) says nothing of the agent that passes it on, unless nobody is there.
+pub(super) fn is_of_address(outcome: Outcome, home: bool) -> bool {
+    match outcome {
+        Outcome::Refused | Outcome::Unreachable | Outcome::Throttled => true,
+        Outcome::TimedOut | Outcome::Failed | Outcome::Malformed | Outcome::Late => home,
+        Outcome::Answered
+        | Outcome::Partial
+        | Outcome::NotFound
+        | Outcome::Denied
+        | Outcome::Skipped => false,
+    }
+}
+
+/// How a query failed, and the pause that was asked for.
+pub(super) fn failure(blocked: &Blocked) -> (Failure, Option<Duration>) {
+    match blocked.outcome {
+        Outcome::Refused => (Failure::Refused, None),
+        // Those who ask to be left alone are asked again after a second at least.
+        Outcome::Throttled => {
+            let least = Duration::from_secs(1);
+            (
+                Failure::Other,
+                Some(blocked.after.unwrap_or(least).max(least)),
+            )
+        }
+        _ => (Failure::Other, None),
     }
 }
 

@@ -162,7 +162,7 @@ impl Inner {
             Belief::Gone | Belief::AskOthers(_) => {
                 let was = (self.cache()).put_nothing(name.key(), said.nothing.ttl, now);
                 if let Some((held, since)) = was {
-                    self.evidence().went(held, since, now);
+                    self.evidence().went(held, since, place, now);
                 }
                 if said.known {
                     self.counters.membership_changed();
@@ -175,7 +175,7 @@ impl Inner {
                 // With each look-up, as long as it lasts: the alerts tell it once.
                 info!(name = fqdn, %reason, "said to be gone, and not believed");
                 if reason == Reason::Mass {
-                    self.take_back(now);
+                    self.take_back(place, now);
                 }
                 Landed::Kept(told::held(fqdn, reason, attempts))
             }
@@ -183,15 +183,14 @@ impl Inner {
     }
 
     /// What was believed gone at the beginning of a mass is given again, as stale.
-    fn take_back(self: &Arc<Self>, now: Instant) {
-        let back = self.evidence().take_back(now);
-        for (held, since) in &back {
-            self.cache().restore(Arc::clone(held), *since);
-            self.tell_held(held, *since);
-        }
-        if !back.is_empty() {
-            self.counters.membership_changed();
-            self.will_save(true);
+    fn take_back(self: &Arc<Self>, place: &str, now: Instant) {
+        let back = self.evidence().take_back(place, now);
+        for (held, since) in back {
+            if self.cache().restore(Arc::clone(&held), since) {
+                self.counters.membership_changed();
+                self.will_save(true);
+                self.is_taken_back(&held.key);
+            }
         }
     }
 

@@ -570,14 +570,14 @@ impl World {
         match belief {
             Belief::Gone | Belief::AskOthers(_) => {
                 if let Some((held, since)) = self.cache.put_nothing(name, nothing.ttl, now) {
-                    self.evidence.went(held, since, now);
+                    self.evidence.went(held, since, "", now);
                 }
                 Landed::Nothing
             }
             Belief::Held(Reason::Denied | Reason::NoCanary) => Landed::Kept(ErrorKind::Denied),
             Belief::Held(reason) => {
                 if reason == Reason::Mass {
-                    for (held, since) in self.evidence.take_back(now) {
+                    for (held, since) in self.evidence.take_back("", now) {
                         self.cache.restore(held, since);
                     }
                 }
