@@ -825,8 +825,10 @@ async fn the_first_of_many_that_vanish_are_given_again_and_who_polls_them_is_tol
 async fn are_given_again(followed_as: impl Fn(ResolverBuilder) -> ResolverBuilder) {
     let (lost, stay) = (["a", "b", "c", "d"], ["k", "l", "m", "n", "o", "p"]);
     let agent = agent_with(&[&lost[..], &stay].concat()).await;
-    let resolver = followed_as(builder(&agent)).build().unwrap();
-    let followed = lost.map(|name| resolver.service(name).unwrap());
+    let resolver = followed_as(builder(&agent))
+        .build()
+        .expect("right settings");
+    let followed = lost.map(|name| resolver.service(name).expect("a name"));
     for service in &followed {
         service.ready().await;
     }
@@ -849,7 +851,7 @@ async fn are_given_again(followed_as: impl Fn(ResolverBuilder) -> ResolverBuilde
             (service.endpoints().len() == 1 && service.problem().is_some()).then_some(())
         })
         .await;
-        let answer = resolver.lookup(name).await.unwrap();
+        let answer = resolver.lookup(name).await.expect("what is held");
         assert_eq!(answer.protected(), Some(Reason::Mass), "{name}");
         assert_eq!(answer.freshness(), Freshness::Stale, "{name}");
     }
