@@ -321,10 +321,12 @@ impl Field {
         self.fault_ends();
         self.ours_is_there(RIGHT_AGAIN).await;
         sleep(rest).await;
-        self.is_once().await;
-        let well = self.in_catalog("ours", "passing").await;
-        if well != Some(1) {
-            self.trouble(format!("our own instance is well {well:?} times, later"));
+        for which in ["", "passing"] {
+            let there = self.in_catalog("ours", which).await;
+            if there != Some(1) {
+                let trouble = format!("our own instance is there {there:?} times, later: {which}");
+                self.trouble(trouble);
+            }
         }
     }
 
@@ -545,7 +547,7 @@ impl Field {
     pub(crate) async fn ours_is_there(&mut self, within: Duration) {
         self.catalog_has("ours", "passing", 1, "registered again", within)
             .await;
-        self.is_once().await;
+        self.is_once(within).await;
         let mine = self.mine.as_mut().expect("they are registered");
         match std::mem::replace(&mut mine.leaves, Leaves::Done) {
             Leaves::Told => {
@@ -563,11 +565,15 @@ impl Field {
         }
     }
 
-    async fn is_once(&mut self) {
+    async fn is_once(&mut self, within: Duration) {
         let all = self.in_catalog("ours", "").await;
-        if all != Some(1) {
+        if all.is_some_and(|all| all > 1) {
             self.trouble(format!("our own instance is there {all:?} times"));
         }
+        // What the servers had from before is taken away by an agent that was started anew, and
+        // then it is told again.
+        let what = "there once";
+        self.catalog_has("ours", "", 1, what, within).await;
     }
 
     async fn catalog_has(
