@@ -437,7 +437,7 @@ impl Following {
             if answered && home && !(is_believed && blocked.led) {
                 self.sources.is_behind(now);
             }
-            if answered && !is_believed {
+            if !is_believed {
                 debug!(name = %self.fqdn, index = blocked.index, blocked.led, "older than what is known");
                 before = None;
                 self.keep_as_stale(&inner, now);

@@ -58,9 +58,6 @@ use crate::{
 /// Datagrams taken and sent by one call.
 const BATCH: usize = 64;
 
-/// The same where few come: what is not used need not be made ready.
-const FEW: usize = 4;
-
 /// Longest reply over UDP, with its OPT record.
 const REPLY: usize = 4_096;
 
@@ -269,16 +266,9 @@ fn serve<S: Address>(work: &Work) {
     let mut outgoing = vec![0; BATCH * REPLY];
     let mut taken = MultiHeaders::<S>::preallocate(BATCH, None);
     let mut sent = MultiHeaders::<S>::preallocate(BATCH, None);
-    let mut from: [(usize, Option<S>); BATCH] = [(0, None); BATCH];
-    let mut lengths = [0; BATCH];
-    let mut to: [Option<S>; BATCH] = [None; BATCH];
-    let mut few = true;
     while !stop.load(Ordering::Relaxed) {
-        let took = match few {
-            true => take::<S, FEW>(lane, &mut incoming, &mut taken, &mut from),
-            false => take::<S, BATCH>(lane, &mut incoming, &mut taken, &mut from),
-        };
-        let count = match took {
+        let mut from: [(usize, Option<S>); BATCH] = [(0, None); BATCH];
+        let count = match take(lane, &mut incoming, &mut taken, &mut from) {
             Ok(count) => count,
             // The slow lane may have told something.
             Err(Errno::EAGAIN | Errno::EINTR) => 0,
@@ -288,7 +278,6 @@ fn serve<S: Address>(work: &Work) {
                 continue;
             }
         };
-        few = count < FEW;
         let now = clock::lately();
         let mut filled = false;
         while let Ok(told) = told.try_recv() {
@@ -303,6 +292,8 @@ fn serve<S: Address>(work: &Work) {
         if filled {
             tally.holds(shortcuts.size());
         }
+        let mut lengths = [0; BATCH];
+        let mut to: [Option<S>; BATCH] = [None; BATCH];
         let mut replies = 0;
         let packets = incoming.chunks_exact(QUESTION).zip(&from).take(count);
         for (packet, (length, client)) in packets {
@@ -370,11 +361,7 @@ fn serve<S: Address>(work: &Work) {
                 }
             }
         }
-        let lengths = &lengths[..replies];
-        match replies <= FEW {
-            true => give::<S, FEW>(lane, &outgoing, lengths, &to, &mut sent),
-            false => give::<S, BATCH>(lane, &outgoing, lengths, &to, &mut sent),
-        }
+        give(lane, &outgoing, &lengths[..replies], &to, &mut sent);
     }
 }
 
@@ -420,15 +407,15 @@ fn fit<S: Address>(
     brief.len()
 }
 
-/// Takes what waits in the socket, `MOST` datagrams at most, or waits for it.
-fn take<S: Address, const MOST: usize>(
+/// Takes what waits in the socket, or waits for it.
+fn take<S: Address>(
     lane: &Lane,
     incoming: &mut [u8],
     headers: &mut MultiHeaders<S>,
     from: &mut [(usize, Option<S>); BATCH],
 ) -> Result<usize, Errno> {
     let mut rooms = incoming.chunks_exact_mut(QUESTION);
-    let mut slices: [[IoSliceMut<'_>; 1]; MOST] =
+    let mut slices: [[IoSliceMut<'_>; 1]; BATCH] =
         array::from_fn(|_| [IoSliceMut::new(rooms.next().unwrap_or_default())]);
     let descriptor = lane.socket.as_raw_fd();
     let flags = MsgFlags::MSG_WAITFORONE;
@@ -441,8 +428,8 @@ fn take<S: Address, const MOST: usize>(
     Ok(count)
 }
 
-/// Sends the replies, `MOST` of them at most. One that cannot be sent costs the others nothing.
-fn give<S: Address, const MOST: usize>(
+/// Sends the replies. One that cannot be sent costs the others nothing.
+fn give<S: Address>(
     lane: &Lane,
     outgoing: &[u8],
     lengths: &[usize],
@@ -453,7 +440,7 @@ fn give<S: Address, const MOST: usize>(
     while done < lengths.len() {
         let rooms = outgoing.chunks_exact(REPLY).skip(done);
         let mut left = rooms.zip(&lengths[done..]);
-        let slices: [[IoSlice<'_>; 1]; MOST] = array::from_fn(|_| {
+        let slices: [[IoSlice<'_>; 1]; BATCH] = array::from_fn(|_| {
             let reply = left.next().map(|(room, length)| &room[..*length]);
             [IoSlice::new(reply.unwrap_or_default())]
         });
