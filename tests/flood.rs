@@ -579,6 +579,88 @@ async fn a_stub_answers_on_its_own_address_and_no_other() {
     assert_eq!(told.map(|reply| reply.answers.len()), None);
 }
 
+/// A network with a cable whose other end is somebody else's, who claims to be this machine. The
+/// kernel is told to believe that.
+const BELIEVING: &str = r#"
+ip link set lo up
+ip link add outside type veth peer name inside address 02:00:00:00:00:02
+for setting in route_localnet accept_local; do
+    echo 1 > /proc/sys/net/ipv4/conf/inside/$setting
+done
+for interface in all inside; do echo 0 > /proc/sys/net/ipv4/conf/$interface/rp_filter; done
+ip link set outside up && ip link set inside up
+exec python3 -c "$0" "$@"
+"#;
+
+/// Sends a question in from outside, to a program on 127.0.0.1 and to itself there; prints how
+/// many the program says that it was asked, before and after that, and then from inside.
+const FROM_OUTSIDE: &str = r#"
+import re, socket, struct, subprocess, sys, time, urllib.request
+question = bytes.fromhex("0001010000010000000000000377656207736572766963650663") + b"onsul\0\0\1\0\1"
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xffff) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xffff
+def frame(port):
+    here = socket.inet_aton("127.0.0.1")
+    udp = struct.pack("!4H", 4444, port, 8 + len(question), 0) + question
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, here, here)
+    head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
+    return b"\2\0\0\0\0\2" + b"\2\0\0\0\0\1" + b"\x08\0" + head + udp
+def ask():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.settimeout(0.2)
+        one.sendto(question, ("127.0.0.1", 5300))
+        try:
+            return one.recv(512)
+        except OSError:
+            time.sleep(0.05)
+def asked():
+    metrics = urllib.request.urlopen("http://127.0.0.1:5301/metrics").read().decode()
+    return sum(map(int, re.findall(r"proconsul_dns_queries_total\{.*\} (\d+)", metrics)))
+program = subprocess.Popen(sys.argv[1:], stderr=subprocess.DEVNULL)
+try:
+    while not ask():
+        pass
+    control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    control.bind(("127.0.0.1", 5302))
+    control.settimeout(10)
+    cable = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    cable.bind(("outside", 0))
+    told = [asked()]
+    for port in (5300, 5302):
+        cable.send(frame(port))
+    assert control.recvfrom(512) == (question, ("127.0.0.1", 4444))
+    time.sleep(0.3)
+    told.append(asked())
+    assert ask()
+    told.append(asked())
+    print(*told)
+finally:
+    program.kill()
+    program.wait()
+"#;
+
+#[test]
+fn who_comes_from_outside_is_not_this_machine_whatever_its_source_says() {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-e", "-c", BELIEVING]);
+    command
+        .arg(FROM_OUTSIDE)
+        .arg(env!("CARGO_BIN_EXE_proconsul"));
+    command.args(["serve", "--listen", "127.0.0.1:5300"]);
+    command.args(["--admin", "127.0.0.1:5301", "--upstream", "none"]);
+    command.args(["--dns", "none", "--http", "none"]);
+    command.env("PROCONSUL_DEFAULT_WEB", "10.0.0.1:80");
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let told: Vec<u32> = told.split_whitespace().flat_map(str::parse).collect();
+    let &[before, then, last] = told.as_slice() else {
+        panic!("{output:?}");
+    };
+    assert_eq!((then, last), (before, before + 1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_for_more_than_its_share_is_given_what_was_known() {
     let consul = Server::start(|question, _| {

@@ -40,7 +40,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{CROWDED, MOST_DATAGRAMS, QUESTION, give_room, share::Shares};
+use super::{CROWDED, MOST_DATAGRAMS, QUESTION, give_room, keep_to_this_machine, share::Shares};
 use crate::{
     cache::Hits,
     clock,
@@ -171,6 +171,7 @@ impl Lane {
         socket.set_reuse_port(true)?;
         socket.set_read_timeout(Some(LOOK))?;
         give_room(&socket);
+        keep_to_this_machine(&socket, address);
         socket.bind(&address.into())?;
         Ok(Self { socket })
     }
