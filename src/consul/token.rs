@@ -1,12 +1,14 @@
 //! **Word.** [`Token`]: an ACL token. It goes into one HTTP header and nowhere
-//! else: it has no `Display`, its `Debug` says only that it is there, and its
-//! error does not repeat what was given.
+//! else: it has no `Display`, its `Debug` says only that it is there, its
+//! error does not repeat what was given, and its memory is wiped when it is dropped.
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 /// An ACL token: not empty, visible ASCII, so always a legal header value.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Token(Box<str>);
+pub(crate) struct Token(Zeroizing<Box<str>>);
 
 impl Token {
     /// Reads a token as people keep it in variables and files: blanks and line
@@ -17,7 +19,7 @@ impl Token {
             return Ok(None);
         }
         match text.bytes().position(|byte| !byte.is_ascii_graphic()) {
-            None => Ok(Some(Self(text.into()))),
+            None => Ok(Some(Self(Zeroizing::new(text.into())))),
             Some(at) => Err(TokenError { at }),
         }
     }
@@ -82,6 +84,25 @@ mod tests {
             let told = format!("{error} {error:?}");
             assert!(!told.contains("hush") && !told.contains("hüsh"), "{told}");
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_a_token_stood_in_is_wiped_with_it() {
+        use std::os::unix::fs::FileExt as _;
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let text = "8a2f-11.".repeat(500);
+        let token = Token::parse(&text).unwrap().unwrap();
+        let place = token.secret().as_ptr().addr();
+        let there = || {
+            let mut bytes = vec![0; text.len()];
+            let read = memory.read_exact_at(&mut bytes, place.try_into().unwrap());
+            // What the allocator gave back is there for nobody.
+            read.is_ok() && bytes.windows(8).any(|part| part == b"8a2f-11.")
+        };
+        assert!(there());
+        drop(token);
+        assert!(!there());
     }
 
     #[test]

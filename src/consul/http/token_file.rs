@@ -9,6 +9,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use zeroize::Zeroizing;
+
 use crate::{consul::token::Token, stamp::Stamp};
 
 /// No token is longer.
@@ -103,7 +105,9 @@ fn read(path: &Path) -> Result<(Stamp, Option<Token>), Box<str>> {
     if metadata.len() > FILE_LIMIT {
         return Err("is too large for a token".into());
     }
-    let mut bytes = Vec::new();
+    // Wiped, as the token is: with room for all from the beginning, so that none is left behind.
+    let room = usize::try_from(metadata.len()).unwrap_or_default();
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room.saturating_add(1)));
     file.take(FILE_LIMIT)
         .read_to_end(&mut bytes)
         .map_err(failed)?;
