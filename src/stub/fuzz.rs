@@ -74,7 +74,9 @@ pub fn stub(packet: &[u8]) {
 fn check_remembered(server: &Server, packet: &[u8], plain: &Plain, slow: &[u8]) {
     let mut out = Vec::new();
     assert!(
-        server.remembered(packet, plain, Transport::Udp, clock::lately(), &mut out),
+        server
+            .memory(Transport::Udp)
+            .give(packet, plain, clock::lately(), &mut out),
         "forgotten"
     );
     let fast = &out[2..];

@@ -105,6 +105,7 @@ impl Sockets {
         // A restart must not wait for the connections of the last run.
         tcp.set_reuse_address(true)?;
         tcp.set_nonblocking(true)?;
+        keep_to_this_machine(&tcp, address);
         tcp.bind(&address.into())?;
         tcp.listen(BACKLOG)?;
         let tcp = TcpListener::from_std(tcp.into())?;
@@ -174,6 +175,21 @@ impl Sockets {
         self.address
     }
 }
+
+/// Whoever asks a loopback address is on this machine: where the kernel is told to let in what
+/// comes from elsewhere for it (`route_localnet`), it is not taken, whatever its source says.
+#[cfg(target_os = "linux")]
+fn keep_to_this_machine(socket: &Socket, address: SocketAddr) {
+    if address.ip().is_loopback()
+        && let Err(error) = socket.bind_device(Some(b"lo"))
+    {
+        // As before Linux 5.7, but for root: then the kernel alone sees to it.
+        debug!(%address, %error, "not kept to the loopback interface");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn keep_to_this_machine(_: &Socket, _: SocketAddr) {}
 
 /// Ends the threads when it is dropped, whatever drops it.
 struct Stop(Arc<AtomicBool>);
@@ -259,7 +275,9 @@ fn at_once(
     let plain = shortcut::read(packet, Way::udp(peer.client.ip()));
     let (now, mut reply) = (clock::lately(), Vec::new());
     if let Some(plain) = &plain
-        && server.remembered(packet, plain, Transport::Udp, now, &mut reply)
+        && server
+            .memory(Transport::Udp)
+            .give(packet, plain, now, &mut reply)
     {
         // Behind the length, which a datagram needs not.
         socket.send(packet, &reply[2..], peer);

@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::timeout_at;
-
 use super::{
     answer::{self, Judged, Question, Recursion},
     budget::{self, Budget},
@@ -110,35 +108,13 @@ impl Server {
         before.resolver.is_replaced();
     }
 
-    /// Adds the reply to a packet, with its length before it, where one is remembered `now`.
-    pub(super) fn remembered(
-        &self,
-        packet: &[u8],
-        plain: &Plain,
-        transport: Transport,
-        now: Instant,
-        out: &mut Vec<u8>,
-    ) -> bool {
-        let start = out.len();
-        let given = self.shortcuts().answer_within(packet, plain, now, |room| {
-            out.resize(start + 2 + room, 0);
-            &mut out[start + 2..]
-        });
-        let hits = match given {
-            Given::Reply(length) => {
-                if let Ok(prefix) = u16::try_from(length) {
-                    out[start..start + 2].copy_from_slice(&prefix.to_be_bytes());
-                    out.truncate(start + 2 + length);
-                    self.counted.remembered(&out[start + 2..], transport);
-                    return true;
-                }
-                Hits::default()
-            }
-            Given::Miss { hits } => hits,
-        };
-        out.truncate(start);
-        self.served(packet, hits);
-        false
+    /// What is remembered, for all packets that are there: nobody else looks meanwhile.
+    pub(super) fn memory(&self, transport: Transport) -> Memory<'_> {
+        Memory {
+            server: self,
+            shortcuts: self.shortcuts(),
+            transport,
+        }
     }
 
     /// For a datagram that nobody has time for: what was known, or that it is so.
@@ -261,7 +237,7 @@ impl Server {
         let answer = if self.may_ask(resolver, &question, client) {
             let by = Some(since + own - SPARE);
             let answer = zone::answer(resolver, &question.asked, Runs::Here, by);
-            let answer = timeout_at((since + own).into(), answer).await;
+            let answer = clock::timeout_at(since + own, answer).await;
             answer.map_err(|_| Sections::failed(ErrorKind::Timeout))
         } else {
             Err(Sections::not_ready())
@@ -419,6 +395,46 @@ impl Server {
         self.shortcuts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The replies that are remembered.
+pub(super) struct Memory<'a> {
+    server: &'a Server,
+    shortcuts: MutexGuard<'a, Shortcuts>,
+    transport: Transport,
+}
+
+impl Memory<'_> {
+    /// Adds the reply to a packet, with its length before it, where one is remembered `now`.
+    pub(super) fn give(
+        &mut self,
+        packet: &[u8],
+        plain: &Plain,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let start = out.len();
+        let given = self.shortcuts.answer_within(packet, plain, now, |room| {
+            out.resize(start + 2 + room, 0);
+            &mut out[start + 2..]
+        });
+        let hits = match given {
+            Given::Reply(length) => {
+                if let Ok(prefix) = u16::try_from(length) {
+                    out[start..start + 2].copy_from_slice(&prefix.to_be_bytes());
+                    out.truncate(start + 2 + length);
+                    let reply = &out[start + 2..];
+                    self.server.counted.remembered(reply, self.transport);
+                    return true;
+                }
+                Hits::default()
+            }
+            Given::Miss { hits } => hits,
+        };
+        out.truncate(start);
+        self.server.served(packet, hits);
+        false
     }
 }
 

@@ -157,10 +157,10 @@ impl Counted {
         }
     }
 
-    /// A reply that was remembered.
+    /// A reply that was remembered. For who holds the memory of those: nobody else writes.
     pub(super) fn remembered(&self, reply: &[u8], transport: Transport) {
         if let Some(counter) = low(reply).and_then(|code| of(&self.remembered, code, transport)) {
-            counter.fetch_add(1, Ordering::Relaxed);
+            count(counter);
         }
     }
 

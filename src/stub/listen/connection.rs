@@ -12,18 +12,19 @@
 use std::{
     io,
     net::SocketAddr,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout},
+    time::timeout,
 };
 
 use super::{QUESTION, told};
@@ -94,17 +95,11 @@ pub(in crate::stub) async fn over(
     let (mut pending, mut ended) = (0, false);
     loop {
         // All that is there, as far as there are seats for what has to be looked up.
-        let (begun, now) = (incoming.next, clock::lately());
+        let begun = incoming.next;
         while pending < MOST_PENDING && out.len() < TOGETHER {
-            let Some(packet) = incoming.next()? else {
+            let Some(packet) = incoming.unknown(server, &mut out)? else {
                 break;
             };
-            let plain = shortcut::read(packet, Way::Tcp);
-            if plain.is_some_and(|plain| {
-                server.remembered(packet, &plain, Transport::Tcp, now, &mut out)
-            }) {
-                continue;
-            }
             pending += 1;
             // As over UDP: what is longer is malformed then, and takes no room.
             let packet = packet[..packet.len().min(QUESTION)].to_vec();
@@ -126,7 +121,7 @@ pub(in crate::stub) async fn over(
             }));
         }
         if incoming.next > begun {
-            incoming.since = clock::now().into();
+            incoming.since = clock::now();
         }
         if !out.is_empty() {
             timeout(MESSAGE, writer.write_all(&out)).await??;
@@ -138,7 +133,7 @@ pub(in crate::stub) async fn over(
         }
         // Looked at now and then: whether it is crowded changes while one waits.
         let until = incoming.until(crowd);
-        let look = until.min(Instant::from(clock::now()) + LOOK);
+        let look = until.min(clock::now() + LOOK);
         tokio::select! {
             () = told(&mut stopped), if !ended => ended = true,
             reply = due.recv() => {
@@ -156,8 +151,8 @@ pub(in crate::stub) async fn over(
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             },
-            () = sleep_until(look), if !ended && pending < MOST_PENDING => {
-                let over = Instant::from(clock::now()) >= incoming.until(crowd);
+            () = clock::sleep_until(look), if !ended && pending < MOST_PENDING => {
+                let over = clock::now() >= incoming.until(crowd);
                 match incoming.has_begun() {
                     _ if !over => {}
                     true => return Err(io::ErrorKind::TimedOut.into()),
@@ -193,7 +188,7 @@ struct Incoming {
 
 impl Default for Incoming {
     fn default() -> Self {
-        let came = clock::now().into();
+        let came = clock::now();
         Self {
             bytes: vec![0; ROOM],
             next: 0,
@@ -205,8 +200,8 @@ impl Default for Incoming {
 }
 
 impl Incoming {
-    /// The next message that is there whole.
-    fn next(&mut self) -> io::Result<Option<&[u8]>> {
+    /// Where the next message stands that is there whole.
+    fn next(&mut self) -> io::Result<Option<Range<usize>>> {
         let there = &self.bytes[self.next..self.end];
         let Some((&length, rest)) = there.split_first_chunk() else {
             return Ok(None);
@@ -220,7 +215,22 @@ impl Incoming {
         }
         let start = self.next + 2;
         self.next = start + length;
-        Ok(Some(&self.bytes[start..start + length]))
+        Ok(Some(start..self.next))
+    }
+
+    /// Answers what is remembered, up to the next message that is not.
+    fn unknown(&mut self, server: &Server, out: &mut Vec<u8>) -> io::Result<Option<&[u8]>> {
+        let (mut memory, now) = (server.memory(Transport::Tcp), clock::lately());
+        while out.len() < TOGETHER
+            && let Some(place) = self.next()?
+        {
+            let packet = &self.bytes[place.clone()];
+            let plain = shortcut::read(packet, Way::Tcp);
+            if !plain.is_some_and(|plain| memory.give(packet, &plain, now, out)) {
+                return Ok(Some(&self.bytes[place]));
+            }
+        }
+        Ok(None)
     }
 
     /// Where more can be read to.
@@ -238,7 +248,7 @@ impl Incoming {
 
     fn came(&mut self, length: usize) {
         if !self.has_begun() {
-            self.since = clock::now().into();
+            self.since = clock::now();
         }
         self.end += length;
     }
