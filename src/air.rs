@@ -3,7 +3,7 @@
 
 use std::{future::poll_fn, pin::Pin, task::Poll, time::Instant};
 
-use tokio::time::timeout_at;
+use crate::clock;
 
 /// Questions in the air, the oldest first: whom each was put to, since when, and what it
 /// waits for.
@@ -51,7 +51,7 @@ impl<'a, K, T> Air<'a, K, T> {
             }
             Poll::Pending
         });
-        timeout_at(until.into(), first).await.ok()
+        clock::timeout_at(until, first).await.ok()
     }
 
     /// Waits for nobody any more: those who have said nothing, and since when.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::{sleep, timeout_at};
+use tokio::time::sleep;
 
 use crate::{
     clock,
@@ -342,7 +342,7 @@ pub(crate) async fn in_time<T>(
 ) -> Option<T> {
     match deadline {
         None => Some(work.await),
-        Some(deadline) => timeout_at(deadline.into(), work).await.ok(),
+        Some(deadline) => clock::timeout_at(deadline, work).await.ok(),
     }
 }
 

@@ -4,15 +4,136 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeSet,
-    sync::{Mutex, Once, OnceLock, PoisonError},
+    sync::{
+        Mutex, Once, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rand::{RngExt as _, rngs::SmallRng};
+use tokio::time::Timeout;
 
-/// Monotonic time. It is tokio's, so that a test's paused time counts here too.
+/// Time that never goes back, and that passes while the machine is suspended too, as soon as
+/// that is [noticed](suspended): what ages go by. It is tokio's, so that a test's paused time
+/// counts here too.
+///
+/// tokio's timers do not know of it: [`sleep_until`] and [`timeout_at`] do.
 pub(crate) fn now() -> Instant {
+    static LOOKED: AtomicU64 = AtomicU64::new(0);
+    let awake = monotonic();
+    let since = awake.saturating_duration_since(*BEGUN.get_or_init(monotonic));
+    suspended::look(since, &LOOKED);
+    suspended::after(awake)
+}
+
+/// Sleeps until that time of [`now`]. A machine that is suspended meanwhile sleeps so much
+/// longer.
+///
+/// Cancel-safe.
+pub(crate) fn sleep_until(at: Instant) -> tokio::time::Sleep {
+    tokio::time::sleep_until(timer(at))
+}
+
+/// Waits until that time of [`now`], as [`sleep_until`] does.
+///
+/// As cancel-safe as what is waited for.
+pub(crate) fn timeout_at<F: IntoFuture>(at: Instant, future: F) -> Timeout<F::IntoFuture> {
+    tokio::time::timeout_at(timer(at), future)
+}
+
+/// When a timer is due, which knows nothing of suspended time.
+fn timer(at: Instant) -> tokio::time::Instant {
+    let awake = at.checked_sub(suspended::so_far()).unwrap_or(at);
+    tokio::time::Instant::from_std(awake)
+}
+
+/// Time that stands still while the machine is suspended.
+fn monotonic() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// A moment of this process, before all others that are compared with it.
+static BEGUN: OnceLock<Instant> = OnceLock::new();
+
+/// For how long the machine was suspended since this process began to look.
+mod suspended {
+    use super::{AtomicU64, Duration, Instant, Ordering};
+
+    /// That time.
+    pub(super) fn so_far() -> Duration {
+        #[cfg(test)]
+        return by_hand::SUSPENDED.get();
+        #[cfg(not(test))]
+        Duration::from_nanos(SUSPENDED.load(Ordering::Relaxed))
+    }
+
+    /// A moment, as if the machine had not been suspended.
+    pub(super) fn after(awake: Instant) -> Instant {
+        match so_far() {
+            Duration::ZERO => awake,
+            more => awake.checked_add(more).unwrap_or(awake),
+        }
+    }
+
+    /// Looks, unless somebody who counts from the same moment did so within about 4 ms.
+    pub(super) fn look(since: Duration, looked: &AtomicU64) {
+        const BITS: u32 = 22;
+        let nanoseconds = since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos());
+        let now = nanoseconds >> BITS;
+        if looked.load(Ordering::Relaxed) != now {
+            looked.store(now, Ordering::Relaxed);
+            compare();
+        }
+    }
+
+    /// Compares the kernel's clock that stands still meanwhile with the one that does not.
+    #[cold]
+    fn compare() {
+        #[cfg(target_os = "linux")]
+        {
+            use std::sync::OnceLock;
+
+            use nix::time::{ClockId, clock_gettime};
+            /// Both are not read at once: what is less is the time between.
+            const LEAST: Duration = Duration::from_millis(500);
+            static BEFORE: OnceLock<Duration> = OnceLock::new();
+            let read = |clock| clock_gettime(clock).ok().map(Duration::from);
+            // The one that is to be ahead first: what lies between makes it no longer.
+            let (Some(all), Some(awake)) = (
+                read(ClockId::CLOCK_BOOTTIME),
+                read(ClockId::CLOCK_MONOTONIC),
+            ) else {
+                return;
+            };
+            let apart = all.saturating_sub(awake);
+            let grown = apart.saturating_sub(*BEFORE.get_or_init(|| apart));
+            if grown >= LEAST + so_far() {
+                let grown = u64::try_from(grown.as_nanos()).unwrap_or(u64::MAX);
+                SUSPENDED.fetch_max(grown, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Nanoseconds.
+    static SUSPENDED: AtomicU64 = AtomicU64::new(0);
+
+    /// A test suspends its thread's machine.
+    #[cfg(test)]
+    pub(super) mod by_hand {
+        use std::{cell::Cell, time::Duration};
+
+        thread_local! {
+            pub(in crate::clock) static SUSPENDED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+        }
+    }
+}
+
+/// Suspends the machine of the calling thread's test for so long.
+#[cfg(test)]
+pub(crate) fn suspend(length: Duration) {
+    let own = &suspended::by_hand::SUSPENDED;
+    own.set(own.get() + length);
 }
 
 /// As [`now`], but behind by up to a tick of the kernel (1 to 10 ms), never ahead:
@@ -24,7 +145,7 @@ pub(crate) fn now() -> Instant {
 pub(crate) fn lately() -> Instant {
     #[cfg(all(target_os = "linux", not(any(test, fuzzing))))]
     if let Some(instant) = ticked() {
-        return instant;
+        return suspended::after(instant);
     }
     now()
 }
@@ -43,11 +164,9 @@ pub(crate) fn nanoseconds() -> u64 {
 
 /// The same by the kernel's clock.
 fn by_the_kernel() -> u64 {
-    let since = now().saturating_duration_since(*ORIGIN.get_or_init(now));
+    let since = now().saturating_duration_since(*BEGUN.get_or_init(monotonic));
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
-
-static ORIGIN: OnceLock<Instant> = OnceLock::new();
 
 /// The processor's counter, compared with the kernel's clock once.
 struct Counter {
@@ -95,17 +214,19 @@ pub(crate) fn hurry() {
 fn ticked() -> Option<Instant> {
     use nix::time::{ClockId, clock_gettime};
     static MOMENT: OnceLock<Option<(Instant, Duration)>> = OnceLock::new();
+    static LOOKED: AtomicU64 = AtomicU64::new(0);
     let read = |clock| clock_gettime(clock).ok().map(Duration::from);
     let (instant, since_zero) = (*MOMENT.get_or_init(|| {
         // The closest pair of a few: the thread may be put aside between two reads.
         let pairs = (0..5).filter_map(|_| {
-            let instant = now();
+            let instant = monotonic();
             let since_zero = read(ClockId::CLOCK_MONOTONIC)?;
-            Some((now().duration_since(instant), (instant, since_zero)))
+            Some((monotonic().duration_since(instant), (instant, since_zero)))
         });
         pairs.min_by_key(|(apart, _)| *apart).map(|(_, pair)| pair)
     }))?;
     let ticked = read(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    suspended::look(ticked, &LOOKED);
     match ticked.checked_sub(since_zero) {
         Some(later) => instant.checked_add(later),
         None => instant.checked_sub(since_zero.saturating_sub(ticked)),
@@ -205,7 +326,22 @@ impl Drop for Numbered {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{thread, time::Duration};
+
+    #[tokio::test(start_paused = true)]
+    async fn ages_count_the_time_that_the_machine_was_suspended_and_timers_do_not() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let before = super::now();
+        super::suspend(HOUR);
+        assert_eq!(super::now(), before + HOUR);
+        assert_eq!(super::lately(), before + HOUR);
+        let awake = tokio::time::Instant::now();
+        super::sleep_until(super::now() + Duration::from_secs(5)).await;
+        assert_eq!(awake.elapsed(), Duration::from_secs(5));
+        // What was due meanwhile is due at once.
+        super::sleep_until(before + HOUR / 2).await;
+        assert!(awake.elapsed() < Duration::from_secs(6));
+    }
 
     #[test]
     fn no_two_threads_that_live_have_the_same_number_and_those_that_ended_leave_theirs() {

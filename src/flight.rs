@@ -20,7 +20,7 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use tokio::{runtime::Handle, sync::watch, time::timeout_at};
+use tokio::{runtime::Handle, sync::watch};
 
 use crate::{clock, task};
 
@@ -148,7 +148,7 @@ where
             }
         }
         let mut landing = landing.ok_or(Lost::Ended)?;
-        match timeout_at(late.into(), landing.wait_for(Option::is_some)).await {
+        match clock::timeout_at(late, landing.wait_for(Option::is_some)).await {
             Ok(Ok(result)) => result.clone().ok_or(Lost::Ended),
             // Somebody has started anew.
             Ok(Err(_)) if clock::now() >= late => Err(Lost::Late),

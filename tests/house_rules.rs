@@ -293,6 +293,25 @@ fn only_the_clock_reads_time_and_seeds_dice() {
 }
 
 #[test]
+fn only_the_clock_tells_timers_when_they_are_due() {
+    // Ages go on while the machine is suspended, timers do not.
+    let sources = sources();
+    let others = sources
+        .iter()
+        .filter(|source| source.path != "src/clock.rs");
+    let broken = others.flat_map(|source| {
+        let lines = source.code.iter().enumerate();
+        let tokios = lines.filter(|(_, line)| {
+            ["sleep_until", "timeout_at", "interval_at"]
+                .iter()
+                .any(|timer| names(&line.replace(&format!("clock::{timer}"), ""), timer))
+        });
+        tokios.map(|(index, _)| format!("{}:{}", source.path, index + 1))
+    });
+    assert_kept("a timer that is due at a time is clock.rs's", broken);
+}
+
+#[test]
 fn the_wall_clock_is_for_dates_alone() {
     // A snapshot outlives its machine's start, and a serial is a date. All else is as old as
     // the monotonic clock says, whatever is done to the other.

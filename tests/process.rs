@@ -9,6 +9,7 @@ use std::{
     future::{Future, poll_fn},
     io::{Read as _, Write as _, pipe},
     net::UdpSocket,
+    path::{Path, PathBuf},
     pin::pin,
     process::{Child, Command, Output, Stdio},
     sync::{
@@ -27,7 +28,7 @@ use hickory_proto::{
 use proconsul::{ErrorKind, Resolver};
 use serde_json::json;
 use support::{
-    Folder, PATIENCE, Serving, SilentDns, ask_udp, closed_port,
+    Agent, Folder, PATIENCE, Serving, SilentDns, ask_udp, closed_port,
     http::{ScriptedHttp, Step, entries, ok},
     serve, serve_at, signal, wait_for,
 };
@@ -226,6 +227,52 @@ fn whoever_gave_root_up_has_no_right_left_and_gets_none_back() {
         threads += 1;
     }
     assert!(threads > 2);
+}
+
+/// What the dynamic linker is told, so that a program is on a machine that is suspended for an
+/// hour as soon as `file` is there.
+#[cfg(target_os = "linux")]
+fn suspended_by(file: &Path, folder: &Folder) -> [(&'static str, PathBuf); 2] {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/suspended.c");
+    let library = folder.path("suspended.so");
+    let mut compile = Command::new("cc");
+    compile.args(["-shared", "-fPIC", "-o"]);
+    let compiled = compile.arg(&library).arg(source).status();
+    assert!(
+        compiled.unwrap().success(),
+        "the linker that Rust needs compiles C as well"
+    );
+    [("LD_PRELOAD", library), ("SUSPENDED", file.to_owned())]
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn what_was_heard_before_the_machine_was_suspended_is_asked_for_anew() {
+    // Nothing else has it asked for again.
+    let long = json!({ "dns_config": { "service_ttl": { "*": "600s" } } });
+    let agent = Agent::builder().config(long).start().await;
+    agent.register_instances("web", 1).await;
+    let folder = Folder::new("process-suspended");
+    let file = folder.path("now");
+    let serving = Serving::start({
+        let mut command = serve(&agent.dns().to_string(), "none");
+        command.args(["--admin", "none"]);
+        command.envs(suspended_by(&file, &folder));
+        command
+    });
+    assert_eq!(serving.instances().await, 1);
+    agent.register_instances("web", 3).await;
+    agent.wait_for_instances("web", 3).await;
+    for _ in 0..5 {
+        assert_eq!(serving.instances().await, 1, "it is remembered");
+        sleep(Duration::from_millis(50)).await;
+    }
+    fs::write(&file, "").unwrap();
+    // Within a few milliseconds; what is known is given while a slow agent is asked.
+    wait_for("what holds since", async || {
+        (serving.instances().await == 3).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -16,7 +16,6 @@ use std::{
 };
 
 use serde::Deserialize;
-use tokio::time::sleep_until;
 use tracing::debug;
 
 use super::{
@@ -226,7 +225,7 @@ impl Api {
         let mut turns = 0_usize;
         loop {
             let turn = blocking.turn(self.limit);
-            sleep_until(turn.due.into()).await;
+            clock::sleep_until(turn.due).await;
             let count = self.agent.addresses().len().max(1);
             let Some(address) = self.agent.addresses().nth(turns % count) else {
                 heard(Err(Trouble::Config("the HTTP API is turned off".into())));

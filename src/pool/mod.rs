@@ -22,7 +22,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{runtime::Handle, sync::watch, time::sleep_until};
+use tokio::{runtime::Handle, sync::watch};
 use tracing::info;
 
 pub use self::{
@@ -553,7 +553,7 @@ impl Pool {
         let pool = Weak::clone(&self.own);
         // Ends by itself, and does nothing where the pool is gone.
         runtime.spawn(async move {
-            sleep_until(at.into()).await;
+            clock::sleep_until(at).await;
             drop(token);
             if let Some(pool) = pool.upgrade() {
                 pool.rebuild(&mut pool.roster());

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, de::IgnoredAny};
 use tokio::{
     sync::{Notify, watch},
-    time::{sleep, sleep_until},
+    time::sleep,
 };
 use tracing::{debug, warn};
 
@@ -233,7 +233,7 @@ pub(super) async fn keep(
         let done = match step {
             Step::Rest(until) => {
                 tokio::select! {
-                    () = sleep_until(until.into()) => {}
+                    () = clock::sleep_until(until) => {}
                     () = missed.notified() => {
                         warn!(%id, "the catalog has it no more: the agent is told again");
                         agenda.is_missed();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use compact_str::CompactString;
-use tokio::{sync::Semaphore, time::timeout_at};
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::{
@@ -511,7 +511,7 @@ impl Inner {
             return Err(Lost::Gone(why.to_owned()));
         }
         let name = ConsulName::parse(host, zone).map_err(|error| Lost::Gone(error.to_string()))?;
-        let seat = timeout_at(deadline.into(), seats.acquire()).await;
+        let seat = clock::timeout_at(deadline, seats.acquire()).await;
         let Ok(Ok(_seat)) = seat else {
             let why = "too many others of the same set were asked for first";
             return Err(Lost::Unheard(why.to_owned()));

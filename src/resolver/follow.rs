@@ -29,7 +29,7 @@ use tokio::{
     runtime::Handle,
     sync::{Semaphore, watch},
     task::AbortHandle,
-    time::{sleep, sleep_until},
+    time::sleep,
 };
 use tracing::debug;
 
@@ -296,7 +296,7 @@ impl Following {
             if self.poll().await.is_none() || self.is_left() {
                 return;
             }
-            sleep_until(next.into()).await;
+            clock::sleep_until(next).await;
         }
     }
 
@@ -328,7 +328,7 @@ impl Following {
             let turn = blocking.turn(self.limit);
             let alone = std::mem::take(&mut is_behind);
             if alone {
-                sleep_until(turn.due.into()).await;
+                clock::sleep_until(turn.due).await;
             } else if self.poll_until(turn.due, &mut poll).await.is_none() {
                 return;
             }
@@ -573,7 +573,7 @@ impl Following {
                 *poll = now + self.pace;
                 self.poll().await?;
             }
-            sleep_until(due.min(*poll).into()).await;
+            clock::sleep_until(due.min(*poll)).await;
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::{Inner, Name, Resolver, climb::Landed, fresh, told};
 use crate::{
@@ -160,7 +160,7 @@ impl Inner {
             _ => PATIENCE,
         };
         let start = clock::now();
-        let landed = timeout_at(by.min(start + patience).into(), landing)
+        let landed = clock::timeout_at(by.min(start + patience), landing)
             .await
             .ok();
         let now = clock::now();
@@ -227,7 +227,7 @@ impl Inner {
             _ => None,
         };
         let landed = match &known {
-            None => timeout_at(end.into(), landing).await.ok(),
+            None => clock::timeout_at(end, landing).await.ok(),
             // In a box: who has nothing to be given meanwhile is not to carry its room.
             Some((held, _)) => {
                 let by = by.map_or(end, |by| by.min(end));

@@ -26,7 +26,9 @@ const EACH: Duration = Duration::from_secs(1);
 /// somebody knows.
 const LIMIT: Duration = Duration::from_millis(700);
 
-/// Who was not asked for so long is asked by nobody any more: the runtime stands still.
+/// Who was not asked for so long is asked by nobody any more: the runtime stands still. Where it
+/// goes on, the connections that questions wait on may be none any more: nothing tells of those
+/// that were lost meanwhile.
 const STILL: Duration = Duration::from_secs(4);
 
 /// Whoever is asked needs a server for it, and no token: an agent that lost all of them is
@@ -128,7 +130,13 @@ async fn feel(inner: Weak<Inner>, agent: Arc<Agent>, address: usize, miss: watch
             misses.felt = clock::now();
             false
         });
+        let before = clock::now();
         sleep(EACH).await;
+        if clock::now().saturating_duration_since(before) > STILL {
+            debug!("stood still, or was suspended: what is followed is asked for anew");
+            miss.send_modify(|misses| misses.silent += 1);
+            continue;
+        }
         let Some(address) = agent.addresses().nth(address) else {
             return;
         };

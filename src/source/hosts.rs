@@ -4,7 +4,9 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Instant};
 
-use tokio::{net::lookup_host, sync::Semaphore, time::timeout_at};
+use tokio::{net::lookup_host, sync::Semaphore};
+
+use crate::clock;
 
 /// Names asked at once: each holds a thread of the runtime's blocking pool for as
 /// long as the system's resolver takes.
@@ -54,7 +56,7 @@ impl Hosts {
                 .into_iter()
                 .collect())
         };
-        match timeout_at(limit.into(), ask).await {
+        match clock::timeout_at(limit, ask).await {
             Ok(found) => found,
             Err(_) => Err("the system's resolver did not answer in time".to_owned()),
         }

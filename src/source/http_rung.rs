@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Semaphore, time::timeout_at};
+use tokio::sync::Semaphore;
 
 use super::{
     Finding, Question, Sources,
@@ -69,7 +69,7 @@ impl Sources {
         let seats = self
             .http_seats
             .acquire_many(u32::try_from(seats).unwrap_or(u32::MAX));
-        let Ok(Ok(_seats)) = timeout_at(limit.into(), seats).await else {
+        let Ok(Ok(_seats)) = clock::timeout_at(limit, seats).await else {
             let elapsed = clock::now().saturating_duration_since(start);
             let detail = "too many others were asked for first".to_owned();
             let (whom, outcome) = (self.first_address(), Outcome::TimedOut);

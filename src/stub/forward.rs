@@ -33,7 +33,7 @@ use std::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
-    time::{timeout, timeout_at},
+    time::timeout,
 };
 use tracing::{debug, info, warn};
 
@@ -289,7 +289,7 @@ impl Forwarder {
             LIMIT
         };
         let until = deadline.min(now + patience);
-        let told = timeout_at(until.into(), asking).await;
+        let told = clock::timeout_at(until, asking).await;
         if let (Err(_), Some(key)) = (&told, key)
             && is_fair(now, until, clock::now())
         {
@@ -439,7 +439,7 @@ impl Forwarder {
                 turn = Some((server, now, now + share));
             }
             let until = turn.map_or(deadline, |(_, _, until)| until);
-            match timeout_at(until.into(), asked.next()).await {
+            match clock::timeout_at(until, asked.next()).await {
                 Ok(Some((server, Ok(reply)))) => {
                     is_heard = true;
                     self.health().heard(server, Some(&reply), clock::now());

@@ -26,7 +26,7 @@ use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{Name, RData, Record, RecordType},
 };
-use tokio::time::{error::Elapsed, timeout_at};
+use tokio::time::error::Elapsed;
 
 use super::{DnsSource, Edns, Heard, Reply, Trouble, message::Query};
 use crate::{
@@ -190,10 +190,10 @@ impl<P: Peer> Round<'_, P> {
         let (server, start) = (self.server, clock::now());
         let mut first = std::pin::pin!(server.datagram(&query));
         let soon = self.limit.min(start + FIRST_TRY);
-        let mut reply = timeout_at(soon.into(), &mut first).await;
+        let mut reply = clock::timeout_at(soon, &mut first).await;
         if reply.is_err() && soon < self.limit {
             // In a box, as all that is seldom: no question is to carry its room.
-            reply = Box::pin(timeout_at(self.limit.into(), async {
+            reply = Box::pin(clock::timeout_at(self.limit, async {
                 let mut second = Box::pin(server.datagram(&query));
                 // An error of one says nothing of the other.
                 tokio::select! {
@@ -225,7 +225,7 @@ impl<P: Peer> Round<'_, P> {
             }
             None => self.limit.min(start + 2 * FIRST_TRY),
         };
-        let reply = timeout_at(until.into(), exchange).await;
+        let reply = clock::timeout_at(until, exchange).await;
         let (reply, elapsed) = self.took(Transport::Tcp, start, reply);
         if let Err(Trouble::TimedOut) = reply {
             self.server.give_up();
