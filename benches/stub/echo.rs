@@ -1,5 +1,5 @@
 //! The physical limit: a server that sends the same bytes to whoever sends it
-//! something, with the same batches as ours or with none, on UDP and on TCP.
+//! something, with the same batches as ours, on UDP and on TCP.
 
 use std::{
     array,
@@ -15,22 +15,14 @@ use crate::Outcome;
 
 const BATCH: usize = 64;
 
-/// `one`: a call for each datagram, and for each reply over TCP, as most servers do.
-pub(crate) fn serve(port: u16, length: usize, one: bool) -> Outcome<()> {
+pub(crate) fn serve(port: u16, length: usize) -> Outcome<()> {
     let listener = TcpListener::bind(("127.0.0.1", port))?;
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            thread::spawn(move || connection(stream, length, one));
+            thread::spawn(move || connection(stream, length));
         }
     });
     let socket = UdpSocket::bind(("127.0.0.1", port))?;
-    if one {
-        let (mut question, reply) = ([0; 4_096], vec![0; length]);
-        loop {
-            let (_, client) = socket.recv_from(&mut question)?;
-            socket.send_to(&reply, client)?;
-        }
-    }
     let mut rooms = vec![0_u8; BATCH * 4_096];
     let reply = vec![0_u8; length];
     let mut taken = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
@@ -67,7 +59,7 @@ pub(crate) fn serve(port: u16, length: usize, one: bool) -> Outcome<()> {
     }
 }
 
-fn connection(mut stream: TcpStream, length: usize, one: bool) -> Option<()> {
+fn connection(mut stream: TcpStream, length: usize) -> Option<()> {
     let mut rooms = vec![0; 64 << 10];
     let mut reply = u16::try_from(length).ok()?.to_be_bytes().to_vec();
     reply.resize(length + 2, 0);
@@ -85,10 +77,7 @@ fn connection(mut stream: TcpStream, length: usize, one: bool) -> Option<()> {
                 break;
             }
             at += length + 2;
-            match one {
-                true => stream.write_all(&reply).ok()?,
-                false => out.extend_from_slice(&reply),
-            }
+            out.extend_from_slice(&reply);
         }
         rooms.copy_within(at..filled, 0);
         filled -= at;

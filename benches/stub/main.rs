@@ -55,8 +55,8 @@ fn main() -> Outcome<()> {
             .position(|word| word == flag)
             .map(|at| &words[at + 1..])
     };
-    if let Some([port, length, one, ..]) = after("--echo") {
-        return echo::serve(port.parse()?, length.parse()?, one.parse()?);
+    if let Some([port, length, ..]) = after("--echo") {
+        return echo::serve(port.parse()?, length.parse()?);
     }
     let rounds = match after("--rounds") {
         Some([rounds, ..]) => rounds.parse()?,
@@ -75,8 +75,7 @@ fn main() -> Outcome<()> {
     agent.register("ten", 10)?;
     let first = question("ten.service.consul", A);
     let mut all = vec![
-        peers::echo(ECHO, false)?,
-        peers::echo(ECHO, true)?,
+        peers::echo(ECHO)?,
         peers::ours(agent.dns(), agent.http(), &first, UNLIMITED)?,
     ];
     all.extend(peers::others(agent.dns(), &first));
@@ -88,7 +87,7 @@ fn main() -> Outcome<()> {
     mixed.push(question("nosuch.service.consul", A));
     for (label, questions) in [("A, 10 records", &a), ("SRV, 10 records", &srv)] {
         println!("{label}: answers, additional records and bytes of a reply");
-        for peer in &all[2..] {
+        for peer in &all[1..] {
             let [_, answers, more, length] = load::probe(peer.address, &questions[0])?;
             println!("  {:<16} {answers:>4} {more:>4} {length:>6}", peer.name);
         }
@@ -131,8 +130,8 @@ fn main() -> Outcome<()> {
         },
     )?;
     // As it is by default, with its limit of unknown names.
-    all[2] = peers::ours(agent.dns(), agent.http(), &first, "")?;
-    flooded(&all[2..], &first, only.as_deref())
+    all[1] = peers::ours(agent.dns(), agent.http(), &first, "")?;
+    flooded(&all[1..], &first, only.as_deref())
 }
 
 /// A cached question beside a flood.

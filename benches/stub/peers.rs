@@ -91,16 +91,14 @@ fn words(all: &[&str]) -> Vec<String> {
     all.iter().map(|&word| word.to_owned()).collect()
 }
 
-/// The physical limit, with our batches; or without: a call for each.
-pub(crate) fn echo(length: usize, one: bool) -> Outcome<Peer> {
+/// The physical limit.
+pub(crate) fn echo(length: usize) -> Outcome<Peer> {
     let own = std::env::current_exe()?;
     let own = own.to_str().ok_or("a path")?;
-    let name = if one { "echo, one by one" } else { "echo" };
-    let [length, one] = [length.to_string(), one.to_string()];
     let peer = Peer::start(
-        name,
+        "echo",
         |_| String::new(),
-        |port, _| words(&[own, "--echo", &port.to_string(), &length, &one]),
+        |port, _| words(&[own, "--echo", &port.to_string(), &length.to_string()]),
     )?;
     sleep(Duration::from_millis(300));
     Ok(peer)

@@ -460,6 +460,8 @@ impl Shortcuts {
             now.saturating_duration_since(entry.since),
         );
         let elapsed = u32::try_from(elapsed.as_secs()).unwrap_or(u32::MAX);
+        // Once a second for all, not once a reply.
+        entry.recipe.count_down(elapsed);
         let age = Age::Fresh(elapsed);
         let out = room(entry.recipe.room());
         let written = entry.recipe.write(packet, plain, turn, age, out);

@@ -226,7 +226,9 @@ impl Incoming {
         {
             let packet = &self.bytes[place.clone()];
             let plain = shortcut::read(packet, Way::Tcp);
-            if !plain.is_some_and(|plain| memory.give(packet, &plain, now, out)) {
+            let is_known =
+                (plain.as_ref()).is_some_and(|plain| memory.give(packet, plain, now, out));
+            if !is_known {
                 return Ok(Some(&self.bytes[place]));
             }
         }

@@ -35,6 +35,8 @@ pub(crate) struct Recipe {
     /// Where a TTL stands, and where one of 0 does, which does not count down.
     ttls: Box<[u16]>,
     zeros: Box<[u16]>,
+    /// Seconds that the TTLs are counted down by already.
+    counted: u32,
     /// Extended error for clients that speak EDNS.
     extended: Option<u16>,
 }
@@ -103,6 +105,7 @@ impl Recipe {
             pointers: pointers.into(),
             ttls: ttls.into(),
             zeros: zeros.into(),
+            counted: 0,
             extended,
         })
     }
@@ -175,9 +178,25 @@ impl Recipe {
             pointers: Box::default(),
             ttls: ttls.into(),
             zeros: Box::default(),
+            counted: 0,
             extended: None,
         };
         Some((recipe, holds))
+    }
+
+    /// Counts the TTLs down by so many seconds since it was made, for all replies from then on.
+    pub(super) fn count_down(&mut self, elapsed: u32) {
+        let more = elapsed.saturating_sub(self.counted);
+        if more == 0 {
+            return;
+        }
+        for &at in &self.ttls {
+            let bytes = self.bytes.get_mut(usize::from(at)..);
+            if let Some(ttl) = bytes.and_then(<[u8]>::first_chunk_mut) {
+                *ttl = u32::from_be_bytes(*ttl).saturating_sub(more).to_be_bytes();
+            }
+        }
+        self.counted = elapsed;
     }
 
     /// Writes the reply to a packet, so many seconds after it was made.
@@ -270,6 +289,10 @@ impl Recipe {
                 put(body, at, moved.to_be_bytes())?;
             }
         }
+        let age = match age {
+            Age::Fresh(elapsed) => Age::Fresh(elapsed.saturating_sub(self.counted)),
+            Age::Stale(_) => age,
+        };
         let (ttls, zeros): (&[u16], &[u16]) = match age {
             Age::Fresh(0) => (&[], &[]),
             Age::Fresh(_) => (&self.ttls, &[]),
