@@ -267,7 +267,7 @@ impl<'a, E> Attempts<'a, E> {
         start: Instant,
         given: Option<Result<T, (E, Blame)>>,
     ) -> Option<Result<(T, Lease), CallError<E>>> {
-        let took = clock::now().saturating_duration_since(start);
+        let took = clock::took(start);
         let Some(given) = given else {
             if took >= self.fair() {
                 lease.report(Feedback::Failure, took);
@@ -300,7 +300,7 @@ impl<'a, E> Attempts<'a, E> {
     }
 
     fn ended(&self, well: bool) {
-        let took = clock::now().saturating_duration_since(self.began);
+        let took = clock::took(self.began);
         self.service.pool().calls.ended(well, took);
     }
 

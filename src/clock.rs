@@ -27,6 +27,25 @@ pub(crate) fn now() -> Instant {
     suspended::after(awake)
 }
 
+/// How long something took that began `then`: what the machine was suspended meanwhile is no part
+/// of it.
+pub(crate) fn took(then: Instant) -> Duration {
+    let all = now().saturating_duration_since(then);
+    all.saturating_sub(suspended::since(then))
+}
+
+/// Completes when the machine was suspended, within a second of its waking up. Connections that
+/// it had may be none any more then, and nothing tells of it.
+///
+/// Cancel-safe.
+pub(crate) async fn resumed() {
+    let before = suspended::so_far();
+    while suspended::so_far() == before {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        now();
+    }
+}
+
 /// Sleeps until that time of [`now`]. A machine that is suspended meanwhile sleeps so much
 /// longer.
 ///
@@ -48,8 +67,8 @@ fn timer(at: Instant) -> tokio::time::Instant {
     tokio::time::Instant::from_std(awake)
 }
 
-/// Time that stands still while the machine is suspended.
-fn monotonic() -> Instant {
+/// Time that stands still while the machine is suspended: what something has lasted.
+pub(crate) fn monotonic() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
@@ -58,14 +77,31 @@ static BEGUN: OnceLock<Instant> = OnceLock::new();
 
 /// For how long the machine was suspended since this process began to look.
 mod suspended {
+    use std::collections::VecDeque;
+
     use super::{AtomicU64, Duration, Instant, Ordering};
 
-    /// That time.
+    /// When it was, as [`now`](super::now) told it until that was noticed, and for how long.
+    type Naps = VecDeque<(Instant, Duration)>;
+
+    /// Naps that are known.
+    const MOST: usize = 64;
+
+    /// All of that time.
     pub(super) fn so_far() -> Duration {
         #[cfg(test)]
-        return by_hand::SUSPENDED.get();
+        return state::naps(|naps| naps.iter().map(|(_, length)| *length).sum());
         #[cfg(not(test))]
         Duration::from_nanos(SUSPENDED.load(Ordering::Relaxed))
+    }
+
+    /// That of it which is after `then`.
+    pub(super) fn since(then: Instant) -> Duration {
+        if so_far().is_zero() {
+            return Duration::ZERO;
+        }
+        let after = |(from, length): &(Instant, Duration)| (*from >= then).then_some(*length);
+        state::naps(|naps| naps.iter().filter_map(after).sum())
     }
 
     /// A moment, as if the machine had not been suspended.
@@ -83,57 +119,101 @@ mod suspended {
         let now = nanoseconds >> BITS;
         if looked.load(Ordering::Relaxed) != now {
             looked.store(now, Ordering::Relaxed);
+            #[cfg(target_os = "linux")]
             compare();
         }
     }
 
     /// Compares the kernel's clock that stands still meanwhile with the one that does not.
     #[cold]
+    #[cfg(target_os = "linux")]
     fn compare() {
-        #[cfg(target_os = "linux")]
-        {
-            use std::sync::OnceLock;
+        use std::sync::OnceLock;
 
-            use nix::time::{ClockId, clock_gettime};
-            /// Both are not read at once: what is less is the time between.
-            const LEAST: Duration = Duration::from_millis(500);
-            static BEFORE: OnceLock<Duration> = OnceLock::new();
-            let read = |clock| clock_gettime(clock).ok().map(Duration::from);
-            // The one that is to be ahead first: what lies between makes it no longer.
-            let (Some(all), Some(awake)) = (
-                read(ClockId::CLOCK_BOOTTIME),
-                read(ClockId::CLOCK_MONOTONIC),
-            ) else {
-                return;
-            };
-            let apart = all.saturating_sub(awake);
-            let grown = apart.saturating_sub(*BEFORE.get_or_init(|| apart));
-            if grown >= LEAST + so_far() {
-                let grown = u64::try_from(grown.as_nanos()).unwrap_or(u64::MAX);
-                SUSPENDED.fetch_max(grown, Ordering::Relaxed);
-            }
+        use nix::time::{ClockId, clock_gettime};
+        /// They are not read at once: what is less is the time between.
+        const LEAST: Duration = Duration::from_millis(500);
+        static APART: OnceLock<Duration> = OnceLock::new();
+        let read = |clock| clock_gettime(clock).ok().map(Duration::from);
+        let (Some(before), Some(all), Some(awake)) = (
+            read(ClockId::CLOCK_MONOTONIC),
+            read(ClockId::CLOCK_BOOTTIME),
+            read(ClockId::CLOCK_MONOTONIC),
+        ) else {
+            return;
+        };
+        // Put aside between two of them: the next one looks.
+        if awake.saturating_sub(before) > LEAST / 10 {
+            return;
         }
+        let apart = all.saturating_sub(awake);
+        let grown = apart.saturating_sub(*APART.get_or_init(|| apart));
+        if grown < so_far() + LEAST {
+            return;
+        }
+        state::naps(|naps| {
+            // Another thread may have been quicker.
+            let length = grown.saturating_sub(so_far());
+            if length >= LEAST {
+                nap(naps, length);
+            }
+        });
+    }
+
+    /// The machine was suspended for so long.
+    fn nap(naps: &mut Naps, length: Duration) {
+        if naps.len() == MOST {
+            naps.pop_front();
+        }
+        naps.push_back((after(super::monotonic()), length));
+        let nanoseconds = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        SUSPENDED.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
     /// Nanoseconds.
     static SUSPENDED: AtomicU64 = AtomicU64::new(0);
 
-    /// A test suspends its thread's machine.
+    #[cfg(not(test))]
+    mod state {
+        use std::sync::{Mutex, PoisonError};
+
+        use super::Naps;
+
+        /// A std mutex: held for a look.
+        static NAPS: Mutex<Naps> = Mutex::new(Naps::new());
+
+        pub(super) fn naps<T>(look: impl FnOnce(&mut Naps) -> T) -> T {
+            look(&mut NAPS.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+    }
+
     #[cfg(test)]
-    pub(super) mod by_hand {
-        use std::{cell::Cell, time::Duration};
+    pub(super) fn by_hand(length: Duration) {
+        let now = super::now();
+        state::naps(|naps| naps.push_back((now, length)));
+    }
+
+    /// Each test has a machine of its own.
+    #[cfg(test)]
+    mod state {
+        use std::cell::RefCell;
+
+        use super::Naps;
 
         thread_local! {
-            pub(in crate::clock) static SUSPENDED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+            static NAPS: RefCell<Naps> = const { RefCell::new(Naps::new()) };
+        }
+
+        pub(super) fn naps<T>(look: impl FnOnce(&mut Naps) -> T) -> T {
+            NAPS.with_borrow_mut(look)
         }
     }
 }
 
 /// Suspends the machine of the calling thread's test for so long.
 #[cfg(test)]
-pub(crate) fn suspend(length: Duration) {
-    let own = &suspended::by_hand::SUSPENDED;
-    own.set(own.get() + length);
+fn suspend(length: Duration) {
+    suspended::by_hand(length);
 }
 
 /// As [`now`], but behind by up to a tick of the kernel (1 to 10 ms), never ahead:
@@ -327,6 +407,20 @@ impl Drop for Numbered {
 #[cfg(test)]
 mod tests {
     use std::{thread, time::Duration};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_took_its_time_took_no_more_because_the_machine_was_suspended() {
+        let (before, second) = (super::now(), Duration::from_secs(1));
+        tokio::time::sleep(second).await;
+        super::suspend(3600 * second);
+        tokio::time::sleep(second).await;
+        let between = super::now();
+        super::suspend(60 * second);
+        tokio::time::sleep(second).await;
+        assert_eq!(super::took(before), 3 * second);
+        assert_eq!(super::took(between), second);
+        assert_eq!(super::took(super::now()), Duration::ZERO);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn ages_count_the_time_that_the_machine_was_suspended_and_timers_do_not() {

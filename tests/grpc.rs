@@ -410,14 +410,16 @@ async fn slow_way(to: SocketAddr, pause: Duration) -> SocketAddr {
 #[tokio::test]
 async fn a_connection_that_takes_longer_than_each_call_has_is_made_nonetheless() {
     let (server, trusted) = Grpc::named("orders.service.consul");
-    let service = service_at(slow_way(server.address, Duration::from_millis(400)).await);
+    let slow = Duration::from_millis(400);
+    let service = service_at(slow_way(server.address, slow).await);
     let channel = over_tls(service.clone(), trusted);
-    let time = Duration::from_millis(150);
+    let (start, time) = (tokio::time::Instant::now(), Duration::from_millis(150));
     let late = call_within(&channel, time).await.unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
     wait_for("the connection", async || {
-        // Nobody is blamed for it.
-        assert_eq!(service.standings()[0].failures, 0);
+        // Nobody is blamed for it; who is connected to may be, where it stands still.
+        let failures = service.standings()[0].failures;
+        assert!(failures == 0 || start.elapsed() > slow, "{failures}");
         call_within(&channel, time).await.ok()
     })
     .await;

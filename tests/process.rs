@@ -13,7 +13,7 @@ use std::{
     pin::pin,
     process::{Child, Command, Output, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
@@ -229,8 +229,8 @@ fn whoever_gave_root_up_has_no_right_left_and_gets_none_back() {
     assert!(threads > 2);
 }
 
-/// What the dynamic linker is told, so that a program is on a machine that is suspended for an
-/// hour as soon as `file` is there.
+/// What the dynamic linker is told, so that a program is on a machine that is suspended for as
+/// many seconds as `file` says, as soon as it is there.
 #[cfg(target_os = "linux")]
 fn suspended_by(file: &Path, folder: &Folder) -> [(&'static str, PathBuf); 2] {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/suspended.c");
@@ -267,12 +267,51 @@ async fn what_was_heard_before_the_machine_was_suspended_is_asked_for_anew() {
         assert_eq!(serving.instances().await, 1, "it is remembered");
         sleep(Duration::from_millis(50)).await;
     }
-    fs::write(&file, "").unwrap();
+    fs::write(&file, "3600").unwrap();
     // Within a few milliseconds; what is known is given while a slow agent is asked.
     wait_for("what holds since", async || {
         (serving.instances().await == 3).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn what_is_followed_over_connections_that_a_suspended_machine_lost_is_asked_for_anew() {
+    let now = Arc::new(Mutex::new(entries("web", &[80])));
+    let told = Arc::clone(&now);
+    let server = ScriptedHttp::of_web(move |asked| match asked.what().contains("index=7") {
+        // Nobody is there any more.
+        true => vec![Step::Hang],
+        false => vec![ok("X-Consul-Index: 7\r\n", &told.lock().unwrap())],
+    });
+    let folder = Folder::new("process-suspended-followed");
+    let file = folder.path("now");
+    let serving = Serving::start({
+        let mut command = serve("none", &server.url());
+        command.args(["--admin", "none"]);
+        command.envs(suspended_by(&file, &folder));
+        command
+    });
+    // On one address.
+    let instances = async || {
+        let reply = ask_udp(serving.dns, "web.service.consul.", RecordType::SRV).await;
+        reply.map(|reply| reply.answers.len())
+    };
+    wait_for("who follows", async || {
+        assert_eq!(instances().await, Some(1));
+        let asked = server.asked();
+        asked
+            .iter()
+            .any(|one| one.what().contains("index=7"))
+            .then_some(())
+    })
+    .await;
+    *now.lock().unwrap() = entries("web", &[80, 81, 82]);
+    fs::write(&file, "20").unwrap();
+    // Nobody asks before the agent has said that it is well.
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(instances().await, Some(3));
 }
 
 #[tokio::test]

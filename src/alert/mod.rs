@@ -509,7 +509,7 @@ async fn look(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let now = Instant::from_std(clock::now());
+        let now = Instant::from_std(clock::monotonic());
         if asks && asked.is_none_or(|asked| now.saturating_duration_since(asked) >= ASK) {
             asked = Some(now);
             // An agent that does not answer, or not soon, says nothing of the servers; what it

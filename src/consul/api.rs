@@ -156,7 +156,7 @@ impl Api {
                 address: format!("{address}{path}").into(),
                 transport: Transport::Http,
                 outcome: Outcome::Answered,
-                elapsed: clock::now().saturating_duration_since(start),
+                elapsed: clock::took(start),
                 received: 0,
                 count: 0,
                 detail: Box::default(),
@@ -236,7 +236,13 @@ impl Api {
                 let _ = write!(path, "&index={index}&wait={}s", turn.wait.as_secs());
             }
             let start = clock::now();
-            let replied = self.agent.get(address, &path, turn.limit).await;
+            let replied = tokio::select! {
+                replied = self.agent.get(address, &path, turn.limit) => replied,
+                () = clock::resumed() => {
+                    blocking.again(clock::now());
+                    continue;
+                }
+            };
             let now = clock::now();
             let dice = &mut clock::dice();
             match replied {
@@ -248,7 +254,7 @@ impl Api {
                         continue;
                     }
                     let news = heard(Ok(reply));
-                    let took = now.saturating_duration_since(start);
+                    let took = clock::took(start);
                     if !blocking.answered(index, news, took, now, dice) {
                         blocking.again(later(now));
                     }

@@ -94,8 +94,8 @@ mod tests {
         let text = "8a2f-11.".repeat(500);
         let token = Token::parse(&text).unwrap().unwrap();
         let place = token.secret().as_ptr().addr();
-        let there = || {
-            let mut bytes = vec![0; text.len()];
+        let mut bytes = vec![0; text.len()];
+        let mut there = || {
             let read = memory.read_exact_at(&mut bytes, place.try_into().unwrap());
             // What the allocator gave back is there for nobody.
             read.is_ok() && bytes.windows(8).any(|part| part == b"8a2f-11.")

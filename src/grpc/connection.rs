@@ -197,7 +197,7 @@ impl Keeper {
         let is_of_call = matches!(self.state.borrow().phase, Phase::Wanted { by_call: true });
         // Before anybody hears of it, and tries again.
         if is_of_call && let Some(pool) = self.word.pool.upgrade() {
-            pool.unreached(address, clock::now().saturating_duration_since(began));
+            pool.unreached(address, clock::took(began));
         }
         self.state.send_modify(|state| {
             state.phase = Phase::Over;

@@ -372,17 +372,22 @@ impl Following {
                         // It answers, and nothing changes without a leader: each name holds for a
                         // part of the time that what is found holds for.
                         Missed::Leader => inner.cache().expire(self.name.key(), poll),
-                        Missed::All => {
+                        Missed::All | Missed::Still => {
                             let mut cache = inner.cache();
                             cache.expire(self.name.key(), now);
                             cache.rest(self.name.key(), poll);
-                            drop(cache);
-                            // It was waited for already.
-                            *inner.slow() = Some(now);
-                            self.stiles.failed(address, None, failure, now, &mut dice);
                         }
                     }
                     inner.evidence().lost(self.name.key());
+                    if missed == Missed::Still {
+                        blocking.again(poll);
+                        continue;
+                    }
+                    if missed == Missed::All {
+                        // It was waited for already.
+                        *inner.slow() = Some(now);
+                        self.stiles.failed(address, None, failure, now, &mut dice);
+                    }
                     blocking.failed(failure.0, None, now, &mut dice);
                     address += 1;
                     continue;

@@ -119,7 +119,7 @@ impl<N: Name> Future for Lookup<'_, N> {
             let given = inner.wait(&name, wish, runs, by).await;
             inner.count(&given);
             let source = given.as_ref().ok().map(Answer::source);
-            let time = clock::now().saturating_duration_since(start);
+            let time = clock::took(start);
             inner.counters.took(source, time);
             given
         }));

@@ -26,9 +26,7 @@ const EACH: Duration = Duration::from_secs(1);
 /// somebody knows.
 const LIMIT: Duration = Duration::from_millis(700);
 
-/// Who was not asked for so long is asked by nobody any more: the runtime stands still. Where it
-/// goes on, the connections that questions wait on may be none any more: nothing tells of those
-/// that were lost meanwhile.
+/// Who was not asked for so long is asked by nobody any more: the runtime stands still.
 const STILL: Duration = Duration::from_secs(4);
 
 /// Whoever is asked needs a server for it, and no token: an agent that lost all of them is
@@ -54,6 +52,9 @@ pub(super) enum Missed {
     All,
     /// Who leads. Without a leader nothing changes either.
     Leader,
+    /// Nobody listened: we stood still, or the machine was suspended. The connections that
+    /// questions wait on may be none any more, and nothing tells of it.
+    Still,
 }
 
 /// How often an address was asked in vain.
@@ -61,6 +62,7 @@ pub(super) enum Missed {
 struct Misses {
     silent: u64,
     leaderless: u64,
+    still: u64,
     /// When it was last asked, or was to be.
     felt: Instant,
 }
@@ -86,6 +88,7 @@ impl Pulses {
         let (miss, misses) = watch::channel(Misses {
             silent: 0,
             leaderless: 0,
+            still: 0,
             felt: clock::now(),
         });
         let task = tokio::spawn(feel(Weak::clone(inner), Arc::clone(agent), address, miss));
@@ -99,24 +102,26 @@ impl Pulses {
 }
 
 impl Pulse {
-    /// Completes when the address is asked in vain from now on. `led`: also when it answers
-    /// that there is no leader.
+    /// Completes when the address is asked in vain from now on, or nobody listens to it. `led`:
+    /// also when it answers that there is no leader.
     ///
     /// Cancel-safe.
     pub(super) async fn missed(&self, led: bool) -> Missed {
         let mut misses = self.misses.clone();
         let before = *misses.borrow_and_update();
         let missed = |now: &Misses| {
-            now.silent != before.silent || (led && now.leaderless != before.leaderless)
+            let leaderless = led && now.leaderless != before.leaderless;
+            leaderless || now.silent != before.silent || now.still != before.still
         };
         loop {
             // An error is the end of the runtime, and of whoever waits in it.
             let waited = timeout(STILL, misses.wait_for(missed)).await;
-            let answers = waited.map(|told| told.is_ok_and(|now| now.silent == before.silent));
-            match answers {
-                Ok(true) => return Missed::Leader,
-                Ok(false) => return Missed::All,
-                Err(_) if misses.borrow().is_still() => return Missed::All,
+            match waited.map(|told| told.map(|now| *now)) {
+                Ok(Err(_)) => return Missed::All,
+                Ok(Ok(now)) if now.silent != before.silent => return Missed::All,
+                Ok(Ok(now)) if now.still != before.still => return Missed::Still,
+                Ok(Ok(_)) => return Missed::Leader,
+                Err(_) if misses.borrow().is_still() => return Missed::Still,
                 Err(_) => {}
             }
         }
@@ -125,22 +130,23 @@ impl Pulse {
 
 async fn feel(inner: Weak<Inner>, agent: Arc<Agent>, address: usize, miss: watch::Sender<Misses>) {
     loop {
+        let felt = clock::now();
         // Nobody is to be woken for that.
         miss.send_if_modified(|misses| {
-            misses.felt = clock::now();
+            misses.felt = felt;
             false
         });
-        let before = clock::now();
+        let is_still = || clock::now().saturating_duration_since(felt) > STILL;
         sleep(EACH).await;
-        if clock::now().saturating_duration_since(before) > STILL {
-            debug!("stood still, or was suspended: what is followed is asked for anew");
-            miss.send_modify(|misses| misses.silent += 1);
-            continue;
-        }
         let Some(address) = agent.addresses().nth(address) else {
             return;
         };
         let told = agent.get(address, PATH, LIMIT).await;
+        if is_still() {
+            debug!("stood still, or was suspended: what is followed is asked for anew");
+            miss.send_modify(|misses| misses.still += 1);
+            continue;
+        }
         // Who stood still has heard by then what else was said meanwhile.
         if told.is_ok() {
             let Some(inner) = inner.upgrade() else {

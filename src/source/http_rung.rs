@@ -70,7 +70,7 @@ impl Sources {
             .http_seats
             .acquire_many(u32::try_from(seats).unwrap_or(u32::MAX));
         let Ok(Ok(_seats)) = clock::timeout_at(limit, seats).await else {
-            let elapsed = clock::now().saturating_duration_since(start);
+            let elapsed = clock::took(start);
             let detail = "too many others were asked for first".to_owned();
             let (whom, outcome) = (self.first_address(), Outcome::TimedOut);
             let attempt = unanswered(Rung::Http, &whom, outcome, elapsed, detail);

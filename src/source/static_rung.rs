@@ -119,7 +119,7 @@ impl Sources {
             address: file.path().display().to_string().into(),
             transport: Transport::File,
             outcome,
-            elapsed: clock::now().saturating_duration_since(start),
+            elapsed: clock::took(start),
             received: 0,
             count,
             detail: detail.into(),

@@ -128,12 +128,13 @@ impl Server {
             let mut shortcuts = self.shortcuts();
             let mut out = vec![0; shortcuts.room(plain).max(shortcut::REFUSAL)];
             let late = shortcuts.late(packet, plain, clock::lately(), &mut out)?;
+            if let Late::Known(length) = late {
+                out.truncate(length);
+                self.counted.remembered(&out, Transport::Udp);
+            }
             drop(shortcuts);
             match late {
-                Late::Known(length) => {
-                    out.truncate(length);
-                    self.counted.remembered(&out, Transport::Udp);
-                }
+                Late::Known(_) => {}
                 Late::Shed(length) => {
                     if let Some(known) = self.known(packet, client) {
                         return Some(known);
@@ -177,7 +178,7 @@ impl Server {
     ) -> Option<Reply> {
         let reply = task::outcome(self.reply(packet, by, transport, since)).await;
         let reply = reply.unwrap_or_else(|| self.broken(packet, by.0, transport));
-        let took = clock::now().saturating_duration_since(since);
+        let took = clock::took(since);
         match &reply {
             Some(reply) => self.counted.answered(&reply.bytes, transport, took),
             None => self.counted.dropped(),

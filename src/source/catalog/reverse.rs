@@ -48,7 +48,7 @@ pub(crate) async fn service_at(
         address: format!("{address}{}", reverse::SERVICES).into(),
         transport: Transport::Http,
         outcome,
-        elapsed: clock::now().saturating_duration_since(start),
+        elapsed: clock::took(start),
         received: 0,
         count: usize::from(matches!(found, Some(Some(_)))),
         detail: detail.into(),

@@ -255,7 +255,7 @@ impl<P: Peer> Round<'_, P> {
         reply: Result<Result<Reply, Trouble>, Elapsed>,
     ) -> (Result<Reply, Trouble>, Duration) {
         let reply = reply.unwrap_or(Err(Trouble::TimedOut));
-        let elapsed = clock::now().saturating_duration_since(start);
+        let elapsed = clock::took(start);
         if let Err(trouble) = &reply {
             self.note(
                 transport,
