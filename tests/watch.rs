@@ -907,3 +907,43 @@ async fn a_host_name_in_a_followed_set_is_asked_for_again() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn a_right_that_comes_between_a_reply_and_the_look_at_rights_is_found_soon() {
+    const NONE: usize = 0;
+    const NEXT: usize = 1;
+    const GIVEN: usize = 2;
+    let right = Arc::new(AtomicUsize::new(NONE));
+    let told = Arc::clone(&right);
+    let server = ScriptedHttp::start(move |asked| {
+        let nothing = vec![ok("X-Consul-Index: 7\r\n", "[]")];
+        if asked.is_about("web") {
+            // It comes after a reply, and before it is looked for.
+            let next = told.compare_exchange(NEXT, GIVEN, Ordering::SeqCst, Ordering::SeqCst);
+            match next {
+                // It wakes nobody.
+                Err(GIVEN) if asked.what().contains("index=7") => vec![Step::Hang],
+                Err(GIVEN) => vec![ok("X-Consul-Index: 7\r\n", &entries("web", &[80]))],
+                _ => nothing,
+            }
+        } else if asked.is_pulse() {
+            vec![ok("", "\"10.0.0.1:8300\"")]
+        } else if asked.is_about("consul") && told.load(Ordering::SeqCst) == GIVEN {
+            vec![ok("", &entries("consul", &[8300]))]
+        } else if asked.is_about("consul") {
+            nothing
+        } else if asked.what().contains("/v1/catalog/services") {
+            vec![ok("", "{}")]
+        } else {
+            vec![status("403 Forbidden", "Permission denied")]
+        }
+    });
+    let builder = Resolver::builder().dns("none").http(&server.url());
+    let resolver = builder.token("hush").build().unwrap();
+    let service = resolver.service("web").unwrap();
+    let (mut changes, mut problems) = (service.changes(), service.problems());
+    let problem = tokio::time::timeout(PATIENCE, problems.next()).await;
+    assert!(problem.unwrap().is_some_and(|problem| problem.is_denied()));
+    right.store(NEXT, Ordering::SeqCst);
+    while next(&mut changes).await.all.is_empty() {}
+}

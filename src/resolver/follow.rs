@@ -314,6 +314,8 @@ impl Following {
         // What was told last is older than what is known, which others cannot tell: DNS has no
         // index.
         let mut is_behind = false;
+        // It was not to be seen when it was last asked for.
+        let mut denied = false;
         // The others are asked then, where they have to be.
         let mut poll = clock::now();
         let home = self.sources.is_home(self.name.locality());
@@ -428,7 +430,8 @@ impl Following {
                 (heard, blocked.outcome) = (Some(Heard::Denied), Outcome::Denied);
             }
             let answered = heard.as_ref().is_some_and(Heard::is_an_answer);
-            if answered || blocked.outcome == Outcome::Denied {
+            let was_denied = std::mem::replace(&mut denied, blocked.outcome == Outcome::Denied);
+            if answered || denied {
                 self.stiles.answered(address);
             }
             if answered {
@@ -519,6 +522,11 @@ impl Following {
                         Landed::Nothing(_) => {
                             self.news.follows();
                             self.news.tell(Known::Gone);
+                            // The right to see it may have come after that was said, and no
+                            // query waits for that.
+                            if was_denied {
+                                blocking.again(clock::now() + RECHECK);
+                            }
                         }
                         // The leader knows better than the server that is followed.
                         Landed::Found(answer) => {
