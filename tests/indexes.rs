@@ -219,6 +219,20 @@ async fn who_follows_a_name_anew_knows_how_far_was_told_of_it() {
     assert_eq!(ports(&gone.removed), [80]);
 }
 
+/// Lets time pass, in which the agent is felt each second: nobody stands still.
+async fn pass(server: &ScriptedHttp, time: Duration) {
+    const STEP: Duration = Duration::from_millis(1_500);
+    let pulses = || server.asked().iter().filter(|one| one.is_pulse()).count();
+    for _ in 0..time.as_millis().div_ceil(STEP.as_millis()) {
+        let before = pulses();
+        tokio::time::pause();
+        tokio::time::advance(STEP).await;
+        tokio::time::resume();
+        wait_for("the pulse", async || (pulses() > before).then_some(())).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_query_that_never_comes_back_is_given_up_and_asked_anew() {
     let hangs = Arc::new(Mutex::new(true));
@@ -240,14 +254,9 @@ async fn a_query_that_never_comes_back_is_given_up_and_asked_anew() {
     .await;
     *hangs.lock().unwrap() = false;
     // It may take 55 s and a sixteenth of that; nobody waits for it longer than that and 5 s.
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(50)).await;
-    tokio::time::resume();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    pass(&server, Duration::from_secs(50)).await;
     assert_eq!(waits().await, 1, "it is not given up before");
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(14)).await;
-    tokio::time::resume();
+    pass(&server, Duration::from_secs(14)).await;
     wait_for("the query that is asked anew", async || {
         (waits().await >= 2).then_some(())
     })
