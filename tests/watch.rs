@@ -376,15 +376,20 @@ async fn when_an_api_fails_one_of_all_who_follow_asks_and_what_they_know_is_not_
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let asked = http.passed() - http_before;
-    assert!((2..=3 * MOST + 2).contains(&asked), "{asked} in 3 s");
+    // A machine that stands still meanwhile had longer.
+    let most = start.elapsed().as_secs().max(3) * (MOST + 1) + 2;
+    assert!((2..=most).contains(&asked), "{asked} and not {most}");
     let fresh = |service: &Service| service.answer().unwrap().source() == Source::Dns;
     assert!(services.iter().all(fresh));
     http.set(Weather::default());
-    wait_for("all to be followed again", async || {
-        let followed = |service: &Service| service.answer().unwrap().source() == Source::Http;
-        services.iter().all(followed).then_some(())
-    })
-    .await;
+    let followed = |service: &Service| service.answer().unwrap().source() == Source::Http;
+    let all = async {
+        while !services.iter().all(followed) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // Where the machine stood still, what DNS said last may stand for as long as a query waits.
+    tokio::time::timeout(3 * PATIENCE, all).await.unwrap();
 }
 
 #[tokio::test]
