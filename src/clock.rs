@@ -187,6 +187,7 @@ mod suspended {
         }
     }
 
+    /// Suspends the machine of the calling thread's test for so long.
     #[cfg(test)]
     pub(super) fn by_hand(length: Duration) {
         let now = super::now();
@@ -208,12 +209,6 @@ mod suspended {
             NAPS.with_borrow_mut(look)
         }
     }
-}
-
-/// Suspends the machine of the calling thread's test for so long.
-#[cfg(test)]
-fn suspend(length: Duration) {
-    suspended::by_hand(length);
 }
 
 /// As [`now`], but behind by up to a tick of the kernel (1 to 10 ms), never ahead:
@@ -412,10 +407,10 @@ mod tests {
     async fn what_took_its_time_took_no_more_because_the_machine_was_suspended() {
         let (before, second) = (super::now(), Duration::from_secs(1));
         tokio::time::sleep(second).await;
-        super::suspend(3600 * second);
+        super::suspended::by_hand(3600 * second);
         tokio::time::sleep(second).await;
         let between = super::now();
-        super::suspend(60 * second);
+        super::suspended::by_hand(60 * second);
         tokio::time::sleep(second).await;
         assert_eq!(super::took(before), 3 * second);
         assert_eq!(super::took(between), second);
@@ -426,7 +421,7 @@ mod tests {
     async fn ages_count_the_time_that_the_machine_was_suspended_and_timers_do_not() {
         const HOUR: Duration = Duration::from_secs(3600);
         let before = super::now();
-        super::suspend(HOUR);
+        super::suspended::by_hand(HOUR);
         assert_eq!(super::now(), before + HOUR);
         assert_eq!(super::lately(), before + HOUR);
         let awake = tokio::time::Instant::now();

@@ -128,14 +128,14 @@ impl Server {
             let mut shortcuts = self.shortcuts();
             let mut out = vec![0; shortcuts.room(plain).max(shortcut::REFUSAL)];
             let late = shortcuts.late(packet, plain, clock::lately(), &mut out)?;
-            if let Late::Known(length) = late {
-                out.truncate(length);
-                self.counted.remembered(&out, Transport::Udp);
-            }
-            drop(shortcuts);
             match late {
-                Late::Known(_) => {}
+                // Counted while nobody else looks.
+                Late::Known(length) => {
+                    out.truncate(length);
+                    self.counted.remembered(&out, Transport::Udp);
+                }
                 Late::Shed(length) => {
+                    drop(shortcuts);
                     if let Some(known) = self.known(packet, client) {
                         return Some(known);
                     }
