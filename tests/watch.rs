@@ -388,8 +388,49 @@ async fn when_an_api_fails_one_of_all_who_follow_asks_and_what_they_know_is_not_
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    // Where the machine stood still, what DNS said last may stand for as long as a query waits.
-    tokio::time::timeout(3 * PATIENCE, all).await.unwrap();
+    tokio::time::timeout(PATIENCE, all).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dns_answer_that_comes_late_takes_the_place_of_nothing_that_was_told_since() {
+    let agent = Agent::start().await;
+    // A set, or none at all, of before.
+    for there in [true, false] {
+        if there {
+            register(&agent, "web", 79, "a").await;
+        } else {
+            agent.deregister_service("web-79").await;
+        }
+        let dns = Proxy::start(Ipv4Addr::LOCALHOST, agent.dns()).await;
+        dns.set(Weather {
+            delay: Duration::from_millis(800),
+            ..Weather::default()
+        });
+        // The first is asked by whoever follows the name, who has others asked beside it meanwhile.
+        let before = AtomicUsize::new(0);
+        let server = ScriptedHttp::of_web(move |_| {
+            let told = ok("X-Consul-Index: 7\r\n", &entries("web", &[80]));
+            match before.fetch_add(1, Ordering::Relaxed) {
+                0 => vec![Step::Pause(Duration::from_millis(400)), told],
+                _ => vec![Step::Hang],
+            }
+        });
+        let resolver = builder(&agent).dns(&dns.address().to_string());
+        let resolver = resolver.http(&server.url()).build().unwrap();
+        let service = resolver.service("web").unwrap();
+        let start = tokio::time::Instant::now();
+        wait_for("what whoever follows it is told", async || {
+            (ports(&service.endpoints()) == [80]).then_some(())
+        })
+        .await;
+        while start.elapsed() < Duration::from_secs(2) {
+            let answer = service.answer().expect("what was told");
+            assert_eq!(ports(answer.endpoints()), [80], "{answer:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(dns.passed() > 0, "DNS was asked");
+        assert_eq!(service.answer().unwrap().source(), Source::Http);
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@
 //! do not exist have an eighth of the bytes for themselves, and never push out a set.
 
 mod ahead;
+mod entry;
 pub(crate) mod fate;
 pub(crate) mod stale;
 mod was;
@@ -40,12 +41,14 @@ pub(crate) use self::{
     was::{Before, Was},
 };
 use self::{
-    fate::{Fate, Term},
+    entry::{Entry, Rare},
+    fate::Term,
     weight::{OVERHEAD, weigh},
 };
 use crate::{
     endpoint::{Freshness, Source},
     found::{Found, Held},
+    records,
 };
 
 /// Whoever follows names is heard of once a second. Without word for so long they may not have
@@ -105,74 +108,6 @@ enum Known {
     Set(Arc<Held>),
     /// There is no such name.
     Nothing(Box<str>),
-}
-
-#[derive(Debug)]
-struct Entry {
-    until: Instant,
-    /// From then on it is asked for ahead of its time.
-    renew: Instant,
-    /// When a source last gave it.
-    since: Instant,
-    bytes: usize,
-    /// How often it was given since it was put.
-    asked: u32,
-    /// The set, where the key is one; so that a hit need not read the key for it.
-    set: Option<Arc<Held>>,
-    /// What most entries do not have. In a box, so that a hit reads less memory.
-    rare: Option<Box<Rare>>,
-}
-
-#[derive(Debug, Default)]
-struct Rare {
-    /// A refresh failed: when the next one is due, and until when nobody waits for it.
-    again: Option<(Instant, Instant)>,
-    /// When the set last lost instances.
-    shrunk: Option<Instant>,
-    /// It is followed until then, and holds for as long as followers live.
-    followed: Option<Instant>,
-    /// For who gives it without asking here, if anybody does.
-    fate: Option<Fate>,
-}
-
-impl Entry {
-    fn shrank_within(&self, window: Duration, now: Instant) -> bool {
-        (self.shrunk()).is_some_and(|when| now.saturating_duration_since(when) < window)
-    }
-
-    fn shrunk(&self) -> Option<Instant> {
-        self.rare.as_ref()?.shrunk
-    }
-
-    fn rare(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
-    }
-
-    /// When it holds no more, with followers that live until `alive`.
-    fn until(&self, alive: Option<Instant>) -> Instant {
-        let followed = self.rare.as_ref().and_then(|rare| rare.followed);
-        let holds_on = followed.zip(alive).map(|(until, alive)| until.min(alive));
-        holds_on.map_or(self.until, |until| self.until.max(until))
-    }
-
-    /// It holds no longer than until then, followed or not.
-    fn end_by(&mut self, until: Instant, alive: Option<Instant>) {
-        self.until = self.until(alive).min(until);
-        if let Some(rare) = &mut self.rare {
-            rare.followed = None;
-        }
-    }
-
-    /// Tells who gives it without asking here that it is not so any more.
-    fn end(&mut self) {
-        if let Some(fate) = self.fate() {
-            fate.end();
-        }
-    }
-
-    fn fate(&mut self) -> Option<Fate> {
-        self.rare.as_mut()?.fate.take()
-    }
 }
 
 /// Sets by name, as [`ConsulName::key`](crate::name::ConsulName::key) writes it.
@@ -281,7 +216,8 @@ impl Cache {
         }
     }
 
-    /// Keeps a set, from the time when it was found. Gives what was known before.
+    /// Keeps a set, from the time when it was found. Gives what was known before. A name that is
+    /// followed stays so where the same members are said to be there.
     pub(crate) fn put(&mut self, held: Arc<Held>, since: Instant) -> Was {
         let Limits { floor, cap, .. } = self.limits;
         let holds = if held.complete {
@@ -291,7 +227,13 @@ impl Cache {
         };
         let until = since + holds;
         let renew = until - ahead(&held.key, holds);
-        self.put_set(held, since, (until, renew), None)
+        let follows = (self.entries.peek(&*held.key)).and_then(|entry| {
+            let before = entry.set.as_ref().filter(|_| held.complete)?;
+            let followed = entry.followed()?;
+            records::same_members(&before.endpoints, &held.endpoints).then_some(followed)
+        });
+        let renew = follows.unwrap_or(renew);
+        self.put_set(held, since, (until, renew), follows)
     }
 
     /// Keeps a set that is followed `now`: it holds until then.
@@ -415,6 +357,21 @@ impl Cache {
             }
             _ => false,
         }
+    }
+
+    /// The set of a name whose follower was told it later than `asked`, and its age: who was
+    /// asked then may say what was before.
+    pub(crate) fn told_since(
+        &self,
+        key: &str,
+        asked: Instant,
+        now: Instant,
+    ) -> Option<(Arc<Held>, Duration)> {
+        let entry = self.entries.peek(key)?;
+        entry.followed()?;
+        let is_newer = entry.since >= asked && now < entry.until(self.alive);
+        let set = entry.set.as_ref().filter(|_| is_newer)?;
+        Some((Arc::clone(set), now.saturating_duration_since(entry.since)))
     }
 
     /// When a source last gave just this of a name, if that is what is known of it.

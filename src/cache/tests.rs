@@ -7,6 +7,7 @@ use crate::{
     clock,
     endpoint::{Source, Transport},
     found::Host,
+    records,
 };
 
 const KEEP: Duration = Duration::from_secs(3_600);
@@ -42,6 +43,21 @@ fn sized(key: &str, ttl: u64, addresses: usize, complete: bool) -> Arc<Held> {
         warnings: Box::default(),
         part: false,
         carried: None,
+    })
+}
+
+/// One with so many endpoints.
+fn with_members(members: u8, complete: bool) -> Arc<Held> {
+    let held = Arc::into_inner(sized("1", 0, 0, complete)).unwrap();
+    let addresses = (0..members).map(|last| IpAddr::from([10, 0, 0, last]));
+    let found = Found::Host(Host {
+        addresses: addresses.collect(),
+        ..Host::default()
+    });
+    Arc::new(Held {
+        endpoints: records::endpoints(&found, &held.name),
+        found,
+        ..held
     })
 }
 
@@ -187,6 +203,50 @@ fn without_word_that_its_follower_lives_a_followed_set_holds_for_three_seconds()
     cache.expire("1", at(92));
     cache.followers_live(at(92));
     assert!(!is_fresh(&mut cache, at(92)));
+}
+
+#[test]
+fn who_was_asked_before_a_follower_was_told_says_nothing_newer() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let told = |cache: &Cache, asked, now| cache.told_since("1", asked, now);
+    assert!(told(&cache, start, start).is_none());
+    cache.put(held("1", 60), at(1));
+    assert!(told(&cache, start, at(1)).is_none(), "nobody follows it");
+    cache.put_followed(held("1", 0), at(1), at(60), at(1));
+    let (_, age) = told(&cache, at(1), at(2)).unwrap();
+    assert_eq!(age, Duration::from_secs(1));
+    assert!(told(&cache, at(2), at(2)).is_none(), "asked later");
+    assert!(told(&cache, start, at(5)).is_none(), "does it live?");
+    cache.followers_live(at(4));
+    assert!(told(&cache, start, at(5)).is_some());
+    cache.expire("1", at(5));
+    assert!(told(&cache, start, at(5)).is_none());
+}
+
+#[test]
+fn a_followed_set_stays_so_where_others_say_the_same_and_only_there() {
+    let start = clock::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    for (members, complete, stays) in [(2, true, true), (3, true, false), (2, false, false)] {
+        let mut cache = Cache::new(limits());
+        cache.put_followed(with_members(2, true), start, at(60), start);
+        cache.put(with_members(members, complete), at(1));
+        cache.followers_live(at(20));
+        let Look::Fresh(_, age, rest) = cache.look("1", at(20)) else {
+            assert!(!stays);
+            continue;
+        };
+        assert!(stays);
+        assert_eq!((age, rest), (Duration::from_secs(19), Rest::Resting));
+        cache.look("1", at(20));
+        let Look::Fresh(_, _, Rest::Resting) = cache.look("1", at(20)) else {
+            panic!("it is asked for ahead of a time that it does not have");
+        };
+        cache.expire("1", at(21));
+        assert!(!is_fresh(&cache.look("1", at(21))));
+    }
 }
 
 #[test]

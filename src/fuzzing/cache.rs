@@ -280,12 +280,22 @@ impl Model {
             return;
         }
         self.bytes.insert(name, alone.bytes());
+        // Whoever follows it said the same.
+        let follows = match self.known.get(&name) {
+            Some(Known::Set {
+                held: before,
+                followed,
+                ..
+            }) if held.complete && before.found == held.found => *followed,
+            _ => None,
+        };
+        let renew = until - ahead(&format!("n{name}.node"), until - since);
         let known = Known::Set {
             held,
             since,
             until,
-            followed: None,
-            renew: until - ahead(&format!("n{name}.node"), until - since),
+            followed: follows,
+            renew: follows.unwrap_or(renew),
             again: None,
             asked: 0,
         };

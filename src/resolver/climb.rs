@@ -183,7 +183,7 @@ impl Inner {
                     }
                     let addresses = Box::pin(self.addresses(&finding.found, deadline, depth));
                     let addresses = addresses.await;
-                    let answer = self.keep(question, *finding, addresses);
+                    let answer = self.keep(question, *finding, addresses, start);
                     break Landed::Found(Answer {
                         attempts: Some(attempts.into()),
                         ..answer
@@ -198,6 +198,7 @@ impl Inner {
                         nothing,
                         denied,
                         known,
+                        asked: start,
                         patience: Patience { took, until },
                     };
                     // In a box, as all that is seldom waited for: no look-up is to carry its room.
@@ -281,21 +282,27 @@ impl Inner {
         (open, overdue)
     }
 
-    /// Keeps a set that a source gave.
+    /// Keeps a set that a source gave who was asked then. What whoever follows the name was told
+    /// since stays, and is given.
     pub(super) fn keep(
         self: &Arc<Self>,
         question: Question<'_>,
         finding: Finding,
         addresses: Addresses,
+        asked: Instant,
     ) -> Answer {
         let held = Arc::new(self.settle(question, finding, addresses));
         let key = question.name.key();
-        let (asked, was) = {
+        let (hits, was) = {
             let mut cache = self.cache();
-            let asked = cache.take_asked(key);
-            (asked, cache.put(Arc::clone(&held), clock::now()))
+            let now = clock::now();
+            if let Some((held, age)) = cache.told_since(key, asked, now) {
+                return fresh(held, age);
+            }
+            let hits = cache.take_asked(key);
+            (hits, cache.put(Arc::clone(&held), now))
         };
-        self.follow_if_hot(question.name, asked);
+        self.follow_if_hot(question.name, hits);
         self.kept(question.name, &held, was);
         fresh(held, Duration::ZERO)
     }

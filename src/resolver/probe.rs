@@ -110,7 +110,8 @@ impl Inner {
 
     /// Asks a rung that is left alone whether it is back. What it knows is kept.
     async fn probe(self: &Arc<Self>, name: &ConsulName, rung: Rung) {
-        let deadline = clock::now() + self.config.timeout;
+        let asked = clock::now();
+        let deadline = asked + self.config.timeout;
         let fqdn = name.fqdn(&self.config.domain);
         let question = Question { name, fqdn: &fqdn };
         let asking = self.sources.ask(rung, question, Mode::Probe, deadline);
@@ -118,7 +119,7 @@ impl Inner {
             *self.slow() = None;
             self.heard_of(name, true);
             let addresses = self.addresses(&finding.found, deadline, 0).await;
-            self.keep(question, *finding, addresses);
+            self.keep(question, *finding, addresses, asked);
         }
     }
 

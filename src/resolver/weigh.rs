@@ -9,7 +9,7 @@ use std::{
 use tokio::time::sleep;
 use tracing::info;
 
-use super::{Inner, climb::Landed, told};
+use super::{Inner, climb::Landed, fresh, told};
 use crate::{
     catalog,
     circuit::Mode,
@@ -41,6 +41,8 @@ pub(super) struct Said {
     pub(super) denied: bool,
     /// There was a set before.
     pub(super) known: bool,
+    /// When they were asked. What whoever follows the name was told since is newer.
+    pub(super) asked: Instant,
     pub(super) patience: Patience,
 }
 
@@ -160,7 +162,16 @@ impl Inner {
         };
         match belief {
             Belief::Gone | Belief::AskOthers(_) => {
-                let was = (self.cache()).put_nothing(name.key(), said.nothing.ttl, now);
+                let was = {
+                    let mut cache = self.cache();
+                    if let Some((held, age)) = cache.told_since(name.key(), said.asked, now) {
+                        return Landed::Found(Answer {
+                            attempts: Some(attempts.into()),
+                            ..fresh(held, age)
+                        });
+                    }
+                    cache.put_nothing(name.key(), said.nothing.ttl, now)
+                };
                 if let Some((held, since)) = was {
                     self.evidence().went(held, since, place, now);
                 }
@@ -207,6 +218,7 @@ impl Inner {
             true => said.patience.until.max(said.patience.limit()),
             false => said.patience.limit(),
         };
+        let asked = clock::now();
         let confirming = Box::pin(self.sources.confirm(question, limit));
         let (heard, made) = confirming.await?;
         attempts.extend(made);
@@ -216,7 +228,7 @@ impl Inner {
             Heard::Denied | Heard::Failed | Heard::TimedOut => return Some(Confirmed::Unheard),
         };
         let addresses = Box::pin(self.addresses(&finding.found, limit, 0)).await;
-        let answer = self.keep(question, *finding, addresses);
+        let answer = self.keep(question, *finding, addresses, asked);
         Some(Confirmed::There(Answer {
             attempts: Some(attempts.as_slice().into()),
             ..answer
