@@ -339,6 +339,20 @@ impl Cache {
         before
     }
 
+    /// The same, said to whoever follows the name.
+    pub(crate) fn put_followed_nothing(
+        &mut self,
+        key: &str,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) -> Option<(Arc<Held>, Instant)> {
+        let before = self.put_nothing(key, ttl, now);
+        if let Some(entry) = self.nothing.peek_mut(key) {
+            entry.rare().followed = Some(entry.until);
+        }
+        before
+    }
+
     /// The source of a name that is followed `now` says that nothing changed since then.
     /// False: it is not that set which is known now.
     pub(crate) fn confirm(
@@ -359,19 +373,20 @@ impl Cache {
         }
     }
 
-    /// The set of a name whose follower was told it later than `asked`, and its age: who was
-    /// asked then may say what was before.
-    pub(crate) fn told_since(
-        &self,
-        key: &str,
-        asked: Instant,
-        now: Instant,
-    ) -> Option<(Arc<Held>, Duration)> {
-        let entry = self.entries.peek(key)?;
+    /// What the follower of a name was told later than `asked`: who was asked then may say what
+    /// was before. A set of it holds.
+    pub(crate) fn told_since(&self, key: &str, asked: Instant, now: Instant) -> Option<Look> {
+        let entry = (self.entries.peek(key)).or_else(|| self.nothing.peek(key))?;
         entry.followed()?;
-        let is_newer = entry.since >= asked && now < entry.until(self.alive);
-        let set = entry.set.as_ref().filter(|_| is_newer)?;
-        Some((Arc::clone(set), now.saturating_duration_since(entry.since)))
+        match &entry.set {
+            _ if entry.since < asked => None,
+            Some(held) => {
+                let age = now.saturating_duration_since(entry.since);
+                let look = Look::Fresh(Arc::clone(held), age, Rest::Resting);
+                (now < entry.until(self.alive)).then_some(look)
+            }
+            None => Some(Look::Nothing),
+        }
     }
 
     /// When a source last gave just this of a name, if that is what is known of it.

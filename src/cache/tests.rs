@@ -215,7 +215,9 @@ fn who_was_asked_before_a_follower_was_told_says_nothing_newer() {
     cache.put(held("1", 60), at(1));
     assert!(told(&cache, start, at(1)).is_none(), "nobody follows it");
     cache.put_followed(held("1", 0), at(1), at(60), at(1));
-    let (_, age) = told(&cache, at(1), at(2)).unwrap();
+    let Some(Look::Fresh(_, age, _)) = told(&cache, at(1), at(2)) else {
+        panic!("it was told")
+    };
     assert_eq!(age, Duration::from_secs(1));
     assert!(told(&cache, at(2), at(2)).is_none(), "asked later");
     assert!(told(&cache, start, at(5)).is_none(), "does it live?");
@@ -223,6 +225,11 @@ fn who_was_asked_before_a_follower_was_told_says_nothing_newer() {
     assert!(told(&cache, start, at(5)).is_some());
     cache.expire("1", at(5));
     assert!(told(&cache, start, at(5)).is_none());
+    cache.put_nothing("1", None, at(6));
+    assert!(told(&cache, start, at(6)).is_none(), "somebody was told");
+    cache.put_followed_nothing("1", None, at(7));
+    assert!(matches!(told(&cache, at(7), at(9)), Some(Look::Nothing)));
+    assert!(told(&cache, at(8), at(9)).is_none(), "asked later");
 }
 
 #[test]

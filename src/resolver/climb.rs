@@ -183,11 +183,7 @@ impl Inner {
                     }
                     let addresses = Box::pin(self.addresses(&finding.found, deadline, depth));
                     let addresses = addresses.await;
-                    let answer = self.keep(question, *finding, addresses, start);
-                    break Landed::Found(Answer {
-                        attempts: Some(attempts.into()),
-                        ..answer
-                    });
+                    break self.keep(question, *finding, addresses, start, attempts);
                 }
                 Step::Nothing(rung, nothing) => {
                     self.heard_of(name, rung != Rung::Static);
@@ -198,7 +194,7 @@ impl Inner {
                         nothing,
                         denied,
                         known,
-                        asked: start,
+                        asked: Some(start),
                         patience: Patience { took, until },
                     };
                     // In a box, as all that is seldom waited for: no look-up is to carry its room.
@@ -290,21 +286,31 @@ impl Inner {
         finding: Finding,
         addresses: Addresses,
         asked: Instant,
-    ) -> Answer {
+        attempts: Vec<Attempt>,
+    ) -> Landed {
         let held = Arc::new(self.settle(question, finding, addresses));
         let key = question.name.key();
         let (hits, was) = {
             let mut cache = self.cache();
             let now = clock::now();
-            if let Some((held, age)) = cache.told_since(key, asked, now) {
-                return fresh(held, age);
+            if let Some(told) = cache.told_since(key, asked, now) {
+                drop(cache);
+                return self.landed(question.name, told, attempts);
             }
             let hits = cache.take_asked(key);
             (hits, cache.put(Arc::clone(&held), now))
         };
         self.follow_if_hot(question.name, hits);
         self.kept(question.name, &held, was);
-        fresh(held, Duration::ZERO)
+        found(held, Duration::ZERO, attempts)
+    }
+
+    /// What is known of a name, in the place of what came too late.
+    pub(super) fn landed(&self, name: &ConsulName, told: Look, attempts: Vec<Attempt>) -> Landed {
+        match told {
+            Look::Fresh(held, age, _) | Look::Stale(held, age, _) => found(held, age, attempts),
+            Look::Nothing | Look::Unknown => Landed::Nothing(self.not_found(name, attempts)),
+        }
     }
 
     /// Keeps a set that is followed: it is known since then, and holds until then.
@@ -555,6 +561,13 @@ impl Inner {
     ) -> Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>> {
         Box::pin(async move { self.find(&name, deadline, None, depth).await.into_result() })
     }
+}
+
+fn found(held: Arc<Held>, age: Duration, attempts: Vec<Attempt>) -> Landed {
+    Landed::Found(Answer {
+        attempts: Some(attempts.into()),
+        ..fresh(held, age)
+    })
 }
 
 /// What host names lead to, or why they lead nowhere.

@@ -516,7 +516,7 @@ impl Following {
                         nothing,
                         denied: false,
                         known: inner.knows(&self.name),
-                        asked: now,
+                        asked: None,
                         patience,
                     };
                     match inner.weigh(question, &said, Vec::new()).await {

@@ -119,7 +119,7 @@ impl Inner {
             *self.slow() = None;
             self.heard_of(name, true);
             let addresses = self.addresses(&finding.found, deadline, 0).await;
-            self.keep(question, *finding, addresses, asked);
+            self.keep(question, *finding, addresses, asked, Vec::new());
         }
     }
 

@@ -9,13 +9,13 @@ use std::{
 use tokio::time::sleep;
 use tracing::info;
 
-use super::{Inner, climb::Landed, fresh, told};
+use super::{Inner, climb::Landed, told};
 use crate::{
     catalog,
     circuit::Mode,
     clock,
     consul::api::{self, Api},
-    endpoint::{Answer, Attempt},
+    endpoint::Attempt,
     evidence::{Belief, Canary, Others, WINDOW, Word},
     ladder::{Heard, Nothing, Rung},
     name::{ConsulName, Locality},
@@ -41,14 +41,15 @@ pub(super) struct Said {
     pub(super) denied: bool,
     /// There was a set before.
     pub(super) known: bool,
-    /// When they were asked. What whoever follows the name was told since is newer.
-    pub(super) asked: Instant,
+    /// When they were asked: what whoever follows the name was told since is newer. `None`: it
+    /// was told this.
+    pub(super) asked: Option<Instant>,
     pub(super) patience: Patience,
 }
 
 /// What the leader says of a name that another server says not to exist.
 enum Confirmed {
-    There(Answer),
+    There(Landed),
     Gone,
     /// It was asked, and there was no answer.
     Unheard,
@@ -152,7 +153,7 @@ impl Inner {
             false => None,
         };
         let belief = match confirmed {
-            Some(Confirmed::There(answer)) => return Landed::Found(answer),
+            Some(Confirmed::There(landed)) => return landed,
             Some(Confirmed::Unheard) if said.known => {
                 let reason = Reason::Unconfirmed;
                 self.evidence().hold(name.key(), reason, clock::now());
@@ -164,13 +165,16 @@ impl Inner {
             Belief::Gone | Belief::AskOthers(_) => {
                 let was = {
                     let mut cache = self.cache();
-                    if let Some((held, age)) = cache.told_since(name.key(), said.asked, now) {
-                        return Landed::Found(Answer {
-                            attempts: Some(attempts.into()),
-                            ..fresh(held, age)
-                        });
+                    let (key, ttl) = (name.key(), said.nothing.ttl);
+                    let told = said.asked.map(|asked| cache.told_since(key, asked, now));
+                    match told {
+                        Some(Some(told)) => {
+                            drop(cache);
+                            return self.landed(name, told, attempts);
+                        }
+                        Some(None) => cache.put_nothing(key, ttl, now),
+                        None => cache.put_followed_nothing(key, ttl, now),
                     }
-                    cache.put_nothing(name.key(), said.nothing.ttl, now)
                 };
                 if let Some((held, since)) = was {
                     self.evidence().went(held, since, place, now);
@@ -228,11 +232,9 @@ impl Inner {
             Heard::Denied | Heard::Failed | Heard::TimedOut => return Some(Confirmed::Unheard),
         };
         let addresses = Box::pin(self.addresses(&finding.found, limit, 0)).await;
-        let answer = self.keep(question, *finding, addresses, asked);
-        Some(Confirmed::There(Answer {
-            attempts: Some(attempts.as_slice().into()),
-            ..answer
-        }))
+        let attempts = std::mem::take(attempts);
+        let landed = self.keep(question, *finding, addresses, asked, attempts);
+        Some(Confirmed::There(landed))
     }
 
     /// Whether an agent that says "there is nothing" may show nothing at all: until Consul's
