@@ -1,11 +1,6 @@
-//! **Door.** Names that are followed: their changes come by blocking queries, and
-//! what is cached of them is fresh by event, whatever its TTL. When a query is asked
-//! again is [`blocking`]'s to say.
-//!
-//! | followed | until |
-//! | --- | --- |
-//! | a name that a [`Service`](crate::Service) handle is held of | the last handle is dropped |
-//! | a name that is asked [`HOT`] times or more between two answers | it is asked less often in [`WHILE`] or more |
+//! **Door.** How a name is followed: its changes come by blocking queries, and what is
+//! cached of it is fresh by event, whatever its TTL. When a query is asked again is
+//! [`blocking`]'s to say, and which names are followed [`followers`](super::followers)'s.
 //!
 //! An agent that does not answer any more, which a query that waits does not see, is found
 //! out by its [`pulse`](super::pulse) within two seconds.
@@ -14,23 +9,14 @@
 //! rungs are asked once a TTL and at least once a second: a handle goes on being
 //! told. A name that was followed until then holds for up to a second yet: not all of them are
 //! asked for at once. At an address that fails one of them at a time asks whether it is
-//! back ([`turnstile`](super::turnstile)). The connections are bounded by
-//! [`ResolverBuilder::watches`]; above that names are polled in the same way.
-//!
-//! [`ResolverBuilder::watches`]: crate::ResolverBuilder::watches
+//! back ([`turnstile`](super::turnstile)).
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, watch},
-    task::AbortHandle,
-    time::sleep,
-};
+use tokio::{sync::Semaphore, time::sleep};
 use tracing::debug;
 
 use super::{
@@ -38,7 +24,7 @@ use super::{
     climb::Landed,
     news::{Known, News},
     pulse::{Missed, Pulses},
-    turnstile::{Turnstiles, failure, is_of_address},
+    turnstile::{Pass, Turnstiles, failure, is_of_address},
     weigh::{Patience, Said},
 };
 use crate::{
@@ -47,23 +33,17 @@ use crate::{
     clock,
     consul::blocking::{self, Blocking, Failure},
     endpoint::{Outcome, Source},
-    error::Error,
     flight::Runs,
     found::Held,
     ladder::{Heard, Rung},
     name::ConsulName,
-    pool::Pool,
     records,
-    source::{Finding, Question, Sources},
-    task,
+    source::{Finding, Question, Sources, catalog::Blocked, circuits::Asking},
 };
-
-/// Asked so often between two answers, a name is worth a connection of its own.
-const HOT: u32 = 20;
 
 /// Time that a name which was asked often has to be asked often again. An answer that comes
 /// at once, as the first one does, says nothing of that.
-const WHILE: Duration = Duration::from_secs(5);
+pub(super) const WHILE: Duration = Duration::from_secs(5);
 
 /// Least time between two polls of a name that cannot be followed.
 pub(super) const POLL: Duration = Duration::from_secs(1);
@@ -71,184 +51,9 @@ pub(super) const POLL: Duration = Duration::from_secs(1);
 /// What is held is asked about again after so long.
 const RECHECK: Duration = Duration::from_secs(1);
 
-/// The names that are followed. Dropped, it ends their queries.
-#[derive(Debug)]
-pub(super) struct Followers {
-    /// By the name's key. A std mutex: held for one look, never across an await.
-    all: Mutex<HashMap<Box<str>, Follower>>,
-    /// One for each blocking query.
-    connections: Arc<Semaphore>,
-    pulses: Arc<Pulses>,
-    stiles: Arc<Turnstiles>,
-    most: usize,
-}
-
-#[derive(Debug)]
-struct Follower {
-    news: Arc<News>,
-    task: AbortHandle,
-}
-
-impl Followers {
-    pub(super) fn new(most: usize) -> Self {
-        Self {
-            all: Mutex::default(),
-            connections: Arc::new(Semaphore::new(most)),
-            pulses: Arc::default(),
-            stiles: Arc::default(),
-            most,
-        }
-    }
-
-    /// Names that are followed by a query of their own.
-    pub(super) fn watches(&self) -> usize {
-        self.most - self.connections.available_permits()
-    }
-
-    /// Names without an endpoint.
-    pub(super) fn empty(&self) -> usize {
-        let is_empty = |follower: &&Follower| match &*follower.news.known.borrow() {
-            Known::Unheard => false,
-            Known::Set(held, _) => held.endpoints.is_empty(),
-            Known::Gone | Known::Lost => true,
-        };
-        self.all().values().filter(is_empty).count()
-    }
-
-    /// What is told of a name that is followed.
-    fn news(&self, key: &str) -> Option<Arc<News>> {
-        self.all().get(key).map(|known| Arc::clone(&known.news))
-    }
-
-    fn all(&self) -> MutexGuard<'_, HashMap<Box<str>, Follower>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Followers {
-    fn drop(&mut self) {
-        for follower in self.all().values() {
-            follower.task.abort();
-        }
-    }
-}
-
-impl Inner {
-    /// A name was found that had been asked so often since it was found before.
-    pub(super) fn follow_if_hot(self: &Arc<Self>, name: &ConsulName, asked: u32) {
-        let room = self.followers.connections.available_permits() > 0;
-        if asked >= HOT && room && self.sources.can_follow(name) {
-            drop(self.follow(name, None));
-        }
-    }
-
-    /// Follows a name; whoever holds what is given of what is known keeps it followed. `pool`: it is told
-    /// too, by that number of the name.
-    ///
-    /// Panics outside a tokio runtime.
-    pub(super) fn follow(
-        self: &Arc<Self>,
-        name: &ConsulName,
-        pool: Option<(&Arc<Pool>, usize)>,
-    ) -> Heeds {
-        let mut all = self.followers.all();
-        let known = all.get(name.key());
-        let news = known.map_or_else(Arc::default, |known| Arc::clone(&known.news));
-        let heard = Heeds {
-            known: news.known.subscribe(),
-            problem: news.problem.subscribe(),
-        };
-        if let Some((pool, feed)) = pool {
-            news.add(pool, feed);
-        }
-        // Its runtime may have ended: whoever listens still does.
-        let is_lone = news.lone.swap(false, Ordering::SeqCst);
-        if known.is_some_and(|known| !is_lone && !known.task.is_finished()) {
-            return heard;
-        }
-        let following = Following {
-            inner: Arc::downgrade(self),
-            sources: Arc::clone(&self.sources),
-            connections: Arc::clone(&self.followers.connections),
-            pulses: Arc::clone(&self.followers.pulses),
-            stiles: Arc::clone(&self.followers.stiles),
-            fqdn: name.fqdn(&self.config.domain),
-            name: name.clone(),
-            news: Arc::clone(&news),
-            pace: self.config.cache.floor.max(POLL),
-            limit: self.config.timeout,
-        };
-        // Its owner is the map: it is aborted when the resolver goes.
-        let mut running = Running {
-            following,
-            began: false,
-            ended: false,
-        };
-        let task = tokio::spawn(async move {
-            // All of it, or nobody would know where it is dropped before.
-            let running = &mut running;
-            running.began = true;
-            let (following, what) = (&running.following, "whoever follows a name");
-            task::anew_after_panics(what, POLL, || following.run()).await;
-            running.ended = true;
-        });
-        let task = task.abort_handle();
-        all.insert(name.key().into(), Follower { news, task });
-        heard
-    }
-
-    /// Whoever followed a name ended with its runtime: it is followed again in this one, if this
-    /// is one. What is too old to be given is given no longer, in any case.
-    pub(super) fn follow_again(self: &Arc<Self>, name: &ConsulName) {
-        if let Some(news) = self.followers.news(name.key())
-            && news.is_outdated(clock::now(), self.config.cache.keep)
-        {
-            news.tell(Known::Lost);
-        }
-        if Handle::try_current().is_ok() {
-            drop(self.follow(name, None));
-        }
-    }
-
-    /// What a look-up of a name came to, for those who follow it.
-    pub(super) fn tell_followers(&self, name: &ConsulName, landed: &Landed) {
-        if let Some(news) = self.followers.news(name.key()) {
-            news.landed(landed);
-        }
-    }
-
-    /// A name that was told to be gone is held after all: whoever follows it looks.
-    pub(super) fn is_taken_back(&self, key: &str) {
-        if let Some(news) = self.followers.news(key) {
-            news.again.notify_one();
-        }
-    }
-
-    /// Ends following a name that nobody listens to and that is asked seldom. False:
-    /// it goes on.
-    fn leave(&self, name: &ConsulName) -> bool {
-        let mut all = self.followers.all();
-        let listeners = all
-            .get(name.key())
-            .map_or(0, |one| one.news.known.receiver_count());
-        if listeners > 0 || self.cache().take_asked(name.key()) >= HOT {
-            return false;
-        }
-        all.remove(name.key());
-        self.cache().expire(name.key(), clock::now());
-        true
-    }
-}
-
-/// What whoever follows a name tells.
-pub(super) struct Heeds {
-    pub(super) known: watch::Receiver<Known>,
-    pub(super) problem: watch::Receiver<Option<Error>>,
-}
-
 /// One name that is followed. It holds the resolver only while it has something to
 /// tell, so that a query in the air does not keep it alive.
-struct Following {
+pub(super) struct Following {
     inner: Weak<Inner>,
     sources: Arc<Sources>,
     connections: Arc<Semaphore>,
@@ -262,35 +67,32 @@ struct Following {
     limit: Duration,
 }
 
-/// One that runs. Dropped before it has ended, as by a runtime that is shut down, it says so.
-struct Running {
-    following: Following,
-    began: bool,
-    ended: bool,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
-        let following = &self.following;
-        if let Some(inner) = following.inner.upgrade() {
-            // Nobody confirms it any more.
-            (inner.cache()).expire(following.name.key(), clock::now());
-        }
-        // A runtime that takes no task is no reason to try again in it.
-        following.news.end(self.began);
-    }
-}
-
 impl Following {
-    async fn run(&self) {
+    pub(super) fn new(inner: &Arc<Inner>, name: &ConsulName, news: &Arc<News>) -> Self {
+        let followers = &inner.followers;
+        Self {
+            inner: Arc::downgrade(inner),
+            sources: Arc::clone(&inner.sources),
+            connections: Arc::clone(&followers.connections),
+            pulses: Arc::clone(&followers.pulses),
+            stiles: Arc::clone(&followers.stiles),
+            fqdn: name.fqdn(&inner.config.domain),
+            name: name.clone(),
+            news: Arc::clone(news),
+            pace: inner.config.cache.floor.max(POLL),
+            limit: inner.config.timeout,
+        }
+    }
+
+    /// Completes when nobody wants it any more.
+    pub(super) async fn run(&self) {
         let can_follow = self.sources.can_follow(&self.name);
         loop {
             // Others may have gone since it was last looked.
             if can_follow && let Ok(_permit) = self.connections.try_acquire() {
-                return self.block().await;
+                let mut blocks = Blocks::of(self);
+                while blocks.ask().await.is_some() {}
+                return;
             }
             let next = clock::now() + self.pace;
             if self.poll().await.is_none() || self.is_left() {
@@ -300,279 +102,21 @@ impl Following {
         }
     }
 
-    /// Follows by blocking queries until nobody wants it any more.
-    async fn block(&self) {
-        let known = self.inner.upgrade();
-        let known = known.map(|inner| inner.evidence().progress(self.name.key()));
-        let mut blocking = Blocking::after(known.unwrap_or_default(), clock::now());
-        // What was last told, and what the cache made of it.
-        let mut before: Option<(Box<Finding>, Arc<Held>)> = None;
-        let mut address = 0;
-        let mut looked = clock::now();
-        // Whoever told it had heard of the leader; that of another place is asked by nobody.
-        let mut led = true;
-        // What was told last is older than what is known, which others cannot tell: DNS has no
-        // index.
-        let mut is_behind = false;
-        // It was not to be seen when it was last asked for.
-        let mut denied = false;
-        // The others are asked then, where they have to be.
-        let mut poll = clock::now();
-        let home = self.sources.is_home(self.name.locality());
-        loop {
-            let now = clock::now();
-            if now.saturating_duration_since(looked) >= WHILE {
-                looked = now;
-                if self.is_left() {
-                    return;
-                }
-            }
-            let turn = blocking.turn(self.limit);
-            let alone = std::mem::take(&mut is_behind);
-            if alone {
-                clock::sleep_until(turn.due).await;
-            } else if self.poll_until(turn.due, &mut poll).await.is_none() {
-                return;
-            }
-            let start = clock::now();
-            let (mut asking, mut pass) = (None, None);
-            if turn.index.is_none() {
-                let free = |place| self.stiles.is_free(place, start);
-                let well = self.sources.followed_at(&self.name, address, free);
-                let well = well.and_then(|(well, asks)| {
-                    let pass = self.stiles.pass(well, start)?;
-                    Some((well, asks, pass))
-                });
-                let Some((well, asks, passes)) = well else {
-                    // Not all of them come back in one instant.
-                    let later = start + (POLL + self.share(POLL)) / 2;
-                    let due = self.stiles.due(start).unwrap_or(later);
-                    if self.poll_until(due.min(later), &mut poll).await.is_none() {
-                        return;
-                    }
-                    continue;
-                };
-                (address, asking, pass) = (well, Some(asks), Some(passes));
-            }
-            let question = self.question();
-            let pulse = self.pulses.of(&self.inner, self.sources.agent(), address);
-            let told = tokio::select! {
-                told = self.sources.block(question, address, asking, &turn) => told,
-                // Who waits for a change hears nothing either where nobody is left to tell it.
-                missed = pulse.missed(led && home), if turn.index.is_some() => {
-                    let Some(inner) = self.inner.upgrade() else {
-                        return;
-                    };
-                    let now = clock::now();
-                    before = None;
-                    self.news.lost();
-                    // All who are followed there end here at once: nobody waits for all of them
-                    // to be asked for. They were silent for long enough already.
-                    poll = now + self.share(self.pace / 4);
-                    let (failure, mut dice) = ((Failure::Other, None), clock::dice());
-                    match missed {
-                        // It answers, and nothing changes without a leader: each name holds for a
-                        // part of the time that what is found holds for.
-                        Missed::Leader => inner.cache().expire(self.name.key(), poll),
-                        Missed::All | Missed::Still => {
-                            let mut cache = inner.cache();
-                            cache.expire(self.name.key(), now);
-                            cache.rest(self.name.key(), poll);
-                        }
-                    }
-                    inner.evidence().lost(self.name.key());
-                    if missed == Missed::Still {
-                        blocking.again(poll);
-                        continue;
-                    }
-                    if missed == Missed::All {
-                        // It was waited for already.
-                        *inner.slow() = Some(now);
-                        self.stiles.failed(address, None, failure, now, &mut dice);
-                    }
-                    blocking.failed(failure.0, None, now, &mut dice);
-                    address += 1;
-                    continue;
-                }
-                // Who asks for the state knows nothing, and others may.
-                () = self.poll_beside(address), if turn.index.is_none() && !alone => return,
-                () = self.deserted() => return,
-                () = self.news.again.notified() => {
-                    let Some(inner) = self.inner.upgrade() else {
-                        return;
-                    };
-                    let now = clock::now();
-                    before = None;
-                    self.hold(&inner, now);
-                    blocking.again(now + RECHECK);
-                    continue;
-                }
-            };
-            let Some((mut heard, mut blocked)) = told else {
-                return;
-            };
-            let Some(inner) = self.inner.upgrade() else {
-                return;
-            };
-            let now = clock::now();
-            let took = now.saturating_duration_since(start);
-            let patience = Patience {
-                // Who waited for a change says nothing of what an answer takes.
-                took: turn.index.map_or(took, |_| Duration::ZERO),
-                until: now + self.limit,
-            };
-            if let Some(Heard::Nothing(nothing)) = &heard
-                && !inner.knows(&self.name)
-                && inner.may_see_nothing(Rung::Http, &self.name, nothing)
-                && Box::pin(inner.is_blind(Rung::Http, patience.until)).await
-            {
-                // Others may have the right to see it.
-                (heard, blocked.outcome) = (Some(Heard::Denied), Outcome::Denied);
-            }
-            let answered = heard.as_ref().is_some_and(Heard::is_an_answer);
-            let was_denied = std::mem::replace(&mut denied, blocked.outcome == Outcome::Denied);
-            if answered || denied {
-                self.stiles.answered(address);
-            }
-            if answered {
-                inner.heard_of(&self.name, true);
-            }
-            if answered {
-                let mut evidence = inner.evidence();
-                evidence.followed(self.name.key(), blocked.index, blocked.led, now);
-            }
-            let is_believed = !answered || blocking.believes(blocked.index, blocked.led, now);
-            if answered && home && !(is_believed && blocked.led) {
-                self.sources.is_behind(now);
-            }
-            if !is_believed {
-                debug!(name = %self.fqdn, index = blocked.index, blocked.led, "older than what is known");
-                before = None;
-                self.keep_as_stale(&inner, now);
-                // Who was told nothing yet is told what others know, and so is who was told what
-                // is too old to be given.
-                is_behind = self.news.is_told(now, inner.config.cache.keep);
-                address += 1;
-                continue;
-            }
-            let mut dice = clock::dice();
-            let mut heard_of = |news| blocking.answered(blocked.index, news, took, now, &mut dice);
-            let follows = match heard {
-                Some(Heard::Whole(finding) | Heard::Partial(finding)) => {
-                    let same = before.take().filter(|(told, _)| told.says_as(&finding));
-                    let follows = heard_of(same.is_none());
-                    // Consul does not tell when a host name in a set moves.
-                    let settled = records::unresolved(&finding.found).next().is_none();
-                    led = blocked.led;
-                    let brief = !settled || !led;
-                    // In a pause the others are asked, and nobody is told of a change.
-                    let pauses = blocking.turn(self.limit).due > now + self.pace;
-                    let until = now
-                        + if pauses {
-                            self.pace
-                        } else if follows && !brief {
-                            blocking::longest()
-                        } else {
-                            // The next word comes after a pace, and what an agent adds to it.
-                            2 * self.pace
-                        };
-                    // Who may be behind makes nothing younger.
-                    let known = || inner.cache().known_since(self.name.key(), &finding.found);
-                    let since = if led { None } else { known() }.unwrap_or(now);
-                    // Another source may have put something else there meanwhile.
-                    let confirmed = same.filter(|(told, held)| {
-                        let alike = settled
-                            && held.carried.is_none()
-                            && told.unconfirmed == finding.unconfirmed;
-                        let known = (since, until);
-                        alike && inner.cache().confirm(self.name.key(), held, known, now)
-                    });
-                    blocking.wait(brief.then_some(self.pace));
-                    self.news.follows();
-                    before = match confirmed {
-                        Some(known) => {
-                            inner.will_save(false);
-                            self.news.tell(Known::Set(Arc::clone(&known.1), since));
-                            Some(known)
-                        }
-                        None => {
-                            let kept = inner.keep_followed(
-                                question,
-                                Finding::clone(&finding),
-                                (since, until),
-                            );
-                            let held = kept.await;
-                            self.news.tell(Known::Set(Arc::clone(&held), since));
-                            Some((finding, held))
-                        }
-                    };
-                    follows
-                }
-                Some(Heard::Nothing(nothing)) => {
-                    let follows = heard_of(before.is_some());
-                    before = None;
-                    let said = Said {
-                        rung: Rung::Http,
-                        nothing,
-                        denied: false,
-                        known: inner.knows(&self.name),
-                        asked: None,
-                        patience,
-                    };
-                    match inner.weigh(question, &said, Vec::new()).await {
-                        Landed::Nothing(_) => {
-                            self.news.follows();
-                            self.news.tell(Known::Gone);
-                            // The right to see it may have come after that was said, and no
-                            // query waits for that.
-                            if was_denied {
-                                blocking.again(clock::now() + RECHECK);
-                            }
-                        }
-                        // The leader knows better than the server that is followed.
-                        Landed::Found(answer) => {
-                            let now = clock::now();
-                            self.news.follows();
-                            self.news.tell(Known::Set(answer.held, now));
-                            blocking.again(now + RECHECK);
-                        }
-                        // What is held is asked about until it is settled.
-                        Landed::Kept(error) => {
-                            let now = clock::now();
-                            self.news.holds(&error);
-                            self.hold(&inner, now);
-                            blocking.again(now + RECHECK);
-                        }
-                    }
-                    follows
-                }
-                Some(_) | None => {
-                    self.news.lost();
-                    // It was true until now, as far as a query tells that waited. Each name
-                    // holds for a part of the time that what is found holds for.
-                    if before.take().is_some() {
-                        poll = now + self.share(self.pace);
-                        inner.cache().expire(self.name.key(), poll);
-                    }
-                    // Nobody else may ask there for as long as DNS is well.
-                    inner.counters.attempted(Source::Http, blocked.outcome);
-                    let (failure, asked) = failure(&blocked);
-                    debug!(name = %self.fqdn, outcome = %blocked.outcome, "not followed for now");
-                    inner.evidence().lost(self.name.key());
-                    if is_of_address(blocked.outcome, home) {
-                        let failure = (failure, asked);
-                        self.stiles.failed(address, pass, failure, now, &mut dice);
-                    }
-                    // The pause that was asked for is the address's.
-                    blocking.failed(failure, None, now, &mut dice);
-                    address += 1;
-                    true
-                }
-            };
-            if !follows {
-                blocking.again(clock::now() + self.pace);
-            }
+    /// It ended with the runtime that it ran in, if it `began` there.
+    pub(super) fn is_lost(&self, began: bool) {
+        if let Some(inner) = self.inner.upgrade() {
+            // Nobody confirms it any more.
+            inner.cache().expire(self.name.key(), clock::now());
         }
+        // A runtime that takes no task is no reason to try again in it.
+        self.news.end(began);
+    }
+
+    /// An address that may be asked for the state, from that place on.
+    fn way_in(&self, from: usize, now: Instant) -> Option<(usize, Asking<'_>, Pass<'_>)> {
+        let free = |place| self.stiles.is_free(place, now);
+        let (well, asks) = self.sources.followed_at(&self.name, from, free)?;
+        Some((well, asks, self.stiles.pass(well, now)?))
     }
 
     /// Asks all rungs once a pace until `due`, from `poll` on. `None`: there is no resolver any
@@ -686,5 +230,340 @@ impl Following {
         if !is_told {
             self.news.tell(known);
         }
+    }
+}
+
+/// A name that is followed by blocking queries, one after the other.
+struct Blocks<'a> {
+    of: &'a Following,
+    blocking: Blocking,
+    /// What was last told, and what the cache made of it.
+    before: Option<(Box<Finding>, Arc<Held>)>,
+    /// By its place in the list.
+    address: usize,
+    /// When it was last looked whether somebody wants it.
+    looked: Instant,
+    /// Whoever told it had heard of the leader; that of another place is asked by nobody.
+    led: bool,
+    home: bool,
+    /// What was told last is older than what is known, which others cannot tell: DNS has no
+    /// index.
+    is_behind: bool,
+    /// It was not to be seen when it was last asked for.
+    denied: bool,
+    /// The others are asked then, where they have to be.
+    poll: Instant,
+}
+
+/// What came back of a query.
+struct Reply<'a> {
+    inner: &'a Arc<Inner>,
+    blocked: &'a Blocked,
+    took: Duration,
+    now: Instant,
+}
+
+impl<'a> Blocks<'a> {
+    fn of(of: &'a Following) -> Self {
+        let known = of.inner.upgrade();
+        let known = known.map(|inner| inner.evidence().progress(of.name.key()));
+        let now = clock::now();
+        Self {
+            of,
+            blocking: Blocking::after(known.unwrap_or_default(), now),
+            before: None,
+            address: 0,
+            looked: now,
+            led: true,
+            home: of.sources.is_home(of.name.locality()),
+            is_behind: false,
+            denied: false,
+            poll: now,
+        }
+    }
+
+    /// Asks once, when that is due. `None`: nobody wants it any more.
+    async fn ask(&mut self) -> Option<()> {
+        let of = self.of;
+        let now = clock::now();
+        if now.saturating_duration_since(self.looked) >= WHILE {
+            self.looked = now;
+            if of.is_left() {
+                return None;
+            }
+        }
+        let turn = self.blocking.turn(of.limit);
+        let alone = std::mem::take(&mut self.is_behind);
+        if alone {
+            clock::sleep_until(turn.due).await;
+        } else {
+            of.poll_until(turn.due, &mut self.poll).await?;
+        }
+        let start = clock::now();
+        let waits = turn.index.is_some();
+        let (mut asking, mut pass) = (None, None);
+        if !waits {
+            let Some((well, asks, passes)) = of.way_in(self.address, start) else {
+                // Not all of them come back in one instant.
+                let later = start + (POLL + of.share(POLL)) / 2;
+                let due = of.stiles.due(start).unwrap_or(later);
+                return of.poll_until(due.min(later), &mut self.poll).await;
+            };
+            self.address = well;
+            (asking, pass) = (Some(asks), Some(passes));
+        }
+        let pulse = of.pulses.of(&of.inner, of.sources.agent(), self.address);
+        let (heard, blocked) = tokio::select! {
+            told = of.sources.block(of.question(), self.address, asking, &turn) => told?,
+            // Who waits for a change hears nothing either where nobody is left to tell it.
+            missed = pulse.missed(self.led && self.home), if waits => return self.missed(missed),
+            // Who asks for the state knows nothing, and others may.
+            () = of.poll_beside(self.address), if !waits && !alone => return None,
+            () = of.deserted() => return None,
+            () = of.news.again.notified() => {
+                let inner = of.inner.upgrade()?;
+                let now = clock::now();
+                self.before = None;
+                of.hold(&inner, now);
+                self.blocking.again(now + RECHECK);
+                return Some(());
+            }
+        };
+        let (inner, now) = (of.inner.upgrade()?, clock::now());
+        let reply = Reply {
+            inner: &inner,
+            blocked: &blocked,
+            took: now.saturating_duration_since(start),
+            now,
+        };
+        self.replied(heard, &reply, waits, pass).await;
+        Some(())
+    }
+
+    /// Nobody is there any more who would tell of a change.
+    fn missed(&mut self, missed: Missed) -> Option<()> {
+        let of = self.of;
+        let inner = of.inner.upgrade()?;
+        let now = clock::now();
+        self.before = None;
+        of.news.lost();
+        // All who are followed there end here at once: nobody waits for all of them
+        // to be asked for. They were silent for long enough already.
+        self.poll = now + of.share(of.pace / 4);
+        match missed {
+            // It answers, and nothing changes without a leader: each name holds for a
+            // part of the time that what is found holds for.
+            Missed::Leader => inner.cache().expire(of.name.key(), self.poll),
+            Missed::All | Missed::Still => {
+                let mut cache = inner.cache();
+                cache.expire(of.name.key(), now);
+                cache.rest(of.name.key(), self.poll);
+            }
+        }
+        inner.evidence().lost(of.name.key());
+        if missed == Missed::Still {
+            self.blocking.again(self.poll);
+            return Some(());
+        }
+        let mut dice = clock::dice();
+        if missed == Missed::All {
+            // It was waited for already.
+            *inner.slow() = Some(now);
+            let failure = (Failure::Other, None);
+            of.stiles
+                .failed(self.address, None, failure, now, &mut dice);
+        }
+        self.blocking.failed(Failure::Other, None, now, &mut dice);
+        self.address += 1;
+        Some(())
+    }
+
+    /// A query came back. `waited`: it was one that waits for a change; `pass`: what another one
+    /// was let through with.
+    async fn replied(
+        &mut self,
+        mut heard: Option<Heard<Box<Finding>>>,
+        reply: &Reply<'_>,
+        waited: bool,
+        pass: Option<Pass<'_>>,
+    ) {
+        let (of, now) = (self.of, reply.now);
+        let Reply { inner, blocked, .. } = *reply;
+        let patience = Patience {
+            // Who waited for a change says nothing of what an answer takes.
+            took: if waited { Duration::ZERO } else { reply.took },
+            until: now + of.limit,
+        };
+        let mut outcome = blocked.outcome;
+        if let Some(Heard::Nothing(nothing)) = &heard
+            && !inner.knows(&of.name)
+            && inner.may_see_nothing(Rung::Http, &of.name, nothing)
+            && Box::pin(inner.is_blind(Rung::Http, patience.until)).await
+        {
+            // Others may have the right to see it.
+            (heard, outcome) = (Some(Heard::Denied), Outcome::Denied);
+        }
+        let answered = heard.as_ref().is_some_and(Heard::is_an_answer);
+        let denied = outcome == Outcome::Denied;
+        let was_denied = std::mem::replace(&mut self.denied, denied);
+        if answered || denied {
+            of.stiles.answered(self.address);
+        }
+        if answered {
+            inner.heard_of(&of.name, true);
+            let mut evidence = inner.evidence();
+            evidence.followed(of.name.key(), blocked.index, blocked.led, now);
+        }
+        let is_believed = !answered || self.blocking.believes(blocked.index, blocked.led, now);
+        if answered && self.home && !(is_believed && blocked.led) {
+            of.sources.is_behind(now);
+        }
+        if !is_believed {
+            debug!(name = %of.fqdn, index = blocked.index, blocked.led, "older than what is known");
+            self.before = None;
+            of.keep_as_stale(inner, now);
+            // Who was told nothing yet is told what others know, and so is who was told what
+            // is too old to be given.
+            self.is_behind = of.news.is_told(now, inner.config.cache.keep);
+            self.address += 1;
+            return;
+        }
+        let follows = match heard {
+            Some(Heard::Whole(finding) | Heard::Partial(finding)) => {
+                self.found(finding, reply).await
+            }
+            Some(Heard::Nothing(nothing)) => {
+                let said = Said {
+                    rung: Rung::Http,
+                    nothing,
+                    denied: false,
+                    known: inner.knows(&of.name),
+                    asked: None,
+                    patience,
+                };
+                self.nothing(&said, reply, was_denied).await
+            }
+            Some(_) | None => {
+                self.failed(outcome, reply, pass);
+                true
+            }
+        };
+        if !follows {
+            self.blocking.again(clock::now() + of.pace);
+        }
+    }
+
+    /// There is a set. False: it cannot be followed.
+    async fn found(&mut self, finding: Box<Finding>, reply: &Reply<'_>) -> bool {
+        let (of, now) = (self.of, reply.now);
+        let Reply { inner, blocked, .. } = *reply;
+        let same = (self.before.take()).filter(|(told, _)| told.says_as(&finding));
+        let follows = self.heard_of(same.is_none(), reply);
+        // Consul does not tell when a host name in a set moves.
+        let settled = records::unresolved(&finding.found).next().is_none();
+        self.led = blocked.led;
+        let brief = !settled || !self.led;
+        // In a pause the others are asked, and nobody is told of a change.
+        let pauses = self.blocking.turn(of.limit).due > now + of.pace;
+        let until = now
+            + if pauses {
+                of.pace
+            } else if follows && !brief {
+                blocking::longest()
+            } else {
+                // The next word comes after a pace, and what an agent adds to it.
+                2 * of.pace
+            };
+        // Who may be behind makes nothing younger.
+        let known = || inner.cache().known_since(of.name.key(), &finding.found);
+        let since = if self.led { None } else { known() }.unwrap_or(now);
+        // Another source may have put something else there meanwhile.
+        let confirmed = same.filter(|(told, held)| {
+            let alike =
+                settled && held.carried.is_none() && told.unconfirmed == finding.unconfirmed;
+            alike && (inner.cache()).confirm(of.name.key(), held, (since, until), now)
+        });
+        self.blocking.wait(brief.then_some(of.pace));
+        of.news.follows();
+        let known = match confirmed {
+            Some(known) => {
+                inner.will_save(false);
+                known
+            }
+            None => {
+                let kept = Finding::clone(&finding);
+                let kept = inner.keep_followed(of.question(), kept, (since, until));
+                (finding, kept.await)
+            }
+        };
+        of.news.tell(Known::Set(Arc::clone(&known.1), since));
+        self.before = Some(known);
+        follows
+    }
+
+    /// It is said to be gone. False: that cannot be followed.
+    async fn nothing(&mut self, said: &Said, reply: &Reply<'_>, was_denied: bool) -> bool {
+        let of = self.of;
+        let news = self.before.take().is_some();
+        let follows = self.heard_of(news, reply);
+        let weighed = reply.inner.weigh(of.question(), said, Vec::new()).await;
+        let now = clock::now();
+        match weighed {
+            Landed::Nothing(_) => {
+                of.news.follows();
+                of.news.tell(Known::Gone);
+                // The right to see it may have come after that was said, and no
+                // query waits for that.
+                if was_denied {
+                    self.blocking.again(now + RECHECK);
+                }
+            }
+            // The leader knows better than the server that is followed.
+            Landed::Found(answer) => {
+                of.news.follows();
+                of.news.tell(Known::Set(answer.held, now));
+                self.blocking.again(now + RECHECK);
+            }
+            // What is held is asked about until it is settled.
+            Landed::Kept(error) => {
+                of.news.holds(&error);
+                of.hold(reply.inner, now);
+                self.blocking.again(now + RECHECK);
+            }
+        }
+        follows
+    }
+
+    /// There was no answer.
+    fn failed(&mut self, outcome: Outcome, reply: &Reply<'_>, pass: Option<Pass<'_>>) {
+        let (of, now) = (self.of, reply.now);
+        let inner = reply.inner;
+        of.news.lost();
+        // It was true until now, as far as a query tells that waited. Each name
+        // holds for a part of the time that what is found holds for.
+        if self.before.take().is_some() {
+            self.poll = now + of.share(of.pace);
+            inner.cache().expire(of.name.key(), self.poll);
+        }
+        // Nobody else may ask there for as long as DNS is well.
+        inner.counters.attempted(Source::Http, outcome);
+        let (failure, asked) = failure(outcome, reply.blocked.after);
+        debug!(name = %of.fqdn, %outcome, "not followed for now");
+        inner.evidence().lost(of.name.key());
+        let mut dice = clock::dice();
+        if is_of_address(outcome, self.home) {
+            let failure = (failure, asked);
+            of.stiles
+                .failed(self.address, pass, failure, now, &mut dice);
+        }
+        // The pause that was asked for is the address's.
+        self.blocking.failed(failure, None, now, &mut dice);
+        self.address += 1;
+    }
+
+    /// A source answered. False: what it says cannot be followed.
+    fn heard_of(&mut self, news: bool, reply: &Reply<'_>) -> bool {
+        let (index, mut dice) = (reply.blocked.index, clock::dice());
+        (self.blocking).answered(index, news, reply.took, reply.now, &mut dice)
     }
 }

@@ -5,6 +5,7 @@
 mod askable;
 mod climb;
 mod follow;
+mod followers;
 mod lookup;
 mod news;
 mod probe;
@@ -28,7 +29,7 @@ pub use self::{
     lookup::Lookup,
     service::{Changes, Endpoints, Problems, Service},
 };
-use self::{climb::Landed, follow::Followers, warm::Snapshot};
+use self::{climb::Landed, followers::Followers, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
     cache::{Cache, Hits, Look, Rest, fate::Term, stale::Wish},

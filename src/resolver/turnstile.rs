@@ -20,7 +20,6 @@ use rand::Rng;
 use crate::{
     consul::blocking::{Backoff, Failure},
     endpoint::Outcome,
-    source::catalog::Blocked,
 };
 
 /// Those of all addresses, by their place in the list. Where there is none, anybody passes.
@@ -163,17 +162,14 @@ pub(super) fn is_of_address(outcome: Outcome, home: bool) -> bool {
     }
 }
 
-/// How a query failed, and the pause that was asked for.
-pub(super) fn failure(blocked: &Blocked) -> (Failure, Option<Duration>) {
-    match blocked.outcome {
+/// How a query failed, and the pause after it; `asked`: the one that was asked for.
+pub(super) fn failure(outcome: Outcome, asked: Option<Duration>) -> (Failure, Option<Duration>) {
+    match outcome {
         Outcome::Refused => (Failure::Refused, None),
         // Those who ask to be left alone are asked again after a second at least.
         Outcome::Throttled => {
             let least = Duration::from_secs(1);
-            (
-                Failure::Other,
-                Some(blocked.after.unwrap_or(least).max(least)),
-            )
+            (Failure::Other, Some(asked.unwrap_or(least).max(least)))
         }
         _ => (Failure::Other, None),
     }
