@@ -27,7 +27,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::ErrorKind;
+use crate::{endpoint::Source, error::ErrorKind};
 
 /// A source, as the ladder sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +35,17 @@ pub(crate) enum Rung {
     Dns,
     Http,
     Static,
+}
+
+impl Rung {
+    /// The one that a set of that source comes from.
+    pub(crate) fn of(source: Source) -> Self {
+        match source {
+            Source::Dns => Self::Dns,
+            Source::Http => Self::Http,
+            Source::Snapshot | Source::Static => Self::Static,
+        }
+    }
 }
 
 /// What a rung said. `S` is a set.

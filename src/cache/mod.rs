@@ -48,7 +48,6 @@ use self::{
 use crate::{
     endpoint::{Freshness, Source},
     found::{Found, Held},
-    records,
 };
 
 /// Whoever follows names is heard of once a second. Without word for so long they may not have
@@ -216,8 +215,7 @@ impl Cache {
         }
     }
 
-    /// Keeps a set, from the time when it was found. Gives what was known before. A name that is
-    /// followed stays so where the same members are said to be there.
+    /// Keeps a set, from the time when it was found. Gives what was known before.
     pub(crate) fn put(&mut self, held: Arc<Held>, since: Instant) -> Was {
         let Limits { floor, cap, .. } = self.limits;
         let holds = if held.complete {
@@ -227,13 +225,7 @@ impl Cache {
         };
         let until = since + holds;
         let renew = until - ahead(&held.key, holds);
-        let follows = (self.entries.peek(&*held.key)).and_then(|entry| {
-            let before = entry.set.as_ref().filter(|_| held.complete)?;
-            let followed = entry.followed()?;
-            records::same_members(&before.endpoints, &held.endpoints).then_some(followed)
-        });
-        let renew = follows.unwrap_or(renew);
-        self.put_set(held, since, (until, renew), follows)
+        self.put_set(held, since, (until, renew), None)
     }
 
     /// Keeps a set that is followed `now`: it holds until then.

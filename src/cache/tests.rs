@@ -7,7 +7,6 @@ use crate::{
     clock,
     endpoint::{Source, Transport},
     found::Host,
-    records,
 };
 
 const KEEP: Duration = Duration::from_secs(3_600);
@@ -43,21 +42,6 @@ fn sized(key: &str, ttl: u64, addresses: usize, complete: bool) -> Arc<Held> {
         warnings: Box::default(),
         part: false,
         carried: None,
-    })
-}
-
-/// One with so many endpoints.
-fn with_members(members: u8, complete: bool) -> Arc<Held> {
-    let held = Arc::into_inner(sized("1", 0, 0, complete)).unwrap();
-    let addresses = (0..members).map(|last| IpAddr::from([10, 0, 0, last]));
-    let found = Found::Host(Host {
-        addresses: addresses.collect(),
-        ..Host::default()
-    });
-    Arc::new(Held {
-        endpoints: records::endpoints(&found, &held.name),
-        found,
-        ..held
     })
 }
 
@@ -230,30 +214,6 @@ fn who_was_asked_before_a_follower_was_told_says_nothing_newer() {
     cache.put_followed_nothing("1", None, at(7));
     assert!(matches!(told(&cache, at(7), at(9)), Some(Look::Nothing)));
     assert!(told(&cache, at(8), at(9)).is_none(), "asked later");
-}
-
-#[test]
-fn a_followed_set_stays_so_where_others_say_the_same_and_only_there() {
-    let start = clock::now();
-    let at = |seconds| start + Duration::from_secs(seconds);
-    for (members, complete, stays) in [(2, true, true), (3, true, false), (2, false, false)] {
-        let mut cache = Cache::new(limits());
-        cache.put_followed(with_members(2, true), start, at(60), start);
-        cache.put(with_members(members, complete), at(1));
-        cache.followers_live(at(20));
-        let Look::Fresh(_, age, rest) = cache.look("1", at(20)) else {
-            assert!(!stays);
-            continue;
-        };
-        assert!(stays);
-        assert_eq!((age, rest), (Duration::from_secs(19), Rest::Resting));
-        cache.look("1", at(20));
-        let Look::Fresh(_, _, Rest::Resting) = cache.look("1", at(20)) else {
-            panic!("it is asked for ahead of a time that it does not have");
-        };
-        cache.expire("1", at(21));
-        assert!(!is_fresh(&cache.look("1", at(21))));
-    }
 }
 
 #[test]

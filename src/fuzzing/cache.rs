@@ -280,22 +280,12 @@ impl Model {
             return;
         }
         self.bytes.insert(name, alone.bytes());
-        // Whoever follows it said the same.
-        let follows = match self.known.get(&name) {
-            Some(Known::Set {
-                held: before,
-                followed,
-                ..
-            }) if held.complete && before.found == held.found => *followed,
-            _ => None,
-        };
-        let renew = until - ahead(&format!("n{name}.node"), until - since);
         let known = Known::Set {
             held,
             since,
             until,
-            followed: follows,
-            renew: follows.unwrap_or(renew),
+            followed: None,
+            renew: until - ahead(&format!("n{name}.node"), until - since),
             again: None,
             asked: 0,
         };

@@ -132,7 +132,11 @@ impl Inner {
             end: deadline,
         });
         let (mut air, mut now) = (Air::default(), start);
-        let mut took = Duration::ZERO;
+        let (mut asked, mut took) = (Vec::new(), Duration::ZERO);
+        let since = |asked: &[(Rung, Instant)], rung| {
+            let last = asked.iter().rfind(|(one, _)| *one == rung);
+            last.map_or(start, |(_, when)| *when)
+        };
         let landed = loop {
             match ladder.step(now) {
                 Step::Ask(rung, limit) => {
@@ -147,6 +151,7 @@ impl Inner {
                         }
                         None => Mode::Ask,
                     };
+                    asked.push((rung, now));
                     match rung {
                         Rung::Http => air.ask(rung, self.look_up_apart(name, mode, limit), now),
                         _ => air.ask(rung, self.sources.ask(rung, question, mode, limit), now),
@@ -155,9 +160,9 @@ impl Inner {
                 Step::Wait(moment) => {
                     let first = air.hear(moment).await;
                     now = clock::now();
-                    if let Some((rung, asked, (mut heard, mut made))) = first {
+                    if let Some((rung, since, (mut heard, mut made))) = first {
                         if let Heard::Nothing(nothing) = &heard {
-                            took = now.saturating_duration_since(asked);
+                            took = now.saturating_duration_since(since);
                             if !known
                                 && self.may_see_nothing(rung, name, nothing)
                                 && Box::pin(self.is_blind(rung, until)).await
@@ -183,7 +188,8 @@ impl Inner {
                     }
                     let addresses = Box::pin(self.addresses(&finding.found, deadline, depth));
                     let addresses = addresses.await;
-                    break self.keep(question, *finding, addresses, start, attempts);
+                    let since = since(&asked, Rung::of(finding.source));
+                    break self.keep(question, *finding, addresses, since, attempts);
                 }
                 Step::Nothing(rung, nothing) => {
                     self.heard_of(name, rung != Rung::Static);
@@ -194,7 +200,7 @@ impl Inner {
                         nothing,
                         denied,
                         known,
-                        asked: Some(start),
+                        asked: Some(since(&asked, rung)),
                         patience: Patience { took, until },
                     };
                     // In a box, as all that is seldom waited for: no look-up is to carry its room.
@@ -308,7 +314,10 @@ impl Inner {
     /// What is known of a name, in the place of what came too late.
     pub(super) fn landed(&self, name: &ConsulName, told: Look, attempts: Vec<Attempt>) -> Landed {
         match told {
-            Look::Fresh(held, age, _) | Look::Stale(held, age, _) => found(held, age, attempts),
+            Look::Fresh(held, age, _) | Look::Stale(held, age, _) => {
+                self.evidence().found(name.key());
+                found(held, age, attempts)
+            }
             Look::Nothing | Look::Unknown => Landed::Nothing(self.not_found(name, attempts)),
         }
     }

@@ -84,7 +84,8 @@ impl<'a, N: Name> Lookup<'a, N> {
     }
 
     /// Nothing that a source gave so long ago or longer, fresh or stale. Zero asks
-    /// the sources in any case.
+    /// the sources in any case. What whoever follows the name is told while they are asked is as
+    /// good as what they say.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.wish.max_age = Some(age);
         self

@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::{Inner, climb::Landed, told};
 use crate::{
+    cache::Cache,
     catalog,
     circuit::Mode,
     clock,
@@ -81,6 +82,14 @@ impl Inner {
         mut attempts: Vec<Attempt>,
     ) -> Landed {
         let Question { name, fqdn } = question;
+        let told_since = |cache: &Cache| {
+            let (asked, now) = (said.asked?, clock::now());
+            cache.told_since(name.key(), asked, now)
+        };
+        let told = told_since(&self.cache());
+        if let Some(told) = told {
+            return self.landed(name, told, attempts);
+        }
         let place = name.locality().datacenter.as_deref().unwrap_or_default();
         // Who lost sight of what is known says nothing of what is not.
         let now = clock::now();
@@ -166,13 +175,13 @@ impl Inner {
                 let was = {
                     let mut cache = self.cache();
                     let (key, ttl) = (name.key(), said.nothing.ttl);
-                    let told = said.asked.map(|asked| cache.told_since(key, asked, now));
-                    match told {
-                        Some(Some(told)) => {
-                            drop(cache);
-                            return self.landed(name, told, attempts);
-                        }
-                        Some(None) => cache.put_nothing(key, ttl, now),
+                    // It was weighed for a while.
+                    if let Some(told) = told_since(&cache) {
+                        drop(cache);
+                        return self.landed(name, told, attempts);
+                    }
+                    match said.asked {
+                        Some(_) => cache.put_nothing(key, ttl, now),
                         None => cache.put_followed_nothing(key, ttl, now),
                     }
                 };
