@@ -37,7 +37,7 @@ pub(crate) async fn answer(
     let settings = resolver.dns_settings();
     let zone = zone(resolver, &settings);
     if asked.is_about_the_zone() {
-        return apex(resolver, asked, &zone).await;
+        return apex(resolver, asked, &zone, runs, by).await;
     }
     let name = match &asked.meaning {
         Err(NotAName::Elsewhere) => return (Sections::refused(), Ok(None)),
@@ -147,8 +147,10 @@ async fn apex(
     resolver: &Resolver,
     asked: &Asked,
     zone: &Zone<'_>,
+    runs: Runs,
+    by: Option<Instant>,
 ) -> (Sections, Result<Option<Answer>, Error>) {
-    let found = resolver.lookup(ConsulName::apex()).await;
+    let found = resolver.lookup(ConsulName::apex()).runs(runs).by(by).await;
     let servers = found.as_ref().ok();
     let settings = resolver.dns_settings();
     let zone = Zone {

@@ -1,5 +1,6 @@
 //! Programs that only speak DNS, as people run them, find the same instances through
-//! the stub as through Consul: with Consul's DNS behind it, and with HTTP alone.
+//! the stub as through Consul: with Consul's DNS behind it, and with HTTP alone where that is
+//! dead.
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
@@ -23,30 +24,54 @@ const MANY: usize = 100;
 
 struct World {
     agent: Agent,
-    /// Consul itself, the stub in front of its DNS, and the stub with HTTP alone.
+    /// Consul itself, the stub in front of its DNS, and the stub where that is dead.
     servers: [SocketAddr; 3],
     few: BTreeSet<u16>,
     many: BTreeSet<u16>,
+    /// Of the few.
+    addresses: BTreeSet<String>,
 }
 
 impl World {
     async fn start() -> Self {
         let agent = Agent::start().await;
         let ports = |all: Vec<SocketAddr>| all.iter().map(SocketAddr::port).collect();
-        let few = ports(agent.register_instances("web", FEW).await);
+        let few = agent.register_instances("web", FEW).await;
+        let addresses = few.iter().map(|one| one.ip().to_string()).collect();
+        let few = ports(few);
         let many = ports(agent.register_instances("many", MANY).await);
         let (dns, http) = (agent.dns().to_string(), agent.http());
+        // Nobody is at that port.
+        let dead = support::closed_port().to_string();
         let servers = [
             agent.dns(),
             stub(&dns, &http).await,
-            stub("none", &http).await,
+            stub(&dead, &http).await,
         ];
         Self {
             agent,
             servers,
             few,
             many,
+            addresses,
         }
+    }
+
+    /// A stub at port 53 of an address of its own for each state of Consul's DNS: the last byte
+    /// of `127.0.0.x`, from `first` on.
+    async fn at_port_53(&self, first: u8) -> Vec<u8> {
+        let (up, down) = (self.agent.dns(), support::closed_port());
+        let mut all = Vec::new();
+        for (at, dns) in (first..).zip([up, down]) {
+            let resolver = Resolver::builder().dns(&dns.to_string());
+            let resolver = resolver.http(&self.agent.http()).build().unwrap();
+            let address = SocketAddr::from(([127, 0, 0, at], 53));
+            let stub = Stub::bind(resolver, &[address]).await;
+            let stub = stub.unwrap_or_else(|error| panic!("{error}; this test is root's"));
+            tokio::spawn(stub.run(std::future::pending()));
+            all.push(at);
+        }
+        all
     }
 
     fn stubs(&self) -> &[SocketAddr] {
@@ -167,30 +192,16 @@ exec getent ahostsv4 web.service.consul
 async fn programs_of_the_c_library_see_every_instance() {
     let world = World::start().await;
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    for (at, http_alone) in [(88, false), (89, true)] {
-        let dns = if http_alone {
-            "none".to_owned()
-        } else {
-            world.agent.dns().to_string()
-        };
-        let resolver = Resolver::builder()
-            .dns(&dns)
-            .http(&world.agent.http())
-            .build()
-            .unwrap();
-        let address: SocketAddr = format!("127.0.0.{at}:53").parse().unwrap();
-        let stub = Stub::bind(resolver, &[address]).await;
-        let stub = stub.unwrap_or_else(|error| panic!("{error}; this test is root's"));
-        tokio::spawn(stub.run(std::future::pending()));
+    for at in world.at_port_53(88).await {
         let file = directory.join(format!("clients-resolv-{at}.conf"));
         fs::write(&file, format!("nameserver 127.0.0.{at}\n")).unwrap();
         let file = file.to_str().unwrap();
         let told = prints("unshare", &["-m", "sh", "-e", "-c", GETADDRINFO, file]).await;
-        let addresses: BTreeSet<&str> = told
+        let addresses: BTreeSet<String> = told
             .lines()
-            .filter_map(|line| line.split_whitespace().next())
+            .filter_map(|line| Some(line.split_whitespace().next()?.to_owned()))
             .collect();
-        assert_eq!(addresses.len(), FEW, "{told}");
+        assert_eq!(addresses, world.addresses, "{told}");
     }
 }
 
@@ -256,23 +267,20 @@ exec prometheus --config.file=\"$1\" --storage.tsdb.path=\"$2\" --web.listen-add
 #[tokio::test]
 async fn prometheus_finds_its_targets() {
     let world = World::start().await;
-    let resolver = Resolver::builder()
-        .dns("none")
-        .http(&world.agent.http())
-        .build()
-        .unwrap();
-    let address: SocketAddr = "127.0.0.91:53".parse().unwrap();
-    let stub = Stub::bind(resolver, &[address]).await;
-    let stub = stub.unwrap_or_else(|error| panic!("{error}; this test is root's"));
-    tokio::spawn(stub.run(std::future::pending()));
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients-prometheus");
+    for at in world.at_port_53(91).await {
+        finds_its_targets(&world, at).await;
+    }
+}
+
+async fn finds_its_targets(world: &World, at: u8) {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("clients-prometheus-{at}"));
     _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).unwrap();
     let (resolv, config) = (
         directory.join("resolv.conf"),
         directory.join("prometheus.yml"),
     );
-    fs::write(&resolv, "nameserver 127.0.0.91\n").unwrap();
+    fs::write(&resolv, format!("nameserver 127.0.0.{at}\n")).unwrap();
     // Found out there, but asked here: nothing leaves the machine.
     let text = "scrape_configs:\n- job_name: web\n  dns_sd_configs:\n  - refresh_interval: 1s\n    \
                 names: [many.service.consul]\n    type: SRV\n  relabel_configs:\n  \

@@ -96,6 +96,20 @@ async fn no_command_prints_the_token_whatever_it_logs() {
             }
         }
     }
+    // What goes on until it is told to end.
+    let mut command = Command::new("timeout");
+    command
+        .args(["--signal=INT", "2", env!("CARGO_BIN_EXE_proconsul")])
+        .args(["watch", "web", "--http", &agent.http()])
+        .env_clear()
+        .env("PROCONSUL_DNS", agent.dns().to_string())
+        .env("RUST_LOG", "trace")
+        .env("PATH", "/usr/bin:/bin")
+        .env("CONSUL_HTTP_TOKEN", CANARY);
+    let done = command.stdin(Stdio::null()).output().unwrap();
+    assert!(!done.stdout.is_empty(), "it told what there is");
+    is_clean("watch", &done.stdout);
+    is_clean("watch", &done.stderr);
     assert!(seen > 40_000, "the log was on: {seen} bytes");
     is_clean("the snapshot", &fs::read(&snapshot).unwrap());
     // A token that no header carries is told without being told.
@@ -113,12 +127,11 @@ async fn no_command_prints_the_token_whatever_it_logs() {
 #[tokio::test]
 async fn the_stub_tells_the_token_to_nobody_who_asks() {
     let agent = agent().await;
-    let directory = directory("secrets-stub");
-    let log = fs::File::create(directory.join("log")).unwrap();
     let mut command = support::serve(&agent.dns().to_string(), &agent.http());
     command
         .args(["--admin", "127.0.0.1:0"])
-        .env("CONSUL_HTTP_TOKEN", CANARY);
+        .env("CONSUL_HTTP_TOKEN", CANARY)
+        .env("RUST_LOG", "trace");
     let server = Serving::start(command);
     let client = http_client();
     let get = async |path: &str| {
@@ -132,6 +145,7 @@ async fn the_stub_tells_the_token_to_nobody_who_asks() {
             .then_some(())
     })
     .await;
+    assert_eq!(server.instances().await, 1);
     for path in [
         "/",
         "/metrics",
@@ -142,8 +156,13 @@ async fn the_stub_tells_the_token_to_nobody_who_asks() {
     ] {
         is_clean(path, &get(path).await);
     }
-    drop((server, log));
-    fs::remove_dir_all(directory).unwrap();
+    // All that it said of that, with every detail.
+    let mut said: Vec<String> = server.warnings.clone();
+    said.extend(server.said_so_far());
+    assert!(said.len() > 40, "the log was on: {} lines", said.len());
+    for line in said {
+        is_clean("the log", line.as_bytes());
+    }
 }
 
 #[tokio::test]

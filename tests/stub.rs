@@ -75,8 +75,13 @@ async fn dig_and_kdig_are_content_with_every_type() {
         (!reply?.answers.is_empty()).then_some(())
     })
     .await;
-    let stub = stub(&agent.dns().to_string(), "none").await;
-    for program in ["dig", "kdig"] {
+    // By Consul's DNS, and by its HTTP API while nobody is at the port of its DNS.
+    let stubs = [
+        stub(&agent.dns().to_string(), "none").await,
+        stub(&support::closed_port().to_string(), &agent.http()).await,
+    ];
+    let ways = ["dig", "kdig"].map(|program| stubs.map(|stub| (program, stub)));
+    for (program, stub) in ways.into_iter().flatten() {
         for (name, kind, expected) in [
             ("web.service.consul", "A", "10.1.0.1"),
             ("WEB.Service.consul", "SRV", "addr.dc1.consul."),

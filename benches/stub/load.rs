@@ -246,6 +246,49 @@ pub(crate) fn probe(server: SocketAddr, question: &[u8]) -> Outcome<[usize; 4]> 
     Ok([usize::from(reply[3] & 15), pair(6), pair(10), length])
 }
 
+/// How a question is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Over UDP, with 512 bytes for the answer.
+    Plain,
+    /// Over UDP, with what the question says.
+    Edns,
+    Tcp,
+}
+
+/// Answers of a reply, and whether it says that there are more.
+pub(crate) fn told(server: SocketAddr, question: &[u8], way: Way) -> Outcome<(usize, bool)> {
+    let mut question = question.to_vec();
+    if way == Way::Plain {
+        // Its OPT record stands last.
+        question.truncate(question.len() - 11);
+        question[11] = 0;
+    }
+    let limit = Some(Duration::from_secs(2));
+    let mut reply = vec![0; usize::from(u16::MAX)];
+    let length = if way == Way::Tcp {
+        let mut stream = TcpStream::connect(server)?;
+        stream.set_read_timeout(limit)?;
+        stream.write_all(&u16::try_from(question.len())?.to_be_bytes())?;
+        stream.write_all(&question)?;
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let length = usize::from(u16::from_be_bytes(length));
+        stream.read_exact(&mut reply[..length])?;
+        length
+    } else {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.set_read_timeout(limit)?;
+        socket.send_to(&question, server)?;
+        socket.recv(&mut reply)?
+    };
+    let [_, _, flags, _, _, _, high, low, ..] = reply[..length] else {
+        return Err("no header".into());
+    };
+    let answers = u16::from_be_bytes([high, low]);
+    Ok((answers.into(), flags & 0x02 != 0))
+}
+
 /// A cached question beside a flood of names that nobody knows.
 #[derive(Debug)]
 pub(crate) struct Flooded {

@@ -26,7 +26,7 @@ use std::{env, process::Command, time::Duration};
 use serde_json::json;
 
 use agent::Agent;
-use load::{Questions, Run, question};
+use load::{Questions, Run, Way, question};
 use peers::Peer;
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -73,6 +73,10 @@ fn main() -> Outcome<()> {
     }}))?;
     agent.register("one", 1)?;
     agent.register("ten", 10)?;
+    for name in COMPLETE {
+        agent.register(name, 100)?;
+    }
+    agent.register("frozen", 10)?;
     let first = question("ten.service.consul", A);
     let mut all = vec![
         peers::echo(ECHO)?,
@@ -92,6 +96,7 @@ fn main() -> Outcome<()> {
             println!("  {:<16} {answers:>4} {more:>4} {length:>6}", peer.name);
         }
     }
+    complete(&all[1..], only.as_deref())?;
     table("A, 10 records", (rounds, only.as_deref()), &all, |peer| {
         load::udp(peer.address, peer.id(), &a, LENGTH, None)
     })?;
@@ -132,6 +137,35 @@ fn main() -> Outcome<()> {
     // As it is by default, with its limit of unknown names.
     all[1] = peers::ours(agent.dns(), agent.http(), &first, "")?;
     flooded(&all[1..], &first, only.as_deref())
+}
+
+/// Two names with 100 instances each: of the one the plain client asks first, of the other who
+/// comes over TCP.
+const COMPLETE: [&str; 2] = ["hundred", "hundred-too"];
+
+/// How many instances a client is given, and whether it is told that there are more (`+`).
+fn complete(peers: &[Peer], only: Option<&str>) -> Outcome<()> {
+    let label = "of 100 instances: plain UDP, EDNS, then TCP; TCP first, then plain UDP";
+    if only.is_some_and(|only| !label.contains(only)) {
+        return Ok(());
+    }
+    println!("\n{label}; of 10 to EDNS after plain UDP");
+    let [first, second] = COMPLETE.map(|name| question(&format!("{name}.service.consul"), SRV));
+    let frozen = question("frozen.service.consul", SRV);
+    for peer in peers {
+        let told = |question: &[u8], way| match load::told(peer.address, question, way) {
+            Ok((answers, cut)) => format!("{answers}{}", if cut { "+" } else { "" }),
+            Err(error) => format!("({error})"),
+        };
+        let [plain, edns, tcp] = [Way::Plain, Way::Edns, Way::Tcp].map(|way| told(&first, way));
+        let [tcp_first, plain_then] = [Way::Tcp, Way::Plain].map(|way| told(&second, way));
+        let [_, after] = [Way::Plain, Way::Edns].map(|way| told(&frozen, way));
+        println!(
+            "  {:<16} {plain:>6} {edns:>6} {tcp:>6} {tcp_first:>10} {plain_then:>6} {after:>8}",
+            peer.name
+        );
+    }
+    Ok(())
 }
 
 /// A cached question beside a flood.

@@ -126,8 +126,17 @@ impl Sections {
     }
 
     /// NXDOMAIN in no zone of ours.
-    pub(crate) fn nowhere() -> Self {
+    fn nowhere() -> Self {
         Self::new(ResponseCode::NXDomain)
+    }
+
+    /// NXDOMAIN for a name in a top-level domain that is answered here, with its SOA (RFC 2308,
+    /// section 3).
+    pub(crate) fn nothing_local(asked: &Asked) -> Self {
+        Self {
+            authorities: vec![local_soa(asked)],
+            ..Self::nowhere()
+        }
     }
 
     /// NOERROR and nothing, not even an SOA.
@@ -283,7 +292,17 @@ pub(crate) fn loopback(asked: &Asked) -> Sections {
             sections.answers.push(record);
         }
     }
+    if sections.answers.is_empty() {
+        sections.authorities.push(local_soa(asked));
+    }
     sections
+}
+
+/// The SOA of the top-level domain of a name that is answered here, from no zone.
+fn local_soa(asked: &Asked) -> Record {
+    let apex = asked.owner.trim_to(1).to_lowercase();
+    let soa = SOA::new(apex.clone(), Name::root(), 1, 3_600, 600, 86_400, LOCAL_TTL);
+    Record::from_rdata(apex, LOCAL_TTL, RData::SOA(soa))
 }
 
 /// The answer to SOA or NS for any name of the zone. Without `servers` the SOA

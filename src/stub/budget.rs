@@ -9,8 +9,10 @@ use std::{
 
 use foldhash::fast::RandomState;
 
-/// So many a second, unless told otherwise.
-pub(super) const DEFAULT: u32 = 5_000;
+/// Questions a second for names of which nothing is known that go to Consul, and to upstreams,
+/// unless [`Stub::unknown_per_second`](super::Stub::unknown_per_second) and
+/// [`Stub::forwarded_per_second`](super::Stub::forwarded_per_second) say otherwise.
+pub const DEFAULT: u32 = 5_000;
 
 /// What is not used is kept for so long.
 const SAVED: Duration = Duration::from_secs(1);

@@ -22,6 +22,7 @@ mod system;
 mod tally;
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -31,6 +32,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use nix::errno::Errno;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::timeout,
@@ -205,6 +207,11 @@ pub(super) enum Forwarded {
 
 impl Forwarder {
     fn new(upstreams: Upstreams, own: Vec<SocketAddr>, lasting: Arc<Lasting>) -> Self {
+        for server in upstreams.all(&[]) {
+            if upstreams::is_ours(server, &own) {
+                warn!(%server, "this upstream is this very server, and is never asked");
+            }
+        }
         Self {
             upstreams,
             own,
@@ -451,6 +458,10 @@ impl Forwarder {
                     }
                     last = Some(reply);
                 }
+                Ok(Some((server, Err(error)))) if is_our_own(&error) => {
+                    debug!(%server, %error, "this machine has no room to ask an upstream");
+                    turn.take_if(|(whose, ..)| *whose == server);
+                }
                 Ok(Some((server, Err(error)))) => {
                     debug!(%server, %error, "upstream failed");
                     is_heard = true;
@@ -591,6 +602,14 @@ impl Forwarder {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         lock(&self.memory)
     }
+}
+
+/// Whether an upstream could not be asked because this process or this machine ran out of
+/// something: that says nothing of the upstream.
+fn is_our_own(error: &io::Error) -> bool {
+    const SHORT: [Errno; 4] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
+    let number = error.raw_os_error().map(Errno::from_raw);
+    number.is_some_and(|number| SHORT.contains(&number))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

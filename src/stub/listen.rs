@@ -34,6 +34,7 @@ use self::{
 use super::{
     Server,
     forward::Waiters,
+    framed::Framed,
     networks::Networks,
     shortcut::{self, Way},
 };
@@ -210,6 +211,8 @@ pub(super) async fn run(
     let (stopping, stopped) = watch::channel(());
     let threads = Stop(Arc::default());
     let mut loops = JoinSet::new();
+    let listeners = sockets.iter().filter(|sockets| sockets.tcp.is_some());
+    let most = most_connections(listeners.count());
     for Sockets { udp, tcp, .. } in sockets {
         match udp {
             None => {}
@@ -230,7 +233,7 @@ pub(super) async fn run(
             }
         }
         if let Some(tcp) = tcp {
-            loops.spawn(connections(tcp, Arc::clone(server), stopped.clone()));
+            loops.spawn(connections(tcp, Arc::clone(server), most, stopped.clone()));
         }
     }
     stop.await;
@@ -273,14 +276,14 @@ fn at_once(
     seats: impl FnOnce() -> bool,
 ) -> bool {
     let plain = shortcut::read(packet, Way::udp(peer.client.ip()));
-    let (now, mut reply) = (clock::lately(), Vec::new());
+    let (now, mut reply) = (clock::lately(), Framed::default());
     if let Some(plain) = &plain
         && server
             .memory(Transport::Udp)
             .give(packet, plain, now, &mut reply)
     {
         // Behind the length, which a datagram needs not.
-        socket.send(packet, &reply[2..], peer);
+        socket.send(packet, &reply.as_bytes()[2..], peer);
         return true;
     }
     if seats() {
@@ -350,16 +353,21 @@ fn give_room(socket: &Socket) {
     _ = socket.set_send_buffer_size(WAITING);
 }
 
-fn most_connections() -> usize {
+/// For one of so many listeners.
+fn most_connections(listeners: usize) -> usize {
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(now, _)| now);
-    let share = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
+    let share = usize::try_from(descriptors / 4).unwrap_or(usize::MAX) / listeners.max(1);
     MOST_CONNECTIONS.min(share.max(1))
 }
 
-async fn connections(listener: TcpListener, server: Arc<Server>, mut stopped: watch::Receiver<()>) {
+async fn connections(
+    listener: TcpListener,
+    server: Arc<Server>,
+    most: usize,
+    mut stopped: watch::Receiver<()>,
+) {
     let mut open = JoinSet::new();
     let crowd = Arc::new(AtomicBool::new(false));
-    let most = most_connections();
     // From so many on, those that say nothing make room for others (RFC 7766, section 6.2.3).
     let crowded = most / 4 * 3;
     loop {
@@ -429,9 +437,9 @@ mod tests {
     }
 
     async fn over_tcp(stream: &mut TcpStream, question: &[u8]) -> Vec<u8> {
-        let mut framed = Vec::new();
-        connection::frame(question, &mut framed);
-        stream.write_all(&framed).await.unwrap();
+        let mut framed = Framed::default();
+        framed.push(question);
+        stream.write_all(framed.as_bytes()).await.unwrap();
         let length = timeout(DRAIN, stream.read_u16()).await.unwrap().unwrap();
         let mut reply = vec![0; length.into()];
         stream.read_exact(&mut reply).await.unwrap();

@@ -5,6 +5,7 @@
 pub(crate) mod answer;
 mod budget;
 mod forward;
+mod framed;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod listen;
@@ -16,7 +17,9 @@ pub(crate) mod upstreams;
 
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::forward::answers as answers_forwarded;
-pub use self::{networks::Networks, tally::Traffic, upstreams::Upstreams};
+pub use self::{
+    budget::DEFAULT as PER_SECOND, networks::Networks, tally::Traffic, upstreams::Upstreams,
+};
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -48,6 +51,16 @@ impl Control {
     /// From now on it answers from this resolver, and sends other names there.
     pub fn replace(&self, resolver: Resolver, upstreams: Upstreams) {
         self.0.replace(resolver, upstreams);
+    }
+
+    /// The same limit as [`Stub::unknown_per_second`], from now on.
+    pub fn unknown_per_second(&self, most: u32) {
+        *self.0.budget() = Budget::new(most, clock::now());
+    }
+
+    /// The same limit as [`Stub::forwarded_per_second`], from now on.
+    pub fn forwarded_per_second(&self, most: u32) {
+        *self.0.counted.lasting.budget() = Budget::new(most, clock::now());
     }
 }
 
@@ -133,7 +146,7 @@ impl Stub {
     /// client's socket gets 64 a second, so that others find what they need. Default: 5,000.
     #[must_use]
     pub fn unknown_per_second(self, most: u32) -> Self {
-        *self.server.budget() = Budget::new(most, clock::now());
+        self.control().unknown_per_second(most);
         self
     }
 
@@ -143,7 +156,7 @@ impl Stub {
     /// the ones takes nothing from the others. Default: 5,000.
     #[must_use]
     pub fn forwarded_per_second(self, most: u32) -> Self {
-        *self.server.counted.lasting.budget() = Budget::new(most, clock::now());
+        self.control().forwarded_per_second(most);
         self
     }
 

@@ -7,10 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::Semaphore;
+
 use super::{
     answer::{self, Judged, Question, Recursion},
     budget::{self, Budget},
     forward::{Asked, Forwarded, Forwarder, Waiters},
+    framed::Framed,
     shortcut::{self, Fill, Given, Late, Plain, Recipe, Shortcuts, Way},
     tally::Counted,
     upstreams::{self, Local, Upstreams},
@@ -26,6 +29,9 @@ use crate::{
     resolver::Resolver,
     task, zone,
 };
+
+/// Bytes of long replies that wait until their clients take them, over all connections.
+const MOST_DUE: usize = 64 << 20;
 
 /// Every question is answered within 900 ms, before clients ask again after a second.
 const LIMIT: Duration = Duration::from_millis(850);
@@ -46,6 +52,7 @@ pub(super) struct Server {
     /// Of connections, and of sockets bound to every address. A std mutex: held for one look,
     /// never across an await.
     shortcuts: Mutex<Shortcuts>,
+    due: Arc<Semaphore>,
 }
 
 /// What may be replaced while a stub runs.
@@ -86,6 +93,7 @@ impl Server {
             counted: Arc::new(Counted::new(now)),
             budget: Mutex::new(Budget::new(budget::DEFAULT, now)),
             shortcuts,
+            due: Arc::new(Semaphore::new(MOST_DUE)),
         }
     }
 
@@ -333,7 +341,7 @@ impl Server {
         let labels = question.labels();
         match upstreams::local(&labels) {
             Some(Local::Loopback) => return own(&write::loopback(&question.asked)),
-            Some(Local::NoSuchName) => return own(&Sections::nowhere()),
+            Some(Local::NoSuchName) => return own(&Sections::nothing_local(&question.asked)),
             None => {}
         }
         if question.is_about_no_record() {
@@ -356,7 +364,10 @@ impl Server {
         };
         match forwarder.answer(asked).await {
             Forwarded::Reply(bytes) => {
-                let fill = asked.plain().and_then(|plain| forwarder.fill(plain));
+                // What was cut was not looked at whole.
+                let is_whole = bytes.get(2).is_some_and(|flags| flags & 0x02 == 0);
+                let plain = asked.plain().filter(|_| is_whole);
+                let fill = plain.and_then(|plain| forwarder.fill(plain));
                 Some(Reply { bytes, fill })
             }
             Forwarded::Filtered => own(&Sections::filtered()),
@@ -382,6 +393,11 @@ impl Server {
         {
             resolver.served(name, hits);
         }
+    }
+
+    /// The room that long replies over TCP have together until they are written, in bytes.
+    pub(super) fn due(&self) -> &Arc<Semaphore> {
+        &self.due
     }
 
     pub(super) fn keep(&self, fill: Fill) {
@@ -413,27 +429,19 @@ impl Memory<'_> {
         packet: &[u8],
         plain: &Plain,
         now: Instant,
-        out: &mut Vec<u8>,
+        out: &mut Framed,
     ) -> bool {
-        let start = out.len();
-        let given = self.shortcuts.answer_within(packet, plain, now, |room| {
-            out.resize(start + 2 + room, 0);
-            &mut out[start + 2..]
-        });
+        let given = (self.shortcuts).answer_within(packet, plain, now, |most| out.room(most));
         let hits = match given {
-            Given::Reply(length) => {
-                if let Ok(prefix) = u16::try_from(length) {
-                    out[start..start + 2].copy_from_slice(&prefix.to_be_bytes());
-                    out.truncate(start + 2 + length);
-                    let reply = &out[start + 2..];
+            Given::Reply(length) => match out.take(length) {
+                Some(reply) => {
                     self.server.counted.remembered(reply, self.transport);
                     return true;
                 }
-                Hits::default()
-            }
+                None => Hits::default(),
+            },
             Given::Miss { hits } => hits,
         };
-        out.truncate(start);
         self.server.served(packet, hits);
         false
     }

@@ -4,9 +4,9 @@
 //! [`resolver`](crate::resolver) and [`registration`](crate::registration) do, event by
 //! event, and asks nobody.
 //!
-//! What is `climb.rs`, `weigh.rs` and `lookup.rs` there is [`World::climb`], [`World::land`] and
-//! [`World::ask`] here; `follow.rs` is in `watch.rs`, `keeper.rs` in `registration.rs`. Read
-//! them side by side.
+//! What is `climb.rs` and `lookup.rs` there is [`World::climb`], [`World::land`] and
+//! [`World::ask`] here; `weigh.rs` is in `weigh.rs`, `follow.rs` in `watch.rs`, `keeper.rs` in
+//! `registration.rs`. Read them side by side.
 
 mod registration;
 mod scenario;
@@ -14,6 +14,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod watch;
+mod weigh;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -37,7 +38,7 @@ use crate::{
     circuit::{Asker, Circuit, Gate, Mode, Pace},
     endpoint::{Outcome, Source},
     error::ErrorKind,
-    evidence::{Belief, Canary, Evidence, Others, WINDOW, Word},
+    evidence::Evidence,
     found::Held,
     ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
     protection::{Protection, Reason},
@@ -104,7 +105,7 @@ enum End {
 
 #[derive(Clone, Debug)]
 enum Landed {
-    Found(Arc<Held>),
+    Found(Arc<Held>, Duration),
     Nothing,
     Kept(ErrorKind),
 }
@@ -316,7 +317,7 @@ impl World {
                 Event::Probed(name, held) => {
                     self.slow = None;
                     match held {
-                        Some(held) => self.keep(&name, held),
+                        Some(held) => _ = self.keep(&name, held, at),
                         None => self.cache.wake(&name),
                     }
                 }
@@ -447,12 +448,11 @@ impl World {
             .map_or(self.now, |(began, ..)| *began);
         let took = self.now.saturating_duration_since(began);
         let landed = match end {
-            End::Give(held) => {
-                self.keep(name, Arc::clone(&held));
-                Landed::Found(held)
-            }
+            End::Give(held) => self.keep(name, held, began),
             End::GiveUp(kind) => Landed::Kept(kind),
-            End::Nothing(rung, nothing, denied) => self.weigh(name, rung, &nothing, denied, took),
+            End::Nothing(rung, nothing, denied) => {
+                self.weigh(name, rung, &nothing, denied, took, Some(began))
+            }
         };
         if let Landed::Kept(_) = landed {
             let is_of_many = self.evidence.reason(name) == Some(Reason::Mass);
@@ -467,159 +467,30 @@ impl World {
         self.landed.insert(name.to_owned(), (lands, steps, landed));
     }
 
-    fn keep(&mut self, name: &str, held: Arc<Held>) {
+    /// `Inner::keep`, of what was asked for then.
+    fn keep(&mut self, name: &str, held: Arc<Held>, asked: Instant) -> Landed {
+        if let Some(told) = self.cache.told_since(name, asked, self.now) {
+            return self.told_meanwhile(name, told);
+        }
         let of_consul = held.source != Source::Static;
-        self.cache.put(held, self.now);
+        self.cache.put(Arc::clone(&held), self.now);
         self.found.insert(name.to_owned(), self.now);
         self.evidence.found(name);
         if of_consul {
             self.meet_canary(name);
         }
+        Landed::Found(held, Duration::ZERO)
     }
 
-    pub(super) fn meet_canary(&mut self, name: &str) {
-        if self.evidence.meets_canary("") {
-            self.later(self.now + MEET, Event::Meet(name.to_owned()));
-        }
-    }
-
-    fn meet(&mut self, name: &str) {
-        let mut are_met = true;
-        for rung in [Rung::Dns, Rung::Http] {
-            if !self.conditions.contains_key(&rung) || !self.evidence.is_unmet(rung, "") {
-                continue;
+    /// `Inner::landed`.
+    fn told_meanwhile(&mut self, name: &str, told: Look) -> Landed {
+        match told {
+            Look::Fresh(held, age, _) | Look::Stale(held, age, _) => {
+                self.evidence.found(name);
+                Landed::Found(held, age)
             }
-            are_met &= match self.ask_canary(rung, LIMIT) {
-                Canary::There => true,
-                Canary::Silent => false,
-                Canary::Gone => {
-                    let (heard, _, takes) = self.reply(rung, name, self.now);
-                    let there = matches!(heard, Heard::Whole(_) | Heard::Partial(_));
-                    let hidden = there && takes <= LIMIT;
-                    if hidden {
-                        self.evidence.hides_canary(rung, "");
-                    }
-                    hidden
-                }
-            };
+            Look::Nothing | Look::Unknown => Landed::Nothing,
         }
-        if !are_met {
-            self.evidence.misses_canary("");
-        }
-    }
-
-    /// `Inner::shows_nothing`.
-    fn shows_nothing(&self, rung: Rung) -> bool {
-        rung == Rung::Dns
-            || match self.condition(rung, self.now) {
-                Some(Condition::Blind | Condition::Leaderless) => true,
-                Some(Condition::Limited) => {
-                    (self.truth.keys()).all(|name| self.truth_at(name, self.now).is_empty())
-                }
-                _ => false,
-            }
-    }
-
-    /// `Inner::weigh`.
-    fn weigh(
-        &mut self,
-        name: &str,
-        rung: Rung,
-        nothing: &Nothing,
-        denied: bool,
-        took: Duration,
-    ) -> Landed {
-        let limit = (took * TIMES).min(LIMIT.saturating_sub(took)).max(SOON);
-        let known = self.knows(name);
-        let wants = known && self.evidence.wants_canary(name, nothing);
-        let blind = self.evidence.is_blinded(self.now) && rung != Rung::Static;
-        let canary = match wants || blind {
-            true => (self.evidence.canary_lately(rung, "", self.now))
-                .unwrap_or_else(|| self.ask_canary(rung, limit)),
-            false => Canary::Silent,
-        };
-        let unmet = known && canary == Canary::Gone && self.evidence.is_unmet(rung, "");
-        let denied = denied || (unmet && self.shows_nothing(rung));
-        let now = self.now;
-        let belief = match (known, blind) {
-            (true, _) => {
-                let sets = self.cache.sets_held();
-                let trickled = self.cache.shrank_within(name, WINDOW, now);
-                let word = Word {
-                    key: name,
-                    place: "",
-                    by: rung,
-                    nothing,
-                    denied,
-                    canary,
-                    trickled,
-                    known: sets,
-                    others: None,
-                };
-                match self.evidence.judge(word, now) {
-                    Belief::AskOthers(most) => {
-                        let others = Some(self.ask_others(rung, name, most, limit));
-                        self.evidence.judge(Word { others, ..word }, now)
-                    }
-                    belief => belief,
-                }
-            }
-            (false, true) if canary != Canary::There => Belief::Held(Reason::NoCanary),
-            (false, _) => Belief::Gone,
-        };
-        match belief {
-            Belief::Gone | Belief::AskOthers(_) => {
-                if let Some((held, since)) = self.cache.put_nothing(name, nothing.ttl, now) {
-                    self.evidence.went(held, since, "", now);
-                }
-                Landed::Nothing
-            }
-            Belief::Held(Reason::Denied | Reason::NoCanary) => Landed::Kept(ErrorKind::Denied),
-            Belief::Held(reason) => {
-                if reason == Reason::Mass {
-                    for (held, since) in self.evidence.take_back("", now) {
-                        self.cache.restore(held, since);
-                    }
-                }
-                Landed::Kept(ErrorKind::Unavailable)
-            }
-        }
-    }
-
-    fn ask_canary(&mut self, rung: Rung, limit: Duration) -> Canary {
-        let (heard, _, takes) = self.reply(rung, "consul", self.now);
-        let canary = match heard {
-            _ if takes > limit => Canary::Silent,
-            Heard::Whole(_) | Heard::Partial(_) => Canary::There,
-            Heard::Nothing(_) | Heard::Denied => Canary::Gone,
-            Heard::Failed | Heard::TimedOut => Canary::Silent,
-        };
-        self.evidence.canary(rung, "", canary, self.now);
-        canary
-    }
-
-    fn ask_others(&mut self, rung: Rung, than: &str, most: usize, limit: Duration) -> Others {
-        let (again, _, takes) = self.reply(rung, than, self.now);
-        let mut others = Others {
-            back: takes <= limit && matches!(again, Heard::Whole(_) | Heard::Partial(_)),
-            ..Others::default()
-        };
-        let evidence = &self.evidence;
-        let counts = |key: &str| key != than && !evidence.is_released(key);
-        for other in self.cache.others(most, WINDOW, self.now, counts) {
-            let (heard, _, takes) = self.reply(rung, &other, self.now);
-            let gone = match heard {
-                Heard::Whole(_) | Heard::Partial(_) if takes <= limit => false,
-                Heard::Nothing(_) | Heard::Denied if takes <= limit => true,
-                _ => {
-                    others.silent += 1;
-                    continue;
-                }
-            };
-            others.asked += 1;
-            others.gone += usize::from(gone);
-        }
-        others
     }
 
     fn knows(&mut self, name: &str) -> bool {
@@ -647,7 +518,7 @@ impl World {
             }
         };
         let answer = match (landed, known) {
-            (Some(Landed::Found(held)), _) => Ok(self.set_of(&held, Duration::ZERO, true)),
+            (Some(Landed::Found(held, age)), _) => Ok(self.set_of(&held, age, true)),
             (Some(Landed::Nothing), _) => Err(ErrorKind::NotFound),
             (kept, known) => match (self.cache.look(&name, self.now), known) {
                 (Look::Fresh(held, age, _), _) => Ok(self.set_of(&held, age, true)),

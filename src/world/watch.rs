@@ -265,9 +265,9 @@ impl World {
             Told::Nothing(nothing, index) => {
                 let news = follower.before.take().is_some();
                 blocking.answered(Some(index), news, took, now, &mut self.dice);
-                match self.weigh(name, Rung::Http, &nothing, false, took) {
+                match self.weigh(name, Rung::Http, &nothing, false, took, None) {
                     Landed::Nothing => {}
-                    Landed::Found(_) | Landed::Kept(_) => {
+                    Landed::Found(..) | Landed::Kept(_) => {
                         self.cache.expire(name, now);
                         self.cache.rest(name, now + RECHECK + LIMIT);
                         follower.blocking.again(now + RECHECK);

@@ -22,7 +22,7 @@ pub(crate) struct Serving {
     reading: JoinHandle<()>,
     /// What it said of a panic.
     panicked: Arc<OnceLock<String>>,
-    /// What it said before it served, a line each.
+    /// What it said before it served, a line each: warnings, unless it is to say more.
     pub(crate) warnings: Vec<String>,
     /// `serving consul. on 127.0.0.1:1 (udp, tcp), admin 127.0.0.1:2`
     pub(crate) line: String,
@@ -77,7 +77,7 @@ impl Serving {
             admin: String::new(),
         };
         let mut line = serving.says();
-        while line.contains(" WARN ") {
+        while !line.starts_with("serving ") {
             serving
                 .warnings
                 .push(std::mem::replace(&mut line, serving.says()));

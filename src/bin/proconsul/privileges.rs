@@ -2,7 +2,10 @@
 
 use std::ffi::CString;
 
-use nix::unistd::{Uid, User, initgroups, setgid, setuid};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::{Uid, User, initgroups, setgid, setuid},
+};
 
 /// No program that is run from here on gives more rights than this one has. For the thread
 /// that calls it and those that it starts: to be called before there are others.
@@ -10,6 +13,17 @@ pub(crate) fn gain_none() {
     // An old kernel does not know of it; nothing is run anyway.
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_no_new_privs();
+}
+
+/// As many descriptors as this process may have: the usual 1,024 are for programs that use
+/// select(2), and hundreds of questions to silent upstreams need more.
+pub(crate) fn take_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // What is left is shared out as it is.
+        _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 /// Whom a name means.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use proconsul::{
     Error,
-    stub::{Control, Networks, Stub, Upstreams},
+    stub::{Control, Networks, PER_SECOND, Stub, Upstreams},
 };
 use tokio::{
     net::TcpListener,
@@ -32,6 +32,7 @@ pub(crate) async fn run(command: Serve, form: &Output) -> ExitCode {
         Err(error) => return output::failure(&error, form),
     };
     let settings = command.settings(&file);
+    privileges::take_descriptors();
     let stub = match bind(&command, &file, &settings).await {
         Ok(bound) => bound,
         Err(error) => return output::failure(&error, form),
@@ -168,6 +169,9 @@ async fn again(
     builder.clone().build()?.check().await?;
     let resolver = builder.build_after(&control.resolver())?;
     control.replace(resolver, upstreams);
+    let or_default = |most: Option<u32>| most.unwrap_or(PER_SECOND);
+    control.unknown_per_second(or_default(settings.unknown_per_second));
+    control.forwarded_per_second(or_default(settings.forwarded_per_second));
     let mut told = "reloaded".to_owned();
     if once {
         told.push_str("; the configuration is no file, can be read once, and stays");
@@ -177,11 +181,6 @@ async fn again(
     }
     if settings.trust != before.trust {
         told.push_str("; the networks that are trusted stay until a restart");
-    }
-    if settings.unknown_per_second != before.unknown_per_second
-        || settings.forwarded_per_second != before.forwarded_per_second
-    {
-        told.push_str("; the limits of unknown names stay until a restart");
     }
     if let Some(fresh) = fresh {
         *file = fresh;

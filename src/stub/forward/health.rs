@@ -19,6 +19,10 @@ use super::{message::cannot_tell, tally::Standing};
 /// Shorter silence says nothing of a server.
 const FAIR: Duration = Duration::from_millis(100);
 
+/// Nobody is waited for alone longer than that: where one of two is dead, a name is there within
+/// 400 ms all the same.
+pub(super) const TURN: Duration = Duration::from_millis(380);
+
 /// Whoever failed is asked last for so long, doubled with each failure. A question that
 /// failed is not asked again before the shortest of it is over (RFC 9520, section 3.2), and
 /// not waited for by who has a stale answer before the longest is.
@@ -89,7 +93,8 @@ impl Health {
     pub(super) fn share(&self, server: SocketAddr, servers: usize, left: Duration) -> Duration {
         let is_well = self.of(server).failures == 0;
         let share = match u32::try_from(servers) {
-            Ok(servers) if is_well || servers <= 1 => left / servers.max(1),
+            Ok(0 | 1) => left,
+            Ok(servers) if is_well => (left / servers).min(TURN),
             _ => FAIR,
         };
         share.max(FAIR).min(left)

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -15,11 +15,19 @@ use crate::{stamp::Stamp, stub::upstreams};
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Where name servers stand. The first that names one that is not us counts.
+/// Where name servers stand. The first counts that names one that is neither us nor
+/// systemd-resolved: that may send other names on to us, and its own servers stand in a file of
+/// their own.
 const FILES: [&str; 3] = [
     "/etc/resolv.conf",
     "/run/systemd/resolve/resolv.conf",
     "/run/NetworkManager/no-stub-resolv.conf",
+];
+
+/// The addresses of systemd-resolved itself (systemd-resolved.service(8)).
+const RESOLVED: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)),
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54)),
 ];
 
 /// The servers that were named last.
@@ -80,8 +88,16 @@ impl System {
             let text = fs::read_to_string(file).unwrap_or_default();
             upstreams::resolv_conf(&text, own)
         };
-        let mut all = self.files.iter().map(read);
-        let Some(servers) = all.find(|servers| !servers.is_empty()) else {
+        let mut all = self.files.iter().map(read).filter(|all| !all.is_empty());
+        // Where there is nobody else, it is asked all the same.
+        let first = all.next();
+        let is_resolved =
+            |all: &Vec<SocketAddr>| all.iter().all(|one| RESOLVED.contains(&one.ip()));
+        let better = match &first {
+            Some(first) if is_resolved(first) => all.find(|all| !is_resolved(all)),
+            _ => None,
+        };
+        let Some(servers) = better.or(first) else {
             if !self.is_empty {
                 match self.servers.as_slice() {
                     [] => warn!("resolv.conf names no server but us: other names are refused"),
@@ -109,6 +125,29 @@ impl System {
 mod tests {
     use super::*;
     use crate::clock;
+
+    #[test]
+    fn behind_systemd_resolved_its_own_servers_are_asked_and_it_only_where_there_are_none() {
+        let folder = std::env::temp_dir();
+        let file = |what| folder.join(format!("proconsul-{what}-{}", std::process::id()));
+        let (etc, run) = (file("etc-resolv"), file("run-resolv"));
+        let own = ["127.0.0.1:53".parse().unwrap()];
+        let asked = |first: &str, second: &str| {
+            fs::write(&etc, first).unwrap();
+            fs::write(&run, second).unwrap();
+            let mut system = System::of(vec![etc.clone(), run.clone()]);
+            let (servers, _) = system.servers(&own, clock::now());
+            servers.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let (stub, real) = ("nameserver 127.0.0.53\n", "nameserver 192.0.2.1\n");
+        assert_eq!(asked(stub, real), ["192.0.2.1:53"]);
+        assert_eq!(asked(stub, ""), ["127.0.0.53:53"]);
+        assert_eq!(asked(stub, "nameserver 127.0.0.1\n"), ["127.0.0.53:53"]);
+        assert_eq!(asked("nameserver 192.0.2.2\n", real), ["192.0.2.2:53"]);
+        for file in [etc, run] {
+            fs::remove_file(file).unwrap();
+        }
+    }
 
     #[test]
     fn a_resolv_conf_that_names_nobody_for_a_moment_takes_no_server_away() {

@@ -264,7 +264,7 @@ async fn who_stood_still_through_the_time_of_a_question_blames_nobody() {
     let servers = forwarder.servers(NAME);
     assert!(!forwarder.health().are_down(&servers, clock::now()));
     let share = forwarder.health().share(servers[0], 2, LIMIT);
-    assert_eq!(share, LIMIT / 2, "as one that is well");
+    assert_eq!(share, health::TURN, "as one that is well");
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::timeout,
 };
 
@@ -32,8 +32,9 @@ use crate::{
     clock,
     endpoint::Transport,
     stub::{
-        Server,
+        Server, answer,
         forward::Waiters,
+        framed::Framed,
         shortcut::{self, Way},
     },
     task,
@@ -67,6 +68,9 @@ const ROOM: usize = 4_096;
 /// The longest message and its length (RFC 1035, section 4.2.2).
 const LONGEST: usize = 2 + u16::MAX as usize;
 
+/// Replies of up to so many bytes may wait by as many as there are seats for their questions.
+const LONG: usize = 4_096;
+
 /// Replies that are written together, at most so many bytes and one more.
 const TOGETHER: usize = 64 << 10;
 
@@ -89,9 +93,9 @@ pub(in crate::stub) async fn over(
     crowd: &AtomicBool,
     mut stopped: watch::Receiver<()>,
 ) -> io::Result<()> {
-    let (replies, mut due) = mpsc::channel::<Option<Vec<u8>>>(MOST_PENDING);
+    let (replies, mut due) = mpsc::channel::<Due>(MOST_PENDING);
     let mut incoming = Incoming::default();
-    let mut out = Vec::new();
+    let mut out = Framed::default();
     let (mut pending, mut ended) = (0, false);
     loop {
         // All that is there, as far as there are seats for what has to be looked up.
@@ -113,8 +117,9 @@ pub(in crate::stub) async fn over(
                 // Nobody waits for one that panicked, whose seat is free again.
                 let reply = task::outcome(answer).await.flatten();
                 let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
+                let due = Due::of(bytes.unwrap_or_default(), &packet, server.due());
                 // The client may be gone.
-                _ = replies.send(bytes).await;
+                _ = replies.send(due).await;
                 if let Some(fill) = fill.flatten() {
                     server.keep(fill);
                 }
@@ -124,7 +129,7 @@ pub(in crate::stub) async fn over(
             incoming.since = clock::now();
         }
         if !out.is_empty() {
-            timeout(MESSAGE, writer.write_all(&out)).await??;
+            timeout(MESSAGE, writer.write_all(out.as_bytes())).await??;
             out.clear();
             continue;
         }
@@ -141,7 +146,7 @@ pub(in crate::stub) async fn over(
                 // Whatever else is done goes with it.
                 while let Some(reply) = next {
                     pending -= 1;
-                    frame(reply.as_deref().unwrap_or_default(), &mut out);
+                    out.push(&reply.bytes);
                     next = if out.len() < TOGETHER { due.try_recv().ok() } else { None };
                 }
             }
@@ -163,14 +168,31 @@ pub(in crate::stub) async fn over(
     }
 }
 
-/// A message with its length before it; nothing for nothing.
-pub(super) fn frame(reply: &[u8], out: &mut Vec<u8>) {
-    // No reply is made longer.
-    if let Ok(length) = u16::try_from(reply.len())
-        && length > 0
-    {
-        out.extend_from_slice(&length.to_be_bytes());
-        out.extend_from_slice(reply);
+/// A reply that waits until its client takes it.
+struct Due {
+    bytes: Vec<u8>,
+    /// Its part of the room that long ones have together.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Due {
+    /// A long reply that there is no room for is SERVFAIL: many who ask and do not read take no
+    /// more memory than that.
+    fn of(bytes: Vec<u8>, packet: &[u8], room: &Arc<Semaphore>) -> Self {
+        if bytes.len() <= LONG {
+            return Self { bytes, _room: None };
+        }
+        let part = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        match Arc::clone(room).try_acquire_many_owned(part) {
+            Ok(part) => Self {
+                bytes,
+                _room: Some(part),
+            },
+            Err(_) => Self {
+                bytes: answer::unread(packet).unwrap_or_default(),
+                _room: None,
+            },
+        }
     }
 }
 
@@ -219,7 +241,7 @@ impl Incoming {
     }
 
     /// Answers what is remembered, up to the next message that is not.
-    fn unknown(&mut self, server: &Server, out: &mut Vec<u8>) -> io::Result<Option<&[u8]>> {
+    fn unknown(&mut self, server: &Server, out: &mut Framed) -> io::Result<Option<&[u8]>> {
         let (mut memory, now) = (server.memory(Transport::Tcp), clock::lately());
         while out.len() < TOGETHER
             && let Some(place) = self.next()?
@@ -278,6 +300,23 @@ impl Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_replies_that_wait_have_a_room_together_and_short_ones_need_none() {
+        let (room, packet) = (Arc::new(Semaphore::new(10_000)), [7; 12]);
+        let due = |length| Due::of(vec![1; length], &packet[..], &room);
+        let first = due(6_000);
+        assert_eq!(
+            (first.bytes.len(), room.available_permits()),
+            (6_000, 4_000)
+        );
+        let (late, short) = (due(LONG + 1), due(LONG));
+        assert_eq!((late.bytes.len(), short.bytes.len()), (12, LONG));
+        assert_eq!((late.bytes[0], late.bytes[3] & 0x0F), (7, 2));
+        drop(first);
+        assert_eq!(due(LONG + 1).bytes.len(), LONG + 1);
+        assert_eq!(room.available_permits(), 10_000);
+    }
 
     #[test]
     fn room_grows_with_what_comes_and_not_with_what_is_announced() {

@@ -11,6 +11,8 @@ const SOA: u16 = 6;
 const TXT: u16 = 16;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
+const SVCB: u16 = 64;
+const HTTPS: u16 = 65;
 const ANY: u16 = 255;
 
 /// There is no such name.
@@ -375,19 +377,46 @@ impl Turned {
     }
 }
 
-/// The addresses among the answers of a reply; `None` where it cannot be read.
+/// The addresses in the records of a reply, and those that SVCB and HTTPS hint at (RFC 9460,
+/// section 7.3); `None` where it cannot be read.
 pub(crate) fn addresses(reply: &[u8]) -> Option<Vec<IpAddr>> {
     let mut records = Records::of(reply)?;
     let mut found = Vec::new();
-    for _ in 0..records.answers {
+    for _ in 0..u32::from(records.answers).saturating_add(records.others) {
         let record = records.next()?;
         match record.kind {
             A => found.push(IpAddr::from(<[u8; 4]>::try_from(record.data).ok()?)),
             AAAA => found.push(IpAddr::from(<[u8; 16]>::try_from(record.data).ok()?)),
+            SVCB | HTTPS => hints(record.data, &mut found)?,
             _ => {}
         }
     }
     Some(found)
+}
+
+/// The addresses that a service binding hints at. Its target is not compressed.
+fn hints(data: &[u8], found: &mut Vec<IpAddr>) -> Option<()> {
+    const IPV4: u16 = 4;
+    const IPV6: u16 = 6;
+    let mut rest = data.get(2..)?;
+    loop {
+        let (&length, more) = rest.split_first()?;
+        rest = more.get(usize::from(length)..)?;
+        if length == 0 {
+            break;
+        }
+    }
+    while !rest.is_empty() {
+        let (key, length) = (pair(rest, 0)?, usize::from(pair(rest, 2)?));
+        let (value, more) = rest.get(4..)?.split_at_checked(length)?;
+        match key {
+            IPV4 => found.extend(value.as_chunks::<4>().0.iter().map(|ip| IpAddr::from(*ip))),
+            IPV6 => found.extend(value.as_chunks::<16>().0.iter().map(|ip| IpAddr::from(*ip))),
+            _ => {}
+        }
+        rest = more;
+    }
+    Some(())
 }
 
 /// Writes over what stands there.
