@@ -325,7 +325,8 @@ impl ResolverBuilder {
     /// Names that may be followed by blocking queries at once: those with a
     /// [`Service`](crate::Service) handle, and those that are asked often. Each holds
     /// one connection to the HTTP API, of which Consul allows a client 200; names
-    /// above it are polled. Default 64, at most 180; 0 follows none.
+    /// above it are polled. Default 64, at most 180 and a quarter of the descriptors that the
+    /// process may have (`ulimit -n`); 0 follows none.
     pub fn watches(mut self, most: usize) -> Self {
         self.problems.remove("watches");
         if most > 180 {

@@ -1,7 +1,16 @@
 //! **Shell.** The process that this is. A child of fork(2) has none of its parent's threads, and
 //! shares the sockets: what either asks may be answered to the other.
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use crate::error::{Error, ErrorKind};
+
+/// A quarter of the descriptors that this process may have, which each of its kinds of
+/// connections may take: none leaves the others without.
+pub(crate) fn quarter_of_descriptors() -> usize {
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(now, _)| now);
+    usize::try_from(descriptors / 4).unwrap_or(usize::MAX)
+}
 
 /// The process that something was made in, the only one that may ask anybody with it.
 #[derive(Clone, Copy, Debug)]

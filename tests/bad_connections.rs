@@ -8,8 +8,8 @@ use std::{collections::HashSet, net::SocketAddr, time::Duration};
 use hickory_proto::rr::RecordType;
 use socket2::SockRef;
 use support::{
-    Agent, SilentDns, agents_stub, ask_tcp, ask_udp, framed, lonely_stub, next_message, stub_of,
-    wait_for,
+    Agent, Serving, SilentDns, ask_tcp, ask_udp, descriptors, framed, lonely_stub, memory,
+    next_message, stub_of, wait_for,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -236,7 +236,12 @@ async fn ten_thousand_questions_at_once_are_all_answered_and_keep_nobody_waiting
 async fn who_asks_and_never_reads_is_read_no_more_and_cut_off() {
     let agent = Agent::start().await;
     agent.register_instances("web", 100).await;
-    let (stub, traffic) = agents_stub(&agent).await;
+    let mut command = support::serve(&agent.dns().to_string(), &agent.http());
+    command.args(["--admin", "127.0.0.1:0"]);
+    let server = Serving::start(command);
+    let stub = server.dns;
+    ask_tcp(stub, "web.service.consul.", RecordType::SRV).await;
+    let (before, mut most) = (memory(server.id()), 0);
     let mut question = known(1);
     let name = b"\x03web\x07service\x06consul\0\0\x21\0\x01";
     question.truncate(14);
@@ -260,12 +265,24 @@ async fn who_asks_and_never_reads_is_read_no_more_and_cut_off() {
             Ok(Err(_)) => break,
             Err(_) => panic!("it is not cut off"),
         }
+        most = memory(server.id()).max(most);
     }
+    // 64 answers of 10 kB, twice 64 kB that are written together, and what an allocator keeps.
+    let grown = most.saturating_sub(before);
+    assert!(grown < 4 << 20, "by {grown} bytes");
     assert!(begun.elapsed() < Duration::from_secs(8));
     // Its answers are a hundred times longer than the questions: what was answered is
     // what the kernel took.
     assert!(asked < 400_000, "all was read");
-    assert!(traffic.queries() < 10_000, "{}", traffic.queries());
+    let metrics = format!("http://{}/metrics", server.admin);
+    let metrics = support::http_client().get(metrics).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let answered: u64 = metrics
+        .lines()
+        .filter(|line| line.starts_with("proconsul_dns_queries_total{transport=\"tcp\""))
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
+        .sum();
+    assert!((1..10_000).contains(&answered), "{answered}: {metrics}");
     is_well(stub).await;
 }
 
@@ -303,10 +320,10 @@ async fn who_waits_for_many_answers_is_not_read_meanwhile() {
 #[tokio::test]
 async fn connections_that_break_off_leave_nothing_behind() {
     let silent = SilentDns::start();
-    let builder = proconsul::Resolver::builder()
-        .dns(&silent.address().to_string())
-        .http("none");
-    let (stub, _) = stub_of(builder.build().unwrap(), &[]).await;
+    let server = Serving::start(support::serve(&silent.address().to_string(), "none"));
+    let stub = server.dns;
+    is_well(stub).await;
+    let before = descriptors(server.id());
     let mut waiting = known(1)[..14].to_vec();
     waiting[1] = 36;
     waiting.extend(b"\x03web\x07service\x06consul\0\0\x01\0\x01");
@@ -334,6 +351,11 @@ async fn connections_that_break_off_leave_nothing_behind() {
         assert_eq!(next_message(&mut stream).await.unwrap()[3] & 0x0F, code);
     }
     assert!(closed(&mut stream).await < Duration::from_secs(5));
+    // Neither their sockets nor those of the questions that they asked.
+    wait_for("all descriptors to be given back", async || {
+        (descriptors(server.id()) <= before).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

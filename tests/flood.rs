@@ -31,7 +31,7 @@ use proconsul::{
     stub::{Stub, Upstreams},
 };
 use script::{Server, srv};
-use support::{Agent, Serving, ask_tcp, ask_udp, wait_for};
+use support::{Agent, Serving, ask_tcp, ask_udp, memory, wait_for};
 use tokio::{
     net::UdpSocket,
     time::{Instant, sleep, timeout},
@@ -52,14 +52,6 @@ fn code(reply: &[u8]) -> u8 {
 fn tells_why(reply: &[u8]) -> bool {
     let at = reply.len().saturating_sub(6);
     reply[at..].starts_with(&[0, 15, 0, 2])
-}
-
-/// Bytes of memory that a process has in use.
-fn memory(id: u32) -> usize {
-    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kilobytes = line.unwrap().split_whitespace().nth(1).unwrap();
-    kilobytes.parse::<usize>().unwrap() * 1_024
 }
 
 /// That there is no such name, as Consul says it.

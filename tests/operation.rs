@@ -13,8 +13,10 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::rr::RecordType;
-use support::{Agent, PATIENCE, Serving, ask_tcp, closed_port, serve, wait_for};
+use hickory_proto::{op::ResponseCode, rr::RecordType};
+use support::{
+    Agent, Over, PATIENCE, Serving, ask, ask_tcp, ask_udp, closed_port, serve, wait_for,
+};
 
 const CATALOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/catalog.json");
 
@@ -191,6 +193,52 @@ async fn a_reload_takes_new_settings_and_keeps_what_is_known() {
         (serving.instances().await == 3).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_reload_changes_whom_the_stub_trusts_and_how_much_it_asks() {
+    let agent = Agent::start().await;
+    agent.register_instances("web", 10).await;
+    let file = directory("limits").join("config.toml");
+    let config = |more: &str| config(&agent.dns().to_string(), "none", more);
+    let strict = "trust = [\"192.0.2.0/24\"]\nunknown-per-second = 4\nforwarded-per-second = 4\n";
+    fs::write(&file, config(strict)).unwrap();
+    let mut command = program();
+    command.arg("serve").arg("--config").arg(&file);
+    let serving = Serving::start(command);
+    let of_web = || {
+        ask(
+            serving.dns,
+            "web.service.consul.",
+            RecordType::A,
+            Over::Edns(4_096),
+        )
+    };
+    // Of names that nobody knows, those that Consul was asked for.
+    let denied = async |from: u8| {
+        let names = (from..from + 10).map(|number| format!("none-{number}.service.consul."));
+        let names: Vec<_> = names.collect();
+        let asked = names
+            .iter()
+            .map(|name| ask_udp(serving.dns, name, RecordType::A));
+        let told = futures_util::future::join_all(asked).await;
+        let codes = told
+            .into_iter()
+            .flatten()
+            .map(|told| told.metadata.response_code);
+        codes.filter(|code| *code == ResponseCode::NXDomain).count()
+    };
+    let (strange, _) = of_web().await.unwrap();
+    let is_cut = strange.metadata.truncation && strange.answers.is_empty();
+    assert!(is_cut, "{strange:?}");
+    assert!(denied(0).await < 8, "four a second");
+    let free = "trust = [\"127.0.0.0/8\"]\nunknown-per-second = 0\nforwarded-per-second = 0\n";
+    fs::write(&file, config(free)).unwrap();
+    serving.signal("-HUP");
+    while !serving.says().contains("reloaded") {}
+    let (known, _) = of_web().await.unwrap();
+    assert_eq!(known.answers.len(), 10);
+    assert_eq!(denied(10).await, 10);
 }
 
 /// A pipe that holds a text, once.

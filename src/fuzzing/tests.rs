@@ -184,7 +184,7 @@ mod work {
         };
         _ = HttpAddress::parse(text, false);
         _ = text.parse::<ConsulName>();
-        upstreams::resolv_conf(text, &[]);
+        upstreams::resolv_conf(text, &[], |_| None);
     }
 
     const READERS: [(&str, Rule, Bound); 11] = [

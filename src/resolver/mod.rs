@@ -49,7 +49,7 @@ use crate::{
     ladder::Rung,
     metrics::{Counters, Gauges, Metrics},
     name::{ConsulName, Domain, Locality},
-    process::Process,
+    process::{self, Process},
     protection::Reason,
     record::Records,
     records::{self, Asked, write::Origin},
@@ -153,7 +153,8 @@ impl Resolver {
         }
         let evidence = Mutex::new(Evidence::new(config.protection));
         let sources = Arc::new(Sources::new(&config)?);
-        let followers = Followers::new(config.watches);
+        let watches = config.watches.min(process::quarter_of_descriptors());
+        let followers = Followers::new(watches);
         let flights = Flights::new(config.timeout + lookup::AFTER);
         let written = before.and_then(|before| before.snapshot.as_ref());
         let snapshot = match (config.snapshot.clone(), written) {

@@ -17,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::TcpListener,
@@ -35,10 +34,10 @@ use super::{
     Server,
     forward::Waiters,
     framed::Framed,
-    networks::Networks,
+    networks::Trusted,
     shortcut::{self, Way},
 };
-use crate::{clock, endpoint::Transport, task};
+use crate::{clock, endpoint::Transport, process, task};
 
 /// Longest question that is taken; a longer one is not ordinary, and is cut.
 const QUESTION: usize = 4_096;
@@ -205,9 +204,9 @@ impl Drop for Stop {
 pub(super) async fn run(
     sockets: Vec<Sockets>,
     server: &Arc<Server>,
-    trusted: &Arc<Networks>,
     stop: impl Future<Output = ()>,
 ) {
+    let trusted = &server.trusted;
     let (stopping, stopped) = watch::channel(());
     let threads = Stop(Arc::default());
     let mut loops = JoinSet::new();
@@ -254,7 +253,7 @@ async fn told(stopped: &mut watch::Receiver<()>) {
 /// A socket, and who may have long replies from it.
 struct Replies {
     socket: Datagrams,
-    trusted: Arc<Networks>,
+    trusted: Arc<Trusted>,
 }
 
 impl Replies {
@@ -355,8 +354,7 @@ fn give_room(socket: &Socket) {
 
 /// For one of so many listeners.
 fn most_connections(listeners: usize) -> usize {
-    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(now, _)| now);
-    let share = usize::try_from(descriptors / 4).unwrap_or(usize::MAX) / listeners.max(1);
+    let share = process::quarter_of_descriptors() / listeners.max(1);
     MOST_CONNECTIONS.min(share.max(1))
 }
 

@@ -35,7 +35,6 @@ use crate::{
 pub struct Stub {
     sockets: Vec<Sockets>,
     server: Arc<Server>,
-    trusted: Networks,
 }
 
 /// Changes what a stub answers from while it runs. Cheap to clone.
@@ -51,6 +50,11 @@ impl Control {
     /// From now on it answers from this resolver, and sends other names there.
     pub fn replace(&self, resolver: Resolver, upstreams: Upstreams) {
         self.0.replace(resolver, upstreams);
+    }
+
+    /// The same networks as [`Stub::trusting`], from the next reply on.
+    pub fn trust(&self, networks: Networks) {
+        self.0.trusted.set(networks);
     }
 
     /// The same limit as [`Stub::unknown_per_second`], from now on.
@@ -108,12 +112,7 @@ impl Stub {
     fn over(resolver: Resolver, sockets: Vec<Sockets>) -> Self {
         let addresses = sockets.iter().map(Sockets::address).collect();
         let server = Arc::new(Server::new(resolver, addresses));
-        let trusted = Networks::default();
-        Self {
-            sockets,
-            server,
-            trusted,
-        }
+        Self { sockets, server }
     }
 
     /// Where it answers.
@@ -136,7 +135,8 @@ impl Stub {
     /// it (RFC 5358). Default: this machine, private and link-local networks.
     #[must_use]
     pub fn trusting(self, trusted: Networks) -> Self {
-        Self { trusted, ..self }
+        self.control().trust(trusted);
+        self
     }
 
     /// At most so many questions a second go to Consul for names of which nothing is known, also
@@ -178,8 +178,7 @@ impl Stub {
     ///
     /// Dropping the future closes the sockets, those for UDP within 100 ms.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let trusted = Arc::new(self.trusted);
-        listen::run(self.sockets, &self.server, &trusted, stop).await;
+        listen::run(self.sockets, &self.server, stop).await;
     }
 }
 

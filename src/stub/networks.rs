@@ -6,8 +6,10 @@
 use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use super::shortcut::{OPT, Way, write_opt};
@@ -48,6 +50,27 @@ const OWN: [&str; 9] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Networks(Box<[IpNet]>);
 
+/// Networks that may become others while replies are sent.
+#[derive(Debug, Default)]
+pub(super) struct Trusted(ArcSwap<Networks>);
+
+impl Trusted {
+    /// From the next reply on it is these.
+    pub(super) fn set(&self, networks: Networks) {
+        self.0.store(Arc::new(networks));
+    }
+
+    /// The reply to a datagram as its client may have it now.
+    pub(super) fn cut<'a>(
+        &self,
+        question: &[u8],
+        reply: &'a [u8],
+        client: SocketAddr,
+    ) -> Cow<'a, [u8]> {
+        self.0.load().cut(question, reply, client)
+    }
+}
+
 impl Networks {
     /// Reads networks as `10.0.0.0/8`, and addresses as networks of one.
     ///
@@ -79,12 +102,7 @@ impl Networks {
     }
 
     /// The reply to a datagram as its client may have it: whole, or cut to the question.
-    pub(super) fn cut<'a>(
-        &self,
-        question: &[u8],
-        reply: &'a [u8],
-        client: SocketAddr,
-    ) -> Cow<'a, [u8]> {
+    fn cut<'a>(&self, question: &[u8], reply: &'a [u8], client: SocketAddr) -> Cow<'a, [u8]> {
         let most = |way: Way| usize::from(way.most());
         let of_strangers = (TIMES * question.len()).min(most(Way::Elsewhere));
         let is_trusted = || self.has(client.ip());

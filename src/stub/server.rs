@@ -14,6 +14,7 @@ use super::{
     budget::{self, Budget},
     forward::{Asked, Forwarded, Forwarder, Waiters},
     framed::Framed,
+    networks::Trusted,
     shortcut::{self, Fill, Given, Late, Plain, Recipe, Shortcuts, Way},
     tally::Counted,
     upstreams::{self, Local, Upstreams},
@@ -53,6 +54,7 @@ pub(super) struct Server {
     /// never across an await.
     shortcuts: Mutex<Shortcuts>,
     due: Arc<Semaphore>,
+    pub(super) trusted: Arc<Trusted>,
 }
 
 /// What may be replaced while a stub runs.
@@ -94,6 +96,7 @@ impl Server {
             budget: Mutex::new(Budget::new(budget::DEFAULT, now)),
             shortcuts,
             due: Arc::new(Semaphore::new(MOST_DUE)),
+            trusted: Arc::default(),
         }
     }
 

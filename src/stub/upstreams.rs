@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
     str::FromStr,
 };
 
@@ -188,15 +188,26 @@ fn address(text: &str) -> Result<SocketAddr, Error> {
         })
 }
 
-/// The name servers in the text of a resolv.conf, without those that are ours.
-pub(crate) fn resolv_conf(text: &str, own: &[SocketAddr]) -> Vec<SocketAddr> {
+/// The name servers in the text of a resolv.conf, without those that are ours. `zone`: the number
+/// of a network interface (RFC 4007, section 11); a server behind one that there is not is left
+/// out.
+pub(crate) fn resolv_conf(
+    text: &str,
+    own: &[SocketAddr],
+    zone: impl Fn(&str) -> Option<u32>,
+) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let word = words.next().filter(|word| *word == "nameserver")?;
         debug_assert_eq!(word, "nameserver");
-        // A zone of a link-local address is not followed.
-        let ip: IpAddr = words.next()?.split('%').next()?.parse().ok()?;
-        Some(SocketAddr::new(ip, PORT))
+        let word = words.next()?;
+        match word.split_once('%') {
+            None => Some(SocketAddr::new(word.parse().ok()?, PORT)),
+            Some((ip, name)) => {
+                let number = name.parse().ok().or_else(|| zone(name))?;
+                Some(SocketAddrV6::new(ip.parse().ok()?, PORT, 0, number).into())
+            }
+        }
     });
     servers
         .take(MOST_SYSTEM)
@@ -314,19 +325,24 @@ mod tests {
     fn resolv_conf_is_read_without_our_own_addresses() {
         let text = "# nameserver 10.0.0.9\nsearch corp.example\nnameserver 127.0.0.1\n\
                     nameserver 10.0.0.1 # first\n  nameserver fe80::1%eth0\nnameserver 10.0.0.2\nnameserver x\n";
+        let elsewhere = "nameserver fe80::1%wlan0\nnameserver fe80::2%7\nnameserver fe80::3\n";
+        let zone = |name: &str| (name == "eth0").then_some(2);
         let own = ["127.0.0.1:53".parse().unwrap()];
         let read = |own: &[SocketAddr]| -> Vec<String> {
-            resolv_conf(text, own)
+            resolv_conf(text, own, zone)
                 .iter()
                 .map(ToString::to_string)
                 .collect()
         };
-        assert_eq!(read(&own), ["10.0.0.1:53", "[fe80::1]:53"]);
+        assert_eq!(read(&own), ["10.0.0.1:53", "[fe80::1%2]:53"]);
         assert_eq!(
             read(&["0.0.0.0:53".parse().unwrap()]),
-            ["10.0.0.1:53", "[fe80::1]:53"]
+            ["10.0.0.1:53", "[fe80::1%2]:53"]
         );
         assert_eq!(read(&["127.0.0.1:8653".parse().unwrap()]).len(), 3);
+        let servers = resolv_conf(elsewhere, &own, zone);
+        let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
+        assert_eq!(servers, ["[fe80::2%7]:53", "[fe80::3]:53"]);
     }
 
     #[test]

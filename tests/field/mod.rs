@@ -712,7 +712,10 @@ fn acl() -> Value {
 async fn make_token(server: &Agent, secret: &str) -> String {
     let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" } \
                  agent_prefix \"\" { policy = \"read\" }";
-    let policies = server.get("/v1/acl/policies").await;
+    let policies = wait_for("the policies", async || {
+        server.tried(reqwest::Method::GET, "/v1/acl/policies").await
+    })
+    .await;
     let there = policies.as_array().unwrap().iter();
     if !there.clone().any(|policy| policy["Name"] == "see") {
         let policy = json!({ "Name": "see", "Rules": rules });

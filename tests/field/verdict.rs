@@ -187,7 +187,7 @@ impl Case {
         let (mut first, mut calm, mut later) = (Duration::ZERO, Vec::new(), Vec::new());
         let (mut new_asked, mut new_found, mut new_worst) = (0, 0, Duration::ZERO);
         let mut slowest = Duration::ZERO;
-        let mut still_stale: Vec<(Instant, &str)> = Vec::new();
+        let mut still_stale = Vec::new();
         let mut replayed = 0;
         let mut slow = Vec::new();
         for one in self.asked.iter().filter(|one| one.sent >= self.began) {
@@ -210,7 +210,7 @@ impl Case {
             }
             if let Some(reply) = &reply {
                 if reply.is_stale() && one.sent >= healed {
-                    still_stale.push((one.sent, &one.name));
+                    still_stale.push((one.sent, &one.name, format!("{:?}", reply.reasons)));
                 }
                 let replays =
                     self.waning.is_some_and(|from| reply.at >= from) && one.sent < healed + fresh;
@@ -276,9 +276,9 @@ impl Case {
             let count = slow.len() as f64;
             self.seen.push((slow_ones(slow), count, true));
         }
-        let last_stale = still_stale.iter().max().copied();
-        if let Some((_, name)) = last_stale {
-            let what = format!("stale afterwards, {name} last");
+        let last_stale = still_stale.iter().max();
+        if let Some((_, name, reasons)) = last_stale {
+            let what = format!("stale afterwards, {name} last, {reasons}");
             self.seen.push((what, still_stale.len() as f64, true));
         }
         let most = |times: &mut Vec<Duration>| {
@@ -301,7 +301,7 @@ impl Case {
             new_worst,
             slowest,
             recovered: (self.healed)
-                .map(|healed| last_stale.map_or(Duration::ZERO, |(last, _)| last - healed)),
+                .map(|healed| last_stale.map_or(Duration::ZERO, |(last, ..)| *last - healed)),
             upstream: self.upstream,
             seen: std::mem::take(&mut self.seen),
             said: self.said.len(),

@@ -260,6 +260,14 @@ impl Agent {
         self.call(Method::DELETE, path, None).await
     }
 
+    /// What it says within a second, if it agrees; without a leader, or stopped, it does not.
+    pub(crate) async fn tried(&self, method: Method, path: &str) -> Option<Value> {
+        let asked = timeout(Duration::from_secs(1), self.try_call(method, path, None));
+        let (status, text) = asked.await.ok()?.ok()?;
+        let value = || serde_json::from_str(&text).unwrap_or(Value::Null);
+        status.is_success().then(value)
+    }
+
     async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Value {
         let what = format!("{method} {path}");
         let (status, text) = match self.try_call(method, path, body).await {

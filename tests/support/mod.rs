@@ -30,7 +30,7 @@ pub(crate) use {
     cluster::{cluster, leader},
     folder::Folder,
     peers::{SilentDns, black_hole, closed_port},
-    process::{example, signal},
+    process::{descriptors, example, memory, signal},
     proxy::{Proxy, Weather},
     serving::{Serving, serve, serve_at},
     stubs::{agents_stub, lonely_stub, stub_of},

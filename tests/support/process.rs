@@ -1,6 +1,6 @@
 //! Other processes: signals to them, and the examples among them.
 
-use std::{path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 /// Sends a signal by its name, as `TERM`, to a process that the test has started.
 ///
@@ -26,4 +26,18 @@ pub(crate) fn example(name: &str) -> PathBuf {
         built.display()
     );
     built
+}
+
+/// Bytes of memory that a process has in use.
+pub(crate) fn memory(id: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
+    kilobytes.expect("what proc(5) says") * 1_024
+}
+
+/// What a process has open.
+pub(crate) fn descriptors(id: u32) -> usize {
+    let open = fs::read_dir(format!("/proc/{id}/fd")).expect("it runs");
+    open.count()
 }

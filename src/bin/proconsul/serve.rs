@@ -163,12 +163,13 @@ async fn again(
     };
     let read = fresh.as_ref().unwrap_or(file);
     let settings = command.settings(read);
-    let (upstreams, _) = checked(&settings)?;
+    let (upstreams, trusted) = checked(&settings)?;
     let builder = command.builder(read);
     // Tried first: from then on the old one knows nothing.
     builder.clone().build()?.check().await?;
     let resolver = builder.build_after(&control.resolver())?;
     control.replace(resolver, upstreams);
+    control.trust(trusted);
     let or_default = |most: Option<u32>| most.unwrap_or(PER_SECOND);
     control.unknown_per_second(or_default(settings.unknown_per_second));
     control.forwarded_per_second(or_default(settings.forwarded_per_second));
@@ -178,9 +179,6 @@ async fn again(
     }
     if settings.listen != before.listen || settings.admin != before.admin {
         told.push_str("; addresses stay until a restart");
-    }
-    if settings.trust != before.trust {
-        told.push_str("; the networks that are trusted stay until a restart");
     }
     if let Some(fresh) = fresh {
         *file = fresh;

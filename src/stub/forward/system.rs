@@ -86,7 +86,7 @@ impl System {
         self.stamps = stamps;
         let read = |file: &PathBuf| {
             let text = fs::read_to_string(file).unwrap_or_default();
-            upstreams::resolv_conf(&text, own)
+            upstreams::resolv_conf(&text, own, interface)
         };
         let mut all = self.files.iter().map(read).filter(|all| !all.is_empty());
         // Where there is nobody else, it is asked all the same.
@@ -121,10 +121,26 @@ impl System {
     }
 }
 
+/// The number of a network interface, as Linux tells it.
+fn interface(name: &str) -> Option<u32> {
+    let is_name = !name.contains(['/', '\0']) && !name.starts_with('.');
+    let file = is_name.then(|| format!("/sys/class/net/{name}/ifindex"))?;
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_interface_has_a_number_and_no_path_is_one() {
+        assert!(interface("lo").is_some_and(|number| number > 0));
+        for none in ["", "none0", "../net/lo", ".", "..", "lo/"] {
+            assert_eq!(interface(none), None, "{none}");
+        }
+    }
 
     #[test]
     fn behind_systemd_resolved_its_own_servers_are_asked_and_it_only_where_there_are_none() {

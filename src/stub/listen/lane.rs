@@ -48,7 +48,7 @@ use crate::{
     stub::{
         Server, answer,
         forward::Waiters,
-        networks::Networks,
+        networks::Trusted,
         shortcut::{self, Fill, Given, Late, Shortcuts, Way},
         tally::{Counted, Tally},
     },
@@ -104,7 +104,7 @@ struct Work {
     /// Set by the slow lane while it takes nobody in.
     full: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
-    trusted: Arc<Networks>,
+    trusted: Arc<Trusted>,
     tally: Arc<Tally>,
     counted: Arc<Counted>,
 }
@@ -120,7 +120,7 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<Vec<Lane>> {
 pub(super) fn spawn(
     lanes: Vec<Lane>,
     server: &Arc<Server>,
-    trusted: &Arc<Networks>,
+    trusted: &Arc<Trusted>,
     stop: &Arc<AtomicBool>,
     loops: &mut JoinSet<()>,
 ) {
@@ -184,7 +184,7 @@ impl Lane {
     }
 
     /// Sends one reply, as its client may have it.
-    fn reply(&self, trusted: &Networks, question: &[u8], reply: &[u8], client: SocketAddr) {
+    fn reply(&self, trusted: &Trusted, question: &[u8], reply: &[u8], client: SocketAddr) {
         let reply = trusted.cut(question, reply, client);
         if let Err(error) = self.send(&reply, client) {
             debug!(%client, %error, "reply not sent");
@@ -394,7 +394,7 @@ fn count_late(tally: &Tally, told: Late, room: &[u8]) -> usize {
 
 /// Cuts the reply in `room` to what its client may have; gives its length.
 fn fit<S: Address>(
-    trusted: &Networks,
+    trusted: &Trusted,
     packet: &[u8],
     room: &mut [u8],
     length: usize,
@@ -469,7 +469,7 @@ struct SlowLane {
     tell: SyncSender<Told>,
     /// Set while nobody is taken in.
     turned_away: Arc<AtomicBool>,
-    trusted: Arc<Networks>,
+    trusted: Arc<Trusted>,
     server: Arc<Server>,
     waiters: Waiters,
 }

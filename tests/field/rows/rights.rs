@@ -1,6 +1,9 @@
 //! The stub loses its rights, or the agent its certificate.
 
+use reqwest::Method;
+
 use super::*;
+use crate::support::Agent;
 
 /// A field whose stub has its token from a file of this name.
 async fn with_token(name: &str) -> (Field, PathBuf) {
@@ -110,13 +113,27 @@ pub(crate) async fn the_certificate_is_not_good(lasts: Duration) -> Verdict {
 
 impl Field {
     pub(super) async fn delete_token(&self, secret: &str) {
-        let tokens = self.servers[0].get("/v1/acl/tokens").await;
+        let tokens = any_of(&self.servers, Method::GET, "/v1/acl/tokens").await;
         for token in tokens.as_array().unwrap() {
             let id = token["AccessorID"].as_str().unwrap();
             let path = format!("/v1/acl/token/{id}");
-            if self.servers[0].get(&path).await["SecretID"] == secret {
-                self.servers[0].delete(&path).await;
+            if any_of(&self.servers, Method::GET, &path).await["SecretID"] == secret {
+                any_of(&self.servers, Method::DELETE, &path).await;
             }
         }
     }
+}
+
+/// What the first of them says that can: some may be dead, hang, or have no leader.
+async fn any_of(servers: &[Agent], method: Method, path: &str) -> Value {
+    wait_for(path, async || {
+        for server in servers {
+            let told = server.tried(method.clone(), path).await;
+            if told.is_some() {
+                return told;
+            }
+        }
+        None
+    })
+    .await
 }

@@ -79,9 +79,11 @@ async fn register_sick(field: &Field, status: &str) {
 }
 
 impl Field {
-    /// Asks often enough for the name to be followed.
+    /// Asks often, and until the name is asked for anew: it is followed then.
     pub(crate) async fn warm(&self, service: &str) {
-        for _ in 0..125 {
+        let enough = ms(2_500) + Duration::from_secs(setting("TTL", 0));
+        let began = Instant::now();
+        while began.elapsed() < enough {
             self.count(service).await;
             sleep(ms(20)).await;
         }

@@ -36,8 +36,8 @@ pub(super) fn look(addresses: &[SocketAddr], domain: &str, findings: &mut Findin
         .iter()
         .map(|address| stub(*address, domain, findings))
         .collect();
-    let etc = Path::new("/etc");
-    whom_programs_ask(etc, &stubs, domain, findings);
+    let root = Path::new("/");
+    whom_programs_ask(root, &stubs, domain, findings);
 }
 
 /// Whether `proconsul serve` answers here: a question that needs no Consul.
@@ -92,9 +92,9 @@ fn question(domain: &str) -> Vec<u8> {
 }
 
 /// Where programs of this machine send their questions.
-fn whom_programs_ask(etc: &Path, stubs: &[Stub], domain: &str, findings: &mut Findings) {
+fn whom_programs_ask(root: &Path, stubs: &[Stub], domain: &str, findings: &mut Findings) {
     let check = "resolv.conf";
-    let file = etc.join("resolv.conf");
+    let file = root.join("etc/resolv.conf");
     let text = match fs::read_to_string(&file) {
         Ok(text) => text,
         Err(error) => {
@@ -110,7 +110,7 @@ fn whom_programs_ask(etc: &Path, stubs: &[Stub], domain: &str, findings: &mut Fi
         .collect();
     let addresses = || servers.iter().filter_map(|server| server.parse().ok());
     if addresses().any(|server: IpAddr| server == RESOLVED) {
-        return resolved(&etc.join("systemd"), stubs, domain, findings);
+        return resolved(root, stubs, domain, findings);
     }
     let first = addresses().next();
     let ours = first.and_then(|first| stubs.iter().find(|stub| stub.is_at(first, 53)));
@@ -136,17 +136,15 @@ fn dead(stub: &Stub, who: &str, findings: &mut Findings) {
 
 /// systemd-resolved has to be told of Consul's domain, and of who answers for it
 /// (resolved.conf(5)).
-fn resolved(systemd: &Path, stubs: &[Stub], domain: &str, findings: &mut Findings) {
-    let files = fs::read_dir(systemd.join("resolved.conf.d"));
-    let files = files
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|file| file.path());
-    let all: Vec<String> = files
-        .chain([systemd.join("resolved.conf")])
-        .map(|file| fs::read_to_string(file).unwrap_or_default())
-        .collect();
+fn resolved(root: &Path, stubs: &[Stub], domain: &str, findings: &mut Findings) {
+    let mut all = Vec::new();
+    for place in ["etc", "run", "usr/local/lib", "usr/lib"] {
+        let systemd = root.join(place).join("systemd");
+        let files = fs::read_dir(systemd.join("resolved.conf.d")).into_iter();
+        let files = files.flatten().flatten().map(|file| file.path());
+        let files = files.chain([systemd.join("resolved.conf")]);
+        all.extend(files.map(|file| fs::read_to_string(file).unwrap_or_default()));
+    }
     let words = |key: &'static str| {
         let lines = all.iter().flat_map(|text| text.lines());
         let values = lines.filter_map(move |line| line.trim().strip_prefix(key)?.strip_prefix('='));
@@ -192,48 +190,56 @@ mod tests {
     fn verdict(files: &[(&str, &str)], stub: &str, answers: bool) -> Verdict {
         let thread = std::thread::current().id();
         let folder = format!("proconsul-doctor-{}-{thread:?}", std::process::id());
-        let etc = std::env::temp_dir().join(folder);
-        fs::create_dir_all(etc.join("systemd/resolved.conf.d")).unwrap();
+        let root = std::env::temp_dir().join(folder);
         for (name, text) in files {
-            fs::write(etc.join(name), text).unwrap();
+            let file = root.join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
         }
         let address = stub.parse().unwrap();
         let mut findings = Findings::default();
         whom_programs_ask(
-            &etc,
+            &root,
             &[Stub { address, answers }],
             "corp.example",
             &mut findings,
         );
-        fs::remove_dir_all(etc).unwrap();
+        _ = fs::remove_dir_all(root);
         findings.0[0].verdict
     }
 
     #[test]
     fn resolv_conf_is_judged_by_whom_programs_ask_and_whether_it_answers() {
-        let ours = [("resolv.conf", "nameserver 127.0.0.1\n")];
+        let ours = [("etc/resolv.conf", "nameserver 127.0.0.1\n")];
         assert_eq!(verdict(&ours, "127.0.0.1:53", true), Verdict::Ok);
         assert_eq!(verdict(&ours, "0.0.0.0:53", true), Verdict::Ok);
         assert_eq!(verdict(&ours, "127.0.0.1:53", false), Verdict::Fail);
         assert_eq!(verdict(&ours, "127.0.0.1:8653", true), Verdict::Warn);
-        let others = [("resolv.conf", "nameserver 192.0.2.1\n")];
+        let others = [("etc/resolv.conf", "nameserver 192.0.2.1\n")];
         assert_eq!(verdict(&others, "127.0.0.1:53", true), Verdict::Warn);
         assert_eq!(verdict(&others, "0.0.0.0:53", true), Verdict::Warn);
-        let nobody = [("resolv.conf", "search example\n")];
+        let nobody = [("etc/resolv.conf", "search example\n")];
         assert_eq!(verdict(&nobody, "127.0.0.1:53", true), Verdict::Warn);
         assert_eq!(verdict(&[], "127.0.0.1:53", true), Verdict::Warn);
     }
 
     #[test]
     fn systemd_resolved_is_judged_by_the_domain_it_is_told_and_by_whom_it_asks_for_it() {
-        let told = |text: &str, answers| {
-            let resolv = ("resolv.conf", "nameserver 127.0.0.53\n");
-            let files = [resolv, ("systemd/resolved.conf.d/proconsul.conf", text)];
+        let told_at = |place: &str, text: &str, answers| {
+            let resolv = ("etc/resolv.conf", "nameserver 127.0.0.53\n");
+            let file = format!("{place}/systemd/resolved.conf.d/proconsul.conf");
+            let files = [resolv, (&*file, text)];
             verdict(&files, "127.0.0.1:8653", answers)
         };
+        let told = |text: &str, answers| told_at("etc", text, answers);
         let ours = "[Resolve]\nDNS=127.0.0.1:8653\nDomains=~consul ~Corp.Example\n";
         assert_eq!(told(ours, true), Verdict::Ok);
         assert_eq!(told(ours, false), Verdict::Fail);
+        // Wherever systemd looks.
+        for place in ["run", "usr/lib", "usr/local/lib"] {
+            assert_eq!(told_at(place, ours, true), Verdict::Ok, "{place}");
+            assert_eq!(told_at(place, ours, false), Verdict::Fail, "{place}");
+        }
         assert_eq!(
             told("DNS=127.0.0.1:8600\nDomains=~example\n", false),
             Verdict::Ok
