@@ -2,6 +2,17 @@
 //! where Consul's own tools have one (Consul docs: Consul CLI, environment variables), and
 //! those of other systems where these name the agent otherwise.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{env, ffi::OsString, net::Ipv6Addr};
 
 use super::ResolverBuilder;

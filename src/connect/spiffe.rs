@@ -3,6 +3,17 @@
 //!
 //! `spiffe://<trust domain>[/ap/<partition>]/ns/<namespace>/dc/<datacenter>/svc/<service>`
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{fmt, str::FromStr};
 
 /// The identity of a service.

@@ -10,6 +10,17 @@
 //! | of a service or datacenter that was not asked for, or is not let in | refused |
 //! | else | believed |
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{
     fmt,
     sync::{Arc, OnceLock},

@@ -12,6 +12,17 @@
 //! path after the host goes before the path of each request. A user and a
 //! password in it are refused, and no error repeats them.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},

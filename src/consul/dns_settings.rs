@@ -10,6 +10,17 @@
 //! | `only_passing` | instances with a warning are not given; prepared queries say that themselves |
 //! | `enable_additional_node_meta_txt` | whether metadata stands beside other records |
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;

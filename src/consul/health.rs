@@ -8,6 +8,17 @@
 //! is not believed. An entry that is whole but has an address where nobody can
 //! connect is skipped and counted, and costs the others nothing.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 pub(crate) mod ask;
 mod entry;
 pub(crate) mod reverse;
@@ -139,13 +150,13 @@ struct Skipped {
 
 impl Skipped {
     fn unusable(&mut self, at: usize, why: &str) {
-        self.total += 1;
+        self.total = self.total.saturating_add(1);
         self.first
-            .get_or_insert_with(|| format!("entry {}: {why}", at + 1).into());
+            .get_or_insert_with(|| format!("entry {}: {why}", at.saturating_add(1)).into());
     }
 
     fn bad(&mut self, at: usize, why: &str) {
-        self.bad += 1;
+        self.bad = self.bad.saturating_add(1);
         self.unusable(at, why);
     }
 
@@ -176,7 +187,7 @@ fn each(
     mut take: impl FnMut(Entry, Health) -> Result<usize, Box<str>>,
 ) -> Result<Skipped, Unread> {
     let mut skipped = Skipped::default();
-    let (mut left, mut unhealthy) = (0, 0);
+    let (mut left, mut unhealthy) = (0_usize, 0_usize);
     for (at, raw) in entries.iter().enumerate() {
         if !raw.get().starts_with('{') {
             skipped.bad(at, "not an object");
@@ -195,9 +206,9 @@ fn each(
             continue;
         }
         match entry.health() {
-            Health::Critical => unhealthy += 1,
+            Health::Critical => unhealthy = unhealthy.saturating_add(1),
             health => match take(entry, health) {
-                Ok(taken) => left += taken,
+                Ok(taken) => left = left.saturating_add(taken),
                 Err(why) => skipped.unusable(at, &why),
             },
         }
@@ -273,8 +284,8 @@ fn instances(
         let key: (Box<str>, Box<str>, u16) = (node.into(), address.into(), port);
         let instance = instance(question, entry, health, answered, translated)?;
         // As Consul: one SRV for a node, an address and a port.
-        if let Some(at) = seen.get(&key) {
-            instances[*at].join(instance);
+        if let Some(same) = seen.get(&key).and_then(|at| instances.get_mut(*at)) {
+            same.join(instance);
             return Ok(0);
         }
         seen.insert(key, instances.len());

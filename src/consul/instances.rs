@@ -2,6 +2,17 @@
 //! JSON of `/v1/catalog/services` and `/v1/health/service/X`, for who wants to see all of
 //! it. Look-ups read the same through [`health`](super::health), which judges it.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::Deserialize;

@@ -12,6 +12,17 @@
 //! TLS 1.2 and 1.3. The provider of cryptography is given by hand, so nothing is
 //! set for the process that the library is linked into.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{
     fmt, fs,
     io::Read as _,

@@ -12,6 +12,17 @@
 //! From the environment it is `PROCONSUL_DEFAULT_<NAME>`, the service's name in
 //! upper case with `-` and `.` as `_`; so is it looked up.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{

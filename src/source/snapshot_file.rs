@@ -19,6 +19,17 @@
 //! before the new one is there. What a process left that was killed meanwhile is taken away by
 //! the next one.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{
     fs::{self, File, Metadata, OpenOptions},
     io::{self, BufReader, Read as _, Write as _},

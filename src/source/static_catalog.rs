@@ -23,6 +23,17 @@
 //! Keys are read in any case, as Consul reads them. Reading the file is
 //! [`static_file`](crate::source::static_file)'s.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
@@ -77,7 +88,7 @@ impl StaticCatalog {
         let mut ids = HashSet::new();
         for (at, entry) in entries.into_iter().enumerate() {
             let refused = |(field, why)| StaticError::Entry {
-                number: at + 1,
+                number: at.saturating_add(1),
                 field,
                 why,
             };

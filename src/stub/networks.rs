@@ -3,6 +3,17 @@
 //! the networks that are trusted get no more than three times what they sent, and what is longer
 //! over TCP, which nobody speaks for somebody else.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
@@ -104,7 +115,9 @@ impl Networks {
     /// The reply to a datagram as its client may have it: whole, or cut to the question.
     fn cut<'a>(&self, question: &[u8], reply: &'a [u8], client: SocketAddr) -> Cow<'a, [u8]> {
         let most = |way: Way| usize::from(way.most());
-        let of_strangers = (TIMES * question.len()).min(most(Way::Elsewhere));
+        let of_strangers = TIMES
+            .saturating_mul(question.len())
+            .min(most(Way::Elsewhere));
         let is_trusted = || self.has(client.ip());
         let fits = reply.len() <= of_strangers
             || reply.len() <= most(Way::udp(client.ip())) && is_trusted();
@@ -126,17 +139,18 @@ fn brief(question: &[u8], reply: &[u8]) -> Option<Vec<u8>> {
     let mut end = HEADER;
     // A question's name is written out.
     while let length @ 1..=63 = *reply.get(end)? {
-        end += 1 + usize::from(length);
+        end = end.checked_add(usize::from(length))?.checked_add(1)?;
     }
     // The root, type and class.
-    let mut brief = reply.get(..end + 5)?.to_vec();
-    brief[2] |= CUT;
-    brief[6..HEADER].fill(0);
+    let end = end.checked_add(5)?;
+    let mut brief = reply.get(..end)?.to_vec();
+    *brief.get_mut(2)? |= CUT;
+    brief.get_mut(6..HEADER)?.fill(0);
     let speaks_edns = question.get(10..HEADER)? != [0, 0];
     if speaks_edns {
-        brief[11] = 1;
-        brief.resize(end + 5 + OPT, 0);
-        write_opt(Way::Elsewhere.most(), None, &mut brief[end + 5..])?;
+        *brief.get_mut(11)? = 1;
+        brief.resize(end.checked_add(OPT)?, 0);
+        write_opt(Way::Elsewhere.most(), None, brief.get_mut(end..)?)?;
     }
     Some(brief)
 }

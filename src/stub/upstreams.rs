@@ -1,6 +1,17 @@
 //! **Pure.** Who is asked for names that are not Consul's: which servers, for which
 //! domains, and which names nobody is asked for (RFC 6761, RFC 7686).
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr, SocketAddrV6},
@@ -65,11 +76,12 @@ impl Upstreams {
     /// [`ErrorKind::Invalid`] for anything else, and for `none` beside others.
     pub fn parse<T: AsRef<str>>(words: impl IntoIterator<Item = T>) -> Result<Self, Error> {
         let mut all = Self::default();
-        let (mut count, mut none) = (0, false);
+        let (mut others, mut none) = (false, false);
         for word in words {
             let word = word.as_ref().trim();
-            count += 1;
+            others |= none;
             if word.eq_ignore_ascii_case("none") {
+                others |= !all.is_none();
                 none = true;
             } else if word.eq_ignore_ascii_case("system") {
                 all.system = true;
@@ -83,7 +95,7 @@ impl Upstreams {
                 all.servers.push(address(word)?);
             }
         }
-        if none && count > 1 {
+        if others {
             let message = "--upstream none turns forwarding off: it cannot stand beside others";
             return Err(Error::new(ErrorKind::Invalid, message));
         }

@@ -243,11 +243,12 @@ fn txt(key: &str, value: &str) -> Box<[u8]> {
         return value.as_bytes().into();
     }
     let inner = key.trim_matches(' ');
+    let blanks = |text: &str, more: &str| text.len().saturating_sub(more.len());
     let leading = match inner.is_empty() {
         true => key.len(),
-        false => key.len() - key.trim_start_matches(' ').len(),
+        false => blanks(key, key.trim_start_matches(' ')),
     };
-    let trailing = key.len() - leading - inner.len();
+    let trailing = blanks(key, inner).saturating_sub(leading);
     let inner = inner.replace('`', "``").replace('=', "`=");
     let value = value.replace('`', "``");
     let text = format!(

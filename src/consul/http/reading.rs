@@ -1,6 +1,17 @@
 //! **Pure.** What a reply says: its headers, as much of its body as is taken, and why it is
 //! none.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::{Reply, Trouble, trouble::line};
@@ -48,7 +59,7 @@ impl Body {
     }
 
     pub(crate) fn add(&mut self, more: &[u8]) -> Result<(), Trouble> {
-        if more.len() > self.most - self.bytes.len() {
+        if more.len() > self.most.saturating_sub(self.bytes.len()) {
             return Err(Trouble::TooLarge);
         }
         self.bytes.extend_from_slice(more);

@@ -2,6 +2,17 @@
 //! a token can be replaced under a running program. A file that cannot be read,
 //! or that turns empty, leaves the last good token in use.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use std::{
     fmt, fs,
     io::Read as _,

@@ -1,6 +1,17 @@
 //! **Pure.** The bytes of a packet that goes on and of what comes back: what is said in its
 //! head, how long a reply may be, whether it is one to ours, and whose head it has.
 
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
 use crate::records::wire;
 
 /// Bytes that every client takes over UDP (RFC 1035, section 2.3.4).
@@ -25,10 +36,9 @@ pub(super) fn with_room(packet: &[u8], most: u16) -> Vec<u8> {
     if let Some(shape) = wire::shape(&packet)
         && !shape.is_signed
         && let Some(size) = shape.size_at
-        && let Some(bytes) = packet.get_mut(size..size + 2)
+        && let Some(bytes) = packet.get_mut(size..).and_then(<[u8]>::first_chunk_mut)
     {
-        let asked = u16::from_be_bytes([bytes[0], bytes[1]]);
-        bytes.copy_from_slice(&asked.min(most).to_be_bytes());
+        *bytes = u16::from_be_bytes(*bytes).min(most).to_be_bytes();
     }
     packet
 }
@@ -36,8 +46,8 @@ pub(super) fn with_room(packet: &[u8], most: u16) -> Vec<u8> {
 /// Bytes that whoever sent a packet takes in a datagram (RFC 6891, section 6.2.3).
 pub(super) fn room(packet: &[u8]) -> usize {
     let size = wire::shape(packet).and_then(|shape| shape.size_at);
-    let bytes = size.and_then(|at| packet.get(at..at + 2));
-    let said = bytes.map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+    let bytes = size.and_then(|at| packet.get(at..)?.first_chunk());
+    let said = bytes.map_or(0, |bytes| u16::from_be_bytes(*bytes));
     said.max(LEAST_ROOM).into()
 }
 
@@ -74,8 +84,8 @@ pub(super) fn question_end(packet: &[u8]) -> Option<usize> {
     let mut at = 12;
     loop {
         match usize::from(*packet.get(at)?) {
-            0 => return Some(at + 5).filter(|end| *end <= packet.len()),
-            length @ 1..=63 => at += length + 1,
+            0 => return at.checked_add(5).filter(|end| *end <= packet.len()),
+            length @ 1..=63 => at = at.checked_add(length)?.checked_add(1)?,
             _ => return None,
         }
     }
@@ -84,15 +94,19 @@ pub(super) fn question_end(packet: &[u8]) -> Option<usize> {
 /// Whether a datagram answers a packet that went out with this id (RFC 5452, section
 /// 9.1).
 pub(crate) fn answers(reply: &[u8], packet: &[u8], id: [u8; 2]) -> bool {
-    let (Some(head), Some(end)) = (reply.first_chunk::<12>(), question_end(packet)) else {
-        return false;
+    answers_at_all(reply, packet, id).is_some()
+}
+
+fn answers_at_all(reply: &[u8], packet: &[u8], id: [u8; 2]) -> Option<()> {
+    let &[high, low, flags, _, 0, 1, ..] = reply.first_chunk::<12>()? else {
+        return None;
     };
-    let is_reply = head[2] & 0x80 != 0 && head[2] & 0x78 == packet[2] & 0x78;
+    let is_reply = flags & 0x80 != 0 && flags & 0x78 == packet.get(2)? & 0x78;
+    let end = question_end(packet)?;
+    let (ours, told) = (packet.get(12..end)?, reply.get(12..end)?);
     // The name in any case, type and class as they are: 65 and 97 are two types.
-    let (Some(ours), Some(told)) = (packet.get(12..end), reply.get(12..end)) else {
-        return false;
-    };
-    let name = ours.len() - 4;
-    let same = ours[..name].eq_ignore_ascii_case(&told[..name]) && ours[name..] == told[name..];
-    head[..2] == id && is_reply && head[4..6] == [0, 1] && same
+    let ((ours, our_kind), (told, kind)) =
+        (ours.split_last_chunk::<4>()?, told.split_last_chunk::<4>()?);
+    let same = ours.eq_ignore_ascii_case(told) && our_kind == kind;
+    ([high, low] == id && is_reply && same).then_some(())
 }
