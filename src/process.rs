@@ -5,8 +5,8 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::error::{Error, ErrorKind};
 
-/// A quarter of the descriptors that this process may have, which each of its kinds of
-/// connections may take: none leaves the others without.
+/// A quarter of the descriptors that this process may have: as many connections may clients have
+/// to a stub, and names be followed by.
 pub(crate) fn quarter_of_descriptors() -> usize {
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(now, _)| now);
     usize::try_from(descriptors / 4).unwrap_or(usize::MAX)

@@ -323,6 +323,8 @@ async fn connections_that_break_off_leave_nothing_behind() {
     let server = Serving::start(support::serve(&silent.address().to_string(), "none"));
     let stub = server.dns;
     is_well(stub).await;
+    // By then that connection is closed.
+    sleep(Duration::from_millis(300)).await;
     let before = descriptors(server.id());
     let mut waiting = known(1)[..14].to_vec();
     waiting[1] = 36;

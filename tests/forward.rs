@@ -16,8 +16,8 @@ use std::{
 };
 
 use hickory_proto::{
-    op::ResponseCode,
-    rr::{Record, RecordType},
+    op::{Message, ResponseCode},
+    rr::{RData, Record, RecordType},
 };
 use proconsul::{
     Resolver,
@@ -349,10 +349,26 @@ async fn names_of_this_machine_and_names_that_are_nobodys_are_answered_here() {
         .await
         .unwrap();
     assert_eq!(addresses(&v6), ["3600 ::1"]);
-    for name in ["x.invalid.", "x.onion."] {
-        let code = a(stub, name).await.metadata.response_code;
+    // What there is not has an SOA, so that it may be kept (RFC 2308, section 3).
+    let soa = |reply: &Message| {
+        let owners = reply
+            .authorities
+            .iter()
+            .filter_map(|record| match &record.data {
+                RData::SOA(_) => Some(record.name.to_string()),
+                _ => None,
+            });
+        owners.collect::<Vec<_>>()
+    };
+    for (name, apex) in [("x.invalid.", "invalid."), ("y.X.Onion.", "onion.")] {
+        let reply = a(stub, name).await;
+        let code = reply.metadata.response_code;
         assert_eq!(code, ResponseCode::NXDomain, "{name}");
+        assert_eq!(soa(&reply), [apex]);
     }
+    let nothing = ask_udp(stub, "localhost.", RecordType::MX).await.unwrap();
+    assert_eq!(nothing.metadata.response_code, ResponseCode::NoError);
+    assert_eq!(soa(&nothing), ["localhost."]);
     assert_eq!(upstream.asked(), 0);
 }
 

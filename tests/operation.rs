@@ -571,6 +571,38 @@ async fn root_is_given_up_once_the_ports_are_bound() {
 }
 
 #[tokio::test]
+async fn serve_takes_as_many_descriptors_as_it_may_have() {
+    let mut command = Command::new("prlimit");
+    command.args(["--nofile=64:512", env!("CARGO_BIN_EXE_proconsul"), "serve"]);
+    command.args(["--listen", "127.0.0.1:0", "--admin", "none"]);
+    command.args(["--dns", "none", "--http", "none", "--upstream", "none"]);
+    command.env_clear().env("PATH", "/usr/bin:/bin");
+    let serving = Serving::start(command);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", serving.id())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let words: Vec<_> = line.unwrap().split_whitespace().skip(3).collect();
+    assert_eq!(words[..2], ["512", "512"], "{limits}");
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_the_stub_itself_is_told_at_once() {
+    let own = closed_port();
+    let mut command = support::serve_at(own, "none", "none");
+    command.args(["--upstream", &own.to_string(), "--admin", "none"]);
+    let serving = Serving::start(command);
+    let told = serving.warnings.join("\n");
+    assert!(
+        told.contains("this very server") && told.contains(&own.to_string()),
+        "{told}"
+    );
+    // And nobody is asked in a circle.
+    let reply = ask_udp(serving.dns, "www.example.", RecordType::A).await;
+    assert_eq!(reply.unwrap().metadata.response_code, ResponseCode::Refused);
+}
+
+#[tokio::test]
 async fn clients_that_use_up_all_descriptors_do_not_keep_others_from_an_answer() {
     let mut command = Command::new("prlimit");
     command.args(["--nofile=48:48", env!("CARGO_BIN_EXE_proconsul"), "serve"]);

@@ -200,7 +200,7 @@ async fn matrix(wanted: &[String]) -> bool {
     println!("{head}");
     let mut report = vec![head];
     let (mut passed, mut rows) = (0, 0);
-    // What a row leaves in tasks ends with it, and what panics in it is that row's alone.
+    // What panics in a row is that row's alone.
     let tasks = LocalSet::new();
     for (numbers, row) in all {
         if !wanted.is_empty() && !numbers.iter().any(|number| wanted.contains(number)) {

@@ -44,6 +44,11 @@ impl Budget {
         }
     }
 
+    /// Another limit from now on. What was taken of the one before stays so.
+    pub(super) fn set(&mut self, per_second: u32) {
+        self.each = SAVED.checked_div(per_second);
+    }
+
     /// Takes a token for a client, if there is one.
     pub(super) fn take(&mut self, client: SocketAddr, now: Instant) -> bool {
         let Some(each) = self.each else {

@@ -503,10 +503,19 @@ impl Forwarder {
         let mut servers = self.upstreams.of(labels, &system);
         servers.retain(|server| !upstreams::is_ours(*server, &self.own));
         let route = self.upstreams.route_number(labels);
-        for server in &servers {
-            self.probe((*server, route), labels, now);
+        let asks = |servers: &mut Vec<SocketAddr>| {
+            for server in &*servers {
+                self.probe((*server, route), labels, now);
+            }
+            self.health().order(servers, route, now);
+        };
+        let is_of_system = servers.iter().all(|server| system.contains(server));
+        asks(&mut servers);
+        if servers.is_empty() && is_of_system && !system.is_empty() {
+            // All of them send their questions to us.
+            servers = lock(&self.system).behind();
+            asks(&mut servers);
         }
-        self.health().order(&mut servers, route, now);
         servers
     }
 

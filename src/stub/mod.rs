@@ -23,9 +23,8 @@ pub use self::{
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use self::{budget::Budget, listen::Sockets, server::Server};
+use self::{listen::Sockets, server::Server};
 use crate::{
-    clock,
     error::{Error, ErrorKind},
     resolver::Resolver,
 };
@@ -59,12 +58,12 @@ impl Control {
 
     /// The same limit as [`Stub::unknown_per_second`], from now on.
     pub fn unknown_per_second(&self, most: u32) {
-        *self.0.budget() = Budget::new(most, clock::now());
+        self.0.budget().set(most);
     }
 
     /// The same limit as [`Stub::forwarded_per_second`], from now on.
     pub fn forwarded_per_second(&self, most: u32) {
-        *self.0.counted.lasting.budget() = Budget::new(most, clock::now());
+        self.0.counted.lasting.budget().set(most);
     }
 }
 

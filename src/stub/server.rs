@@ -199,18 +199,38 @@ impl Server {
 
     /// SERVFAIL to a question that panicked.
     fn broken(&self, packet: &[u8], client: SocketAddr, transport: Transport) -> Option<Reply> {
+        let bytes = self.failing(packet, client, transport, &Sections::broken())?;
+        Some(Reply { bytes, fill: None })
+    }
+
+    /// SERVFAIL to a question whose answer there is no room for now.
+    pub(super) fn busy(
+        &self,
+        packet: &[u8],
+        client: SocketAddr,
+        transport: Transport,
+    ) -> Option<Vec<u8>> {
+        self.failing(packet, client, transport, &Sections::not_ready())
+    }
+
+    fn failing(
+        &self,
+        packet: &[u8],
+        client: SocketAddr,
+        transport: Transport,
+        sections: &Sections,
+    ) -> Option<Vec<u8>> {
         let (current, way) = (self.current(), Way::of(transport, client));
         let judged = task::caught(|| {
             let (domain, recursion) = (current.resolver.domain(), current.recursion());
             match answer::judge(packet, domain, recursion) {
                 Judged::Drop => None,
                 Judged::Reply(reply) => Some(reply),
-                Judged::Ask(question) => Some(question.reply(&Sections::broken(), way)),
+                Judged::Ask(question) => Some(question.reply(sections, way)),
             }
         });
         // It may have been the reading that panicked.
-        let bytes = judged.unwrap_or_else(|| answer::unread(packet))?;
-        Some(Reply { bytes, fill: None })
+        judged.unwrap_or_else(|| answer::unread(packet))
     }
 
     async fn reply(

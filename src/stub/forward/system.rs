@@ -3,11 +3,12 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
+use nix::net::if_::if_nametoindex;
 use tracing::{info, warn};
 
 use crate::{stamp::Stamp, stub::upstreams};
@@ -15,19 +16,12 @@ use crate::{stamp::Stamp, stub::upstreams};
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Where name servers stand. The first counts that names one that is neither us nor
-/// systemd-resolved: that may send other names on to us, and its own servers stand in a file of
-/// their own.
+/// Where name servers stand. The first counts that names one that is not us; the others name
+/// those who stand behind it.
 const FILES: [&str; 3] = [
     "/etc/resolv.conf",
     "/run/systemd/resolve/resolv.conf",
     "/run/NetworkManager/no-stub-resolv.conf",
-];
-
-/// The addresses of systemd-resolved itself (systemd-resolved.service(8)).
-const RESOLVED: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)),
-    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54)),
 ];
 
 /// The servers that were named last.
@@ -35,6 +29,10 @@ const RESOLVED: [IpAddr; 2] = [
 pub(super) struct System {
     files: Vec<PathBuf>,
     servers: Vec<SocketAddr>,
+    /// Those who stand behind them.
+    behind: Vec<SocketAddr>,
+    /// One of them stands behind an interface, which may come and go.
+    has_zones: bool,
     looked: Option<Instant>,
     stamps: Vec<Option<Stamp>>,
     /// The files name nobody now, and that was said.
@@ -52,6 +50,8 @@ impl System {
         Self {
             files,
             servers: Vec::new(),
+            behind: Vec::new(),
+            has_zones: false,
             looked: None,
             stamps: Vec::new(),
             is_empty: false,
@@ -71,6 +71,12 @@ impl System {
         (self.servers.clone(), are_others)
     }
 
+    /// Those to ask where all that are named send their questions to us: systemd-resolved does
+    /// where it is told to ask us for more than Consul's domain.
+    pub(super) fn behind(&self) -> Vec<SocketAddr> {
+        self.behind.clone()
+    }
+
     /// Those that were named when that was last looked at.
     pub(super) fn known(&self) -> &[SocketAddr] {
         &self.servers
@@ -80,24 +86,16 @@ impl System {
     fn look(&mut self, own: &[SocketAddr]) -> bool {
         let stamp = |file: &PathBuf| fs::metadata(file).ok().map(|file| Stamp::of(&file));
         let stamps: Vec<_> = self.files.iter().map(stamp).collect();
-        if self.stamps == stamps {
+        if self.stamps == stamps && !self.has_zones {
             return false;
         }
         self.stamps = stamps;
-        let read = |file: &PathBuf| {
-            let text = fs::read_to_string(file).unwrap_or_default();
-            upstreams::resolv_conf(&text, own, interface)
-        };
-        let mut all = self.files.iter().map(read).filter(|all| !all.is_empty());
-        // Where there is nobody else, it is asked all the same.
-        let first = all.next();
-        let is_resolved =
-            |all: &Vec<SocketAddr>| all.iter().all(|one| RESOLVED.contains(&one.ip()));
-        let better = match &first {
-            Some(first) if is_resolved(first) => all.find(|all| !is_resolved(all)),
-            _ => None,
-        };
-        let Some(servers) = better.or(first) else {
+        let texts = (self.files.iter()).map(|file| fs::read_to_string(file).unwrap_or_default());
+        let texts: Vec<_> = texts.collect();
+        self.has_zones = texts.iter().any(|text| text.contains('%'));
+        let read = |text: &String| upstreams::resolv_conf(text, own, interface);
+        let mut all = texts.iter().map(read).filter(|all| !all.is_empty());
+        let Some(servers) = all.next() else {
             if !self.is_empty {
                 match self.servers.as_slice() {
                     [] => warn!("resolv.conf names no server but us: other names are refused"),
@@ -112,6 +110,8 @@ impl System {
             return false;
         };
         self.is_empty = false;
+        let behind = all.find(|others| *others != servers);
+        self.behind = behind.unwrap_or_else(|| std::mem::take(&mut self.behind));
         let are_others = servers != self.servers;
         if are_others {
             info!(?servers, "other names go to the servers of resolv.conf");
@@ -121,11 +121,9 @@ impl System {
     }
 }
 
-/// The number of a network interface, as Linux tells it.
+/// The number of a network interface, where there is one of that name.
 fn interface(name: &str) -> Option<u32> {
-    let is_name = !name.contains(['/', '\0']) && !name.starts_with('.');
-    let file = is_name.then(|| format!("/sys/class/net/{name}/ifindex"))?;
-    fs::read_to_string(file).ok()?.trim().parse().ok()
+    if_nametoindex(name).ok()
 }
 
 #[cfg(test)]
@@ -135,31 +133,36 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn an_interface_has_a_number_and_no_path_is_one() {
+    fn a_server_behind_an_interface_is_named_by_its_number() {
         assert!(interface("lo").is_some_and(|number| number > 0));
-        for none in ["", "none0", "../net/lo", ".", "..", "lo/"] {
+        for none in ["", "none0", "../net/lo", "l\0o"] {
             assert_eq!(interface(none), None, "{none}");
         }
     }
 
     #[test]
-    fn behind_systemd_resolved_its_own_servers_are_asked_and_it_only_where_there_are_none() {
+    fn who_stands_behind_the_servers_that_are_named_is_known_and_stays_so() {
         let folder = std::env::temp_dir();
         let file = |what| folder.join(format!("proconsul-{what}-{}", std::process::id()));
         let (etc, run) = (file("etc-resolv"), file("run-resolv"));
         let own = ["127.0.0.1:53".parse().unwrap()];
-        let asked = |first: &str, second: &str| {
+        let mut system = System::of(vec![etc.clone(), run.clone()]);
+        let (mut now, stub) = (clock::now(), "nameserver 127.0.0.53\n");
+        let mut asked = |first: &str, second: &str| {
             fs::write(&etc, first).unwrap();
             fs::write(&run, second).unwrap();
-            let mut system = System::of(vec![etc.clone(), run.clone()]);
-            let (servers, _) = system.servers(&own, clock::now());
-            servers.iter().map(ToString::to_string).collect::<Vec<_>>()
+            now += LOOK;
+            let (servers, _) = system.servers(&own, now);
+            let texts = |all: Vec<SocketAddr>| all.iter().map(ToString::to_string).collect();
+            let both: (Vec<String>, Vec<String>) = (texts(servers), texts(system.behind()));
+            both
         };
-        let (stub, real) = ("nameserver 127.0.0.53\n", "nameserver 192.0.2.1\n");
-        assert_eq!(asked(stub, real), ["192.0.2.1:53"]);
-        assert_eq!(asked(stub, ""), ["127.0.0.53:53"]);
-        assert_eq!(asked(stub, "nameserver 127.0.0.1\n"), ["127.0.0.53:53"]);
-        assert_eq!(asked("nameserver 192.0.2.2\n", real), ["192.0.2.2:53"]);
+        let both = |first: &str, second: &str| (vec![first.to_owned()], vec![second.to_owned()]);
+        let behind = both("127.0.0.53:53", "192.0.2.1:53");
+        assert_eq!(asked(stub, "nameserver 192.0.2.1\n"), behind);
+        // Its link is down.
+        assert_eq!(asked(stub, "# none\n"), behind);
+        assert_eq!(asked(stub, "nameserver 127.0.0.1\n"), behind);
         for file in [etc, run] {
             fs::remove_file(file).unwrap();
         }

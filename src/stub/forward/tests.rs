@@ -264,7 +264,7 @@ async fn who_stood_still_through_the_time_of_a_question_blames_nobody() {
     let servers = forwarder.servers(NAME);
     assert!(!forwarder.health().are_down(&servers, clock::now()));
     let share = forwarder.health().share(servers[0], 2, LIMIT);
-    assert_eq!(share, health::TURN, "as one that is well");
+    assert_eq!(share, Duration::from_millis(380), "as one that is well");
 }
 
 #[tokio::test(start_paused = true)]
@@ -387,4 +387,44 @@ async fn a_question_for_signatures_about_a_name_that_others_ask_for_is_free() {
     assert!(matches!(ask().await, Forwarded::TurnedAway));
     keeps(&forwarder, 60, now);
     assert!(matches!(ask().await, Forwarded::Failed));
+}
+
+#[tokio::test]
+async fn where_all_servers_of_the_system_send_questions_back_those_behind_them_are_asked() {
+    let file = |what| {
+        let name = format!("proconsul-{what}-{}.conf", std::process::id());
+        std::env::temp_dir().join(name)
+    };
+    let files = [file("named"), file("behind")];
+    std::fs::write(&files[0], "nameserver 127.0.0.53\n").unwrap();
+    std::fs::write(&files[1], "nameserver 127.0.0.99\n").unwrap();
+    let mut forwarder = forwarder(Upstreams::system());
+    forwarder.system = Mutex::new(System::of(files.to_vec()));
+    let forwarder = Arc::new(forwarder);
+    let asked = || {
+        let servers = forwarder.servers(NAME);
+        servers.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(), ["127.0.0.53:53"]);
+    let looping = "127.0.0.53:53".parse().unwrap();
+    forwarder.health().loops((looping, None));
+    assert_eq!(asked(), ["127.0.0.99:53"]);
+    for file in files {
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
+#[test]
+fn what_this_machine_is_short_of_is_no_failure_of_an_upstream() {
+    for (number, ours) in [
+        (24, true),
+        (23, true),
+        (105, true),
+        (111, false),
+        (110, false),
+    ] {
+        let error = io::Error::from_raw_os_error(number);
+        assert_eq!(is_our_own(&error), ours, "{error}");
+    }
+    assert!(!is_our_own(&io::ErrorKind::InvalidData.into()));
 }

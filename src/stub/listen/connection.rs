@@ -32,7 +32,7 @@ use crate::{
     clock,
     endpoint::Transport,
     stub::{
-        Server, answer,
+        Server,
         forward::Waiters,
         framed::Framed,
         shortcut::{self, Way},
@@ -117,7 +117,9 @@ pub(in crate::stub) async fn over(
                 // Nobody waits for one that panicked, whose seat is free again.
                 let reply = task::outcome(answer).await.flatten();
                 let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
-                let due = Due::of(bytes.unwrap_or_default(), &packet, server.due());
+                let due = Due::of(bytes.unwrap_or_default(), server.due(), || {
+                    server.busy(&packet, client, Transport::Tcp)
+                });
                 // The client may be gone.
                 _ = replies.send(due).await;
                 if let Some(fill) = fill.flatten() {
@@ -178,7 +180,7 @@ struct Due {
 impl Due {
     /// A long reply that there is no room for is SERVFAIL: many who ask and do not read take no
     /// more memory than that.
-    fn of(bytes: Vec<u8>, packet: &[u8], room: &Arc<Semaphore>) -> Self {
+    fn of(bytes: Vec<u8>, room: &Arc<Semaphore>, busy: impl FnOnce() -> Option<Vec<u8>>) -> Self {
         if bytes.len() <= LONG {
             return Self { bytes, _room: None };
         }
@@ -189,7 +191,7 @@ impl Due {
                 _room: Some(part),
             },
             Err(_) => Self {
-                bytes: answer::unread(packet).unwrap_or_default(),
+                bytes: busy().unwrap_or_default(),
                 _room: None,
             },
         }
@@ -303,8 +305,8 @@ mod tests {
 
     #[test]
     fn long_replies_that_wait_have_a_room_together_and_short_ones_need_none() {
-        let (room, packet) = (Arc::new(Semaphore::new(10_000)), [7; 12]);
-        let due = |length| Due::of(vec![1; length], &packet[..], &room);
+        let room = Arc::new(Semaphore::new(10_000));
+        let due = |length| Due::of(vec![1; length], &room, || Some(vec![2; 12]));
         let first = due(6_000);
         assert_eq!(
             (first.bytes.len(), room.available_permits()),
@@ -312,7 +314,7 @@ mod tests {
         );
         let (late, short) = (due(LONG + 1), due(LONG));
         assert_eq!((late.bytes.len(), short.bytes.len()), (12, LONG));
-        assert_eq!((late.bytes[0], late.bytes[3] & 0x0F), (7, 2));
+        assert_eq!(late.bytes, [2; 12]);
         drop(first);
         assert_eq!(due(LONG + 1).bytes.len(), LONG + 1);
         assert_eq!(room.available_permits(), 10_000);

@@ -517,3 +517,26 @@ proptest! {
         _ = Recipe::of(&reply, None);
     }
 }
+
+#[test]
+fn addresses_are_found_in_every_section_and_in_hints() {
+    let mut reply = b"\0\0\x81\x80\0\x01\0\x01\0\0\0\x01\x01a\0\0\x41\0\x01".to_vec();
+    let hints =
+        b"\0\x01\x01t\0\0\x01\0\x03\x02h2\0\x04\0\x08\x0A\0\0\x01\x09\x09\x09\x09\0\x06\0\x10\
+                  \xFC\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01";
+    reply.extend(b"\xC0\x0C\0\x41\0\x01\0\0\0\x3C\0");
+    reply.push(u8::try_from(hints.len()).unwrap());
+    let start = reply.len();
+    reply.extend(hints);
+    reply.extend(b"\xC0\x0C\0\x01\0\x01\0\0\0\x3C\0\x04\xC0\xA8\0\x01");
+    let all: Vec<IpAddr> = ["10.0.0.1", "9.9.9.9", "fc00::1", "192.168.0.1"]
+        .map(|address| address.parse().unwrap())
+        .to_vec();
+    assert_eq!(addresses(&reply), Some(all));
+    // A target, a key or a value that runs out of the record.
+    for (at, odd) in [(2, 60), (8, 99), (15, 99)] {
+        let mut reply = reply.clone();
+        reply[start + at] = odd;
+        assert_eq!(addresses(&reply), None, "{at}");
+    }
+}
