@@ -153,9 +153,11 @@ async fn a_name_that_is_asked_often_is_followed_and_one_that_is_not_asked_is_not
     let metrics = resolver.metrics().to_string();
     assert!(metrics.contains("proconsul_watches 1"), "{metrics}");
     assert_eq!(asked(&metrics), before);
-    // Nobody asks any more: the next answer but five seconds is the last.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    register(&agent, "web", 1, "b").await;
+    // Nobody asks any more: of two answers that are five seconds apart the second is the last.
+    for tag in ["b", "c"] {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        register(&agent, "web", 1, tag).await;
+    }
     wait_for("no watch", async || {
         let metrics = resolver.metrics().to_string();
         metrics.contains("proconsul_watches 0").then_some(())
@@ -434,6 +436,31 @@ async fn a_dns_answer_that_comes_late_takes_the_place_of_nothing_that_was_told_s
         while start.elapsed() < Duration::from_secs(2) {
             assert_eq!(told(), expected);
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_asked_often_stays_followed_however_often_it_changes() {
+    let agent = Agent::start().await;
+    register(&agent, "web", 1, "a").await;
+    let resolver = builder(&agent).build().unwrap();
+    let (start, mut followed) = (tokio::time::Instant::now(), None);
+    let mut number = 2;
+    // Two looks at whether anybody still wants it.
+    while followed.is_none_or(|since: tokio::time::Instant| since.elapsed().as_secs() < 12) {
+        assert!(start.elapsed() < 2 * PATIENCE, "it is not followed");
+        register(&agent, "web", number, "a").await;
+        number = 2 + number % 5;
+        for _ in 0..15 {
+            resolver.lookup("web").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let watches = resolver.status().watches;
+        assert!(watches == 1 || followed.is_none(), "it was left");
+        if watches == 1 {
+            followed.get_or_insert_with(tokio::time::Instant::now);
+            agent.deregister_service(&format!("web-{number}")).await;
         }
     }
 }

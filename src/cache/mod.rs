@@ -257,6 +257,8 @@ impl Cache {
         (until, renew): (Instant, Instant),
         followed: Option<Instant>,
     ) -> Was {
+        // Whether a name goes on being followed is asked of the time since that was last asked.
+        let asked = followed.map_or(0, |_| self.take_asked(&held.key));
         let before = self.set(&held.key);
         let was_nothing = self.nothing.contains(&*held.key);
         let shrunk = before.as_ref().and_then(|(before, shrunk)| {
@@ -269,7 +271,7 @@ impl Cache {
             renew,
             since,
             bytes: weigh(&held),
-            asked: 0,
+            asked,
             set: None,
             rare: (shrunk.or(followed)).map(|_| {
                 Box::new(Rare {

@@ -190,6 +190,25 @@ fn without_word_that_its_follower_lives_a_followed_set_holds_for_three_seconds()
 }
 
 #[test]
+fn a_change_of_a_followed_set_makes_nobody_forget_how_often_it_is_asked() {
+    let start = clock::now();
+    let mut cache = Cache::new(limits());
+    let until = start + Duration::from_secs(60);
+    cache.put_followed(held("1", 0), start, until, start);
+    for _ in 0..25 {
+        cache.look("1", start);
+    }
+    cache.put_followed(held("1", 0), start, until, start);
+    cache.look("1", start);
+    assert_eq!(cache.take_asked("1"), 26);
+    // Of others it is how often the set was given that is there.
+    cache.look("1", start);
+    cache.put(held("1", 60), start);
+    cache.look("1", start);
+    assert_eq!(cache.take_asked("1"), 1);
+}
+
+#[test]
 fn who_was_asked_before_a_follower_was_told_says_nothing_newer() {
     let start = clock::now();
     let mut cache = Cache::new(limits());

@@ -3,7 +3,7 @@
 //!
 //! | an upstream that | is asked | the next one |
 //! | --- | --- | --- |
-//! | is well | in the order in which they were named | after its share of the time |
+//! | is well | in the order in which they were named | after its share of the time, [`TURN`] at most |
 //! | failed, and has rested | so too | after [`FAIR`] |
 //! | rests | after all others: first who failed less often, then who failed longer ago | after [`FAIR`] |
 //! | sends the questions of a route back to us | none of that route, but whether it still does | |
