@@ -410,6 +410,8 @@ impl Evidence {
         self.released.remove(key);
         self.vanished.remove(key);
         self.by_dns.remove(key);
+        // Should it go again, it is what it is now that is held.
+        self.believed.retain(|one| *one.held.key != *key);
         if self.held.is_empty() {
             self.mass = None;
         }

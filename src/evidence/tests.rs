@@ -511,3 +511,20 @@ fn what_is_let_go_while_others_are_held_is_not_taken_back() {
     evidence.went(set("late"), now, "", settled);
     assert!(evidence.take_back("", settled).is_empty());
 }
+
+#[test]
+fn what_went_and_came_and_went_again_is_taken_back_as_it_was_last() {
+    let (mut evidence, now) = (Evidence::default(), clock::now());
+    for since in [now - seconds(9), now] {
+        assert_eq!(vanish(&mut evidence, 1, 20, now), [Belief::Gone]);
+        evidence.went(set("web0"), since, "", now);
+        if since < now {
+            evidence.found("web0");
+        }
+    }
+    let mass = vanish(&mut evidence, 5, 20, now);
+    assert_eq!(mass[4], Belief::Held(Reason::Mass));
+    let back = evidence.take_back("", now);
+    let since: Vec<_> = back.iter().map(|(_, since)| *since).collect();
+    assert_eq!(since, [now]);
+}
