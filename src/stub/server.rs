@@ -53,7 +53,8 @@ pub(super) struct Server {
     /// Of connections, and of sockets bound to every address. A std mutex: held for one look,
     /// never across an await.
     shortcuts: Mutex<Shortcuts>,
-    due: Arc<Semaphore>,
+    /// The room that long replies over TCP have together until they are written, in bytes.
+    pub(super) due: Arc<Semaphore>,
     pub(super) trusted: Arc<Trusted>,
 }
 
@@ -416,11 +417,6 @@ impl Server {
         {
             resolver.served(name, hits);
         }
-    }
-
-    /// The room that long replies over TCP have together until they are written, in bytes.
-    pub(super) fn due(&self) -> &Arc<Semaphore> {
-        &self.due
     }
 
     pub(super) fn keep(&self, fill: Fill) {

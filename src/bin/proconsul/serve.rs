@@ -136,15 +136,16 @@ async fn bind(command: &Serve, file: &File, settings: &ServeSettings) -> Result<
     } else {
         Stub::with_sockets(resolver, sockets.udp, sockets.tcp)?
     };
-    let stub = stub.forwarding(upstreams).trusting(trusted);
-    let stub = match settings.unknown_per_second {
-        Some(most) => stub.unknown_per_second(most),
-        None => stub,
-    };
-    Ok(match settings.forwarded_per_second {
-        Some(most) => stub.forwarded_per_second(most),
-        None => stub,
-    })
+    let stub = stub.forwarding(upstreams);
+    limit(&stub.control(), settings, trusted);
+    Ok(stub)
+}
+
+/// Sets who may have long replies, and how many questions go on, now or with a reload.
+fn limit(control: &Control, settings: &ServeSettings, trusted: Networks) {
+    control.trust(trusted);
+    control.unknown_per_second(settings.unknown_per_second.unwrap_or(PER_SECOND));
+    control.forwarded_per_second(settings.forwarded_per_second.unwrap_or(PER_SECOND));
 }
 
 /// Reads the configuration again, if that can be read twice, and all files that it names. What
@@ -169,10 +170,7 @@ async fn again(
     builder.clone().build()?.check().await?;
     let resolver = builder.build_after(&control.resolver())?;
     control.replace(resolver, upstreams);
-    control.trust(trusted);
-    let or_default = |most: Option<u32>| most.unwrap_or(PER_SECOND);
-    control.unknown_per_second(or_default(settings.unknown_per_second));
-    control.forwarded_per_second(or_default(settings.forwarded_per_second));
+    limit(control, &settings, trusted);
     let mut told = "reloaded".to_owned();
     if once {
         told.push_str("; the configuration is no file, can be read once, and stays");

@@ -117,7 +117,7 @@ pub(in crate::stub) async fn over(
                 // Nobody waits for one that panicked, whose seat is free again.
                 let reply = task::outcome(answer).await.flatten();
                 let (bytes, fill) = reply.map(|reply| (reply.bytes, reply.fill)).unzip();
-                let due = Due::of(bytes.unwrap_or_default(), server.due(), || {
+                let due = Due::of(bytes.unwrap_or_default(), &server.due, || {
                     server.busy(&packet, client, Transport::Tcp)
                 });
                 // The client may be gone.
