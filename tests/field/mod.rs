@@ -15,12 +15,14 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::Command,
+    slice,
     sync::Arc,
     time::Duration,
 };
 
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 use proconsul::{Check, Registration, Resolver, ServiceDefinition};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
@@ -531,7 +533,7 @@ impl Field {
     async fn in_catalog(&self, service: &str, which: &str) -> Option<usize> {
         let path = format!("/v1/health/service/{service}?{which}");
         for server in &self.servers {
-            let request = server.request(reqwest::Method::GET, &path).send();
+            let request = server.request(Method::GET, &path).send();
             if let Ok(Ok(told)) = timeout(Duration::from_secs(1), request).await
                 && told.status().is_success()
             {
@@ -708,14 +710,25 @@ fn acl() -> Value {
     }})
 }
 
+/// What the first of them says that can: some may be dead, hang, or have no leader.
+async fn any_of(servers: &[Agent], method: Method, path: &str) -> Value {
+    wait_for(path, async || {
+        for server in servers {
+            let told = server.tried(method.clone(), path).await;
+            if told.is_some() {
+                return told;
+            }
+        }
+        None
+    })
+    .await
+}
+
 /// Makes a token that may see all services; `secret` is what it is.
 async fn make_token(server: &Agent, secret: &str) -> String {
     let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" } \
                  agent_prefix \"\" { policy = \"read\" }";
-    let policies = wait_for("the policies", async || {
-        server.tried(reqwest::Method::GET, "/v1/acl/policies").await
-    })
-    .await;
+    let policies = any_of(slice::from_ref(server), Method::GET, "/v1/acl/policies").await;
     let there = policies.as_array().unwrap().iter();
     if !there.clone().any(|policy| policy["Name"] == "see") {
         let policy = json!({ "Name": "see", "Rules": rules });
@@ -782,7 +795,7 @@ async fn register(server: &Agent, history: &History) {
         let operations: Vec<_> = operations.collect();
         // On a machine that stands still now and then the leader is another one.
         wait_for("the servers to take them", async || {
-            let request = server.request(reqwest::Method::PUT, "/v1/txn");
+            let request = server.request(Method::PUT, "/v1/txn");
             let told = request.json(&operations).send().await.ok()?;
             told.status().is_success().then_some(())
         })

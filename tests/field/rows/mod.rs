@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Field, KNOWN, Plan, TOKEN, asked, instance, known, make_token, port, register, setting,
+    Field, KNOWN, Plan, TOKEN, any_of, asked, instance, known, make_token, port, register, setting,
     verdict::{
         Law,
         New::{Either, Fails, Found, Gone},

@@ -3,7 +3,6 @@
 use reqwest::Method;
 
 use super::*;
-use crate::support::Agent;
 
 /// A field whose stub has its token from a file of this name.
 async fn with_token(name: &str) -> (Field, PathBuf) {
@@ -122,18 +121,4 @@ impl Field {
             }
         }
     }
-}
-
-/// What the first of them says that can: some may be dead, hang, or have no leader.
-async fn any_of(servers: &[Agent], method: Method, path: &str) -> Value {
-    wait_for(path, async || {
-        for server in servers {
-            let told = server.tried(method.clone(), path).await;
-            if told.is_some() {
-                return told;
-            }
-        }
-        None
-    })
-    .await
 }
