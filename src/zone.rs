@@ -14,7 +14,7 @@ use crate::{
     name::{ConsulName, NotAName, Subject},
     records::{
         Asked,
-        write::{self, Sections, Zone},
+        write::{self, MORE_THAN_FIT, Sections, Zone},
     },
     resolver::Resolver,
 };
@@ -27,12 +27,13 @@ const STALE: Duration = Duration::from_secs(1);
 
 /// The sections of the answer, and the set that they were made of, if one was
 /// needed. `runs`: where the question for it does; `by`: from then on what is known, or written
-/// down, is as good as an answer.
+/// down, is as good as an answer; `most`: that many answers are enough.
 pub(crate) async fn answer(
     resolver: &Resolver,
     asked: &Asked,
     runs: Runs,
     by: Option<Instant>,
+    most: usize,
 ) -> (Sections, Result<Option<Answer>, Error>) {
     let settings = resolver.dns_settings();
     let zone = zone(resolver, &settings);
@@ -61,7 +62,7 @@ pub(crate) async fn answer(
     };
     match found {
         Ok(answer) => {
-            let sections = of(&answer, asked, &zone);
+            let sections = of(&answer, asked, &zone, most);
             (sections, Ok(Some(answer)))
         }
         Err(error) if error.is_not_found() => (Sections::no_such_name(&zone), Err(error)),
@@ -69,12 +70,13 @@ pub(crate) async fn answer(
     }
 }
 
-/// The sections of what is known without asking anybody. `None`: nothing is, or nobody has to
-/// be asked for it.
+/// The sections of what is known without asking anybody, for a message. `None`: nothing is, or
+/// nobody has to be asked for it.
 pub(crate) fn known(resolver: &Resolver, asked: &Asked) -> Option<Sections> {
     let answer = resolver.known(sought(asked)?)?;
     let settings = resolver.dns_settings();
-    Some(of(&answer, asked, &zone(resolver, &settings)))
+    let zone = zone(resolver, &settings);
+    Some(of(&answer, asked, &zone, MORE_THAN_FIT))
 }
 
 fn zone<'a>(resolver: &'a Resolver, settings: &'a DnsSettings) -> Zone<'a> {
@@ -85,10 +87,10 @@ fn zone<'a>(resolver: &'a Resolver, settings: &'a DnsSettings) -> Zone<'a> {
     }
 }
 
-fn of(answer: &Answer, asked: &Asked, zone: &Zone<'_>) -> Sections {
+fn of(answer: &Answer, asked: &Asked, zone: &Zone<'_>, most: usize) -> Sections {
     Sections {
         partial: answer.held.part,
-        ..write::answer(answer, asked, zone, &mut clock::dice())
+        ..write::answer(answer, asked, zone, most, &mut clock::dice())
     }
 }
 

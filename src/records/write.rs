@@ -210,11 +210,12 @@ impl Zone<'_> {
 
 /// The answer to a question of type `kind` for `owner`, which is in the asker's
 /// case. Instances are shuffled anew for every answer, as Consul does, so that
-/// clients that take the first spread over all.
+/// clients that take the first spread over all; no more than `most` of them are written down.
 pub(crate) fn answer(
     answer: &Answer,
     asked: &Asked,
     zone: &Zone<'_>,
+    most: usize,
     dice: &mut impl Rng,
 ) -> Sections {
     let (owner, kind) = (&asked.owner, asked.kind);
@@ -227,6 +228,7 @@ pub(crate) fn answer(
         kind,
         ttl: whole_seconds(ttl),
         additional_text: zone.settings.additional_text,
+        most,
         sections: Sections {
             extended,
             ..Sections::new(ResponseCode::NoError)
@@ -332,12 +334,19 @@ pub(crate) fn apex(servers: Option<&Answer>, kind: RecordType, zone: &Zone<'_>) 
     sections
 }
 
+/// More answers than a message has room for: the least is a pointer to the question's name (2),
+/// type, class, TTL and length (10) and an IPv4 address (4 bytes). What is behind them is not to
+/// be written down only to be left out.
+pub(crate) const MORE_THAN_FIT: usize = u16::MAX as usize / 16 + 1;
+
 struct Writer<'a> {
     owner: &'a Name,
     kind: RecordType,
     ttl: u32,
     /// Metadata stands beside other records.
     additional_text: bool,
+    /// Answers.
+    most: usize,
     sections: Sections,
 }
 
@@ -345,6 +354,9 @@ impl Writer<'_> {
     fn services(&mut self, instances: &[&Instance]) {
         let mut known = HashSet::new();
         for instance in instances {
+            if self.sections.answers.len() >= self.most {
+                return;
+            }
             let Some(target) = name(&instance.target) else {
                 continue;
             };
@@ -396,6 +408,9 @@ impl Writer<'_> {
             let alone = matches!(self.kind, RecordType::A | RecordType::AAAA);
             let other = instance.other.as_ref().filter(|_| alone);
             for &address in instance.addresses.iter().chain(other) {
+                if self.sections.answers.len() >= self.most {
+                    return;
+                }
                 if self.wants(address) && known.insert(address) {
                     let record = self.record(self.owner, address_data(address));
                     self.sections.answers.push(record);
@@ -492,4 +507,53 @@ fn text_data(string: &[u8]) -> RData {
 /// TTL on the wire. Rounded up: what holds for half a second more is not over.
 fn whole_seconds(ttl: Duration) -> u32 {
     u32::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn of_a_set_beyond_measure_a_message_is_given_a_record_more_than_it_holds_and_others_all() {
+        let instance = |at: u32| Instance {
+            target: format!("i{at}.").into(),
+            kind: TargetKind::Node,
+            addresses: vec![Ipv4Addr::from_bits(at).into()],
+            other: None,
+            glued: true,
+            port: 80,
+            priority: 1,
+            weight: 1,
+            node: None,
+            text: None,
+            facts: None,
+        };
+        let all: Vec<Instance> = (0..10_000).map(instance).collect();
+        let owner = name("web.service.consul.").unwrap();
+        let written = |most: usize, kind| {
+            let mut writer = Writer {
+                owner: &owner,
+                kind,
+                ttl: 0,
+                additional_text: true,
+                most,
+                sections: Sections::empty(),
+            };
+            let all: Vec<&Instance> = all.iter().collect();
+            match kind {
+                RecordType::SRV => writer.services(&all),
+                _ => writer.addresses(&all),
+            }
+            writer.sections
+        };
+        for kind in [RecordType::SRV, RecordType::A] {
+            assert_eq!(written(usize::MAX, kind).answers.len(), 10_000);
+            let sections = written(MORE_THAN_FIT, kind);
+            assert_eq!(sections.answers.len(), MORE_THAN_FIT);
+            assert!(sections.additionals.len() <= MORE_THAN_FIT);
+            assert!(MORE_THAN_FIT * 16 > usize::from(u16::MAX));
+        }
+    }
 }

@@ -404,7 +404,7 @@ impl Resolver {
                 format!("there is no record type {kind}: try SRV, A, AAAA, TXT, PTR, ANY, SOA, NS");
             Error::new(ErrorKind::Invalid, message)
         })?;
-        let (sections, answer) = zone::answer(self, &asked, Runs::Apart, None).await;
+        let (sections, answer) = zone::answer(self, &asked, Runs::Apart, None, usize::MAX).await;
         let (code, records) = records::printed(&sections);
         match answer {
             Err(error) if !error.is_not_found() => Err(error),

@@ -26,7 +26,7 @@ use crate::{
     error::{Error, ErrorKind},
     flight::Runs,
     name::{self, NotAName},
-    records::write::{self, Sections},
+    records::write::{self, MORE_THAN_FIT, Sections},
     resolver::Resolver,
     task, zone,
 };
@@ -269,7 +269,7 @@ impl Server {
         let own = if others.is_some() { LIMIT / 2 } else { LIMIT };
         let answer = if self.may_ask(resolver, &question, client) {
             let by = Some(since + own - SPARE);
-            let answer = zone::answer(resolver, &question.asked, Runs::Here, by);
+            let answer = zone::answer(resolver, &question.asked, Runs::Here, by, MORE_THAN_FIT);
             let answer = clock::timeout_at(since + own, answer).await;
             answer.map_err(|_| Sections::failed(ErrorKind::Timeout))
         } else {
