@@ -131,6 +131,60 @@ async fn a_registration_that_arrives_after_the_end_is_taken_back() {
 }
 
 #[tokio::test]
+async fn what_is_registered_anew_while_its_guard_is_dropped_is_taken_back_too() {
+    let stage = Arc::new(AtomicUsize::new(0));
+    let at = Arc::clone(&stage);
+    let server = ScriptedHttp::start(move |asked| {
+        let what = asked.what();
+        let stage = at.load(Ordering::SeqCst);
+        vec![if what.starts_with("GET /v1/agent/service/") {
+            // It arrives after the first look at the end.
+            if stage == 2 {
+                at.store(3, Ordering::SeqCst);
+            }
+            match stage {
+                0 | 3 => ok("", r#"{"Service":"web","Address":"10.0.0.7","Port":8080}"#),
+                _ => status("404 Not Found", "unknown service"),
+            }
+        } else if what.contains("/service/register") && stage == 1 {
+            Step::Hang
+        } else {
+            ok("", "")
+        }]
+    });
+    let registration = registered(&server.url()).await;
+    stage.store(1, Ordering::SeqCst);
+    wait_for("a registration anew", async || {
+        (puts(&server, "/service/register").len() == 2).then_some(())
+    })
+    .await;
+    stage.store(2, Ordering::SeqCst);
+    drop(registration);
+    assert_eq!(puts(&server, "/service/deregister").len(), 1);
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_know_what_a_heartbeat_is_of_is_told_the_service_again() {
+    for unknown in [
+        status("404 Not Found", "Unknown check"),
+        status("500 X", "CheckID \"x\" does not have associated TTL"),
+        status("500 X", "Unknown service \"web-10.0.0.7-8080\""),
+    ] {
+        let forgotten = AtomicBool::new(true);
+        let server = agent(move |asked| {
+            let beats = asked.what().contains("/check/update");
+            (beats && forgotten.swap(false, Ordering::SeqCst)).then(|| vec![unknown.clone()])
+        });
+        let registration = resolver(&server.url()).register(web()).unwrap();
+        wait_for("a registration anew", async || {
+            (puts(&server, "/service/register").len() == 2).then_some(())
+        })
+        .await;
+        registration.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_deregistration_that_is_lost_is_tried_again_and_told_at_last() {
     for (steps, tries) in [(vec![Step::Close], 3), (vec![status("500 X", "no")], 3)] {
         let server = agent(move |asked| {

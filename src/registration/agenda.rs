@@ -14,6 +14,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::leaving::Leaving;
 use crate::endpoint::Health;
 
 /// Time between two looks.
@@ -74,6 +75,8 @@ pub(crate) enum Failed {
     Denied,
     /// The agent does not know what it was told before.
     Forgotten,
+    /// No answer came: it may be carried out all the same, and later.
+    Unheard,
     Other,
 }
 
@@ -89,6 +92,12 @@ enum Known {
 #[derive(Clone, Debug)]
 pub(crate) struct Agenda {
     known: Known,
+    /// Whose it was when that was seen last.
+    last: Seen,
+    /// The agent was asked to register it, and may have.
+    sent: bool,
+    /// One of those had no answer yet.
+    may_arrive: bool,
     /// It was registered by us.
     registered: bool,
     /// What is there is not all that we said.
@@ -110,6 +119,9 @@ impl Agenda {
     pub(crate) fn new(ttl: Option<Duration>, now: Instant) -> Self {
         Self {
             known: Known::Nothing,
+            last: Seen::Nothing,
+            sent: false,
+            may_arrive: false,
             registered: false,
             renew: false,
             forgotten: 0,
@@ -147,7 +159,7 @@ impl Agenda {
     }
 
     pub(crate) fn saw(&mut self, seen: Seen, now: Instant) {
-        self.looked = now;
+        (self.looked, self.last) = (now, seen);
         self.known = match seen {
             Seen::Another => Known::Taken,
             Seen::Ours if self.registered && !self.renew => Known::Present,
@@ -158,7 +170,8 @@ impl Agenda {
 
     /// True: it was before.
     pub(crate) fn has_registered(&mut self, now: Instant) -> bool {
-        (self.known, self.looked) = (Known::Present, now);
+        (self.known, self.last, self.looked) = (Known::Present, Seen::Ours, now);
+        (self.sent, self.may_arrive) = (true, false);
         // With it everything else begins anew.
         (self.maintenance, self.health, self.renew) = (None, None, false);
         std::mem::replace(&mut self.registered, true)
@@ -182,15 +195,29 @@ impl Agenda {
     }
 
     pub(crate) fn failed(&mut self, how: Failed, now: Instant) {
-        self.known = Known::Nothing;
+        if std::mem::replace(&mut self.known, Known::Nothing) == Known::Absent {
+            self.sent = true;
+            self.may_arrive |= how == Failed::Unheard;
+        }
         let forgotten = how == Failed::Forgotten;
         self.renew |= forgotten;
         self.forgotten = self.forgotten.saturating_add(u32::from(forgotten));
         self.pause = match how {
             Failed::Forgotten if self.forgotten == 1 => now + FORGOTTEN,
-            Failed::Forgotten | Failed::Other => now + FAILED,
+            Failed::Forgotten | Failed::Unheard | Failed::Other => now + FAILED,
             Failed::Denied => now + DENIED,
         };
+    }
+
+    /// How it is taken away; where nothing that is there is ours, not at all.
+    pub(crate) fn leaving(&self) -> Option<Leaving> {
+        let is_anothers = self.last == Seen::Another && !self.may_arrive;
+        (self.sent && !is_anothers).then(|| Leaving::new(self.last, self.may_arrive))
+    }
+
+    /// Whether the id was another's when that was seen last.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.last == Seen::Another
     }
 
     /// Whether the agent knows it as we said it.

@@ -1,7 +1,13 @@
 //! **Shell.** Carries out what the [`agenda`](super::agenda) says for one service, at one
 //! address of an agent: a service that is registered at two agents is there twice.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use serde::{Deserialize, de::IgnoredAny};
 use tokio::{
@@ -14,6 +20,7 @@ use super::{
     RegistrationState, State,
     agenda::{Agenda, Failed, Seen, Step, Wishes},
     definition::ServiceDefinition,
+    leaving::{Leaving, Move},
 };
 use crate::{
     clock,
@@ -30,13 +37,6 @@ use crate::{
 /// For one request.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Times that a deregistration is tried, and the pause between.
-const TRIES: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(200);
-
-/// What was sent before may arrive within this.
-const ARRIVES: Duration = Duration::from_millis(200);
-
 /// One service, and the agent that it is registered at.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
@@ -44,6 +44,8 @@ pub(super) struct Line {
     pub(super) definition: Arc<ServiceDefinition>,
     /// Namespace and partition, as they stand in a query, each with `&` before.
     pub(super) place: Arc<str>,
+    /// A registration was sent, and had no answer: it may still be carried out.
+    pub(super) may_arrive: Arc<AtomicBool>,
 }
 
 /// What is read of an instance at its agent.
@@ -100,7 +102,12 @@ impl Line {
 
     async fn register(&self) -> Result<(), Trouble> {
         let path = "/v1/agent/service/register?replace-existing-checks=true";
-        self.put(path, self.definition.body().to_string()).await
+        // Whoever drops this meanwhile has no answer either.
+        self.may_arrive.store(true, Ordering::Relaxed);
+        let done = self.put(path, self.definition.body().to_string()).await;
+        let is_unheard = matches!(&done, Err(trouble) if failed(trouble) == Failed::Unheard);
+        self.may_arrive.store(is_unheard, Ordering::Relaxed);
+        done
     }
 
     async fn maintain(&self, reason: Option<&str>) -> Result<(), Trouble> {
@@ -148,59 +155,56 @@ impl Line {
         api.follow(&path, heard).await;
     }
 
-    /// Takes it away where it is ours. `last`: whose it was when that was seen last.
-    /// `may_arrive`: a registration had no answer, and may still be carried out; it is looked
-    /// at once more then.
-    pub(super) async fn leave(&self, mut last: Seen, may_arrive: bool) -> Result<(), Error> {
-        let done = self.deregister(&mut last).await;
-        if !may_arrive {
-            return done;
-        }
-        sleep(ARRIVES).await;
-        self.deregister(&mut last).await
-    }
-
-    async fn deregister(&self, last: &mut Seen) -> Result<(), Error> {
-        let mut tried = 1;
+    /// Takes it away where it is ours.
+    pub(super) async fn leave(&self, mut leaving: Leaving) -> Result<(), Error> {
+        let mut failed = None;
         loop {
-            let Err(trouble) = self.take_away(last, tried == TRIES).await else {
-                return Ok(());
-            };
-            if tried == TRIES || matches!(trouble, Trouble::Denied(_)) {
-                let id = self.definition.id();
-                let message = format!(
-                    "{id} could not be deregistered: {trouble}; the agent does so when its \
-                     checks have failed for long enough, or: consul services deregister -id {id}"
-                );
-                return Err(Error::new(trouble.kind(), message));
+            match leaving.next() {
+                Move::Rest(pause) => sleep(pause).await,
+                Move::Look => {
+                    let seen = self.look().await.map(|(seen, _)| seen);
+                    leaving.looked(seen.map_err(|trouble| told(trouble, &mut failed)));
+                }
+                Move::TakeAway => {
+                    let id = escaped(&self.definition.id());
+                    let path = format!("/v1/agent/service/deregister/{id}?");
+                    let done = self.put(&path, String::new()).await;
+                    leaving.took_away(done.map_err(|trouble| told(trouble, &mut failed)));
+                }
+                Move::Gone => return Ok(()),
+                Move::GiveUp => break,
             }
-            tried += 1;
-            sleep(PAUSE).await;
         }
+        let trouble = failed.unwrap_or(Trouble::TimedOut);
+        let id = self.definition.id();
+        let message = format!(
+            "{id} could not be deregistered: {trouble}; the agent does so when its \
+             checks have failed for long enough, or: consul services deregister -id {id}"
+        );
+        Err(Error::new(trouble.kind(), message))
     }
+}
 
-    /// One try. An agent that does not say whose it is may still hear: in the end it is told
-    /// all the same, unless it was somebody else's.
-    async fn take_away(&self, last: &mut Seen, is_end: bool) -> Result<(), Trouble> {
-        let is_ours = match self.look().await {
-            Ok((seen, _)) => {
-                *last = seen;
-                seen == Seen::Ours
-            }
-            Err(trouble) if !is_end => return Err(trouble),
-            Err(_) => *last != Seen::Another,
-        };
-        if !is_ours {
-            return Ok(());
+/// What a failure is to who decides what is next; and it is remembered.
+fn told(trouble: Trouble, last: &mut Option<Trouble>) -> Failed {
+    let how = failed(&trouble);
+    *last = Some(trouble);
+    how
+}
+
+fn failed(trouble: &Trouble) -> Failed {
+    match trouble {
+        Trouble::Denied(_) => Failed::Denied,
+        Trouble::TimedOut | Trouble::Transport(_) => Failed::Unheard,
+        Trouble::Status { code: 404, .. } => Failed::Forgotten,
+        // Consul 1.8 says so of a check and of a service that it does not know.
+        Trouble::Status { text, .. }
+            if text.contains("does not have associated TTL")
+                || text.contains("Unknown service") =>
+        {
+            Failed::Forgotten
         }
-        let id = escaped(&self.definition.id());
-        let path = format!("/v1/agent/service/deregister/{id}?");
-        match self.put(&path, String::new()).await {
-            // It was not there any more.
-            Err(Trouble::Status { code: 404, .. }) => Ok(()),
-            Err(Trouble::Status { text, .. }) if text.contains("Unknown service") => Ok(()),
-            done => done,
-        }
+        _ => Failed::Other,
     }
 }
 
@@ -214,10 +218,6 @@ pub(super) async fn keep(
     let id = line.definition.id();
     let shortest = line.definition.heartbeats().map(|(_, ttl)| ttl).min();
     let mut agenda = Agenda::new(shortest, clock::now());
-    // What is sent may be carried out, whatever comes back, and later than that.
-    let (mut sent, mut may_arrive) = (false, false);
-    // Believed until the agent says otherwise.
-    let mut last = Seen::Nothing;
     // What is said beside the registration itself is not taken.
     let mut ailing = false;
     let missed = Arc::new(Notify::new());
@@ -244,7 +244,6 @@ pub(super) async fn keep(
                 continue;
             }
             Step::Look => line.look().await.map(|(seen, whose)| {
-                last = seen;
                 agenda.saw(seen, clock::now());
                 match whose {
                     Some(whose) => state.tell(&id, RegistrationState::Taken(whose)),
@@ -255,18 +254,7 @@ pub(super) async fn keep(
                     None => {}
                 }
             }),
-            Step::Register => {
-                sent = true;
-                let registered = line.register().await;
-                match registered {
-                    Ok(()) => may_arrive = false,
-                    Err(Trouble::TimedOut | Trouble::Transport(_)) => may_arrive = true,
-                    Err(_) => {}
-                }
-                registered
-            }
-            .map(|()| {
-                last = Seen::Ours;
+            Step::Register => line.register().await.map(|()| {
                 let again = agenda.has_registered(clock::now());
                 counters.registered(again);
                 if again {
@@ -287,21 +275,17 @@ pub(super) async fn keep(
             state.tell(&id, RegistrationState::Registered);
         }
         if let Err(trouble) = done {
-            let how = match &trouble {
-                Trouble::Denied(_) => Failed::Denied,
-                Trouble::Status { code: 404, .. } if says_more => Failed::Forgotten,
-                // Consul 1.8 says so of a check that it does not know.
-                Trouble::Status { text, .. } if text.contains("does not have associated TTL") => {
-                    Failed::Forgotten
-                }
-                _ => Failed::Other,
+            let how = match failed(&trouble) {
+                // There was nothing that it could have forgotten.
+                Failed::Forgotten if !says_more => Failed::Other,
+                how => how,
             };
             debug!(%id, %trouble, "the agent did not take it");
             agenda.failed(how, clock::now());
             ailing |= says_more;
             let is_failing = how != Failed::Forgotten || agenda.is_in_vain();
             // Somebody else's stays told as such, and so stays left alone.
-            if is_failing && last != Seen::Another {
+            if is_failing && !agenda.is_taken() {
                 let kind = trouble.kind();
                 let whom = line.agent.addresses().next();
                 let whom = whom.map_or_else(String::new, ToString::to_string);
@@ -314,11 +298,10 @@ pub(super) async fn keep(
             }
         }
     }
-    // Nothing there is ours.
-    if !sent || last == Seen::Another && !may_arrive {
+    let Some(leaving) = agenda.leaving() else {
         return Ok(());
-    }
-    let done = line.leave(last, may_arrive).await;
+    };
+    let done = line.leave(leaving).await;
     if done.is_ok() {
         state.tell(&id, RegistrationState::Gone);
     }

@@ -6,11 +6,12 @@ pub(crate) mod agenda;
 mod check;
 mod definition;
 mod keeper;
+pub(crate) mod leaving;
 
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     thread,
     time::Duration,
 };
@@ -21,6 +22,7 @@ use tracing::{info, warn};
 use self::{
     agenda::{Seen, Wishes},
     keeper::Line,
+    leaving::Leaving,
 };
 pub use self::{check::Check, definition::ServiceDefinition};
 use crate::{
@@ -222,6 +224,7 @@ impl Resolver {
                 agent: Arc::clone(self.agent()),
                 definition: Arc::new(service),
                 place: Arc::clone(&place),
+                may_arrive: Arc::default(),
             };
             let (wishes, wished) = watch::channel(Wishes::default());
             let state = State {
@@ -346,7 +349,7 @@ impl Registration {
                 Ok(Err(error)) => _ = failed.get_or_insert(error),
                 // Its runtime is shutting down.
                 Err(_) => {
-                    if let Err(error) = kept.line.leave(last, true).await {
+                    if let Err(error) = kept.line.leave(Leaving::new(last, true)).await {
                         failed.get_or_insert(error);
                     }
                 }
@@ -420,8 +423,8 @@ impl Drop for Registration {
                         agent: Arc::clone(&agent),
                         ..line
                     };
-                    // What was sent may still arrive.
-                    if let Err(error) = line.leave(last, last != Seen::Ours).await {
+                    let leaving = Leaving::dropped(last, line.may_arrive.load(Ordering::Relaxed));
+                    if let Err(error) = line.leave(leaving).await {
                         warn!("{error}");
                     }
                 }

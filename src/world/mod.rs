@@ -42,7 +42,7 @@ use crate::{
     found::Held,
     ladder::{Heard, Ladder, Nothing, Rung, Start, Step},
     protection::{Protection, Reason},
-    registration::agenda::{self, Failed, Seen},
+    registration::agenda::{Failed, Seen},
 };
 
 /// Limit of a look-up, as by default.
@@ -126,8 +126,8 @@ enum Event {
     /// The next step of what is kept registered, what came of one, and one that was carried
     /// out though nobody heard of it.
     Keep(usize),
-    Kept(usize, Option<agenda::Step>, Result<Option<Seen>, Failed>),
-    Unheard(Option<agenda::Step>),
+    Kept(usize, Result<Option<Seen>, Failed>),
+    Unheard(registration::Request),
     /// What is found of what is registered may be something else.
     Catalog,
     /// The agent loses what it was told.
@@ -327,8 +327,8 @@ impl World {
                 Event::Beside(name, asked) => self.poll_beside(&name, asked),
                 Event::Told(name, number, told) => self.told(&name, number, told),
                 Event::Keep(turn) => self.keep_on(turn),
-                Event::Kept(turn, step, result) => self.kept(turn, step, result),
-                Event::Unheard(step) => self.unheard(step.as_ref()),
+                Event::Kept(turn, result) => self.kept(turn, result),
+                Event::Unheard(request) => self.unheard(&request),
                 Event::Catalog => self.catalog(),
                 Event::Forget => self.forget(),
             }

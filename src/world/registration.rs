@@ -1,7 +1,7 @@
 //! **Pure.** A service that is kept registered in the made-up world: what `keeper.rs` does
-//! with the agenda's steps, and an agent that is made up. It takes what it is told while it
-//! is well, and tells the cluster while that has a leader; it forgets all when it loses its
-//! data; and an instance whose heartbeat is over is not found any more.
+//! with the agenda's steps and those of leaving, and an agent that is made up. It takes what
+//! it is told while it is well, and tells the cluster while that has a leader; it forgets all
+//! when it loses its data; and an instance whose heartbeat is over is not found any more.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,10 @@ use rand::RngExt as _;
 use super::{Event, World, source::Condition};
 use crate::{
     ladder::Rung,
-    registration::agenda::{Agenda, Failed, Seen, Step, Wishes},
+    registration::{
+        agenda::{Agenda, Failed, Seen, Step, Wishes},
+        leaving::{Leaving, Move},
+    },
 };
 
 /// The service, and its port.
@@ -25,11 +28,16 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 
 /// As in `keeper.rs`.
 const REQUEST: Duration = Duration::from_secs(2);
-const TRIES: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// What a client takes for a reply that is lost and sent again.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// What an agent is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Keep(Step),
+    TakeAway,
+}
 
 /// The keeper, its agent, and what the cluster knows.
 #[derive(Debug)]
@@ -46,12 +54,15 @@ pub(super) struct Keeper {
     pub(super) unheard: u32,
     /// When one of those came: the fault that it is of lasted until then.
     pub(super) disturbed: Option<Instant>,
-    /// Tries to take it away that are left, and whether it is the turn of a look.
-    tries: u32,
-    looks: bool,
-    /// The agent was told to take it away, and did.
+    /// How far it is with taking it away.
+    leaving: Option<Leaving>,
+    /// It was seen to be gone, or taken away, when it had to be; or whoever takes it away says so.
     pub(super) deregistered: bool,
-    /// An event that was planned for another turn is void.
+    /// A registration came that nobody waited for any more, and nothing was taken away since.
+    came_late: bool,
+    /// A request that has no answer yet.
+    asking: Option<Request>,
+    /// What was planned for another turn is void.
     turn: usize,
 }
 
@@ -66,21 +77,63 @@ impl World {
             needless: 0,
             unheard: 0,
             disturbed: None,
-            tries: TRIES,
-            looks: true,
+            leaving: None,
             deregistered: false,
+            came_late: false,
+            asking: None,
             turn: 0,
         });
         self.later(self.now, Event::Keep(0));
     }
 
-    /// The guard is dropped.
-    pub(super) fn deregister(&mut self) {
-        if let Some(keeper) = &mut self.keeper {
-            keeper.wishes.stop = true;
-            keeper.turn += 1;
-            let turn = keeper.turn;
-            self.later(self.now, Event::Keep(turn));
+    /// The guard is shut down, which waits for what is asked; or it is dropped, and nobody does.
+    pub(super) fn deregister(&mut self, drops: bool) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        keeper.wishes.stop = true;
+        if !drops && keeper.asking.is_some() {
+            return;
+        }
+        let asking = keeper.asking.take();
+        if drops {
+            let last = match keeper.agenda.is_present() {
+                true => Seen::Ours,
+                false => Seen::Nothing,
+            };
+            let is_sent = asking == Some(Request::Keep(Step::Register));
+            keeper.leaving = Some(Leaving::dropped(last, is_sent));
+        }
+        keeper.turn += 1;
+        let turn = keeper.turn;
+        self.later(self.now, Event::Keep(turn));
+    }
+
+    /// What is next to be asked, or when.
+    fn next_request(&mut self) -> Result<Request, Option<Instant>> {
+        let now = self.now;
+        let Some(keeper) = self.keeper.as_mut() else {
+            return Err(None);
+        };
+        if !keeper.wishes.stop {
+            return match keeper.agenda.next(&keeper.wishes, now) {
+                Step::Rest(until) => Err(Some(until)),
+                step => Ok(Request::Keep(step)),
+            };
+        }
+        if keeper.leaving.is_none() {
+            keeper.leaving = keeper.agenda.leaving();
+        }
+        match keeper.leaving.as_mut().map(Leaving::next) {
+            Some(Move::Look) => Ok(Request::Keep(Step::Look)),
+            Some(Move::TakeAway) => Ok(Request::TakeAway),
+            Some(Move::Rest(pause)) => Err(Some(now + pause)),
+            // Where nothing was ever there, there is nothing to take away.
+            None | Some(Move::Gone) => {
+                keeper.deregistered = !keeper.came_late;
+                Err(None)
+            }
+            Some(Move::GiveUp) => Err(None),
         }
     }
 
@@ -88,16 +141,17 @@ impl World {
     /// it goes on.
     pub(super) fn keep_on(&mut self, turn: usize) {
         let now = self.now;
-        let Some(keeper) = self.keeper.as_mut().filter(|keeper| keeper.turn == turn) else {
+        if self
+            .keeper
+            .as_ref()
+            .is_none_or(|keeper| keeper.turn != turn)
+        {
             return;
-        };
-        let step = match keeper.wishes.stop {
-            true if keeper.tries == 0 => return,
-            true => keeper.looks.then_some(Step::Look),
-            false => match keeper.agenda.next(&keeper.wishes, now) {
-                Step::Rest(until) => return self.later(until, Event::Keep(turn)),
-                step => Some(step),
-            },
+        }
+        let request = match self.next_request() {
+            Ok(request) => request,
+            Err(Some(until)) => return self.later(until, Event::Keep(turn)),
+            Err(None) => return,
         };
         let lossy = |dice: &mut rand::rngs::SmallRng, percent| dice.random_range(0..100) < percent;
         let (heard, at) = match self
@@ -111,7 +165,7 @@ impl World {
             Condition::Lossy(percent, delay) if lossy(&mut self.dice, percent) => {
                 // Whatever is lost of it is sent again; or it comes too late.
                 match self.dice.random_range(0..4_u32) {
-                    0 => (Err(Failed::Other), now + REQUEST),
+                    0 => (Err(Failed::Unheard), now + REQUEST),
                     times => (Ok(()), now + delay + times * AGAIN),
                 }
             }
@@ -119,11 +173,11 @@ impl World {
             Condition::Refused => (Err(Failed::Other), now),
             Condition::Failing => (Err(Failed::Other), now + Duration::from_millis(1)),
             Condition::Denied | Condition::Blind => (Err(Failed::Denied), now),
-            Condition::Silent => (Err(Failed::Other), now + REQUEST),
+            Condition::Silent => (Err(Failed::Unheard), now + REQUEST),
         };
         let is_slow = at >= now + REQUEST;
         let result = match heard {
-            Ok(()) => self.agent(step.as_ref()),
+            Ok(()) => self.agent(&request),
             // Who is stopped, or behind a lossy line, may have taken it all the same.
             Err(_) if is_slow && self.dice.random_range(0..2) == 0 => {
                 let late = match self.condition(Rung::Http, now) {
@@ -131,31 +185,38 @@ impl World {
                     // Sent again and again, for a while after nobody waits for it any more.
                     _ => now + Duration::from_millis(self.dice.random_range(0..4_000)),
                 };
-                self.later(late, Event::Unheard(step.clone()));
-                Err(Failed::Other)
+                self.later(late, Event::Unheard(request.clone()));
+                Err(Failed::Unheard)
             }
             Err(how) => Err(how),
         };
-        self.later(at, Event::Kept(turn, step, result));
+        if let Some(keeper) = &mut self.keeper {
+            keeper.asking = Some(request);
+        }
+        self.later(at, Event::Kept(turn, result));
     }
 
     /// What the agent does with a request, and says.
-    fn agent(&mut self, step: Option<&Step>) -> Result<Option<Seen>, Failed> {
+    fn agent(&mut self, request: &Request) -> Result<Option<Seen>, Failed> {
         let now = self.now;
         let Some(keeper) = &mut self.keeper else {
             return Err(Failed::Other);
         };
+        let Request::Keep(step) = request else {
+            let was_there = keeper.there.take().is_some();
+            (keeper.deregistered, keeper.came_late) = (true, false);
+            self.catalog();
+            return was_there.then_some(None).ok_or(Failed::Forgotten);
+        };
         let said = match step {
-            None => {
-                keeper.there = None;
-                keeper.deregistered = true;
-                Ok(None)
+            Step::Look => {
+                keeper.deregistered |= keeper.leaving.is_some() && keeper.there.is_none();
+                Ok(Some(match keeper.there {
+                    Some(_) => Seen::Ours,
+                    None => Seen::Nothing,
+                }))
             }
-            Some(Step::Look) => Ok(Some(match keeper.there {
-                Some(_) => Seen::Ours,
-                None => Seen::Nothing,
-            })),
-            Some(Step::Register) => {
+            Step::Register => {
                 keeper.needless += u32::from(keeper.there.is_some());
                 // Until its first heartbeat it is not healthy.
                 let holds = if keeper.beats {
@@ -166,66 +227,52 @@ impl World {
                 keeper.there = Some(now + holds);
                 Ok(None)
             }
-            Some(Step::Beat) if keeper.there.is_some() => {
+            Step::Beat if keeper.there.is_some() => {
                 keeper.there = Some(now + TTL);
                 self.later(now + TTL, Event::Catalog);
                 Ok(None)
             }
-            Some(Step::Maintain(_)) if keeper.there.is_some() => Ok(None),
-            Some(Step::Beat | Step::Maintain(_)) => Err(Failed::Forgotten),
-            Some(Step::Rest(_)) => Ok(None),
+            Step::Maintain(_) if keeper.there.is_some() => Ok(None),
+            Step::Beat | Step::Maintain(_) => Err(Failed::Forgotten),
+            Step::Rest(_) => Ok(None),
         };
         self.catalog();
         said
     }
 
     /// What was taken, though nobody heard that it was.
-    pub(super) fn unheard(&mut self, step: Option<&Step>) {
+    pub(super) fn unheard(&mut self, request: &Request) {
         if let Some(keeper) = &mut self.keeper {
             keeper.unheard += 1;
             keeper.disturbed = Some(self.now);
             // Overtaken by what took it away: it is there again, and its checks decide.
-            keeper.deregistered &= step != Some(&Step::Register);
+            if *request == Request::Keep(Step::Register) {
+                (keeper.deregistered, keeper.came_late) = (false, true);
+            }
         }
-        _ = self.agent(step);
+        _ = self.agent(request);
     }
 
     /// The loop of `keep`, from the reply on.
-    pub(super) fn kept(
-        &mut self,
-        turn: usize,
-        step: Option<Step>,
-        result: Result<Option<Seen>, Failed>,
-    ) {
+    pub(super) fn kept(&mut self, turn: usize, result: Result<Option<Seen>, Failed>) {
         let now = self.now;
         let Some(keeper) = self.keeper.as_mut().filter(|keeper| keeper.turn == turn) else {
             return;
         };
-        if keeper.wishes.stop {
-            match result {
-                Ok(None) => return,
-                Ok(Some(Seen::Nothing)) => {
-                    keeper.deregistered = true;
-                    return;
-                }
-                Ok(Some(_)) => keeper.looks = false,
-                // In the end it is told in the dark.
-                Err(_) if keeper.looks && keeper.tries == 1 => keeper.looks = false,
-                Err(_) => {
-                    (keeper.tries, keeper.looks) = (keeper.tries - 1, true);
-                    return self.later(now + PAUSE, Event::Keep(turn));
-                }
-            }
-            return self.later(now, Event::Keep(turn));
-        }
+        let Some(request) = keeper.asking.take() else {
+            return;
+        };
         let agenda = &mut keeper.agenda;
-        match (result, step) {
-            (_, None) => return,
-            (Err(how), Some(_)) => agenda.failed(how, now),
-            (Ok(Some(seen)), _) => agenda.saw(seen, now),
-            (Ok(None), Some(Step::Register)) => _ = agenda.has_registered(now),
-            (Ok(None), Some(Step::Maintain(reason))) => agenda.has_maintained(reason),
-            (Ok(None), Some(_)) => agenda.has_beaten(keeper.wishes.health.clone(), now),
+        match (&mut keeper.leaving, request, result) {
+            (Some(leaving), Request::TakeAway, result) => leaving.took_away(result.map(|_| ())),
+            (Some(leaving), Request::Keep(_), result) => {
+                leaving.looked(result.map(|seen| seen.unwrap_or(Seen::Nothing)));
+            }
+            (None, _, Err(how)) => agenda.failed(how, now),
+            (None, _, Ok(Some(seen))) => agenda.saw(seen, now),
+            (None, Request::Keep(Step::Register), _) => _ = agenda.has_registered(now),
+            (None, Request::Keep(Step::Maintain(reason)), _) => agenda.has_maintained(reason),
+            (None, ..) => agenda.has_beaten(keeper.wishes.health.clone(), now),
         }
         self.later(now, Event::Keep(turn));
     }

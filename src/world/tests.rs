@@ -205,7 +205,7 @@ impl Run {
             at += milliseconds(dice.random_range(1..120));
             if self.world.now < self.leaves && at >= self.leaves {
                 self.step(self.leaves);
-                self.world.deregister();
+                self.world.deregister(self.seed % 4 > 1);
             }
             self.step(at);
             match dice.random_range(0..=SERVICES) {
