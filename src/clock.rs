@@ -30,7 +30,12 @@ pub(crate) fn now() -> Instant {
 /// How long something took that began `then`: what the machine was suspended meanwhile is no part
 /// of it.
 pub(crate) fn took(then: Instant) -> Duration {
-    let all = now().saturating_duration_since(then);
+    took_by(then, now())
+}
+
+/// The same, by a time of [`now`] that was read already.
+pub(crate) fn took_by(then: Instant, now: Instant) -> Duration {
+    let all = now.saturating_duration_since(then);
     all.saturating_sub(suspended::since(then))
 }
 

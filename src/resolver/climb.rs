@@ -93,12 +93,12 @@ impl Landed {
 }
 
 impl Inner {
-    /// Climbs the ladder and keeps what was found. `by`: when what is written down on this
-    /// machine is asked, whatever the sources are doing.
+    /// Climbs the ladder from `start` on and keeps what was found. `by`: when what is written
+    /// down on this machine is asked, whatever the sources are doing.
     pub(super) async fn find(
         self: &Arc<Self>,
         name: &ConsulName,
-        deadline: Instant,
+        (start, deadline): (Instant, Instant),
         by: Option<Instant>,
         depth: u8,
     ) -> Landed {
@@ -111,7 +111,6 @@ impl Inner {
                            static catalog (--catalog)";
             return Landed::Kept(Error::new(ErrorKind::Invalid, message));
         }
-        let start = clock::now();
         // The sources do not get all of it: the error is to be there in time.
         let until = deadline - deadline.saturating_duration_since(start) / SPARE;
         let question = Question { name, fqdn: &fqdn };
@@ -568,7 +567,11 @@ impl Inner {
         deadline: Instant,
         depth: u8,
     ) -> Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>> {
-        Box::pin(async move { self.find(&name, deadline, None, depth).await.into_result() })
+        Box::pin(async move {
+            self.find(&name, (clock::now(), deadline), None, depth)
+                .await
+                .into_result()
+        })
     }
 }
 

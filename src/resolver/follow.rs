@@ -154,7 +154,7 @@ impl Following {
     /// Asks all rungs once. `None`: there is no resolver any more.
     async fn poll(&self) -> Option<()> {
         let inner = self.inner.upgrade()?;
-        let told = inner.wait(&self.name, Wish::default(), Runs::Apart, None);
+        let told = inner.wait(&self.name, clock::now(), Wish::default(), Runs::Apart, None);
         let told = told.await;
         let now = clock::now();
         let since = |age| now.checked_sub(age).unwrap_or(now);

@@ -117,7 +117,7 @@ impl<N: Name> Future for Lookup<'_, N> {
         let (wish, runs, by) = (this.wish, this.runs, this.by);
         let waiting = this.waiting.insert(Box::pin(async move {
             let start = clock::now();
-            let given = inner.wait(&name, wish, runs, by).await;
+            let given = inner.wait(&name, start, wish, runs, by).await;
             inner.count(&given);
             let source = given.as_ref().ok().map(Answer::source);
             let time = clock::took(start);
@@ -189,9 +189,9 @@ impl Inner {
         let start = || {
             let (inner, name) = (Arc::clone(self), name.clone());
             async move {
-                let time = inner.config.timeout;
-                let deadline = clock::now() + time - time / LANDING;
-                let landed = inner.find(&name, deadline, by, 0).await;
+                let (now, time) = (clock::now(), inner.config.timeout);
+                let deadline = now + time - time / LANDING;
+                let landed = inner.find(&name, (now, deadline), by, 0).await;
                 inner.tell_followers(&name, &landed);
                 landed
             }
@@ -211,11 +211,12 @@ impl Inner {
     pub(super) async fn wait(
         self: &Arc<Self>,
         name: &ConsulName,
+        start: Instant,
         wish: Wish,
         runs: Runs,
         by: Option<Instant>,
     ) -> Result<Answer, Error> {
-        let end = clock::now() + self.config.timeout;
+        let end = start + self.config.timeout;
         let end = by.map_or(end, |by| end.min(by + ANSWERED));
         if self.snapshot.is_some() {
             // Another runtime may be reading it, and stand still.

@@ -55,12 +55,12 @@ impl Inner {
     }
 
     fn heard_now(&self, answered: bool) {
-        *self.heard() = Some((answered, clock::now()));
+        *self.heard() = Some((answered, clock::lately()));
     }
 
     fn is_unheard(&self) -> bool {
         let heard = *self.heard();
-        heard.is_none_or(|(_, when)| clock::now().saturating_duration_since(when) >= LOOK)
+        heard.is_none_or(|(_, when)| clock::lately().saturating_duration_since(when) >= LOOK)
     }
 
     fn heard(&self) -> MutexGuard<'_, Option<(bool, Instant)>> {

@@ -82,17 +82,14 @@ impl Inner {
         mut attempts: Vec<Attempt>,
     ) -> Landed {
         let Question { name, fqdn } = question;
-        let told_since = |cache: &Cache| {
-            let (asked, now) = (said.asked?, clock::now());
-            cache.told_since(name.key(), asked, now)
-        };
-        let told = told_since(&self.cache());
+        let told_since = |cache: &Cache, now| cache.told_since(name.key(), said.asked?, now);
+        let now = clock::now();
+        let told = told_since(&self.cache(), now);
         if let Some(told) = told {
             return self.landed(name, told, attempts);
         }
         let place = name.locality().datacenter.as_deref().unwrap_or_default();
         // Who lost sight of what is known says nothing of what is not.
-        let now = clock::now();
         let (blind, wants, asks, lately) = {
             let mut evidence = self.evidence();
             let wants = said.known && evidence.wants_canary(name.key(), &said.nothing);
@@ -115,7 +112,8 @@ impl Inner {
             && self
                 .shows_nothing(said.rung, place, said.patience.limit())
                 .await;
-        let now = clock::now();
+        // What is asked takes its time.
+        let now = if asks { clock::now() } else { now };
         let belief = match (said.known, blind) {
             (true, _) => {
                 let (known, trickled) = {
@@ -176,7 +174,7 @@ impl Inner {
                     let mut cache = self.cache();
                     let (key, ttl) = (name.key(), said.nothing.ttl);
                     // It was weighed for a while.
-                    if let Some(told) = told_since(&cache) {
+                    if let Some(told) = told_since(&cache, clock::now()) {
                         drop(cache);
                         return self.landed(name, told, attempts);
                     }

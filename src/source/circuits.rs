@@ -217,7 +217,7 @@ impl Asking<'_> {
     pub(crate) fn heard(mut self, outcome: Outcome) {
         self.heard = true;
         let now = clock::now();
-        let took = clock::took(self.start);
+        let took = clock::took_by(self.start, now);
         (self.circuits).hear(self.index, outcome, self.asker, Some(took), now);
     }
 
@@ -237,7 +237,7 @@ impl Drop for Asking<'_> {
     fn drop(&mut self) {
         if !self.heard {
             let now = clock::now();
-            let took = clock::took(self.start);
+            let took = clock::took_by(self.start, now);
             // Whoever was given no time is not to blame.
             if self.blames && took >= self.circuits.hedge_of(self.index) {
                 (self.circuits).hear(self.index, Outcome::Late, self.asker, Some(took), now);

@@ -111,7 +111,7 @@ impl Sockets {
         // next question. What comes from now on it is told anew.
         let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
         _ = port.socket.try_io(Interest::READABLE, nothing);
-        let now = clock::now();
+        let now = clock::lately();
         let mut idle = self.idle();
         // Whoever closes them may be in a runtime that nobody drives.
         let is_old =
