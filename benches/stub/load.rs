@@ -234,18 +234,6 @@ pub(crate) fn tcp(
     })
 }
 
-/// One question and its reply: code, answers, additional records, length.
-pub(crate) fn probe(server: SocketAddr, question: &[u8]) -> Outcome<[usize; 4]> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    socket.connect(server)?;
-    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-    socket.send(question)?;
-    let mut reply = [0; 4_096];
-    let length = socket.recv(&mut reply)?;
-    let pair = |at: usize| usize::from(u16::from_be_bytes([reply[at], reply[at + 1]]));
-    Ok([usize::from(reply[3] & 15), pair(6), pair(10), length])
-}
-
 /// How a question is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -256,8 +244,19 @@ pub(crate) enum Way {
     Tcp,
 }
 
-/// Answers of a reply, and whether it says that there are more.
-pub(crate) fn told(server: SocketAddr, question: &[u8], way: Way) -> Outcome<(usize, bool)> {
+/// What a reply says of itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reply {
+    pub(crate) code: u8,
+    pub(crate) answers: u16,
+    pub(crate) additional: u16,
+    /// There are more than these.
+    pub(crate) is_cut: bool,
+    pub(crate) length: usize,
+}
+
+/// One question and its reply.
+pub(crate) fn ask(server: SocketAddr, question: &[u8], way: Way) -> Outcome<Reply> {
     let mut question = question.to_vec();
     if way == Way::Plain {
         // Its OPT record stands last.
@@ -278,15 +277,22 @@ pub(crate) fn told(server: SocketAddr, question: &[u8], way: Way) -> Outcome<(us
         length
     } else {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(server)?;
         socket.set_read_timeout(limit)?;
-        socket.send_to(&question, server)?;
+        socket.send(&question)?;
         socket.recv(&mut reply)?
     };
-    let [_, _, flags, _, _, _, high, low, ..] = reply[..length] else {
-        return Err("no header".into());
-    };
-    let answers = u16::from_be_bytes([high, low]);
-    Ok((answers.into(), flags & 0x02 != 0))
+    if length < 12 {
+        return Err(format!("{length} bytes are no header").into());
+    }
+    let pair = |at: usize| u16::from_be_bytes([reply[at], reply[at + 1]]);
+    Ok(Reply {
+        code: reply[3] & 15,
+        answers: pair(6),
+        additional: pair(10),
+        is_cut: reply[2] & 2 != 0,
+        length,
+    })
 }
 
 /// A cached question beside a flood of names that nobody knows.

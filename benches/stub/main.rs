@@ -92,8 +92,11 @@ fn main() -> Outcome<()> {
     for (label, questions) in [("A, 10 records", &a), ("SRV, 10 records", &srv)] {
         println!("{label}: answers, additional records and bytes of a reply");
         for peer in &all[1..] {
-            let [_, answers, more, length] = load::probe(peer.address, &questions[0])?;
-            println!("  {:<16} {answers:>4} {more:>4} {length:>6}", peer.name);
+            let reply = load::ask(peer.address, &questions[0], Way::Edns)?;
+            println!(
+                "  {:<16} {:>4} {:>4} {:>6}",
+                peer.name, reply.answers, reply.additional, reply.length
+            );
         }
     }
     complete(&all[1..], only.as_deref())?;
@@ -153,8 +156,8 @@ fn complete(peers: &[Peer], only: Option<&str>) -> Outcome<()> {
     let [first, second] = COMPLETE.map(|name| question(&format!("{name}.service.consul"), SRV));
     let frozen = question("frozen.service.consul", SRV);
     for peer in peers {
-        let told = |question: &[u8], way| match load::told(peer.address, question, way) {
-            Ok((answers, cut)) => format!("{answers}{}", if cut { "+" } else { "" }),
+        let told = |question: &[u8], way| match load::ask(peer.address, question, way) {
+            Ok(reply) => format!("{}{}", reply.answers, if reply.is_cut { "+" } else { "" }),
             Err(error) => format!("({error})"),
         };
         let [plain, edns, tcp] = [Way::Plain, Way::Edns, Way::Tcp].map(|way| told(&first, way));
@@ -181,7 +184,7 @@ fn flooded(peers: &[Peer], cached: &[u8], only: Option<&str>) -> Outcome<()> {
     );
     for peer in peers {
         // What is to be cached is.
-        _ = load::probe(peer.address, cached);
+        _ = load::ask(peer.address, cached, Way::Edns);
         let seen = load::flood(peer.address, peer.id(), cached, 30_000, FLOOD)?;
         println!(
             "  {:<16} {:>10.1?} {:>10.1?} {:>7.2}% {:>12.0} {:>9} KiB",

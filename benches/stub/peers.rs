@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Outcome, SERVER_CORE, agent::Agent, load};
+use crate::{
+    Outcome, SERVER_CORE,
+    agent::Agent,
+    load::{self, Way},
+};
 
 /// A server that runs.
 pub(crate) struct Peer {
@@ -62,8 +66,8 @@ impl Peer {
     fn ready(mut self, question: &[u8]) -> Outcome<Self> {
         let start = Instant::now();
         loop {
-            match load::probe(self.address, question) {
-                Ok([0, answers, ..]) if answers > 0 => return Ok(self),
+            match load::ask(self.address, question, Way::Edns) {
+                Ok(reply) if reply.code == 0 && reply.answers > 0 => return Ok(self),
                 Ok(_) | Err(_) => sleep(Duration::from_millis(50)),
             }
             if let Some(own) = &mut self.own
