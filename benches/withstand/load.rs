@@ -38,6 +38,9 @@ const KNOWN: usize = 20;
 /// Most that is looked at of the packets in one socket.
 const WINDOW: usize = 64;
 
+/// Threads of a flood.
+const FLOODERS: u32 = 4;
+
 /// One thing that was tried: what was measured, what it may be, and whether it was.
 #[derive(Default)]
 pub(crate) struct Report {
@@ -201,7 +204,8 @@ async fn stop(load: Load) -> Vec<Asked> {
     stopped.expect("the load does not panic")
 }
 
-/// Names that nobody has, as many as the stub takes, beside cached ones.
+/// Names that nobody has, so many a second, beside cached ones. As many as the stub takes would
+/// be all of a machine of two processors, and the scheduler's time what is measured.
 pub(crate) async fn flood() -> Report {
     let (_agent, stub, names) = start(&[]).await;
     let mut report = Report::new("flood of names that nobody has");
@@ -214,11 +218,13 @@ pub(crate) async fn flood() -> Report {
         Arc::new(AtomicU64::new(0)),
     );
     let began = Instant::now();
-    let threads: Vec<_> = (0..4_u32)
+    let rate = number("UNKNOWN_PER_SECOND", 40_000_u32).max(1);
+    let pace = Duration::from_secs(1) * FLOODERS * WINDOW as u32 / rate;
+    let threads: Vec<_> = (0..FLOODERS)
         .map(|thread| {
             let (done, count) = (Arc::clone(&done), Arc::clone(&count));
             let server = stub.dns;
-            thread::spawn(move || ask_unknown(server, thread, &done, &count))
+            thread::spawn(move || ask_unknown(server, thread, pace, &done, &count))
         })
         .collect();
     let mut highest = Held::default();
@@ -240,8 +246,14 @@ pub(crate) async fn flood() -> Report {
     report
 }
 
-/// Keeps a window of questions in the air, each about another name.
-fn ask_unknown(server: SocketAddr, thread: u32, done: &AtomicBool, count: &AtomicU64) {
+/// Sends a window of questions at that pace, each about another name.
+fn ask_unknown(
+    server: SocketAddr,
+    thread: u32,
+    pace: Duration,
+    done: &AtomicBool,
+    count: &AtomicU64,
+) {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     socket.connect(server).expect("loopback");
     let wait = Some(Duration::from_millis(50));
@@ -249,6 +261,7 @@ fn ask_unknown(server: SocketAddr, thread: u32, done: &AtomicBool, count: &Atomi
     let mut reply = [0; 4_096];
     let mut number = u64::from(thread) << 40;
     while !done.load(Ordering::Relaxed) {
+        let began = Instant::now();
         for _ in 0..WINDOW {
             number += 1;
             let label = format!("u{number:x}");
@@ -266,6 +279,8 @@ fn ask_unknown(server: SocketAddr, thread: u32, done: &AtomicBool, count: &Atomi
                 break;
             }
         }
+        // What was late is not made up for.
+        thread::sleep(pace.saturating_sub(began.elapsed()));
     }
 }
 

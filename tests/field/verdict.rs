@@ -37,7 +37,7 @@ const SLOW: Duration = Duration::from_millis(20);
 const MOMENT: Duration = Duration::from_millis(200);
 
 /// What the stub says of one fault, in lines: above it nobody reads them.
-const SAID: usize = 10;
+pub(crate) const SAID: usize = 10;
 
 /// What a row asks of names that were never asked before.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,8 @@ pub(crate) struct Law {
     pub(crate) fresh: Option<Duration>,
     /// Answers are true again, and not stale, so long after the fault's end.
     pub(crate) recovers: Option<Duration>,
+    /// Lines that the stub says from the fault on, at most.
+    pub(crate) said: usize,
 }
 
 impl Law {
@@ -79,6 +81,7 @@ impl Law {
             new: New::Found(1.0, ms(50)),
             fresh: Some(FIRST),
             recovers: Some(ms(2_000)),
+            said: SAID,
         }
     }
 }
@@ -395,7 +398,7 @@ impl Verdict {
         } else if stale > 0 {
             late.push(told);
         }
-        if self.said > SAID {
+        if self.said > law.said {
             late.push(format!("the stub said {} lines", self.said));
         }
         let slowest = self.slowest;

@@ -33,7 +33,7 @@ use super::{
     verdict::{
         Law,
         New::{Either, Fails, Found, Gone},
-        Verdict, ms,
+        SAID, Verdict, ms,
     },
 };
 use crate::support::{Over, PATIENCE, Proxy, Weather, ask, leader, wait_for};

@@ -178,6 +178,7 @@ pub(crate) async fn anything_may_fail(lasts: Duration, seed: u64) -> Verdict {
         new: Either(ms(900)),
         fresh: None,
         recovers: Some(ms(5_000)),
+        said: 2 * SAID * usize::try_from(lasts.as_secs().div_ceil(60)).unwrap_or(1),
         ..Law::usual("39", "any two faults, others every 2 s")
     };
     field.judge(law).await
