@@ -53,6 +53,13 @@ impl History {
         last.map(|state| state.ports.clone()).unwrap_or_default()
     }
 
+    /// When this was the set last: `None`, it never was, or still is.
+    pub(crate) fn was_until(&self, name: &str, ports: &BTreeSet<u16>) -> Option<Instant> {
+        let names = self.0.lock().expect("nothing panics with the lock held");
+        let states = names.get(name)?.iter();
+        states.filter(|state| state.ports == *ports).last()?.until
+    }
+
     /// Whether this was the set at some moment between these.
     pub(crate) fn was(
         &self,

@@ -10,6 +10,7 @@ use super::{
     Field,
     history::History,
     load::{Asked, Reply},
+    machine,
 };
 
 /// How late a change may be seen while all is well: a watch's second and a little.
@@ -107,8 +108,10 @@ pub(crate) struct Verdict {
     pub(crate) new_asked: usize,
     pub(crate) new_found: usize,
     pub(crate) new_worst: Duration,
-    /// Of all that were asked from the fault until all was well.
+    /// Of all that were asked from the fault until all was well; and without what the machine
+    /// stood still meanwhile.
     pub(crate) slowest: Duration,
+    slowest_here: Duration,
     pub(crate) recovered: Option<Duration>,
     /// Questions and requests to Consul in a second, before the fault and while it lasts.
     pub(crate) upstream: (f64, f64),
@@ -139,6 +142,8 @@ pub(super) struct Case {
     pub(super) seen: Vec<(String, f64, bool)>,
     pub(super) troubles: Vec<String>,
     pub(super) late: Vec<String>,
+    /// When the machine stood still.
+    pub(super) stood: Vec<(Instant, Instant)>,
     /// What the stub said from the fault on.
     pub(super) said: Vec<String>,
 }
@@ -170,6 +175,7 @@ impl Field {
             seen: std::mem::take(&mut self.seen),
             troubles: std::mem::take(&mut self.troubles),
             late: std::mem::take(&mut self.late),
+            stood: self.machine.stood(),
             said: std::mem::take(&mut self.said),
         };
         case.judged(law)
@@ -189,7 +195,7 @@ impl Case {
         let mut stale_later = (0, 0);
         let (mut first, mut calm, mut later) = (Duration::ZERO, Vec::new(), Vec::new());
         let (mut new_asked, mut new_found, mut new_worst) = (0, 0, Duration::ZERO);
-        let mut slowest = Duration::ZERO;
+        let (mut slowest, mut slowest_here) = (Duration::ZERO, Duration::ZERO);
         let mut still_stale = Vec::new();
         let mut replayed = 0;
         let mut slow = Vec::new();
@@ -231,6 +237,10 @@ impl Case {
             });
             if in_fault {
                 slowest = slowest.max(took);
+                let stood = reply.as_ref().map_or(Duration::ZERO, |reply| {
+                    machine::between(&self.stood, one.sent, reply.at)
+                });
+                slowest_here = slowest_here.max(took.saturating_sub(stood));
                 slow.extend((!one.new && took > SLOW).then_some((one.sent, &one.name)));
             }
             let at_a_step = self.steps.iter().copied().any(is_at);
@@ -303,6 +313,7 @@ impl Case {
             new_found,
             new_worst,
             slowest,
+            slowest_here,
             recovered: (self.healed)
                 .map(|healed| last_stale.map_or(Duration::ZERO, |(last, ..)| *last - healed)),
             upstream: self.upstream,
@@ -327,10 +338,19 @@ impl Case {
             reply.at >= *from && until.is_none_or(|until| one.sent < until)
         };
         let holds = !reply.is_stale() && !self.behind.iter().any(is_behind);
-        let from = holds.then(|| one.sent.checked_sub(self.fresh).unwrap_or(one.sent));
+        let before = |time: Duration| one.sent.checked_sub(time).unwrap_or(one.sent);
+        let stood = machine::between(&self.stood, before(self.fresh + LATEST), reply.at);
+        let from = holds.then(|| before(self.fresh + stood));
         (!self.history.was(&one.name, &reply.ports, from, reply.at)).then(|| {
             let marked = if reply.is_stale() { "stale" } else { "fresh" };
-            format!("{:?}, {marked}, was never so", reply.ports)
+            let when = match self.history.was_until(&one.name, &reply.ports) {
+                Some(until) => {
+                    let ago = one.sent.saturating_duration_since(until);
+                    format!("was so {:.2} s before", ago.as_secs_f64())
+                }
+                None => "was never so".to_owned(),
+            };
+            format!("{:?}, {marked}, {when}", reply.ports)
         })
     }
 }
@@ -435,7 +455,7 @@ impl Verdict {
             self.law.fault,
             self.broken
         );
-        let slowest = self.slowest;
+        let slowest = self.slowest_here;
         assert!(
             slowest < LATEST + Duration::from_millis(100),
             "{}: {slowest:?}",
@@ -541,6 +561,7 @@ mod tests {
             seen: Vec::new(),
             troubles: Vec::new(),
             late: Vec::new(),
+            stood: Vec::new(),
             said: Vec::new(),
         }
     }
@@ -598,6 +619,24 @@ mod tests {
         let mut stepped = some(4.5);
         stepped.steps.push(stepped.fault + ms(1_000));
         assert!(judged(stepped, Some(FIRST)).passed());
+    }
+
+    #[test]
+    fn what_the_machine_stood_still_is_no_lateness_of_a_set_nor_of_an_answer() {
+        for (stands, holds) in [(0.0, false), (0.8, false), (1.2, true)] {
+            // Of 3.1 s ago; and an answer after 1.1 s.
+            let mut one = case(|at| {
+                let (sent, heard) = (at(11.1), at(12.2));
+                vec![Asked::made_up(NAME, sent, heard, &[1], None)]
+            });
+            let at = |seconds: f64| one.began + Duration::from_secs_f64(seconds);
+            one.stood = vec![(at(11.0), at(11.0 + stands))];
+            let verdict = judged(one, None);
+            assert_eq!(verdict.broken.is_empty(), holds, "{stands}: {verdict}");
+            assert_eq!(verdict.slowest, ms(1_100));
+            let left = 1.1 - (stands - 0.1).max(0.0);
+            assert!((verdict.slowest_here.as_secs_f64() - left).abs() < 0.001);
+        }
     }
 
     #[test]

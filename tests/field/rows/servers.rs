@@ -12,8 +12,14 @@ pub(crate) async fn the_leader_is_killed(lasts: Duration) -> Verdict {
     let at = leader(&field.servers).await;
     field.kill_server(at);
     field.fault_begins();
+    // What the dead one confirmed last is known to all when another leads.
+    field.falls_behind();
     sleep(lasts).await;
-    leader(&field.servers).await;
+    wait_for("another leader", async || {
+        (leader(&field.servers).await != at).then_some(())
+    })
+    .await;
+    field.catches_up();
     field.mended(ms(1_000)).await;
     let law = Law {
         recovers: Some(ms(5_000)),
