@@ -173,7 +173,7 @@ async fn services(api: &Api) -> Result<Vec<ServiceName>, Error> {
     let read = instances::services(&reply.body).map_err(|error| unread(SERVICES, &error))?;
     // A catalog without Consul's own service is one that may not be read; a namespace may
     // have none.
-    if read.is_empty() && (reply.filtered_by_acls || !api.is_in_a_namespace()) {
+    if read.is_empty() && (reply.head.filtered_by_acls || !api.is_in_a_namespace()) {
         return Err(denied(SERVICES, attempts));
     }
     Ok(read)
@@ -188,7 +188,7 @@ async fn read(api: &Api, service: &str) -> Result<Vec<Instance>, Error> {
     let path = format!("/v1/health/service/{}?stale", escaped(service));
     let (reply, attempts) = api.get_from(&path, &what).await?;
     let read = instances::instances(service, &reply.body).map_err(|error| unread(&what, &error))?;
-    if read.is_empty() && (reply.filtered_by_acls || !sees_any(&api.anywhere()).await?) {
+    if read.is_empty() && (reply.head.filtered_by_acls || !sees_any(&api.anywhere()).await?) {
         return Err(denied(&what, attempts));
     }
     Ok(read)

@@ -113,7 +113,7 @@ impl Resolver {
         let (leader, skew) = match api.get("/v1/status/leader?", "the leader").await {
             Ok(reply) => {
                 let leader = json::<Option<Box<str>>>("the leader", &reply)?;
-                (leader, reply.date.map(skew))
+                (leader, reply.head.date.map(skew))
             }
             Err(error) if has_no_leader(&error) => (None, None),
             Err(error) => return Err(error),

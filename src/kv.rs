@@ -136,7 +136,7 @@ fn path(key: &str) -> Result<String, Error> {
 }
 
 fn entries(what: &str, reply: &Reply) -> Result<Vec<KvEntry>, Error> {
-    if reply.status == 404 {
+    if reply.head.status == 404 {
         return Ok(Vec::new());
     }
     let told: Option<Vec<Told>> = json(what, reply)?;
@@ -301,7 +301,7 @@ impl Kv {
         );
         let (reply, attempts) = self.0.get_from(&path, &what).await?;
         let found = entries(&what, &reply)?;
-        if found.is_empty() && reply.filtered_by_acls {
+        if found.is_empty() && reply.head.filtered_by_acls {
             let message = format!("{what}: the token may not see what there is");
             return Err(unseen(message, attempts));
         }

@@ -167,7 +167,7 @@ fn take(
 ) -> bool {
     let kind = (replied.as_ref().err()).map_or(ErrorKind::Unavailable, Trouble::kind);
     let taken = match replied {
-        Ok(reply) if reply.status == 404 => Err("the agent has no Connect".to_owned()),
+        Ok(reply) if reply.head.status == 404 => Err("the agent has no Connect".to_owned()),
         Ok(reply) if reply.body == *before => Ok(false),
         Ok(reply) => match read(&reply.body) {
             Ok(()) => {

@@ -247,7 +247,7 @@ impl Api {
             let dice = &mut clock::dice();
             match replied {
                 Ok(reply) => {
-                    let (index, led) = (reply.index, reply.is_led());
+                    let (index, led) = (reply.head.index, reply.head.is_led());
                     if !blocking.believes(index, led, now) {
                         debug!(%address, index, led, "older than what is known");
                         turns = turns.wrapping_add(1);

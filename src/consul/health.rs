@@ -7,6 +7,9 @@
 //! asked, is skipped and counted; more than one such in ten, and the whole reply
 //! is not believed. An entry that is whole but has an address where nobody can
 //! connect is skipped and counted, and costs the others nothing.
+//!
+//! A reply is [read](Reading) as it comes: of a list of instances no more than one entry is held,
+//! beside what was made of those before.
 
 // What comes from outside is read here: nothing that it says may end in a panic.
 #![cfg_attr(
@@ -21,6 +24,7 @@
 
 pub(crate) mod ask;
 mod entry;
+mod list;
 pub(crate) mod reverse;
 pub(crate) mod target;
 #[cfg(test)]
@@ -28,12 +32,13 @@ mod tests;
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 use self::{
     ask::{Ask, Question},
     entry::{Entry, Node},
+    list::List,
     target::{Registered, addr_target, node_target, registered, server_target},
 };
 use crate::{
@@ -67,32 +72,83 @@ pub(crate) enum Unread {
     Malformed(Box<str>),
 }
 
-/// Reads the body of a reply with status 200. `translated` is what the agent's
-/// `X-Consul-Translate-Addresses` said.
-pub(crate) fn read(question: &Question<'_>, body: &[u8], translated: bool) -> Result<Read, Unread> {
-    match question.ask {
-        Ask::Service { .. } | Ask::Connect { .. } | Ask::Ingress { .. } => {
-            let entries: Option<Vec<&RawValue>> = json(body)?;
-            instances(question, &entries.unwrap_or_default(), None, translated)
+/// Reads the body of a reply with status 200, as it comes.
+pub(crate) struct Reading<'q> {
+    question: &'q Question<'q>,
+    translated: bool,
+    list: List,
+    entries: Entries<'q>,
+    /// What is no list of entries is read when all of it is there.
+    whole: Vec<u8>,
+}
+
+impl<'q> Reading<'q> {
+    /// `translated` is what the agent's `X-Consul-Translate-Addresses` said.
+    pub(crate) fn new(question: &'q Question<'q>, translated: bool) -> Self {
+        Self {
+            question,
+            translated,
+            list: List::default(),
+            entries: Entries::new(question, None, translated),
+            whole: Vec::new(),
         }
-        Ask::Query { .. } => {
-            let reply: Option<Executed<'_>> = object(body)?;
-            let reply = reply.ok_or(Unread::NotFound { unhealthy: 0 })?;
-            let datacenter = reply.datacenter.filter(|name| !name.is_empty());
-            let entries = reply.nodes.unwrap_or_default();
-            let mut read = instances(question, &entries, datacenter.as_deref(), translated)?;
-            read.ttl = reply.dns.and_then(|dns| go_duration(dns.ttl.as_deref()?));
-            read.service = reply.service;
-            Ok(read)
+    }
+
+    /// The next piece.
+    pub(crate) fn more(&mut self, bytes: &[u8]) {
+        let is_listed = match self.question.ask {
+            Ask::Service { .. } | Ask::Connect { .. } | Ask::Ingress { .. } | Ask::Servers => true,
+            Ask::Query { .. } | Ask::Node { .. } | Ask::Reverse { .. } => false,
+        };
+        // Anything else that it begins with is none.
+        if is_listed && self.whole.is_empty() && self.list.may_begin(bytes) {
+            let entries = &mut self.entries;
+            self.list.more(bytes, |element| entries.element(element));
+        } else {
+            self.whole.extend_from_slice(bytes);
         }
-        Ask::Node { name } => node(name, body),
-        Ask::Reverse { ip } => {
-            let found = reverse::node(body, ip, question.domain);
-            let found = found.map_err(|why| Unread::Malformed(why.into()))?;
-            let name = found.ok_or(Unread::NotFound { unhealthy: 0 })?;
-            Ok(pointer(name))
+    }
+
+    /// What all of it told.
+    pub(crate) fn end(self) -> Result<Read, Unread> {
+        let Self {
+            question,
+            translated,
+            list,
+            entries,
+            whole,
+        } = self;
+        if list.is_begun() {
+            list.end().map_err(not_json)?;
+            return entries.end();
         }
-        Ask::Servers => servers(question, body),
+        match question.ask {
+            Ask::Service { .. } | Ask::Connect { .. } | Ask::Ingress { .. } | Ask::Servers => {
+                // No list: `null` is an empty one.
+                let _: Option<Vec<IgnoredAny>> = json(&whole)?;
+                entries.end()
+            }
+            Ask::Query { .. } => {
+                let reply: Option<Executed<'_>> = object(&whole)?;
+                let reply = reply.ok_or(Unread::NotFound { unhealthy: 0 })?;
+                let datacenter = reply.datacenter.filter(|name| !name.is_empty());
+                let mut entries = Entries::new(question, datacenter, translated);
+                for raw in reply.nodes.unwrap_or_default() {
+                    entries.entry(raw.get());
+                }
+                let mut read = entries.end()?;
+                read.ttl = reply.dns.and_then(|dns| go_duration(dns.ttl.as_deref()?));
+                read.service = reply.service;
+                Ok(read)
+            }
+            Ask::Node { name } => node(name, &whole),
+            Ask::Reverse { ip } => {
+                let found = reverse::node(&whole, ip, question.domain);
+                let found = found.map_err(|why| Unread::Malformed(why.into()))?;
+                let name = found.ok_or(Unread::NotFound { unhealthy: 0 })?;
+                Ok(pointer(name))
+            }
+        }
     }
 }
 
@@ -117,15 +173,15 @@ struct ExecutedDns {
 }
 
 fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Unread> {
-    serde_json::from_slice(body).map_err(|error| {
-        let start = body.trim_ascii_start();
-        let why = match start.first() {
-            None => "the reply is empty".into(),
-            Some(b'<') => "the reply is a web page, not JSON".into(),
-            Some(_) => format!("the reply is not the JSON asked for: {error}"),
-        };
-        Unread::Malformed(why.into())
+    serde_json::from_slice(body).map_err(|error| match body.trim_ascii_start().first() {
+        None => Unread::Malformed("the reply is empty".into()),
+        Some(b'<') => Unread::Malformed("the reply is a web page, not JSON".into()),
+        Some(_) => not_json(&error.to_string()),
     })
+}
+
+fn not_json(why: &str) -> Unread {
+    Unread::Malformed(format!("the reply is not the JSON asked for: {why}").into())
 }
 
 /// An object or `null`. Serde would take a list for a struct too, and an empty
@@ -179,42 +235,143 @@ impl Skipped {
     }
 }
 
-/// Reads entry by entry, hands `take` what is healthy and asked for, and lets it
-/// say why it cannot use one.
-fn each(
-    question: &Question<'_>,
-    entries: &[&RawValue],
-    mut take: impl FnMut(Entry, Health) -> Result<usize, Box<str>>,
-) -> Result<Skipped, Unread> {
-    let mut skipped = Skipped::default();
-    let (mut left, mut unhealthy) = (0_usize, 0_usize);
-    for (at, raw) in entries.iter().enumerate() {
-        if !raw.get().starts_with('{') {
-            skipped.bad(at, "not an object");
-            continue;
-        }
-        let entry: Entry = match serde_json::from_str(raw.get()) {
-            Ok(entry) => entry,
-            Err(error) => {
-                skipped.bad(at, &error.to_string());
-                continue;
-            }
-        };
-        let port = || entry.service.port();
-        if let Err(why) = belongs(question, &entry).and_then(|()| port()) {
-            skipped.bad(at, &why);
-            continue;
-        }
-        match entry.health() {
-            Health::Critical => unhealthy = unhealthy.saturating_add(1),
-            health => match take(entry, health) {
-                Ok(taken) => left = left.saturating_add(taken),
-                Err(why) => skipped.unusable(at, &why),
+/// What the entries of a reply told so far.
+struct Entries<'q> {
+    question: &'q Question<'q>,
+    translated: bool,
+    /// The datacenter that answered, where the reply says it for all of them.
+    answered: Option<Box<str>>,
+    /// What the first entry says of it otherwise.
+    datacenter: Option<Box<str>>,
+    count: usize,
+    left: usize,
+    unhealthy: usize,
+    skipped: Skipped,
+    /// Why none of them is believed.
+    refused: Option<Unread>,
+    gathered: Gathered,
+}
+
+/// What was made of them.
+enum Gathered {
+    Instances {
+        instances: Vec<Instance>,
+        /// Where which of them is, by node, address and port.
+        seen: HashMap<(Box<str>, Box<str>, u16), usize>,
+    },
+    Servers(Vec<(Arc<str>, Vec<IpAddr>)>),
+}
+
+impl<'q> Entries<'q> {
+    fn new(question: &'q Question<'q>, answered: Option<Box<str>>, translated: bool) -> Self {
+        Self {
+            question,
+            translated,
+            answered,
+            datacenter: None,
+            count: 0,
+            left: 0,
+            unhealthy: 0,
+            skipped: Skipped::default(),
+            refused: None,
+            gathered: match question.ask {
+                Ask::Servers => Gathered::Servers(Vec::new()),
+                _ => Gathered::Instances {
+                    instances: Vec::new(),
+                    seen: HashMap::new(),
+                },
             },
         }
     }
-    skipped.judge(entries.len(), left, unhealthy)?;
-    Ok(skipped)
+
+    /// The next entry, of which nobody knows yet whether it is JSON.
+    fn element(&mut self, bytes: &[u8]) {
+        if self.refused.is_some() {
+            return;
+        }
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.entry(text),
+            Err(error) => self.refused = Some(not_json(&error.to_string())),
+        }
+    }
+
+    /// The next entry: what is healthy and asked for is kept.
+    fn entry(&mut self, text: &str) {
+        let at = self.count;
+        self.count = self.count.saturating_add(1);
+        let entry: Result<Entry, Box<str>> = match text.starts_with('{') {
+            true => serde_json::from_str(text).map_err(|error| error.to_string().into()),
+            false => Err("not an object".into()),
+        };
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(why) => {
+                // It may be no JSON at all.
+                if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
+                    self.refused = Some(not_json(&error.to_string()));
+                }
+                return self.skipped.bad(at, &why);
+            }
+        };
+        let port = || entry.service.port();
+        if let Err(why) = belongs(self.question, &entry).and_then(|()| port()) {
+            return self.skipped.bad(at, &why);
+        }
+        match entry.health() {
+            Health::Critical => self.unhealthy = self.unhealthy.saturating_add(1),
+            health => match self.take(entry, health) {
+                Ok(taken) => self.left = self.left.saturating_add(taken),
+                Err(why) => self.skipped.unusable(at, &why),
+            },
+        }
+    }
+
+    /// How many it is more, or why it cannot be used.
+    fn take(&mut self, entry: Entry, health: Health) -> Result<usize, Box<str>> {
+        if self.datacenter.is_none() {
+            self.datacenter = entry.node.datacenter().map(Into::into);
+        }
+        match &mut self.gathered {
+            Gathered::Instances { instances, seen } => {
+                let (node, address, port) = (
+                    &*entry.node.node,
+                    entry.service.address().unwrap_or_default(),
+                    entry.service.port()?,
+                );
+                let key: (Box<str>, Box<str>, u16) = (node.into(), address.into(), port);
+                let answered = self.answered.as_deref();
+                let instance = instance(self.question, entry, health, answered, self.translated)?;
+                // As Consul: one SRV for a node, an address and a port.
+                if let Some(same) = seen.get(&key).and_then(|at| instances.get_mut(*at)) {
+                    same.join(instance);
+                    return Ok(0);
+                }
+                seen.insert(key, instances.len());
+                instances.push(instance);
+            }
+            Gathered::Servers(servers) => server(self.question, &entry, servers)?,
+        }
+        Ok(1)
+    }
+
+    fn end(self) -> Result<Read, Unread> {
+        if let Some(refused) = self.refused {
+            return Err(refused);
+        }
+        let Self { skipped, .. } = self;
+        skipped.judge(self.count, self.left, self.unhealthy)?;
+        Ok(Read {
+            found: match self.gathered {
+                Gathered::Instances { instances, .. } => Found::Instances(instances),
+                Gathered::Servers(servers) => Found::Servers(servers),
+            },
+            skipped: skipped.total,
+            first_reason: skipped.first,
+            ttl: None,
+            service: None,
+            datacenter: self.answered.or(self.datacenter),
+        })
+    }
 }
 
 /// Whether the entry is what was asked for. Agents that do not know a parameter
@@ -260,46 +417,6 @@ fn belongs(question: &Question<'_>, entry: &Entry) -> Result<(), Box<str>> {
         ),
         (None, ..) => check("datacenter", place.datacenter, entry.node.datacenter()),
     }
-}
-
-fn instances(
-    question: &Question<'_>,
-    entries: &[&RawValue],
-    answered: Option<&str>,
-    translated: bool,
-) -> Result<Read, Unread> {
-    let mut seen = HashMap::<_, usize>::new();
-    let mut instances: Vec<Instance> = Vec::with_capacity(entries.len());
-    let mut datacenter: Option<Box<str>> = answered.map(Into::into);
-    let skipped = each(question, entries, |entry, health| {
-        let told = entry.node.datacenter();
-        if datacenter.is_none() {
-            datacenter = told.map(Into::into);
-        }
-        let (node, address, port) = (
-            &*entry.node.node,
-            entry.service.address().unwrap_or_default(),
-            entry.service.port()?,
-        );
-        let key: (Box<str>, Box<str>, u16) = (node.into(), address.into(), port);
-        let instance = instance(question, entry, health, answered, translated)?;
-        // As Consul: one SRV for a node, an address and a port.
-        if let Some(same) = seen.get(&key).and_then(|at| instances.get_mut(*at)) {
-            same.join(instance);
-            return Ok(0);
-        }
-        seen.insert(key, instances.len());
-        instances.push(instance);
-        Ok(1)
-    })?;
-    Ok(Read {
-        found: Found::Instances(instances),
-        skipped: skipped.total,
-        first_reason: skipped.first,
-        ttl: None,
-        service: None,
-        datacenter,
-    })
 }
 
 fn instance(
@@ -435,35 +552,24 @@ fn pointer(name: String) -> Read {
 
 /// The servers are named by their nodes, in lower case; those that DNS does not
 /// carry are left out, as Consul leaves them.
-fn servers(question: &Question<'_>, body: &[u8]) -> Result<Read, Unread> {
-    let entries: Option<Vec<&RawValue>> = json(body)?;
-    let mut servers: Vec<(Arc<str>, Vec<IpAddr>)> = Vec::new();
-    let mut datacenter = None;
-    let skipped = each(question, &entries.unwrap_or_default(), |entry, _| {
-        let told = entry.node.datacenter();
-        datacenter = datacenter.take().or_else(|| told.map(Into::into));
-        let locality = told.or(question.place.datacenter);
-        let target = server_target(&entry.node.node, locality, question.domain)
-            .ok_or("no host has such a name")?;
-        let address = entry.node.address().ok_or("the node has no address")?;
-        let Registered::Ip(ip) = registered(address)? else {
-            return Err("the node has no IP address".into());
-        };
-        match servers.iter_mut().find(|(name, _)| **name == *target) {
-            Some((_, addresses)) if addresses.contains(&ip) => {}
-            Some((_, addresses)) => addresses.push(ip),
-            None => servers.push((target.into(), vec![ip])),
-        }
-        Ok(1)
-    })?;
-    Ok(Read {
-        found: Found::Servers(servers),
-        skipped: skipped.total,
-        first_reason: skipped.first,
-        ttl: None,
-        service: None,
-        datacenter,
-    })
+fn server(
+    question: &Question<'_>,
+    entry: &Entry,
+    servers: &mut Vec<(Arc<str>, Vec<IpAddr>)>,
+) -> Result<(), Box<str>> {
+    let locality = entry.node.datacenter().or(question.place.datacenter);
+    let target = server_target(&entry.node.node, locality, question.domain)
+        .ok_or("no host has such a name")?;
+    let address = entry.node.address().ok_or("the node has no address")?;
+    let Registered::Ip(ip) = registered(address)? else {
+        return Err("the node has no IP address".into());
+    };
+    match servers.iter_mut().find(|(name, _)| **name == *target) {
+        Some((_, addresses)) if addresses.contains(&ip) => {}
+        Some((_, addresses)) => addresses.push(ip),
+        None => servers.push((target.into(), vec![ip])),
+    }
+    Ok(())
 }
 
 /// A duration as Go writes it: `25s`, `1m30s`, `1.5h`, `0`. Nothing that is

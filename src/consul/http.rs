@@ -30,7 +30,11 @@ use reqwest::{
     header::{HOST, HeaderValue, LOCATION, RETRY_AFTER},
 };
 
-use self::{reading::Body, token_file::TokenFile, trouble::line};
+use self::{
+    reading::{Body, Made},
+    token_file::TokenFile,
+    trouble::line,
+};
 use crate::{
     consul::{
         address::HttpAddress,
@@ -92,11 +96,20 @@ pub(crate) enum Verb {
     Delete,
 }
 
-/// What an agent answered: a status of 2xx, or 404.
+/// What an agent answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reply {
-    pub(crate) status: u16,
+    pub(crate) head: Head,
     pub(crate) body: Vec<u8>,
+}
+
+/// What it said with its body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// 2xx, or 404.
+    pub(crate) status: u16,
+    /// Length of the body, unpacked.
+    pub(crate) received: usize,
     /// `X-Consul-Index`.
     pub(crate) index: Option<u64>,
     /// `X-Consul-Knownleader`.
@@ -111,7 +124,7 @@ pub(crate) struct Reply {
     pub(crate) date: Option<Duration>,
 }
 
-impl Reply {
+impl Head {
     /// Whether the server that answered hears of its leader, as far as it says.
     pub(crate) fn is_led(&self) -> bool {
         unconfirmed(self.known_leader, self.last_contact).is_none()
@@ -164,6 +177,19 @@ impl Agent {
         self.send(address, Verb::Get, path_and_query, limit).await
     }
 
+    /// The same for a body that may be long: `begin` is told what the reply says beside it, and
+    /// gives what is made of it as it comes.
+    pub(crate) async fn get_into<B: Made>(
+        &self,
+        address: &HttpAddress,
+        path_and_query: &str,
+        limit: Duration,
+        begin: impl FnOnce(&Head) -> B,
+    ) -> Result<(Head, B), Trouble> {
+        let exchange = self.exchange(address, Verb::Get, path_and_query, begin);
+        within(limit, exchange).await
+    }
+
     /// Sends one request to one of the [`addresses`](Self::addresses). `path_and_query` is
     /// percent-encoded and begins with `/`; the whole exchange, connecting
     /// included, takes no longer than `limit`.
@@ -177,11 +203,9 @@ impl Agent {
         path_and_query: &str,
         limit: Duration,
     ) -> Result<Reply, Trouble> {
-        let exchange = self.exchange(address, verb, path_and_query);
-        match tokio::time::timeout(limit, exchange).await {
-            Ok(told) => told,
-            Err(_) => Err(Trouble::TimedOut),
-        }
+        let exchange = self.exchange(address, verb, path_and_query, |_| Vec::new());
+        let (head, body) = within(limit, exchange).await?;
+        Ok(Reply { head, body })
     }
 
     /// Reads the files that there are: token, certificates, key. Asks nobody.
@@ -195,12 +219,13 @@ impl Agent {
         Ok(())
     }
 
-    async fn exchange(
+    async fn exchange<B: Made>(
         &self,
         address: &HttpAddress,
         verb: Verb,
         path: &str,
-    ) -> Result<Reply, Trouble> {
+        begin: impl FnOnce(&Head) -> B,
+    ) -> Result<(Head, B), Trouble> {
         let forked = |error: Error| Trouble::Config(error.to_string().into());
         self.process.check().map_err(forked)?;
         let line = self.lines.iter().find(|line| line.address == *address);
@@ -224,7 +249,7 @@ impl Agent {
             .send()
             .await
             .map_err(|error| Trouble::caused_by(&error))?;
-        heard(response, token.as_ref()).await
+        heard(response, token.as_ref(), begin).await
     }
 
     async fn token(&self) -> Result<Option<Token>, Trouble> {
@@ -282,11 +307,11 @@ struct Line {
     /// The address's own host, where the URL has another.
     host_header: Option<Box<str>>,
     /// Made at first use. A std mutex: nobody awaits while holding it.
-    made: Mutex<Option<Made>>,
+    made: Mutex<Option<Client>>,
 }
 
 #[derive(Clone)]
-struct Made {
+struct Client {
     client: reqwest::Client,
     /// The certificates it was made from.
     stamps: Vec<Option<Stamp>>,
@@ -347,7 +372,7 @@ impl Line {
         }
     }
 
-    fn made(&self) -> Option<Made> {
+    fn made(&self) -> Option<Client> {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         made.clone()
     }
@@ -373,7 +398,7 @@ impl Line {
                 made.client
             }
         };
-        let made = Made {
+        let made = Client {
             client: client.clone(),
             stamps,
         };
@@ -443,25 +468,41 @@ impl reqwest::dns::Resolve for Pinned {
     }
 }
 
-async fn heard(mut response: reqwest::Response, token: Option<&Token>) -> Result<Reply, Trouble> {
+async fn within<T>(
+    limit: Duration,
+    exchange: impl Future<Output = Result<T, Trouble>>,
+) -> Result<T, Trouble> {
+    match tokio::time::timeout(limit, exchange).await {
+        Ok(told) => told,
+        Err(_) => Err(Trouble::TimedOut),
+    }
+}
+
+async fn heard<B: Made>(
+    mut response: reqwest::Response,
+    token: Option<&Token>,
+    begin: impl FnOnce(&Head) -> B,
+) -> Result<(Head, B), Trouble> {
     let status = response.status();
     let headers = response.headers().iter();
-    let head: usize = headers
+    let length: usize = headers
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum();
-    if head > HEAD_LIMIT {
+    if length > HEAD_LIMIT {
         return Err(Trouble::TooLarge);
     }
     if status.is_success() || status == StatusCode::NOT_FOUND {
         // A HeaderMap compares names without case.
         let header = |name: &str| response.headers().get(name)?.to_str().ok();
-        let mut reply = reading::head(status.as_u16(), header);
-        let mut body = Body::new(BODY_LIMIT, response.content_length())?;
+        let mut head = reading::head(status.as_u16(), header);
+        let announced = response.content_length();
+        let mut body = Body::new(begin(&head), BODY_LIMIT, announced)?;
         while let Some(more) = chunk(&mut response).await? {
             body.add(&more)?;
         }
-        reply.body = body.taken();
-        return Ok(reply);
+        let (made, received) = body.taken();
+        head.received = received;
+        return Ok((head, made));
     }
     if status.is_redirection() {
         return Err(Trouble::Redirected(location(&response, token)));

@@ -3,13 +3,14 @@
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use rand::{SeedableRng as _, rngs::SmallRng};
+use serde_json::value::RawValue;
 
 use crate::{
     clock,
     consul::{
         blocking::{Blocking, Failure},
         health::{
-            self, Unread,
+            Read, Reading, Unread,
             ask::{Ask, Place, Question, Reader},
         },
         http::{
@@ -51,7 +52,20 @@ pub fn catalog(bytes: &[u8]) {
             name: "web.service.consul.",
         };
         for translated in [false, true] {
-            match health::read(&question, bytes, translated) {
+            let read = in_pieces(&question, bytes, bytes.len(), translated);
+            // However it comes.
+            let piece = usize::from(bytes.first().copied().unwrap_or_default());
+            assert_eq!(in_pieces(&question, bytes, piece, translated), read);
+            if matches!(ask, Ask::Service { .. } | Ask::Servers) {
+                let is_list = serde_json::from_slice::<Option<Vec<&RawValue>>>(bytes).is_ok();
+                let no_json = "the reply is not the JSON";
+                match &read {
+                    Err(Unread::Malformed(why)) if is_list => assert!(!why.starts_with(no_json)),
+                    Err(Unread::Malformed(_)) => {}
+                    told => assert!(is_list, "{told:?}"),
+                }
+            }
+            match read {
                 Ok(read) => {
                     assert!(read.found.len() <= bytes.len(), "more than there are bytes");
                     assert!(read.skipped == 0 || read.first_reason.is_some());
@@ -79,6 +93,19 @@ pub fn catalog(bytes: &[u8]) {
             );
         }
     }
+}
+
+fn in_pieces(
+    question: &Question<'_>,
+    bytes: &[u8],
+    piece: usize,
+    translated: bool,
+) -> Result<Read, Unread> {
+    let mut reading = Reading::new(question, translated);
+    for piece in bytes.chunks(piece.max(1)) {
+        reading.more(piece);
+    }
+    reading.end()
 }
 
 /// Replies and failures of a server that a blocking query is put to: it is never asked with
@@ -180,7 +207,7 @@ pub fn http(bytes: &[u8]) {
     // A limit that inputs can pass.
     let most = 256;
     let announced = header("content-length").and_then(digits);
-    match Body::new(most, announced) {
+    match Body::new(Vec::new(), most, announced) {
         Err(trouble) => {
             assert_eq!(trouble, Trouble::TooLarge);
             assert!(
@@ -192,8 +219,9 @@ pub fn http(bytes: &[u8]) {
             let pieces = body.chunks(usize::from(piece) + 1);
             let told = pieces.map(|piece| taken.add(piece)).find(Result::is_err);
             assert_eq!(told.is_some(), body.len() > most);
-            let taken = taken.taken();
+            let (taken, received) = taken.taken();
             assert!(body.starts_with(&taken) && taken.len() <= most);
+            assert_eq!(received, taken.len());
             assert!(
                 taken.capacity() <= 2 * body.len().min(most).max(8),
                 "room for what is said"

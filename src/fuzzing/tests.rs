@@ -95,7 +95,7 @@ mod work {
         consul::{
             address::HttpAddress,
             health::{
-                self,
+                Reading,
                 ask::{Ask, Place, Question, Reader},
             },
             instances,
@@ -175,7 +175,9 @@ mod work {
             domain: "consul",
             name: "web.service.consul.",
         };
-        _ = health::read(&question, bytes, false);
+        let mut reading = Reading::new(&question, false);
+        reading.more(bytes);
+        _ = reading.end();
     }
 
     fn read_text(bytes: &[u8]) {

@@ -71,7 +71,7 @@ impl Line {
 
     async fn put(&self, path: &str, body: String) -> Result<(), Trouble> {
         let reply = self.send(Verb::Put(body.into()), path).await?;
-        match reply.status {
+        match reply.head.status {
             404 => Err(Trouble::Status {
                 code: 404,
                 text: "not known there".into(),
@@ -85,7 +85,7 @@ impl Line {
     async fn look(&self) -> Result<(Seen, Option<Box<str>>), Trouble> {
         let path = format!("/v1/agent/service/{}?", escaped(&self.definition.id()));
         let reply = self.send(Verb::Get, &path).await?;
-        if reply.status == 404 {
+        if reply.head.status == 404 {
             return Ok((Seen::Nothing, None));
         }
         let there: There = serde_json::from_slice(&reply.body).map_err(|error| {

@@ -31,10 +31,10 @@ use crate::{
         address::HttpAddress,
         blocking::Turn,
         health::{
-            self, Read, Unread,
+            Read, Reading, Unread,
             ask::{self, Ask, Question},
         },
-        http::{Agent, Reply, Trouble},
+        http::{Agent, Head, Trouble},
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::Found,
@@ -110,7 +110,7 @@ pub(crate) async fn ask(
             };
             air.ask(
                 (asking, address),
-                agent.get(address, &path, deadline - start),
+                read_from(agent, question, address, &path, deadline - start),
                 start,
             );
         } else if air.len() == 0 {
@@ -126,7 +126,7 @@ pub(crate) async fn ask(
         let Some(((asking, address), asked, replied)) = air.hear(until).await else {
             continue;
         };
-        let received = replied.as_ref().map_or(0, |reply| reply.body.len());
+        let received = replied.as_ref().map_or(0, |(head, _)| head.received);
         let heard = hear(question, replied);
         asking.heard(heard.outcome);
         let took = now().saturating_duration_since(asked);
@@ -223,7 +223,7 @@ pub(crate) struct Blocked {
     pub(crate) told: Result<Told, Miss>,
     /// `X-Consul-Index` of the reply.
     pub(crate) index: Option<u64>,
-    /// See [`Reply::is_led`].
+    /// See [`Head::is_led`].
     pub(crate) led: bool,
     pub(crate) outcome: Outcome,
     /// The pause that was asked for.
@@ -245,11 +245,11 @@ pub(crate) async fn block(
         let _ = write!(path, "&index={index}&wait={}s", turn.wait.as_secs());
     }
     let replied = match agent.addresses().nth(address) {
-        Some(address) => agent.get(address, &path, turn.limit).await,
+        Some(address) => read_from(agent, question, address, &path, turn.limit).await,
         None => Err(Trouble::Config("there is no such address".into())),
     };
-    let index = replied.as_ref().ok().and_then(|reply| reply.index);
-    let led = replied.as_ref().is_ok_and(Reply::is_led);
+    let index = replied.as_ref().ok().and_then(|(head, _)| head.index);
+    let led = replied.as_ref().is_ok_and(|(head, _)| head.is_led());
     let after = replied.as_ref().err().and_then(Trouble::after);
     let heard = hear(question, replied);
     let miss = || Miss::Failed {
@@ -295,28 +295,37 @@ impl Heard {
     }
 }
 
-fn hear(question: &Question<'_>, replied: Result<Reply, Trouble>) -> Heard {
+/// One request, and its reply as it is read.
+async fn read_from<'q>(
+    agent: &Agent,
+    question: &'q Question<'q>,
+    address: &HttpAddress,
+    path: &str,
+    limit: Duration,
+) -> Result<(Head, Reading<'q>), Trouble> {
+    let begin = |head: &Head| Reading::new(question, head.translate_addresses);
+    agent.get_into(address, path, limit, begin).await
+}
+
+fn hear(question: &Question<'_>, replied: Result<(Head, Reading<'_>), Trouble>) -> Heard {
     match replied {
-        Ok(reply) if reply.status == 404 => match question.ask {
-            Ask::Query { .. } => not_found(0, &reply, "no such query".into()),
+        Ok((head, _)) if head.status == 404 => match question.ask {
+            Ask::Query { .. } => not_found(0, &head, "no such query".into()),
             _ => final_failure("status 404: the agent does not know this request".into()),
         },
-        Ok(reply) => {
-            let read = health::read(question, &reply.body, reply.translate_addresses);
-            match read {
-                Ok(read) => answered(read, &reply),
-                Err(Unread::NotFound { unhealthy }) => match (unhealthy, reply.filtered_by_acls) {
-                    (0, true) => denied("the token may not see what there is".into()),
-                    (0, false) => not_found(0, &reply, Box::default()),
-                    (1, _) => not_found(1, &reply, "1 instance, which is critical".into()),
-                    (many, _) => {
-                        let detail = format!("{many} instances, all critical");
-                        not_found(many, &reply, detail.into())
-                    }
-                },
-                Err(Unread::Malformed(why)) => Heard::next(Outcome::Malformed, why),
-            }
-        }
+        Ok((head, reading)) => match reading.end() {
+            Ok(read) => answered(read, &head),
+            Err(Unread::NotFound { unhealthy }) => match (unhealthy, head.filtered_by_acls) {
+                (0, true) => denied("the token may not see what there is".into()),
+                (0, false) => not_found(0, &head, Box::default()),
+                (1, _) => not_found(1, &head, "1 instance, which is critical".into()),
+                (many, _) => {
+                    let detail = format!("{many} instances, all critical");
+                    not_found(many, &head, detail.into())
+                }
+            },
+            Err(Unread::Malformed(why)) => Heard::next(Outcome::Malformed, why),
+        },
         Err(trouble) => failed(trouble),
     }
 }
@@ -341,16 +350,16 @@ fn failed(trouble: Trouble) -> Heard {
     }
 }
 
-fn answered(read: Read, reply: &Reply) -> Heard {
+fn answered(read: Read, head: &Head) -> Heard {
     let mut details = Vec::new();
-    if reply.filtered_by_acls {
+    if head.filtered_by_acls {
         details.push("the token may not see all of it".to_owned());
     }
     if let Some(reason) = &read.first_reason {
         details.push(format!("{} left out; {reason}", read.skipped));
     }
     let whole = details.is_empty();
-    if reply.known_leader == Some(false) {
+    if head.known_leader == Some(false) {
         details.push("the server knows no leader".to_owned());
     }
     Heard {
@@ -363,18 +372,18 @@ fn answered(read: Read, reply: &Reply) -> Heard {
         detail: details.join("; ").into(),
         done: Some(Ok(Told {
             read,
-            filtered_by_acls: reply.filtered_by_acls,
-            known_leader: reply.known_leader,
-            last_contact: reply.last_contact,
+            filtered_by_acls: head.filtered_by_acls,
+            known_leader: head.known_leader,
+            last_contact: head.last_contact,
         })),
     }
 }
 
-fn not_found(unhealthy: usize, reply: &Reply, detail: Box<str>) -> Heard {
+fn not_found(unhealthy: usize, head: &Head, detail: Box<str>) -> Heard {
     let miss = Miss::NotFound {
         unhealthy,
-        confirmed: reply.known_leader != Some(false),
-        index: reply.index,
+        confirmed: head.known_leader != Some(false),
+        index: head.index,
     };
     Heard {
         count: unhealthy,

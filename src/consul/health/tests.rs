@@ -20,6 +20,12 @@ fn service(name: &'static str) -> Question<'static> {
     }
 }
 
+fn read(question: &Question<'_>, body: &[u8], translated: bool) -> Result<Read, Unread> {
+    let mut reading = Reading::new(question, translated);
+    reading.more(body);
+    reading.end()
+}
+
 fn told(question: &Question<'_>, body: &str) -> Result<Read, Unread> {
     read(question, body.as_bytes(), false)
 }
@@ -474,6 +480,28 @@ fn what_is_no_json_is_refused_with_its_reason() {
         };
         assert!(told.contains(why), "{told}");
     }
+}
+
+#[test]
+fn of_a_long_list_one_entry_is_held_and_what_was_made_of_those_before() {
+    let text = "x".repeat(800);
+    let meta = format!(r#","Port":8080,"Unread":"{text}""#);
+    let entries: Vec<_> = (0..10_000)
+        .map(|number| entry(number % 200, &meta))
+        .collect();
+    let body = list(&entries);
+    let mut read = None;
+    let asked = allocation_counter::measure(|| {
+        let question = service("web");
+        let mut reading = Reading::new(&question, false);
+        for piece in body.as_bytes().chunks(16 << 10) {
+            reading.more(piece);
+        }
+        read = Some(reading.end());
+    });
+    assert_eq!(listed(&read.unwrap().unwrap()).len(), 200);
+    let (most, all) = (asked.bytes_max, body.len() as u64);
+    assert!(most < all / 4, "{most} of {all} bytes");
 }
 
 #[test]

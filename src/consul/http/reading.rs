@@ -14,11 +14,11 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::{Reply, Trouble, trouble::line};
-use crate::consul::token::Token;
+use super::{Head, Trouble, trouble::line};
+use crate::consul::{health::Reading, token::Token};
 
-/// A reply with what its headers say, and without its body. `header`: its text, by its name.
-pub(crate) fn head<'a>(status: u16, header: impl Fn(&str) -> Option<&'a str>) -> Reply {
+/// What a status and headers say. `header`: its text, by its name.
+pub(crate) fn head<'a>(status: u16, header: impl Fn(&str) -> Option<&'a str>) -> Head {
     let text = |name: &str| header(name).map(str::trim);
     let number = |name: &str| text(name)?.parse::<u64>().ok();
     let boolean = |name: &str| match text(name)? {
@@ -26,9 +26,9 @@ pub(crate) fn head<'a>(status: u16, header: impl Fn(&str) -> Option<&'a str>) ->
         value if value.eq_ignore_ascii_case("false") => Some(false),
         _ => None,
     };
-    Reply {
+    Head {
         status,
-        body: Vec::new(),
+        received: 0,
         index: number("X-Consul-Index"),
         known_leader: boolean("X-Consul-Knownleader"),
         last_contact: number("X-Consul-Lastcontact").map(Duration::from_millis),
@@ -41,33 +41,57 @@ pub(crate) fn head<'a>(status: u16, header: impl Fn(&str) -> Option<&'a str>) ->
     }
 }
 
-/// A body on its way in. It takes room for what comes, not for what is announced.
+/// What is made of a body as it comes.
+pub(crate) trait Made {
+    fn more(&mut self, bytes: &[u8]);
+}
+
+/// All of it. It takes room for what comes, not for what is announced.
+impl Made for Vec<u8> {
+    fn more(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+impl Made for Reading<'_> {
+    fn more(&mut self, bytes: &[u8]) {
+        self.more(bytes);
+    }
+}
+
+/// A body on its way in.
 #[derive(Debug)]
-pub(crate) struct Body {
-    bytes: Vec<u8>,
+pub(crate) struct Body<B> {
+    made: B,
+    received: usize,
     most: usize,
 }
 
-impl Body {
+impl<B: Made> Body<B> {
     /// One of at most so many bytes, `announced` with as many.
-    pub(crate) fn new(most: usize, announced: Option<u64>) -> Result<Self, Trouble> {
-        let bytes = Vec::new();
+    pub(crate) fn new(made: B, most: usize, announced: Option<u64>) -> Result<Self, Trouble> {
         match announced {
             Some(announced) if announced > most as u64 => Err(Trouble::TooLarge),
-            _ => Ok(Self { bytes, most }),
+            _ => Ok(Self {
+                made,
+                received: 0,
+                most,
+            }),
         }
     }
 
     pub(crate) fn add(&mut self, more: &[u8]) -> Result<(), Trouble> {
-        if more.len() > self.most.saturating_sub(self.bytes.len()) {
+        if more.len() > self.most.saturating_sub(self.received) {
             return Err(Trouble::TooLarge);
         }
-        self.bytes.extend_from_slice(more);
+        self.received = self.received.saturating_add(more.len());
+        self.made.more(more);
         Ok(())
     }
 
-    pub(crate) fn taken(self) -> Vec<u8> {
-        self.bytes
+    /// What was made of it, and of how many bytes.
+    pub(crate) fn taken(self) -> (B, usize) {
+        (self.made, self.received)
     }
 }
 
