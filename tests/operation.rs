@@ -5,7 +5,7 @@ mod support;
 
 use std::{
     fs,
-    io::{PipeReader, Write as _, pipe},
+    io::{self, PipeReader, Write as _, pipe},
     net::{TcpListener, UdpSocket},
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
@@ -365,6 +365,15 @@ async fn sockets_that_are_handed_over_are_answered_on() {
     assert_eq!(serving.instances().await, 1);
     let reply = ask_tcp(serving.dns, "web.service.consul.", RecordType::A).await;
     assert_eq!(reply.unwrap().answers.len(), 1);
+    // One socket is all there is: each core's thread reads it.
+    let threads = fs::read_dir(format!("/proc/{}/task", serving.id())).unwrap();
+    let name = |thread: io::Result<fs::DirEntry>| {
+        fs::read_to_string(thread.unwrap().path().join("comm")).unwrap()
+    };
+    let is_lane = |name: &String| name.starts_with("proconsul-dns-");
+    let lanes = threads.map(name).filter(is_lane).count();
+    let cores = std::thread::available_parallelism().unwrap();
+    assert_eq!(lanes, cores.get());
 }
 
 /// The settings of a file of `packaging/`, without its comments.

@@ -51,6 +51,12 @@ async fn stub_at(address: SocketAddr) -> (SocketAddr, Control, Traffic) {
     (address, control, traffic)
 }
 
+/// Names of unbound's own, with addresses in their SVCB and HTTPS records (RFC 9460).
+const HINTS: &str = " local-zone: \"hints.example.\" static\n \
+    local-data: \"inside.hints.example. 60 HTTPS 1 . alpn=h2 ipv4hint=192.168.0.1\"\n \
+    local-data: \"outside.hints.example. 60 HTTPS 1 . alpn=h2 ipv4hint=203.0.113.1\"\n \
+    local-data: \"inside.hints.example. 60 SVCB 1 . ipv6hint=fd00::1\"\n";
+
 /// Ended when dropped, or when nobody holds its input any more.
 struct Unbound {
     address: SocketAddr,
@@ -68,6 +74,7 @@ impl Unbound {
             "server:\n interface: {}@{}\n do-not-query-localhost: no\n do-daemonize: no\n \
              chroot: \"\"\n username: \"\"\n pidfile: \"\"\n use-syslog: no\n \
              directory: \"{}\"\n\
+             {HINTS}\
              remote-control:\n control-enable: no\n\
              forward-zone:\n name: \"{zone}\"\n forward-addr: {}@{}\n",
             address.ip(),
@@ -152,6 +159,36 @@ async fn a_circle_of_one_domain_through_another_forwarder_is_cut() {
     })
     .await;
     assert!(traffic.to_string().contains("\"} 1\n"), "{traffic}");
+}
+
+#[tokio::test]
+async fn hints_at_addresses_come_as_they_are_and_lead_into_no_network_where_that_is_wished() {
+    let (address, control, _) = stub().await;
+    let unbound = Unbound::forwarding("nobody.example", closed_port()).await;
+    let told = async |server, name: &str, kind| {
+        let reply = ask_udp(server, &format!("{name}.hints.example."), kind).await;
+        let reply = reply.unwrap();
+        let data = reply.answers.into_iter().map(|record| record.data);
+        (reply.metadata.response_code, data.collect::<Vec<_>>())
+    };
+    let all = [
+        ("inside", RecordType::HTTPS),
+        ("inside", RecordType::SVCB),
+        ("outside", RecordType::HTTPS),
+    ];
+    let upstreams = || to(&[unbound.address.to_string()]);
+    control.replace(nobody(), upstreams());
+    // The second time from memory.
+    for (name, kind) in [all, all].concat() {
+        let own = told(unbound.address, name, kind).await;
+        assert_eq!(own.1.len(), 1, "{name} {kind}");
+        assert_eq!(told(address, name, kind).await, own);
+    }
+    control.replace(nobody(), upstreams().stop_rebind(true));
+    for (name, kind) in [all, all].concat() {
+        let given = told(address, name, kind).await.1.len();
+        assert_eq!(given, usize::from(name == "outside"), "{name} {kind}");
+    }
 }
 
 /// A server that answers all, and tells by which names it was asked whether it sends questions

@@ -38,7 +38,7 @@ use serde_json::value::RawValue;
 use self::{
     ask::{Ask, Question},
     entry::{Entry, Node},
-    list::List,
+    list::{List, is_space},
     target::{Registered, addr_target, node_target, registered, server_target},
 };
 use crate::{
@@ -78,7 +78,7 @@ pub(crate) struct Reading<'q> {
     translated: bool,
     list: List,
     entries: Entries<'q>,
-    /// What is no list of entries is read when all of it is there.
+    /// What is no list of entries is read when all of it is there, from its first sign on.
     whole: Vec<u8>,
 }
 
@@ -96,12 +96,15 @@ impl<'q> Reading<'q> {
 
     /// The next piece.
     pub(crate) fn more(&mut self, bytes: &[u8]) {
-        let is_listed = match self.question.ask {
-            Ask::Service { .. } | Ask::Connect { .. } | Ask::Ingress { .. } | Ask::Servers => true,
-            Ask::Query { .. } | Ask::Node { .. } | Ask::Reverse { .. } => false,
-        };
-        // Anything else that it begins with is none.
-        if is_listed && self.whole.is_empty() && self.list.may_begin(bytes) {
+        let mut bytes = bytes;
+        if !self.list.is_begun() && self.whole.is_empty() {
+            let first = bytes.iter().position(|byte| !is_space(*byte));
+            bytes = bytes
+                .get(first.unwrap_or(bytes.len())..)
+                .unwrap_or_default();
+        }
+        let begins = || self.whole.is_empty() && bytes.first() == Some(&b'[');
+        if self.question.ask.is_listed() && (self.list.is_begun() || begins()) {
             let entries = &mut self.entries;
             self.list.more(bytes, |element| entries.element(element));
         } else {
@@ -358,15 +361,18 @@ impl<'q> Entries<'q> {
         if let Some(refused) = self.refused {
             return Err(refused);
         }
-        let Self { skipped, .. } = self;
-        skipped.judge(self.count, self.left, self.unhealthy)?;
+        (self.skipped).judge(self.count, self.left, self.unhealthy)?;
         Ok(Read {
             found: match self.gathered {
-                Gathered::Instances { instances, .. } => Found::Instances(instances),
+                // It is kept for long.
+                Gathered::Instances { mut instances, .. } => {
+                    instances.shrink_to_fit();
+                    Found::Instances(instances)
+                }
                 Gathered::Servers(servers) => Found::Servers(servers),
             },
-            skipped: skipped.total,
-            first_reason: skipped.first,
+            skipped: self.skipped.total,
+            first_reason: self.skipped.first,
             ttl: None,
             service: None,
             datacenter: self.answered.or(self.datacenter),

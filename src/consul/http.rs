@@ -96,20 +96,20 @@ pub(crate) enum Verb {
     Delete,
 }
 
-/// What an agent answered.
+/// What an agent answered, and what was made of its body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Reply {
+pub(crate) struct Reply<B = Vec<u8>> {
     pub(crate) head: Head,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: B,
+    /// Length of the body, unpacked.
+    pub(crate) received: usize,
 }
 
-/// What it said with its body.
+/// What it said before its body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Head {
     /// 2xx, or 404.
     pub(crate) status: u16,
-    /// Length of the body, unpacked.
-    pub(crate) received: usize,
     /// `X-Consul-Index`.
     pub(crate) index: Option<u64>,
     /// `X-Consul-Knownleader`.
@@ -177,15 +177,17 @@ impl Agent {
         self.send(address, Verb::Get, path_and_query, limit).await
     }
 
-    /// The same for a body that may be long: `begin` is told what the reply says beside it, and
-    /// gives what is made of it as it comes.
+    /// The same for a body that may be long: `begin` is told what the reply says before it, and
+    /// gives what is made of it as it comes, which is part of the exchange and its time.
+    ///
+    /// Cancel-safe: a dropped request closes its connection.
     pub(crate) async fn get_into<B: Made>(
         &self,
         address: &HttpAddress,
         path_and_query: &str,
         limit: Duration,
         begin: impl FnOnce(&Head) -> B,
-    ) -> Result<(Head, B), Trouble> {
+    ) -> Result<Reply<B>, Trouble> {
         let exchange = self.exchange(address, Verb::Get, path_and_query, begin);
         within(limit, exchange).await
     }
@@ -204,8 +206,7 @@ impl Agent {
         limit: Duration,
     ) -> Result<Reply, Trouble> {
         let exchange = self.exchange(address, verb, path_and_query, |_| Vec::new());
-        let (head, body) = within(limit, exchange).await?;
-        Ok(Reply { head, body })
+        within(limit, exchange).await
     }
 
     /// Reads the files that there are: token, certificates, key. Asks nobody.
@@ -225,7 +226,7 @@ impl Agent {
         verb: Verb,
         path: &str,
         begin: impl FnOnce(&Head) -> B,
-    ) -> Result<(Head, B), Trouble> {
+    ) -> Result<Reply<B>, Trouble> {
         let forked = |error: Error| Trouble::Config(error.to_string().into());
         self.process.check().map_err(forked)?;
         let line = self.lines.iter().find(|line| line.address == *address);
@@ -482,7 +483,7 @@ async fn heard<B: Made>(
     mut response: reqwest::Response,
     token: Option<&Token>,
     begin: impl FnOnce(&Head) -> B,
-) -> Result<(Head, B), Trouble> {
+) -> Result<Reply<B>, Trouble> {
     let status = response.status();
     let headers = response.headers().iter();
     let length: usize = headers
@@ -494,15 +495,13 @@ async fn heard<B: Made>(
     if status.is_success() || status == StatusCode::NOT_FOUND {
         // A HeaderMap compares names without case.
         let header = |name: &str| response.headers().get(name)?.to_str().ok();
-        let mut head = reading::head(status.as_u16(), header);
+        let head = reading::head(status.as_u16(), header);
         let announced = response.content_length();
         let mut body = Body::new(begin(&head), BODY_LIMIT, announced)?;
         while let Some(more) = chunk(&mut response).await? {
             body.add(&more)?;
         }
-        let (made, received) = body.taken();
-        head.received = received;
-        return Ok((head, made));
+        return Ok(body.ends(head));
     }
     if status.is_redirection() {
         return Err(Trouble::Redirected(location(&response, token)));

@@ -372,8 +372,15 @@ impl ConsulName {
 
     fn new(subject: Subject, locality: Locality) -> Self {
         let mut key = CompactString::default();
-        // Into a string all can be written.
-        _ = write!(key, "{subject}");
+        match &subject {
+            // As it is written below; these are asked for most.
+            Subject::Service { service, tag: None } => {
+                key.push_str(service);
+                key.push_str(".service");
+            }
+            // Into a string all can be written.
+            subject => _ = write!(key, "{subject}"),
+        }
         let place = locality.labels(matches!(subject, Subject::Virtual { .. }));
         if !place.is_empty() && !matches!(subject, Subject::Address(_)) {
             key.push('.');

@@ -73,7 +73,8 @@ pub(super) fn text(text: &str, domain: &Domain) -> Result<ConsulName, NameError>
 
 /// Labels off the wire, the root's left out.
 pub(super) fn wire(labels: &[&[u8]], srv: bool, domain: &Domain) -> Result<ConsulName, NotAName> {
-    if let Some(rest) = below(labels, domain.as_str().rsplit('.')) {
+    let zone = domain.as_str().as_bytes().rsplit(|byte| *byte == b'.');
+    if let Some(rest) = below(labels, zone) {
         let text = lower(rest).ok_or(NotAName::NoSuchName)?;
         return full(&parted(&text, rest), srv).map_err(|_| NotAName::NoSuchName);
     }

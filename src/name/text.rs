@@ -56,11 +56,11 @@ pub(crate) fn is_reverse(labels: &[&[u8]]) -> bool {
 pub(crate) fn labels(text: &str) -> Option<Vec<Cow<'_, [u8]>>> {
     let labels: Vec<Cow<'_, [u8]>> = if text == "." {
         Vec::new()
-    } else if text.contains('\\') {
+    } else if text.as_bytes().contains(&b'\\') {
         unescaped(text)?.into_iter().map(Cow::Owned).collect()
     } else {
-        let labels = text.strip_suffix('.').unwrap_or(text).split('.');
-        labels.map(|label| label.as_bytes().into()).collect()
+        let text = text.strip_suffix('.').unwrap_or(text).as_bytes();
+        text.split(|byte| *byte == b'.').map(Cow::from).collect()
     };
     let fits = |label: &Cow<'_, [u8]>| matches!(label.len(), 1..=parse::LONGEST_LABEL);
     let letters: usize = labels.iter().map(|label| label.len()).sum();

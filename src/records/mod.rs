@@ -219,8 +219,9 @@ impl Asked {
 
     /// Asks who has an address.
     pub(crate) fn is_reverse(&self) -> bool {
-        let labels: Vec<&[u8]> = self.owner.iter().collect();
-        name::is_reverse(&labels)
+        let is_arpa = |last: &[u8]| last.eq_ignore_ascii_case(b"arpa");
+        let may_be = self.owner.iter().next_back().is_some_and(is_arpa);
+        may_be && name::is_reverse(&self.owner.iter().collect::<Vec<_>>())
     }
 
     /// A type that a node has no records of. Consul says so without looking

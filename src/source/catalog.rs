@@ -34,7 +34,7 @@ use crate::{
             Read, Reading, Unread,
             ask::{self, Ask, Question},
         },
-        http::{Agent, Head, Trouble},
+        http::{Agent, Head, Reply, Trouble, reading::Made},
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::Found,
@@ -126,7 +126,7 @@ pub(crate) async fn ask(
         let Some(((asking, address), asked, replied)) = air.hear(until).await else {
             continue;
         };
-        let received = replied.as_ref().map_or(0, |(head, _)| head.received);
+        let received = replied.as_ref().map_or(0, |reply| reply.received);
         let heard = hear(question, replied);
         asking.heard(heard.outcome);
         let took = now().saturating_duration_since(asked);
@@ -248,8 +248,8 @@ pub(crate) async fn block(
         Some(address) => read_from(agent, question, address, &path, turn.limit).await,
         None => Err(Trouble::Config("there is no such address".into())),
     };
-    let index = replied.as_ref().ok().and_then(|(head, _)| head.index);
-    let led = replied.as_ref().is_ok_and(|(head, _)| head.is_led());
+    let index = replied.as_ref().ok().and_then(|reply| reply.head.index);
+    let led = replied.as_ref().is_ok_and(|reply| reply.head.is_led());
     let after = replied.as_ref().err().and_then(Trouble::after);
     let heard = hear(question, replied);
     let miss = || Miss::Failed {
@@ -302,18 +302,24 @@ async fn read_from<'q>(
     address: &HttpAddress,
     path: &str,
     limit: Duration,
-) -> Result<(Head, Reading<'q>), Trouble> {
+) -> Result<Reply<Reading<'q>>, Trouble> {
     let begin = |head: &Head| Reading::new(question, head.translate_addresses);
     agent.get_into(address, path, limit, begin).await
 }
 
-fn hear(question: &Question<'_>, replied: Result<(Head, Reading<'_>), Trouble>) -> Heard {
+impl Made for Reading<'_> {
+    fn more(&mut self, bytes: &[u8]) {
+        Reading::more(self, bytes);
+    }
+}
+
+fn hear(question: &Question<'_>, replied: Result<Reply<Reading<'_>>, Trouble>) -> Heard {
     match replied {
-        Ok((head, _)) if head.status == 404 => match question.ask {
+        Ok(Reply { head, .. }) if head.status == 404 => match question.ask {
             Ask::Query { .. } => not_found(0, &head, "no such query".into()),
             _ => final_failure("status 404: the agent does not know this request".into()),
         },
-        Ok((head, reading)) => match reading.end() {
+        Ok(Reply { head, body, .. }) => match body.end() {
             Ok(read) => answered(read, &head),
             Err(Unread::NotFound { unhealthy }) => match (unhealthy, head.filtered_by_acls) {
                 (0, true) => denied("the token may not see what there is".into()),

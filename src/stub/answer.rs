@@ -36,7 +36,7 @@ pub(crate) mod fuzz_lanes;
 use std::collections::HashSet;
 
 use hickory_proto::{
-    op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
+    op::{Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
         rdata::opt::{ClientSubnet, EdnsCode, EdnsOption},
@@ -57,6 +57,9 @@ use crate::{
 
 /// Length of a header.
 const HEADER: usize = 12;
+
+/// The least that an EDNS client takes.
+const LEAST_PAYLOAD: u16 = 512;
 
 /// Types that no record has, or none any more (RFC 6895, section 3.1): reserved, MD, MF,
 /// OPT, TKEY, TSIG, MAILB, MAILA.
@@ -120,6 +123,55 @@ pub(crate) fn first_look(packet: &[u8]) -> Result<(Metadata, Shape), Option<[u8;
     Ok((metadata, shape))
 }
 
+/// What a packet asks, and says of whoever asks.
+#[derive(Debug, PartialEq)]
+struct Said {
+    query: Query,
+    /// Size and version, if the client speaks EDNS.
+    edns: Option<(u16, u8)>,
+    subnet: Option<ClientSubnet>,
+}
+
+/// Of a packet that has no more than a question, and an OPT record without options, as most have.
+fn brief(packet: &[u8]) -> Option<Said> {
+    let (head, body) = packet.split_first_chunk::<HEADER>()?;
+    // Nothing is before a question that it could point to.
+    let mut decoder = BinDecoder::new(body);
+    let query = Query::read(&mut decoder).ok()?;
+    let edns = match (head.last_chunk()?, body.get(decoder.index()..)?) {
+        ([0, 0, 0, 0, 0, 0], _) => None,
+        ([0, 0, 0, 0, 0, 1], opt) => {
+            // The root, its type, size, upper bits of a code, version, flags, and no options.
+            let [0, 0, 41, high, low, _, version, _, _, 0, 0] = opt else {
+                return None;
+            };
+            // Less counts as so much (RFC 6891, section 6.2.3).
+            let size = u16::from_be_bytes([*high, *low]).max(LEAST_PAYLOAD);
+            Some((size, *version))
+        }
+        _ => return None,
+    };
+    Some(Said {
+        query,
+        edns,
+        subnet: None,
+    })
+}
+
+/// Of any packet.
+fn whole(packet: &[u8]) -> Option<Said> {
+    let message = Message::read(&mut BinDecoder::new(packet)).ok()?;
+    let edns = message.edns.as_ref();
+    Some(Said {
+        edns: edns.map(|edns| (edns.max_payload(), edns.version())),
+        subnet: match edns.and_then(|edns| edns.option(EdnsCode::Subnet)) {
+            Some(EdnsOption::Subnet(subnet)) => Some(*subnet),
+            _ => None,
+        },
+        query: message.queries.into_iter().next()?,
+    })
+}
+
 /// Reads a packet.
 pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Judged {
     let (metadata, shape) = match first_look(packet) {
@@ -127,29 +179,26 @@ pub(crate) fn judge(packet: &[u8], domain: &Domain, recursion: Recursion) -> Jud
         Err(None) => return Judged::Drop,
         Err(Some(refusal)) => return Judged::Reply(refusal.to_vec()),
     };
-    let malformed = || Judged::Reply(bare(&metadata, ResponseCode::FormErr).to_vec());
-    let Ok(message) = Message::read(&mut BinDecoder::new(packet)) else {
-        return malformed();
-    };
-    let Some(query) = message.queries.into_iter().next() else {
-        return malformed();
+    let said = brief(packet).or_else(|| whole(packet));
+    let Some(Said {
+        query,
+        edns,
+        subnet,
+    }) = said
+    else {
+        return Judged::Reply(bare(&metadata, ResponseCode::FormErr).to_vec());
     };
     let asked = Asked::new(query.name().clone(), query.query_type(), domain);
-    let payload = message.edns.as_ref().map(Edns::max_payload);
-    let subnet = match (message.edns.as_ref()).and_then(|edns| edns.option(EdnsCode::Subnet)) {
-        Some(EdnsOption::Subnet(subnet)) => Some(*subnet),
-        _ => None,
-    };
     let class = query.query_class();
     let question = Question {
         metadata,
         query,
-        payload,
+        payload: edns.map(|(payload, _)| payload),
         subnet,
         recursion,
         asked,
     };
-    let refusal = if message.edns.is_some_and(|edns| edns.version() > 0) {
+    let refusal = if edns.is_some_and(|(_, version)| version > 0) {
         Some(ResponseCode::BADVERS)
     } else if matches!(question.asked.kind, RecordType::AXFR | RecordType::IXFR) {
         Some(ResponseCode::NotImp)

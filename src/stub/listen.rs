@@ -133,7 +133,7 @@ impl Sockets {
         #[cfg(target_os = "linux")]
         if !address.ip().is_unspecified() {
             return Ok(Self {
-                udp: Some(Udp::Lanes(vec![lane::Lane::of(socket)?])),
+                udp: Some(Udp::Lanes(lane::share(&socket)?)),
                 tcp: None,
                 address,
             });

@@ -53,26 +53,42 @@ impl History {
         last.map(|state| state.ports.clone()).unwrap_or_default()
     }
 
-    /// When this was the set last: `None`, it never was, or still is.
-    pub(crate) fn was_until(&self, name: &str, ports: &BTreeSet<u16>) -> Option<Instant> {
+    /// How long before a question this had been the set, when it was told at `to`.
+    pub(crate) fn told(
+        &self,
+        name: &str,
+        ports: &BTreeSet<u16>,
+        asked: Instant,
+        to: Instant,
+    ) -> String {
         let names = self.0.lock().expect("nothing panics with the lock held");
-        let states = names.get(name)?.iter();
-        states.filter(|state| state.ports == *ports).last()?.until
+        let states = names.get(name).map_or(&[][..], Vec::as_slice);
+        let was = |state: &&State| state.ports == *ports && state.from <= to;
+        let Some(last) = states.iter().rfind(was) else {
+            return "was never so".to_owned();
+        };
+        let ago = last
+            .until
+            .map(|until| asked.saturating_duration_since(until));
+        format!(
+            "was so {:.2} s before",
+            ago.unwrap_or_default().as_secs_f64()
+        )
     }
 
-    /// Whether this was the set at some moment between these.
+    /// Whether this was the set until `to`, or until a moment that is not too long ago.
     pub(crate) fn was(
         &self,
         name: &str,
         ports: &BTreeSet<u16>,
-        from: Option<Instant>,
         to: Instant,
+        is_recent: impl Fn(Instant) -> bool,
     ) -> bool {
         let names = self.0.lock().expect("nothing panics with the lock held");
         let states = names.get(name).map_or(&[][..], Vec::as_slice);
         states.iter().any(|state| {
-            let ended = from.zip(state.until).is_some_and(|(from, end)| end < from);
-            state.ports == *ports && state.from <= to && !ended
+            let lasts = || state.until.is_none_or(&is_recent);
+            state.ports == *ports && state.from <= to && lasts()
         })
     }
 }

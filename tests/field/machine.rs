@@ -1,4 +1,4 @@
-//! When this machine stood still: what is late by that is late for everybody.
+//! When this machine stood still, or one of its cores: what is late by that is nobody's lateness.
 
 use std::{
     sync::{
@@ -11,12 +11,14 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Whoever sleeps for so long, and wakes so much later, stood still.
+/// A sleeper's sleep.
 const NAP: Duration = Duration::from_millis(20);
+
+/// Who wakes so much later stood still. Whoever is awake and busy keeps no sleeper for so long.
 const LATE: Duration = Duration::from_millis(80);
 
-/// A time in which nothing went on.
-type Standstill = (Instant, Instant);
+/// A time in which nothing went on, on one core at least.
+pub(crate) type Standstill = (Instant, Instant);
 
 /// Sleepers, one for each core: a host may take one of them alone.
 pub(crate) struct Machine {

@@ -34,7 +34,6 @@ use self::{
     history::History,
     load::{Asked, Load},
     machine::Machine,
-    verdict::ms,
 };
 use crate::support::{
     Agent, Over, PATIENCE, Proxy, Serving, Weather, ask, cluster, http_client, http_client_with,
@@ -147,7 +146,8 @@ pub(crate) struct Field {
     fault: Option<Instant>,
     /// Those who failed are started again.
     waning: Option<Instant>,
-    /// Meanwhile a server stood still, or was started anew: it may tell what was so before.
+    /// Meanwhile a server stood still, was started anew, or had no leader: it may tell what was so
+    /// before.
     behind: Vec<(Instant, Option<Instant>)>,
     healed: Option<Instant>,
     /// What the doors had passed then.
@@ -294,9 +294,9 @@ impl Field {
         self.behind.push((Instant::now(), None));
     }
 
-    /// All servers are there, and will have caught up soon.
-    pub(crate) fn catches_up(&mut self) {
-        let soon = Instant::now() + Duration::from_secs(3);
+    /// All servers are there, and will have caught up so soon.
+    pub(crate) fn catches_up(&mut self, within: Duration) {
+        let soon = Instant::now() + within;
         for (_, until) in &mut self.behind {
             until.get_or_insert(soon);
         }
@@ -329,8 +329,15 @@ impl Field {
         self.fault_ends();
         self.ours_is_there(RIGHT_AGAIN).await;
         sleep(rest).await;
-        for (which, what) in [("", "there later"), ("passing", "well later")] {
-            self.catalog_has("ours", which, 1, what, ms(100)).await;
+        for which in ["", "passing"] {
+            let there = wait_for("a server that tells", async || {
+                self.in_catalog("ours", which).await
+            })
+            .await;
+            if there != 1 {
+                let trouble = format!("our own instance is there {there} times, later: {which}");
+                self.trouble(trouble);
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
     Field,
     history::History,
     load::{Asked, Reply},
-    machine,
+    machine::{self, Standstill},
 };
 
 /// How late a change may be seen while all is well: a watch's second and a little.
@@ -108,9 +108,9 @@ pub(crate) struct Verdict {
     pub(crate) new_asked: usize,
     pub(crate) new_found: usize,
     pub(crate) new_worst: Duration,
-    /// Of all that were asked from the fault until all was well; and without what the machine
-    /// stood still meanwhile.
+    /// Of all that were asked from the fault until all was well.
     pub(crate) slowest: Duration,
+    /// The same without what the machine stood still meanwhile.
     slowest_here: Duration,
     pub(crate) recovered: Option<Duration>,
     /// Questions and requests to Consul in a second, before the fault and while it lasts.
@@ -143,7 +143,7 @@ pub(super) struct Case {
     pub(super) troubles: Vec<String>,
     pub(super) late: Vec<String>,
     /// When the machine stood still.
-    pub(super) stood: Vec<(Instant, Instant)>,
+    pub(super) stood: Vec<Standstill>,
     /// What the stub said from the fault on.
     pub(super) said: Vec<String>,
 }
@@ -289,6 +289,11 @@ impl Case {
             let count = slow.len() as f64;
             self.seen.push((slow_ones(slow), count, true));
         }
+        let stood = machine::between(&self.stood, fault, healed);
+        if !stood.is_zero() {
+            let what = "the machine stood still, ms".to_owned();
+            self.seen.push((what, stood.as_secs_f64() * 1_000.0, true));
+        }
         let last_stale = still_stale.iter().max();
         if let Some((_, name, reasons)) = last_stale {
             let what = format!("stale afterwards, {name} last, {reasons}");
@@ -338,18 +343,14 @@ impl Case {
             reply.at >= *from && until.is_none_or(|until| one.sent < until)
         };
         let holds = !reply.is_stale() && !self.behind.iter().any(is_behind);
-        let before = |time: Duration| one.sent.checked_sub(time).unwrap_or(one.sent);
-        let stood = machine::between(&self.stood, before(self.fresh + LATEST), reply.at);
-        let from = holds.then(|| before(self.fresh + stood));
-        (!self.history.was(&one.name, &reply.ports, from, reply.at)).then(|| {
+        let is_recent = |until: Instant| {
+            let stood = machine::between(&self.stood, until, one.sent);
+            !holds || one.sent.saturating_duration_since(until) <= self.fresh + stood
+        };
+        let was = (self.history).was(&one.name, &reply.ports, reply.at, is_recent);
+        (!was).then(|| {
             let marked = if reply.is_stale() { "stale" } else { "fresh" };
-            let when = match self.history.was_until(&one.name, &reply.ports) {
-                Some(until) => {
-                    let ago = one.sent.saturating_duration_since(until);
-                    format!("was so {:.2} s before", ago.as_secs_f64())
-                }
-                None => "was never so".to_owned(),
-            };
+            let when = (self.history).told(&one.name, &reply.ports, one.sent, reply.at);
             format!("{:?}, {marked}, {when}", reply.ports)
         })
     }
@@ -630,11 +631,12 @@ mod tests {
                 vec![Asked::made_up(NAME, sent, heard, &[1], None)]
             });
             let at = |seconds: f64| one.began + Duration::from_secs_f64(seconds);
-            one.stood = vec![(at(11.0), at(11.0 + stands))];
+            // Once while the set was old, and once while it was waited for.
+            one.stood = [9.0, 11.2].map(|from| (at(from), at(from + stands))).into();
             let verdict = judged(one, None);
             assert_eq!(verdict.broken.is_empty(), holds, "{stands}: {verdict}");
             assert_eq!(verdict.slowest, ms(1_100));
-            let left = 1.1 - (stands - 0.1).max(0.0);
+            let left = 1.1 - stands.min(1.0);
             assert!((verdict.slowest_here.as_secs_f64() - left).abs() < 0.001);
         }
     }

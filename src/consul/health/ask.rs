@@ -47,6 +47,18 @@ pub(crate) enum Ask<'a> {
     Servers,
 }
 
+impl Ask<'_> {
+    /// Whether a list of instances answers it.
+    pub(crate) fn is_listed(&self) -> bool {
+        match self {
+            Self::Service { .. } | Self::Connect { .. } | Self::Ingress { .. } | Self::Servers => {
+                true
+            }
+            Self::Query { .. } | Self::Node { .. } | Self::Reverse { .. } => false,
+        }
+    }
+}
+
 /// Where it is asked for; `None` is the agent's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place<'a> {

@@ -1,7 +1,6 @@
 //! **Pure.** A JSON list that comes in pieces, cut into what stands in it: no more than one
-//! element is held at a time, however long the list is, and each byte is looked at once. Whether
-//! an element is JSON is for whoever reads it; commas and brackets between them are looked at
-//! here.
+//! element is held at a time, however long the list is, and each byte is looked at once here.
+//! Whether an element is JSON is for whoever reads it; commas and brackets between them are not.
 
 // What comes from outside is read here: nothing that it says may end in a panic.
 #![cfg_attr(
@@ -13,6 +12,11 @@
         clippy::panic
     )
 )]
+
+/// White space of JSON (RFC 8259, section 2).
+pub(super) fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
 
 /// How far it has come.
 #[derive(Debug, Default)]
@@ -80,7 +84,9 @@ impl Within {
             (Self::Open(depth), b'"') => Does::GoesOn(Self::Text(depth, false)),
             (Self::Open(depth), b'{' | b'[') => Does::GoesOn(Self::Open(depth.saturating_add(1))),
             (Self::Open(depth), b'}' | b']') => closed(depth.saturating_sub(1)),
-            (Self::Word, b',' | b']' | b'}' | b' ' | b'\t' | b'\n' | b'\r') => Does::IsBehind,
+            (Self::Word, byte) if is_space(byte) || matches!(byte, b',' | b']' | b'}') => {
+                Does::IsBehind
+            }
             (as_before, _) => Does::GoesOn(as_before),
         }
     }
@@ -110,7 +116,7 @@ impl List {
                 at => at,
             };
             self.at = match (behind, byte) {
-                (behind, b' ' | b'\t' | b'\n' | b'\r') => behind,
+                (behind, byte) if is_space(byte) => behind,
                 (At::Start, b'[') => At::First,
                 (At::First | At::Behind, b']') => At::End,
                 (At::Behind, b',') => At::Next,
@@ -144,13 +150,6 @@ impl List {
     /// Whether anything of it came.
     pub(super) fn is_begun(&self) -> bool {
         self.at != At::Start
-    }
-
-    /// Whether it is one still with these bytes next.
-    pub(super) fn may_begin(&self, bytes: &[u8]) -> bool {
-        let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
-        let first = bytes.iter().find(|byte| !is_space(byte));
-        self.is_begun() || first.is_none_or(|first| *first == b'[')
     }
 
     /// Whether all of it came, and nothing else; or what it is instead.

@@ -14,8 +14,8 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::{Head, Trouble, trouble::line};
-use crate::consul::{health::Reading, token::Token};
+use super::{Head, Reply, Trouble, trouble::line};
+use crate::consul::token::Token;
 
 /// What a status and headers say. `header`: its text, by its name.
 pub(crate) fn head<'a>(status: u16, header: impl Fn(&str) -> Option<&'a str>) -> Head {
@@ -28,7 +28,6 @@ pub(crate) fn head<'a>(status: u16, header: impl Fn(&str) -> Option<&'a str>) ->
     };
     Head {
         status,
-        received: 0,
         index: number("X-Consul-Index"),
         known_leader: boolean("X-Consul-Knownleader"),
         last_contact: number("X-Consul-Lastcontact").map(Duration::from_millis),
@@ -50,12 +49,6 @@ pub(crate) trait Made {
 impl Made for Vec<u8> {
     fn more(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);
-    }
-}
-
-impl Made for Reading<'_> {
-    fn more(&mut self, bytes: &[u8]) {
-        self.more(bytes);
     }
 }
 
@@ -89,9 +82,13 @@ impl<B: Made> Body<B> {
         Ok(())
     }
 
-    /// What was made of it, and of how many bytes.
-    pub(crate) fn taken(self) -> (B, usize) {
-        (self.made, self.received)
+    /// All of it came.
+    pub(crate) fn ends(self, head: Head) -> Reply<B> {
+        Reply {
+            head,
+            body: self.made,
+            received: self.received,
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, SRV, TXT};
+use hickory_proto::{
+    op::Edns,
+    rr::rdata::{A, AAAA, CNAME, SRV, TXT},
+};
 use proptest::{collection::vec, prelude::any, prop_assert, prop_assert_eq, proptest};
 
 use super::*;
@@ -263,6 +266,48 @@ proptest! {
             let message = Message::from_vec(&reply).unwrap();
             prop_assert_eq!(message.metadata.id.to_be_bytes(), [packet[0], packet[1]]);
             prop_assert_eq!(message.metadata.message_type, MessageType::Response);
+        }
+    }
+
+    #[test]
+    fn what_is_read_in_brief_is_what_a_whole_reading_gives(
+        labels in vec(vec(any::<u8>(), 1..20), 0..6),
+        kind: u16,
+        class in 0_u16..300,
+        owner in 0_usize..8,
+        opt in proptest::option::of((any::<u16>(), any::<u32>(), vec(any::<u8>(), 0..3))),
+        breaks in proptest::option::of((0_usize..200, any::<u8>())),
+    ) {
+        let mut packet = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(opt.is_some())];
+        for label in &labels {
+            packet.push(label.len() as u8);
+            packet.extend(label);
+        }
+        packet.push(0);
+        packet.extend([kind.to_be_bytes(), class.to_be_bytes()].concat());
+        if let Some((size, flags, data)) = &opt {
+            // Seldom somebody's.
+            packet.extend(if owner == 0 { &b"\x01a"[..] } else { b"" });
+            packet.extend([0, 0, 41]);
+            packet.extend(size.to_be_bytes());
+            packet.extend(flags.to_be_bytes());
+            packet.extend([0, data.len() as u8]);
+            packet.extend(data);
+        }
+        // Perhaps it is none any more.
+        if let Some((at, byte)) = breaks && let Some(broken) = packet.get_mut(at) {
+            *broken = byte;
+        }
+        if first_look(&packet).is_ok() {
+            let read = brief(&packet);
+            let is_brief = opt.is_none_or(|(.., data)| data.is_empty() && owner > 0);
+            let is_brief = is_brief && breaks.is_none();
+            prop_assert!(read.is_some() || !is_brief);
+            if read.is_some() {
+                prop_assert_eq!(read, whole(&packet));
+            }
+        } else {
+            prop_assert!(breaks.is_some() || opt.is_some());
         }
     }
 

@@ -6,7 +6,8 @@
 //! thread has no answer to, and tells it what it found.
 //!
 //! Several sockets are bound to one address (`SO_REUSEPORT`, socket(7)): the kernel
-//! keeps each client at one of them.
+//! keeps each client at one of them. One that was bound by somebody else, as systemd does, is
+//! shared by all threads.
 
 use std::{
     array,
@@ -111,9 +112,23 @@ struct Work {
 
 /// Binds a socket for each core.
 pub(super) fn bind(address: SocketAddr) -> io::Result<Vec<Lane>> {
+    (0..count()).map(|_| Lane::bind(address)).collect()
+}
+
+/// Takes a socket that is bound. There is no other to be had: all threads read it.
+pub(super) fn share(socket: &Socket) -> io::Result<Vec<Lane>> {
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(LOOK))?;
+    let lane = |_| {
+        let socket = socket.try_clone()?;
+        Ok(Lane { socket })
+    };
+    (0..count()).map(lane).collect()
+}
+
+fn count() -> usize {
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
-    let lanes = (0..cores.min(MOST_LANES)).map(|_| Lane::bind(address));
-    lanes.collect()
+    cores.min(MOST_LANES)
 }
 
 /// Starts a thread and a task for each socket. They end when `stop` is set.
@@ -173,13 +188,6 @@ impl Lane {
         give_room(&socket);
         keep_to_this_machine(&socket, address);
         socket.bind(&address.into())?;
-        Ok(Self { socket })
-    }
-
-    /// Takes a socket that is bound.
-    pub(super) fn of(socket: Socket) -> io::Result<Self> {
-        socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(LOOK))?;
         Ok(Self { socket })
     }
 

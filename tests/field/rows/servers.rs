@@ -14,12 +14,12 @@ pub(crate) async fn the_leader_is_killed(lasts: Duration) -> Verdict {
     field.fault_begins();
     // What the dead one confirmed last is known to all when another leads.
     field.falls_behind();
-    sleep(lasts).await;
     wait_for("another leader", async || {
         (leader(&field.servers).await != at).then_some(())
     })
     .await;
-    field.catches_up();
+    field.catches_up(ms(500));
+    sleep(lasts).await;
     field.mended(ms(1_000)).await;
     let law = Law {
         recovers: Some(ms(5_000)),

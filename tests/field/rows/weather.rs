@@ -291,7 +291,7 @@ impl Field {
         }
         self.weather_everywhere(&Weather::default());
         leader(&self.servers).await;
-        self.catches_up();
+        self.catches_up(ms(3_000));
         match self.agent.is_running() {
             true => self.agent.resume(),
             false => self.restart_agent().await,
