@@ -166,12 +166,6 @@ impl Inner {
                 self.evidence().hold(name.key(), reason, clock::now());
                 Belief::Held(reason)
             }
-            // One that reads its log still may have said so; nothing is known that could be held.
-            Some(Confirmed::Unheard) | None
-                if confirms && !said.known && self.sources.may_be_behind(clock::now()) =>
-            {
-                Belief::Held(Reason::Unconfirmed)
-            }
             Some(Confirmed::Unheard | Confirmed::Gone) | None => belief,
         };
         match belief {

@@ -5,7 +5,6 @@
 
 use std::{
     net::IpAddr,
-    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -39,9 +38,6 @@ const PATIENCE: Duration = Duration::from_millis(150);
 
 /// After a failure a server may be started anew and read its log for so long.
 const SETTLING: Duration = Duration::from_secs(60);
-
-/// Who was seen to be behind its leader has caught up so soon after.
-const CATCHES_UP: Duration = Duration::from_secs(10);
 
 /// Connections to the HTTP API that look-ups have at once, each one or two at most. Those above
 /// wait for their turn: a flood of names is not to use up what Consul allows a client, which
@@ -83,28 +79,17 @@ impl Sources {
         self.ask(Rung::Http, question, mode, limit).await
     }
 
-    /// Whether something failed lately, or was behind: a server that was started anew may not know
-    /// yet what there is.
+    /// Whether something failed lately, or was behind: a server that was started anew may not know yet what
+    /// there is.
     pub(crate) fn unsettled(&self, now: Instant) -> bool {
         let failed = |circuits: &Circuits| circuits.failed_within(SETTLING, now);
-        failed(&self.dns.circuits) || failed(&self.http_circuits) || self.behind(SETTLING, now)
+        failed(&self.dns.circuits) || failed(&self.http_circuits)
     }
 
     /// Somebody who is asked is behind what is known, or knows no leader: a server that was started
     /// anew, which others may be asked at as well.
     pub(crate) fn is_behind(&self, now: Instant) {
-        *(self.behind.lock()).unwrap_or_else(PoisonError::into_inner) = Some(now);
-    }
-
-    /// Whether somebody may be behind still: what one server says not to exist then is true only
-    /// where the leader says so too.
-    pub(crate) fn may_be_behind(&self, now: Instant) -> bool {
-        self.behind(CATCHES_UP, now)
-    }
-
-    fn behind(&self, within: Duration, now: Instant) -> bool {
-        let behind = *(self.behind.lock()).unwrap_or_else(PoisonError::into_inner);
-        behind.is_some_and(|behind| now.saturating_duration_since(behind) < within)
+        self.http_circuits.failed(now);
     }
 
     /// Asks the leader for a name of which any server said that there is no such name. `None`:

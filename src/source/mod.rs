@@ -14,7 +14,7 @@ pub(crate) mod static_file;
 mod static_rung;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -73,8 +73,6 @@ pub(crate) struct Sources {
     dns: DnsSource,
     agent: Arc<Agent>,
     http_circuits: Circuits,
-    /// When somebody was behind what is known. A std mutex: held for a look.
-    behind: Mutex<Option<Instant>>,
     /// One for each look-up that the HTTP API is asked for.
     http_seats: Semaphore,
     catalog: Option<StaticFile>,
@@ -109,7 +107,6 @@ impl Sources {
         Ok(Self {
             dns: DnsSource::new(&config.dns),
             http_circuits: Circuits::new(Source::Http, agent.addresses().map(ToString::to_string)),
-            behind: Mutex::default(),
             http_seats: http_rung::seats(config.watches),
             agent: Arc::new(agent),
             defaults: config.defaults.clone(),
