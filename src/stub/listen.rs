@@ -45,7 +45,8 @@ const QUESTION: usize = 4_096;
 /// Bytes that may wait in a socket each way, where the kernel allows it.
 const WAITING: usize = 4 << 20;
 
-/// Questions over UDP that are worked on at once, per socket.
+/// Questions over UDP that are worked on at once, for each thread of the fast lane, or for the socket
+/// that has none.
 const MOST_DATAGRAMS: usize = 1_024;
 
 /// From so many on a client has its share and no more.
