@@ -45,9 +45,10 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
     count(catch_unwind(AssertUnwindSafe(work)))
 }
 
-/// The same of a future, which has given back by then what it held.
-pub(crate) async fn outcome<T>(work: impl Future<Output = T>) -> Option<T> {
-    count(AssertUnwindSafe(work).catch_unwind().await)
+/// The same of a future, which has given back by then what it held. It takes no more room than that
+/// one: an `async fn` would hold it twice.
+pub(crate) fn outcome<T>(work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
+    AssertUnwindSafe(work).catch_unwind().map(count)
 }
 
 fn count<T>(done: std::thread::Result<T>) -> Option<T> {
@@ -77,6 +78,18 @@ pub(crate) async fn anew_after_panics<F: Future<Output = ()>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_looks_after_work_takes_little_room_for_it() {
+        let work = async {
+            let room = [0_u8; 1_000];
+            tokio::task::yield_now().await;
+            room.len()
+        };
+        let alone = size_of_val(&work);
+        let looked_after = size_of_val(&outcome(work));
+        assert!(alone > 1_000 && looked_after < alone + 64, "{looked_after}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn work_that_panics_is_begun_anew_until_it_ends() {

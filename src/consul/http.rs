@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use reqwest::{
     StatusCode, Url,
     header::{HOST, HeaderValue, LOCATION, RETRY_AFTER},
@@ -469,14 +470,13 @@ impl reqwest::dns::Resolve for Pinned {
     }
 }
 
-async fn within<T>(
+/// The exchange, which is held once: an `async fn` would hold it twice.
+fn within<T>(
     limit: Duration,
     exchange: impl Future<Output = Result<T, Trouble>>,
-) -> Result<T, Trouble> {
-    match tokio::time::timeout(limit, exchange).await {
-        Ok(told) => told,
-        Err(_) => Err(Trouble::TimedOut),
-    }
+) -> impl Future<Output = Result<T, Trouble>> {
+    let limited = tokio::time::timeout(limit, exchange);
+    limited.map(|told| told.unwrap_or(Err(Trouble::TimedOut)))
 }
 
 async fn heard<B: Made>(
