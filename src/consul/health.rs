@@ -74,8 +74,6 @@ pub(crate) enum Unread {
 
 /// Reads the body of a reply with status 200, as it comes.
 pub(crate) struct Reading<'q> {
-    question: &'q Question<'q>,
-    translated: bool,
     list: List,
     entries: Entries<'q>,
     /// What is no list of entries is read when all of it is there, from its first sign on.
@@ -86,10 +84,8 @@ impl<'q> Reading<'q> {
     /// `translated` is what the agent's `X-Consul-Translate-Addresses` said.
     pub(crate) fn new(question: &'q Question<'q>, translated: bool) -> Self {
         Self {
-            question,
-            translated,
             list: List::default(),
-            entries: Entries::new(question, None, translated),
+            entries: Entries::new(question, translated),
             whole: Vec::new(),
         }
     }
@@ -104,7 +100,7 @@ impl<'q> Reading<'q> {
                 .unwrap_or_default();
         }
         let begins = || self.whole.is_empty() && bytes.first() == Some(&b'[');
-        if self.question.ask.is_listed() && (self.list.is_begun() || begins()) {
+        if self.entries.question.ask.is_listed() && (self.list.is_begun() || begins()) {
             let entries = &mut self.entries;
             self.list.more(bytes, |element| entries.element(element));
         } else {
@@ -115,12 +111,11 @@ impl<'q> Reading<'q> {
     /// What all of it told.
     pub(crate) fn end(self) -> Result<Read, Unread> {
         let Self {
-            question,
-            translated,
             list,
-            entries,
+            mut entries,
             whole,
         } = self;
+        let question = entries.question;
         if list.is_begun() {
             list.end().map_err(not_json)?;
             return entries.end();
@@ -134,8 +129,7 @@ impl<'q> Reading<'q> {
             Ask::Query { .. } => {
                 let reply: Option<Executed<'_>> = object(&whole)?;
                 let reply = reply.ok_or(Unread::NotFound { unhealthy: 0 })?;
-                let datacenter = reply.datacenter.filter(|name| !name.is_empty());
-                let mut entries = Entries::new(question, datacenter, translated);
+                entries.answered = reply.datacenter.filter(|name| !name.is_empty());
                 for raw in reply.nodes.unwrap_or_default() {
                     entries.entry(raw.get());
                 }
@@ -266,11 +260,11 @@ enum Gathered {
 }
 
 impl<'q> Entries<'q> {
-    fn new(question: &'q Question<'q>, answered: Option<Box<str>>, translated: bool) -> Self {
+    fn new(question: &'q Question<'q>, translated: bool) -> Self {
         Self {
             question,
             translated,
-            answered,
+            answered: None,
             datacenter: None,
             count: 0,
             left: 0,

@@ -45,7 +45,7 @@ mod target;
 mod text;
 
 use std::{
-    fmt::{self, Write as _},
+    fmt,
     hash::{Hash, Hasher},
     net::IpAddr,
     str::FromStr,
@@ -372,15 +372,8 @@ impl ConsulName {
 
     fn new(subject: Subject, locality: Locality) -> Self {
         let mut key = CompactString::default();
-        match &subject {
-            // As it is written below; these are asked for most.
-            Subject::Service { service, tag: None } => {
-                key.push_str(service);
-                key.push_str(".service");
-            }
-            // Into a string all can be written.
-            subject => _ = write!(key, "{subject}"),
-        }
+        // Into a string all can be written.
+        _ = subject.write(&mut key);
         let place = locality.labels(matches!(subject, Subject::Virtual { .. }));
         if !place.is_empty() && !matches!(subject, Subject::Address(_)) {
             key.push('.');
@@ -397,8 +390,18 @@ impl ConsulName {
 impl fmt::Display for Subject {
     /// The labels left of the locality.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f)
+    }
+}
+
+impl Subject {
+    fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self {
-            Self::Service { service, tag: None } => write!(f, "{service}.service"),
+            // These are asked for most, and formatting takes its time.
+            Self::Service { service, tag: None } => {
+                f.write_str(service)?;
+                f.write_str(".service")
+            }
             // Two labels that both begin with an underscore are read after RFC
             // 2782, so that is how such a tag and service have to be written.
             Self::Service {

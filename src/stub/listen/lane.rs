@@ -112,7 +112,7 @@ struct Work {
 
 /// Binds a socket for each core.
 pub(super) fn bind(address: SocketAddr) -> io::Result<Vec<Lane>> {
-    (0..count()).map(|_| Lane::bind(address)).collect()
+    (0..lanes()).map(|_| Lane::bind(address)).collect()
 }
 
 /// Takes a socket that is bound. There is no other to be had: all threads read it.
@@ -123,10 +123,11 @@ pub(super) fn share(socket: &Socket) -> io::Result<Vec<Lane>> {
         let socket = socket.try_clone()?;
         Ok(Lane { socket })
     };
-    (0..count()).map(lane).collect()
+    (0..lanes()).map(lane).collect()
 }
 
-fn count() -> usize {
+/// One for each core.
+fn lanes() -> usize {
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
     cores.min(MOST_LANES)
 }
