@@ -2,17 +2,6 @@
 //! element is held at a time, however long the list is, and each byte is looked at once here.
 //! Whether an element is JSON is for whoever reads it; commas and brackets between them are not.
 
-// What comes from outside is read here: nothing that it says may end in a panic.
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )
-)]
-
 /// White space of JSON (RFC 8259, section 2).
 pub(super) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')

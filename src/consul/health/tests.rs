@@ -1,11 +1,14 @@
 //! Replies are captures of Consul 1.8.7 where they come from a file.
 
+use std::net::IpAddr;
+
 use proptest::prelude::*;
 
 use super::{
     ask::{Place, Reader, path},
     *,
 };
+use crate::{endpoint::Health, found::Instance};
 
 const WEB: &str = include_str!("captures/web.json");
 const HEALTH: &str = include_str!("captures/health.json");
