@@ -6,6 +6,8 @@ mod datagrams;
 #[cfg(target_os = "linux")]
 mod lane;
 mod share;
+#[cfg(target_os = "linux")]
+mod slow_lane;
 
 use std::{
     io,
@@ -47,7 +49,7 @@ const WAITING: usize = 4 << 20;
 
 /// Questions over UDP that are worked on at once, for each thread of the fast lane, or for the socket
 /// that has none.
-const MOST_DATAGRAMS: usize = 1_024;
+const MOST_DATAGRAMS: usize = 512;
 
 /// From so many on a client has its share and no more.
 const CROWDED: usize = MOST_DATAGRAMS / 4;

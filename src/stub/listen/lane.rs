@@ -2,8 +2,7 @@
 //! in batches, answers what it knows, and hands the rest to the slow lane. What it
 //! knows is [`shortcut`]'s.
 //!
-//! Behind each thread stands its part of the slow lane, a task that works on what the
-//! thread has no answer to, and tells it what it found.
+//! Behind each thread stands its part of the [slow lane](super::slow_lane).
 //!
 //! Several sockets are bound to one address (`SO_REUSEPORT`, socket(7)): the kernel
 //! keeps each client at one of them. One that was bound by somebody else, as systemd does, is
@@ -18,13 +17,12 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, sync_channel},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -32,25 +30,21 @@ use nix::{
     },
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{
-    sync::{
-        mpsc::{self, Sender},
-        oneshot,
-    },
-    task::JoinSet,
-};
+use tokio::{sync::oneshot, task::JoinSet};
 use tracing::{debug, warn};
 
-use super::{CROWDED, MOST_DATAGRAMS, QUESTION, give_room, keep_to_this_machine, share::Shares};
+use super::{
+    QUESTION, give_room, keep_to_this_machine,
+    slow_lane::{self, HandOver, Miss, SlowLane, Told},
+};
 use crate::{
-    cache::Hits,
     clock,
     endpoint::Transport,
     stub::{
         Server, answer,
         forward::Waiters,
         networks::Trusted,
-        shortcut::{self, Fill, Given, Late, Shortcuts, Way},
+        shortcut::{self, Given, Late, Shortcuts, Way},
         tally::{Counted, Tally},
     },
     task,
@@ -65,8 +59,8 @@ const REPLY: usize = 4_096;
 /// How often a thread that hears nothing looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Misses that wait for the slow lane, and replies that wait for the fast one.
-const MOST_WAITING: usize = 1_024;
+/// What waits for the fast lane.
+const MOST_TOLD: usize = 1_024;
 
 /// Threads of the fast lane, at most.
 const MOST_LANES: usize = 64;
@@ -77,30 +71,12 @@ pub(in crate::stub) struct Lane {
     socket: Socket,
 }
 
-/// A datagram that the fast lane has no answer to.
-#[derive(Debug)]
-struct Miss {
-    packet: Box<[u8]>,
-    client: SocketAddr,
-    since: Instant,
-    /// How often the answer was given that holds no more.
-    hits: Hits,
-}
-
-/// What the slow lane tells its thread.
-#[derive(Debug)]
-enum Told {
-    Fill(Fill),
-    /// There was no seat for it: what is known is to be given.
-    Late(Miss),
-}
-
 /// What a thread is given.
 struct Work {
     lane: Arc<Lane>,
     /// What its shortcuts may take.
     bytes: usize,
-    misses: Sender<Miss>,
+    misses: HandOver,
     told: Receiver<Told>,
     /// Set by the slow lane while it takes nobody in.
     full: Arc<AtomicBool>,
@@ -142,13 +118,13 @@ pub(super) fn spawn(
 ) {
     let bytes = server.current().resolver.cache_bytes() / lanes.len().max(1);
     for (number, lane) in lanes.into_iter().enumerate() {
-        let (miss, missed) = mpsc::channel(MOST_WAITING);
-        let (tell, told) = sync_channel(MOST_WAITING);
+        let (misses, missed) = slow_lane::way();
+        let (tell, told) = sync_channel(MOST_TOLD);
         let (lane, full) = (Arc::new(lane), Arc::<AtomicBool>::default());
         let work = Work {
             lane: Arc::clone(&lane),
             bytes,
-            misses: miss,
+            misses,
             told,
             full: Arc::clone(&full),
             stop: Arc::clone(stop),
@@ -193,7 +169,13 @@ impl Lane {
     }
 
     /// Sends one reply, as its client may have it.
-    fn reply(&self, trusted: &Trusted, question: &[u8], reply: &[u8], client: SocketAddr) {
+    pub(super) fn reply(
+        &self,
+        trusted: &Trusted,
+        question: &[u8],
+        reply: &[u8],
+        client: SocketAddr,
+    ) {
         let reply = trusted.cut(question, reply, client);
         if let Err(error) = self.send(&reply, client) {
             debug!(%client, %error, "reply not sent");
@@ -276,6 +258,7 @@ fn serve<S: Address>(work: &Work) {
     let mut outgoing = vec![0; BATCH * REPLY];
     let mut taken = MultiHeaders::<S>::preallocate(BATCH, None);
     let mut sent = MultiHeaders::<S>::preallocate(BATCH, None);
+    let mut missed = Vec::with_capacity(BATCH);
     while !stop.load(Ordering::Relaxed) {
         let mut from: [(usize, Option<S>); BATCH] = [(0, None); BATCH];
         let count = match take(lane, &mut incoming, &mut taken, &mut from) {
@@ -342,31 +325,23 @@ fn serve<S: Address>(work: &Work) {
                     replies += 1;
                 }
                 Given::Miss { hits } => {
-                    // Too many wait already: what was known is given, or told so at once.
+                    // Too many wait already: what was known is given.
                     let known = match &plain {
                         Some(plain) if full.load(Ordering::Relaxed) => {
                             shortcuts.answer_late(packet, plain, now, room)
                         }
                         _ => None,
                     };
-                    if known.is_none() {
-                        let miss = Miss {
+                    let Some(length) = known else {
+                        missed.push(Miss {
                             packet: packet.into(),
                             client: client.client(),
                             since: *came.get_or_insert_with(clock::now),
                             hits,
-                        };
-                        if misses.try_send(miss).is_ok() {
-                            continue;
-                        }
-                    }
-                    let plain = plain.as_ref();
-                    let late = || shortcuts.late(packet, plain?, now, room);
-                    let Some(told) = known.map(Late::Known).or_else(late) else {
-                        counted.dropped();
+                        });
                         continue;
                     };
-                    let length = count_late(tally, told, room);
+                    let length = count_late(tally, Late::Known(length), room);
                     lengths[replies] = fit(trusted, packet, room, length, client);
                     to[replies] = Some(*client);
                     replies += 1;
@@ -374,6 +349,11 @@ fn serve<S: Address>(work: &Work) {
             }
         }
         give(lane, &outgoing, &lengths[..replies], &to, &mut sent);
+        misses.take(&mut missed);
+        // There is no room for these.
+        for miss in missed.drain(..) {
+            late(work, &mut shortcuts, &miss, now, &mut outgoing[..REPLY]);
+        }
     }
 }
 
@@ -471,93 +451,6 @@ fn give<S: Address>(
             Err(Errno::EINTR) => 0,
             Err(_) => 1,
         };
-    }
-}
-
-/// The slow lane behind one fast one.
-struct SlowLane {
-    lane: Arc<Lane>,
-    tell: SyncSender<Told>,
-    /// Set while nobody is taken in.
-    turned_away: Arc<AtomicBool>,
-    trusted: Arc<Trusted>,
-    server: Arc<Server>,
-    waiters: Waiters,
-}
-
-impl SlowLane {
-    /// Ends when the fast one has ended and all is answered.
-    async fn run(self, mut missed: mpsc::Receiver<Miss>) {
-        // In this task, and none of their own: that costs more than all else that is ours to do.
-        let mut asked = FuturesUnordered::new();
-        let mut shares = Shares::default();
-        loop {
-            // Who waits for another's question takes no seat.
-            let seated = asked.len().saturating_sub(self.waiters.count());
-            let full = seated >= MOST_DATAGRAMS;
-            self.turned_away.store(full, Ordering::Relaxed);
-            tokio::select! {
-                // Who is done leaves before the next comes in: nobody is turned away for
-                // questions that are answered.
-                biased;
-                Some(client) = asked.next(), if !asked.is_empty() => shares.give_back(client),
-                miss = missed.recv(), if !full => {
-                    let Some(miss) = miss else { break };
-                    let Miss { packet, client, since, .. } = &miss;
-                    let turned_away = || self.server.turned_away(packet, *client, *since);
-                    if let Some(Some(reply)) = task::caught(turned_away) {
-                        self.lane.reply(&self.trusted, packet, &reply, *client);
-                        continue;
-                    }
-                    if !shares.take(miss.client, seated >= CROWDED) {
-                        // A flood leaves no time to look.
-                        let has_time = missed.len() <= MOST_WAITING / 2;
-                        let known = || has_time.then(|| self.server.known(packet, *client))?;
-                        if let Some(Some(reply)) = task::caught(known) {
-                            self.lane.reply(&self.trusted, packet, &reply, *client);
-                            continue;
-                        }
-                        // The thread may remember more; it has no time either where it does
-                        // not come to that.
-                        if self.tell.try_send(Told::Late(miss)).is_err() {
-                            self.server.counted.dropped();
-                        }
-                        continue;
-                    }
-                    // One that panics takes nobody along.
-                    asked.push(task::outcome(self.answer(miss)));
-                }
-            }
-        }
-        while asked.next().await.is_some() {}
-    }
-
-    /// Answers a question; gives whose it was.
-    async fn answer(&self, miss: Miss) -> SocketAddr {
-        let Miss {
-            packet,
-            client,
-            since,
-            hits,
-        } = miss;
-        let Self {
-            tell,
-            server,
-            waiters,
-            ..
-        } = self;
-        // Which nobody waits for.
-        task::caught(|| server.served(&packet, hits));
-        let answer = server.answer(&packet, (client, waiters), Transport::Udp, since);
-        if let Some(reply) = answer.await {
-            (self.lane).reply(&self.trusted, &packet, &reply.bytes, client);
-            if let Some(fill) = reply.fill
-                && tell.try_send(Told::Fill(fill)).is_err()
-            {
-                debug!(%client, "no room to remember the answer");
-            }
-        }
-        client
     }
 }
 

@@ -1,0 +1,239 @@
+//! **Shell.** The slow lane behind one thread of the fast one: a task that works on what the
+//! thread has no answer to, and tells it what it found.
+//!
+//! Both hand over by the handful, so that nobody is woken for one question, or for one reply,
+//! where there are more: waking somebody up costs as much as what is done then.
+
+use std::{
+    collections::VecDeque,
+    future::ready,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::SyncSender,
+    },
+    time::Instant,
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{sync::Notify, task::consume_budget};
+use tracing::debug;
+
+use super::{CROWDED, MOST_DATAGRAMS, lane::Lane, share::Shares};
+use crate::{
+    cache::Hits,
+    endpoint::Transport,
+    stub::{Server, forward::Waiters, networks::Trusted, shortcut::Fill},
+    task,
+};
+
+/// Misses that wait for the slow lane.
+const MOST_WAITING: usize = 1_024;
+
+/// Replies that wait for others to be sent with.
+const MOST_DUE: usize = 16;
+
+/// A datagram that the fast lane has no answer to.
+#[derive(Debug)]
+pub(super) struct Miss {
+    pub(super) packet: Box<[u8]>,
+    pub(super) client: SocketAddr,
+    pub(super) since: Instant,
+    /// How often the answer was given that holds no more.
+    pub(super) hits: Hits,
+}
+
+/// What the slow lane tells its thread.
+#[derive(Debug)]
+pub(super) enum Told {
+    Fill(Fill),
+    /// There was no seat for it: what is known is to be given.
+    Late(Miss),
+}
+
+/// The misses between a thread and its task.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// A std mutex: held for a look, once for all that came together.
+    misses: Mutex<VecDeque<Miss>>,
+    come: Notify,
+    /// No more will come.
+    ended: AtomicBool,
+}
+
+impl Waiting {
+    fn misses(&self) -> MutexGuard<'_, VecDeque<Miss>> {
+        self.misses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a thread hands its misses over. Dropped, it says that there are no more.
+#[derive(Debug)]
+pub(super) struct HandOver(Arc<Waiting>);
+
+/// Where its task takes them.
+#[derive(Debug)]
+pub(super) struct Missed(Arc<Waiting>);
+
+/// The way from a thread to its task.
+pub(super) fn way() -> (HandOver, Missed) {
+    let waiting = Arc::<Waiting>::default();
+    (HandOver(Arc::clone(&waiting)), Missed(waiting))
+}
+
+impl HandOver {
+    /// Hands over as many as there is room for; the others stay.
+    pub(super) fn take(&self, misses: &mut Vec<Miss>) {
+        if misses.is_empty() {
+            return;
+        }
+        let mut waiting = self.0.misses();
+        let room = MOST_WAITING.saturating_sub(waiting.len());
+        waiting.extend(misses.drain(..room.min(misses.len())));
+        drop(waiting);
+        self.0.come.notify_one();
+    }
+}
+
+impl Drop for HandOver {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+        self.0.come.notify_one();
+    }
+}
+
+impl Missed {
+    /// The next one; `None`: there are no more.
+    ///
+    /// Cancel-safe.
+    async fn next(&self) -> Option<Miss> {
+        // Others have their turn, however many wait here.
+        consume_budget().await;
+        loop {
+            let ended = self.0.ended.load(Ordering::Acquire);
+            let next = self.0.misses().pop_front();
+            if next.is_some() || ended {
+                return next;
+            }
+            self.0.come.notified().await;
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.0.misses().len()
+    }
+}
+
+/// A reply that is to be sent: the question, what it is answered with, and who asked.
+type Due = (Box<[u8]>, Vec<u8>, SocketAddr);
+
+/// The slow lane behind one fast one.
+pub(super) struct SlowLane {
+    pub(super) lane: Arc<Lane>,
+    pub(super) tell: SyncSender<Told>,
+    /// Set while nobody is taken in.
+    pub(super) turned_away: Arc<AtomicBool>,
+    pub(super) trusted: Arc<Trusted>,
+    pub(super) server: Arc<Server>,
+    pub(super) waiters: Waiters,
+}
+
+impl SlowLane {
+    /// Ends when the fast one has ended and all is answered.
+    pub(super) async fn run(self, missed: Missed) {
+        // In this task, and none of their own: that costs more than all else that is ours to do.
+        let mut asked = FuturesUnordered::new();
+        let (mut shares, mut due) = (Shares::default(), Vec::with_capacity(MOST_DUE));
+        let mut more = true;
+        while more || !asked.is_empty() || !due.is_empty() {
+            // Who waits for another's question takes no seat.
+            let seated = asked.len().saturating_sub(self.waiters.count());
+            let full = seated >= MOST_DATAGRAMS;
+            self.turned_away.store(full, Ordering::Relaxed);
+            if due.len() >= MOST_DUE {
+                self.send(&mut due);
+            }
+            tokio::select! {
+                // Who is done leaves before the next comes in: nobody is turned away for
+                // questions that are answered.
+                biased;
+                Some(done) = asked.next(), if !asked.is_empty() => {
+                    // Nobody knows whose it was that panicked.
+                    let (client, reply) = match done {
+                        Some((client, reply)) => (Some(client), reply),
+                        None => (None, None),
+                    };
+                    shares.give_back(client);
+                    due.extend(reply);
+                }
+                miss = missed.next(), if more && !full => {
+                    let Some(miss) = miss else {
+                        more = false;
+                        continue;
+                    };
+                    let Miss { packet, client, since, .. } = &miss;
+                    let turned_away = || self.server.turned_away(packet, *client, *since);
+                    if let Some(Some(reply)) = task::caught(turned_away) {
+                        due.push((miss.packet, reply, miss.client));
+                        continue;
+                    }
+                    if !shares.take(miss.client, seated >= CROWDED) {
+                        // A flood leaves no time to look.
+                        let has_time = missed.len() <= MOST_WAITING / 2;
+                        let known = || has_time.then(|| self.server.known(packet, *client))?;
+                        if let Some(Some(reply)) = task::caught(known) {
+                            due.push((miss.packet, reply, miss.client));
+                            continue;
+                        }
+                        // The thread may remember more; it has no time either where it does
+                        // not come to that.
+                        if self.tell.try_send(Told::Late(miss)).is_err() {
+                            self.server.counted.dropped();
+                        }
+                        continue;
+                    }
+                    // One that panics takes nobody along.
+                    asked.push(task::outcome(self.answer(miss)));
+                }
+                // Nothing else can be done now.
+                () = ready(()), if !due.is_empty() => self.send(&mut due),
+            }
+        }
+    }
+
+    /// Answers a question: whose it was, and what is to be sent.
+    async fn answer(&self, miss: Miss) -> (SocketAddr, Option<Due>) {
+        let Miss {
+            packet,
+            client,
+            since,
+            hits,
+        } = miss;
+        let Self {
+            tell,
+            server,
+            waiters,
+            ..
+        } = self;
+        // Which nobody waits for.
+        task::caught(|| server.served(&packet, hits));
+        let answer = server.answer(&packet, (client, waiters), Transport::Udp, since);
+        let Some(reply) = answer.await else {
+            return (client, None);
+        };
+        if let Some(fill) = reply.fill
+            && tell.try_send(Told::Fill(fill)).is_err()
+        {
+            debug!(%client, "no room to remember the answer");
+        }
+        (client, Some((packet, reply.bytes, client)))
+    }
+
+    /// Sends replies, as their clients may have them.
+    fn send(&self, due: &mut Vec<Due>) {
+        for (packet, reply, client) in due.drain(..) {
+            self.lane.reply(&self.trusted, &packet, &reply, client);
+        }
+    }
+}
