@@ -515,8 +515,10 @@ async fn replies_without_end_are_looked_at_as_far_as_is_needed() {
     let start = Instant::now();
     let answer = resolver.lookup("web").await.unwrap();
     assert_eq!(answer.endpoints().len(), 4);
-    // As many again where a second datagram went out, since the first was slow.
-    assert!([64, 128].contains(&resolver.ignored_replies()));
+    // So many by who asked and by whose socket it was, and as many again where a second datagram
+    // went out, since the first was slow.
+    let ignored = resolver.ignored_replies();
+    assert!((64..=4 * 65).contains(&ignored), "{ignored}");
     let stub = stub_of(resolver, &[&upstream.address.to_string()]).await;
     let drowned = a(stub, "www.example.").await.metadata.response_code;
     assert_eq!(drowned, ResponseCode::ServFail);

@@ -309,6 +309,10 @@ impl Peer for MadeUp {
         &self.edns
     }
 
+    fn is_crowded(&self) -> bool {
+        false
+    }
+
     async fn datagram(&self, query: &Query) -> Result<Reply, Trouble> {
         self.datagrams.set(self.datagrams.get() + 1);
         let id = clock::query_id();

@@ -7,8 +7,10 @@
 
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
+mod line;
 pub(crate) mod message;
 mod round;
+mod seats;
 mod tcp;
 mod udp;
 
@@ -29,7 +31,7 @@ use self::{
     message::{Query, Strangers},
     round::{Peer, Round},
     tcp::Connection,
-    udp::Sockets,
+    udp::Datagrams,
 };
 use crate::{
     circuit::Asker,
@@ -67,6 +69,8 @@ pub(crate) enum Trouble {
     Malformed,
     /// More stray datagrams than we look at for one question.
     Flooded,
+    /// More questions wait for this server than there are ids for.
+    Crowded,
     /// The name has no wire form.
     NoQuestion,
     Io(io::ErrorKind),
@@ -85,7 +89,7 @@ impl Trouble {
         match self {
             Self::Refused => Outcome::Refused,
             Self::TimedOut => Outcome::TimedOut,
-            Self::Closed | Self::NoQuestion | Self::Io(_) => Outcome::Unreachable,
+            Self::Closed | Self::Crowded | Self::NoQuestion | Self::Io(_) => Outcome::Unreachable,
             Self::Malformed | Self::Flooded => Outcome::Malformed,
         }
     }
@@ -97,6 +101,7 @@ impl Trouble {
             Self::Closed => "the connection was closed before the reply".to_owned(),
             Self::Malformed => "the reply is not a DNS message".to_owned(),
             Self::Flooded => "too many datagrams that answer another question".to_owned(),
+            Self::Crowded => "too many questions wait for it".to_owned(),
             Self::NoQuestion => "the name has no wire form".to_owned(),
             Self::Io(kind) => kind.to_string(),
         }
@@ -139,7 +144,7 @@ struct Server {
     address: SocketAddr,
     name: Box<str>,
     connection: Arc<Connection>,
-    sockets: Sockets,
+    datagrams: Datagrams,
     edns: Edns,
 }
 
@@ -185,11 +190,15 @@ impl Peer for Server {
     }
 
     async fn datagram(&self, query: &Query) -> Result<Reply, Trouble> {
-        self.sockets.exchange(query).await
+        self.datagrams.exchange(query).await
     }
 
     async fn pipelined(&self, query: &Query) -> Result<Reply, Trouble> {
         self.connection.exchange(query).await
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.datagrams.are_crowded()
     }
 
     fn is_free(&self) -> bool {
@@ -212,7 +221,7 @@ impl DnsSource {
             address,
             name: address.to_string().into(),
             connection: Arc::new(Connection::new(address, Arc::clone(&strangers))),
-            sockets: Sockets::new(address, Arc::clone(&strangers)),
+            datagrams: Datagrams::new(address, Arc::clone(&strangers)),
             edns: Edns::default(),
         };
         Self {

@@ -65,6 +65,9 @@ pub(super) trait Peer {
     /// Asks over the connection and waits for the reply.
     async fn pipelined(&self, query: &Query) -> Result<Reply, Trouble>;
 
+    /// Whether datagrams wait for their turn.
+    fn is_crowded(&self) -> bool;
+
     /// Whether the connection is open, and nobody waits for a reply on it.
     fn is_free(&self) -> bool;
 
@@ -194,6 +197,10 @@ impl<P: Peer> Round<'_, P> {
         if reply.is_err() && soon < self.limit {
             // In a box, as all that is seldom: no question is to carry its room.
             reply = Box::pin(clock::timeout_at(self.limit, async {
+                // It may not even be sent: a second one would wait behind it.
+                if server.is_crowded() {
+                    return first.await;
+                }
                 let mut second = Box::pin(server.datagram(&query));
                 // An error of one says nothing of the other.
                 tokio::select! {

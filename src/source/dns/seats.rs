@@ -1,0 +1,499 @@
+//! **Pure.** The questions over one socket: under which ids, which of them may be sent now, and
+//! whose a datagram is that comes back.
+//!
+//! What one server takes at once is little: some 250 questions fill the buffer of its socket, and
+//! what comes then is lost without a word. So no more are sent than [`MOST_UNREAD`] that it may
+//! not have read yet; the others wait for their turn. A question that has no reply for longer than
+//! [`READ_WITHIN`] was read, and keeps nobody waiting.
+
+// What comes from outside is read here: nothing that it says may end in a panic.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
+
+use std::{
+    collections::{HashMap, VecDeque},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use foldhash::fast::RandomState;
+
+use super::{
+    Trouble,
+    message::{self, Stranger},
+};
+use crate::udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS};
+
+/// Questions that a server may not have read yet.
+const MOST_UNREAD: usize = 128;
+
+/// A server that is well has read a question by then.
+const READ_WITHIN: Duration = Duration::from_millis(20);
+
+/// Ids that are not given again for so long after their question was left, and so many of them: a
+/// late reply is to find nobody.
+const LATE: Duration = Duration::from_secs(5);
+const MOST_LEFT: usize = 4_096;
+
+/// Ids that may be in use; more would be long to draw one that is not.
+const MOST_SEATS: usize = 32_768;
+
+/// The questions over one socket.
+#[derive(Debug, Default)]
+pub(super) struct Seats {
+    seats: HashMap<u16, Seat, RandomState>,
+    /// Those that are not sent yet, in order.
+    waiting: VecDeque<Ticket>,
+    /// Those that were sent within [`READ_WITHIN`], in order, and when.
+    sent: VecDeque<(Ticket, Instant)>,
+    /// How many of them have no reply.
+    unread: usize,
+    /// Those that were left, in order, and when.
+    left: VecDeque<(Ticket, Instant)>,
+    /// How many questions there were.
+    count: u64,
+}
+
+/// One question: its id, which others may have after it, and its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket {
+    id: u16,
+    number: u64,
+}
+
+#[derive(Debug)]
+struct Seat {
+    number: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// It waits for its turn, with these bytes.
+    Waiting(Vec<u8>, Option<Waker>),
+    Sent(Sent),
+    /// Nobody waits for it any more.
+    Left,
+}
+
+#[derive(Debug, Default)]
+struct Sent {
+    /// Whether it counts as unread.
+    unread: bool,
+    heard: Vec<Vec<u8>>,
+    wrong_ids: usize,
+    failed: Option<Trouble>,
+    waker: Option<Waker>,
+}
+
+/// What is to be sent now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Send(Ticket, Vec<u8>),
+    /// Nothing before that time, unless a reply comes.
+    At(Instant),
+    Nothing,
+}
+
+/// A datagram that came back.
+#[derive(Debug)]
+pub(super) enum Came {
+    /// For a question whose asker is to be told.
+    Answer(Option<Waker>),
+    /// For one that nobody waits for any more.
+    Late,
+    /// For none of ours. Those who have enough of it are to be told.
+    Stranger(Stranger, Vec<Waker>),
+}
+
+impl Seats {
+    /// Takes a seat for a question, under an id that `draw` gives and nobody has; the bytes to
+    /// send under that id are what `write` makes. `None`: there are too many.
+    pub(super) fn ask(
+        &mut self,
+        mut draw: impl FnMut() -> u16,
+        write: impl FnOnce(u16) -> Vec<u8>,
+    ) -> Option<(Ticket, u16)> {
+        if self.seats.len() >= MOST_SEATS {
+            return None;
+        }
+        let id = loop {
+            let id = draw();
+            if !self.seats.contains_key(&id) {
+                break id;
+            }
+        };
+        self.count = self.count.saturating_add(1);
+        let number = self.count;
+        let ticket = Ticket { id, number };
+        let state = State::Waiting(write(id), None);
+        self.seats.insert(id, Seat { number, state });
+        self.waiting.push_back(ticket);
+        Some((ticket, id))
+    }
+
+    /// What is to be sent `now`, one after the other.
+    pub(super) fn next(&mut self, now: Instant) -> Next {
+        self.forget(now);
+        while let Some(&ticket) = self.waiting.front() {
+            if self.unread >= MOST_UNREAD
+                && let Some((_, when)) = self.sent.front()
+            {
+                return Next::At(when.checked_add(READ_WITHIN).unwrap_or(now));
+            }
+            self.waiting.pop_front();
+            let Some(state) = self.state(ticket) else {
+                continue;
+            };
+            if let State::Waiting(bytes, waker) = state {
+                let (bytes, waker) = (std::mem::take(bytes), waker.take());
+                *state = State::Sent(Sent {
+                    unread: true,
+                    waker,
+                    ..Sent::default()
+                });
+                self.unread = self.unread.saturating_add(1);
+                self.sent.push_back((ticket, now));
+                return Next::Send(ticket, bytes);
+            }
+        }
+        Next::Nothing
+    }
+
+    /// What has been read by `now`, and ids that may be given again.
+    fn forget(&mut self, now: Instant) {
+        let is_over = |when: &Instant, time| now.saturating_duration_since(*when) >= time;
+        while let Some((ticket, when)) = self.sent.front().copied() {
+            if self.is_unread(ticket) && !is_over(&when, READ_WITHIN) {
+                break;
+            }
+            self.sent.pop_front();
+            self.read(ticket);
+        }
+        while (self.left.front())
+            .is_some_and(|(_, when)| self.left.len() > MOST_LEFT || is_over(when, LATE))
+        {
+            if let Some((ticket, _)) = self.left.pop_front()
+                && self.state(ticket).is_some()
+            {
+                self.seats.remove(&ticket.id);
+            }
+        }
+    }
+
+    /// A datagram came.
+    pub(super) fn hear(&mut self, datagram: &[u8]) -> Came {
+        let Some(id) = message::id(datagram) else {
+            return Came::Stranger(Stranger::TooShort, self.blame());
+        };
+        match self.seats.get_mut(&id) {
+            Some(Seat {
+                number,
+                state: State::Sent(sent),
+            }) => {
+                // What comes after it is enough is not looked at.
+                if sent.failed.is_some() || sent.heard.len() >= MOST_STRAY_DATAGRAMS {
+                    return Came::Stranger(Stranger::WrongQuestion, Vec::new());
+                }
+                sent.heard.push(datagram.to_vec());
+                let (waker, number) = (sent.waker.take(), *number);
+                self.read(Ticket { id, number });
+                Came::Answer(waker)
+            }
+            Some(Seat {
+                state: State::Left, ..
+            }) => {
+                // One is due.
+                self.seats.remove(&id);
+                Came::Late
+            }
+            _ => Came::Stranger(Stranger::WrongId, self.blame()),
+        }
+    }
+
+    /// Somebody may be guessing the id of any of them. Gives those who have enough.
+    fn blame(&mut self) -> Vec<Waker> {
+        let mut enough = Vec::new();
+        for seat in self.seats.values_mut() {
+            if let State::Sent(sent) = &mut seat.state {
+                sent.wrong_ids = sent.wrong_ids.saturating_add(1);
+                if sent.wrong_ids >= MOST_WRONG_IDS {
+                    sent.failed.get_or_insert(Trouble::Flooded);
+                    enough.extend(sent.waker.take());
+                }
+            }
+        }
+        enough
+    }
+
+    /// What was sent fails, all of it `but` one. Gives those who are to be told.
+    pub(super) fn fail(&mut self, trouble: &Trouble, but: Option<Ticket>) -> Vec<Waker> {
+        let mut told = Vec::new();
+        for seat in self.seats.values_mut() {
+            if let State::Sent(sent) = &mut seat.state
+                && but.is_none_or(|but| but.number != seat.number)
+            {
+                sent.failed.get_or_insert_with(|| trouble.clone());
+                told.extend(sent.waker.take());
+            }
+        }
+        told
+    }
+
+    /// One question fails.
+    pub(super) fn fail_one(&mut self, ticket: Ticket, trouble: Trouble) -> Option<Waker> {
+        match self.state(ticket)? {
+            State::Sent(sent) => {
+                sent.failed.get_or_insert(trouble);
+                sent.waker.take()
+            }
+            State::Waiting(..) | State::Left => None,
+        }
+    }
+
+    /// What came to a question: a datagram with its id, or why none comes any more.
+    pub(super) fn poll(
+        &mut self,
+        ticket: Ticket,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Vec<u8>, Trouble>> {
+        let waker = match self.state(ticket) {
+            Some(State::Sent(sent)) => {
+                if !sent.heard.is_empty() {
+                    return Poll::Ready(Ok(sent.heard.remove(0)));
+                }
+                if let Some(trouble) = &sent.failed {
+                    return Poll::Ready(Err(trouble.clone()));
+                }
+                &mut sent.waker
+            }
+            Some(State::Waiting(_, waker)) => waker,
+            Some(State::Left) | None => return Poll::Ready(Err(Trouble::Closed)),
+        };
+        match waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            None => *waker = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Nobody waits for it any more. `answered`: its reply came; another is not expected.
+    pub(super) fn leave(&mut self, ticket: Ticket, answered: bool, now: Instant) {
+        self.read(ticket);
+        let Some(state) = self.state(ticket) else {
+            return;
+        };
+        let was_sent = matches!(state, State::Sent(_));
+        if was_sent && !answered {
+            *state = State::Left;
+            self.left.push_back((ticket, now));
+        } else {
+            self.seats.remove(&ticket.id);
+        }
+    }
+
+    /// All who wait.
+    pub(super) fn into_wakers(self) -> impl Iterator<Item = Waker> {
+        let waker = |seat: Seat| match seat.state {
+            State::Waiting(_, waker) => waker,
+            State::Sent(sent) => sent.waker,
+            State::Left => None,
+        };
+        self.seats.into_values().filter_map(waker)
+    }
+
+    /// Whether some wait for their turn.
+    pub(super) fn is_crowded(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether nobody waits for anything.
+    pub(super) fn is_idle(&self) -> bool {
+        let is_left = |seat: &Seat| matches!(seat.state, State::Left);
+        self.seats.values().all(is_left)
+    }
+
+    fn is_unread(&mut self, ticket: Ticket) -> bool {
+        let state = self.state(ticket);
+        state.is_some_and(|state| matches!(state, State::Sent(Sent { unread: true, .. })))
+    }
+
+    /// A question does not count as unread any more.
+    fn read(&mut self, ticket: Ticket) {
+        if let Some(State::Sent(sent)) = self.state(ticket)
+            && std::mem::take(&mut sent.unread)
+        {
+            self.unread = self.unread.saturating_sub(1);
+        }
+    }
+
+    fn state(&mut self, ticket: Ticket) -> Option<&mut State> {
+        let seat = self.seats.get_mut(&ticket.id)?;
+        (seat.number == ticket.number).then_some(&mut seat.state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+
+    use super::*;
+
+    /// A question under the next id.
+    fn ask(seats: &mut Seats) -> Ticket {
+        let mut id = seats.count as u16;
+        let draw = || {
+            id = id.wrapping_add(1);
+            id
+        };
+        seats.ask(draw, |id| id.to_be_bytes().to_vec()).unwrap().0
+    }
+
+    /// Sends what may be sent; gives how many, and when more may be.
+    fn send(seats: &mut Seats, now: Instant) -> (usize, Option<Instant>) {
+        let mut count = 0;
+        loop {
+            match seats.next(now) {
+                Next::Send(ticket, bytes) => assert_eq!(bytes, ticket.id.to_be_bytes()),
+                Next::At(turn) => return (count, Some(turn)),
+                Next::Nothing => return (count, None),
+            }
+            count += 1;
+        }
+    }
+
+    fn poll(seats: &mut Seats, ticket: Ticket) -> Poll<Result<Vec<u8>, Trouble>> {
+        seats.poll(ticket, &mut Context::from_waker(Waker::noop()))
+    }
+
+    fn is_stranger(came: &Came) -> bool {
+        matches!(came, Came::Stranger(Stranger::WrongId, _))
+    }
+
+    #[test]
+    fn no_more_are_sent_than_a_server_holds_unread_and_each_has_its_turn() {
+        let (mut seats, start) = (Seats::default(), Instant::now());
+        let all: Vec<_> = (0..MOST_UNREAD * 3).map(|_| ask(&mut seats)).collect();
+        let turn = start + READ_WITHIN;
+        assert_eq!(send(&mut seats, start), (MOST_UNREAD, Some(turn)));
+        // A reply makes room for one; a question that is given up too, sent or not.
+        seats.hear(&all[5].id.to_be_bytes());
+        seats.leave(all[6], false, start);
+        seats.leave(all[MOST_UNREAD + 9], false, start);
+        assert!(seats.is_crowded());
+        assert_eq!(send(&mut seats, start), (2, Some(turn)));
+        // A silent one is as good as read after a while.
+        let most = (MOST_UNREAD, Some(turn + READ_WITHIN));
+        assert_eq!(send(&mut seats, turn), most);
+        let rest = MOST_UNREAD - 3;
+        assert_eq!(send(&mut seats, turn + READ_WITHIN), (rest, None));
+        assert!(!seats.is_crowded());
+    }
+
+    #[test]
+    fn an_id_is_given_again_when_its_late_reply_is_due_no_more() {
+        let (mut seats, start) = (Seats::default(), Instant::now());
+        let only = |seats: &mut Seats, mut ids: Vec<u16>| {
+            let asks = |id: u16| id.to_be_bytes().to_vec();
+            seats.ask(|| ids.pop().unwrap(), asks).unwrap().1
+        };
+        assert_eq!(only(&mut seats, vec![1]), 1);
+        assert_eq!(only(&mut seats, vec![2, 1]), 2);
+        send(&mut seats, start);
+        let [first, second] = [(1, 1), (2, 2)].map(|(id, number)| Ticket { id, number });
+        seats.leave(first, false, start);
+        // Its reply came: another is not expected.
+        seats.leave(second, true, start);
+        assert_eq!(only(&mut seats, vec![2, 1]), 2);
+        assert!(matches!(seats.hear(&[0, 2]), Came::Stranger(..)));
+        send(&mut seats, start + LATE);
+        assert_eq!(only(&mut seats, vec![3, 1]), 1);
+        // Or when it has come.
+        send(&mut seats, start + LATE);
+        let third = Ticket { id: 2, number: 3 };
+        seats.leave(third, false, start + LATE);
+        assert!(matches!(seats.hear(&[0, 2]), Came::Late));
+        assert!(is_stranger(&seats.hear(&[0, 2])));
+        assert_eq!(only(&mut seats, vec![3, 2]), 2);
+    }
+
+    #[test]
+    fn guesses_are_counted_to_those_who_could_be_meant() {
+        let (mut seats, start) = (Seats::default(), Instant::now());
+        let sent = ask(&mut seats);
+        send(&mut seats, start);
+        let waits = ask(&mut seats);
+        for _ in 1..MOST_WRONG_IDS {
+            assert!(is_stranger(&seats.hear(&waits.id.to_be_bytes())));
+        }
+        assert!(poll(&mut seats, sent).is_pending() && poll(&mut seats, waits).is_pending());
+        assert!(
+            matches!(seats.hear(&[7]), Came::Stranger(Stranger::TooShort, told) if told.len() == 1)
+        );
+        assert!(matches!(
+            poll(&mut seats, sent),
+            Poll::Ready(Err(Trouble::Flooded))
+        ));
+        assert!(poll(&mut seats, waits).is_pending());
+    }
+
+    #[test]
+    fn whatever_comes_in_whatever_order_nobody_hears_of_another_and_nothing_is_left_behind() {
+        for seed in 0..200 {
+            let mut dice = SmallRng::seed_from_u64(seed);
+            let (mut seats, mut now) = (Seats::default(), Instant::now());
+            let mut asked: Vec<Ticket> = Vec::new();
+            for _ in 0..2_000 {
+                now += Duration::from_micros(dice.random_range(0..2_000));
+                let one = (!asked.is_empty()).then(|| dice.random_range(0..asked.len()));
+                match (dice.random_range(0..10), one) {
+                    (0..4, _) => {
+                        // Few ids, so that they are given again.
+                        let draw = || dice.random_range(0..4_096);
+                        let asks = |id: u16| id.to_be_bytes().to_vec();
+                        if asked.len() < 1_000 {
+                            asked.push(seats.ask(draw, asks).unwrap().0);
+                        }
+                    }
+                    (4 | 5, _) => _ = seats.next(now),
+                    (6 | 7, Some(one)) => {
+                        seats.hear(&asked[one].id.to_be_bytes());
+                        let told = poll(&mut seats, asked[one]);
+                        if let Poll::Ready(Ok(bytes)) = told {
+                            assert_eq!(bytes, asked[one].id.to_be_bytes());
+                            seats.leave(asked.swap_remove(one), true, now);
+                        }
+                    }
+                    (8, Some(one)) => seats.leave(asked.swap_remove(one), false, now),
+                    (9, _) => {
+                        let trouble = Trouble::Refused;
+                        if dice.random_range(0..100) == 0 {
+                            seats.fail(&trouble, None);
+                        }
+                    }
+                    _ => {}
+                }
+                let unread = seats
+                    .seats
+                    .values()
+                    .filter(|seat| matches!(&seat.state, State::Sent(sent) if sent.unread));
+                assert_eq!(unread.count(), seats.unread, "seed {seed}");
+                assert!(seats.unread <= MOST_UNREAD, "seed {seed}");
+            }
+            for one in asked {
+                seats.leave(one, false, now);
+            }
+            assert!(seats.is_idle(), "seed {seed}");
+            seats.next(now + LATE);
+            let rest = (seats.seats.len(), seats.sent.len(), seats.left.len());
+            assert_eq!(rest, (0, 0, 0), "seed {seed}");
+        }
+    }
+}
