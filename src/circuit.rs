@@ -242,7 +242,8 @@ pub(crate) struct Pace {
 const FIRST_HEDGE: Duration = Duration::from_millis(100);
 
 /// Below it a busy machine would hedge for nothing; above it a person notices.
-const HEDGE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(150));
+const LEAST_HEDGE: Duration = Duration::from_millis(20);
+pub(crate) const LATEST_HEDGE: Duration = Duration::from_millis(150);
 
 impl Pace {
     /// An answer took so long.
@@ -258,9 +259,8 @@ impl Pace {
 
     /// The time to wait before the next source is asked too.
     pub(crate) fn hedge(&self) -> Duration {
-        let (least, most) = HEDGE;
         (self.smoothed).map_or(FIRST_HEDGE, |smoothed| {
-            (smoothed + self.varies * 4).clamp(least, most)
+            (smoothed + self.varies * 4).clamp(LEAST_HEDGE, LATEST_HEDGE)
         })
     }
 }

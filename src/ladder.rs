@@ -27,7 +27,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{endpoint::Source, error::ErrorKind};
+use crate::{circuit, endpoint::Source, error::ErrorKind};
 
 /// A source, as the ladder sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -189,6 +189,12 @@ impl<S> Ladder<S> {
             }
             (Some((rung, _)), _) => Step::Wait(self.until(*rung)),
         }
+    }
+
+    /// Many are late: one more question beside is not for a single reply that is, and is as little
+    /// as it may be.
+    pub(crate) fn hedge_later(&mut self) {
+        self.hedge = self.hedge.max(circuit::LATEST_HEDGE);
     }
 
     /// Takes in what a rung said. Whoever was given up is not heard any more.

@@ -310,3 +310,16 @@ fn after_the_deadline_only_what_is_on_this_machine_is_asked() {
     ladder.hear(Rung::Static, Heard::Nothing(nothing(0)));
     assert_eq!(ladder.step(later), Step::GiveUp(ErrorKind::Timeout));
 }
+
+#[test]
+fn where_many_are_late_http_is_asked_beside_dns_as_late_as_may_be() {
+    let now = clock::now();
+    let mut ladder = ladder(&[Rung::Dns, Rung::Http], false, now);
+    let deadline = now + Duration::from_secs(1);
+    assert_eq!(ladder.step(now), Step::Ask(Rung::Dns, deadline));
+    ladder.hedge_later();
+    let latest = now + circuit::LATEST_HEDGE;
+    assert_eq!(ladder.step(now + HEDGE), Step::Wait(latest));
+    ladder.hedge_later();
+    assert_eq!(ladder.step(latest), Step::Ask(Rung::Http, deadline));
+}

@@ -8,8 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
-
 use super::{
     Finding, Question, Sources,
     catalog::{self, Blocked, Miss, Told},
@@ -44,12 +42,16 @@ const SETTLING: Duration = Duration::from_secs(60);
 /// names that are followed need too.
 const LOOKUPS: usize = 64;
 
+/// From so many on nobody is asked beside DNS before that is as late as it may be: where all are
+/// late, whoever is asked has enough to do.
+const HEDGES: usize = 8;
+
 /// The same where names that are followed may use up all connections.
 const FEWEST_LOOKUPS: usize = catalog::reverse::AT_ONCE;
 
 /// One for each look-up that the HTTP API is asked for, beside so many names that are followed.
-pub(super) fn seats(watches: usize) -> Semaphore {
-    Semaphore::new((CONNECTIONS.saturating_sub(watches)).clamp(FEWEST_LOOKUPS, LOOKUPS))
+pub(super) fn seats(watches: usize) -> usize {
+    (CONNECTIONS.saturating_sub(watches)).clamp(FEWEST_LOOKUPS, LOOKUPS)
 }
 
 impl Sources {
@@ -77,6 +79,11 @@ impl Sources {
             return (Heard::TimedOut, attempt.into_iter().collect());
         };
         self.ask(Rung::Http, question, mode, limit).await
+    }
+
+    /// Whether so many ask the HTTP API that others had better wait for DNS.
+    pub(crate) fn hedge_enough(&self) -> bool {
+        self.http_seats.available_permits() + HEDGES <= self.most_http_seats
     }
 
     /// Whether something failed lately, or was behind: a server that was started anew may not know yet what

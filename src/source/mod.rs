@@ -75,6 +75,7 @@ pub(crate) struct Sources {
     http_circuits: Circuits,
     /// One for each look-up that the HTTP API is asked for.
     http_seats: Semaphore,
+    most_http_seats: usize,
     catalog: Option<StaticFile>,
     /// Default addresses, by service.
     defaults: Defaults,
@@ -104,10 +105,12 @@ impl Sources {
                 !config.must_be_found && (catalog.is_some() || !config.defaults.is_empty()),
             ),
         ];
+        let most_http_seats = http_rung::seats(config.watches);
         Ok(Self {
             dns: DnsSource::new(&config.dns),
             http_circuits: Circuits::new(Source::Http, agent.addresses().map(ToString::to_string)),
-            http_seats: http_rung::seats(config.watches),
+            http_seats: Semaphore::new(most_http_seats),
+            most_http_seats,
             agent: Arc::new(agent),
             defaults: config.defaults.clone(),
             catalog,
