@@ -402,6 +402,40 @@ async fn another_upstream_is_asked_where_one_cannot_tell() {
 }
 
 #[tokio::test]
+async fn what_nobody_could_tell_of_a_name_is_told_for_a_second_without_asking_anew() {
+    let well = Arc::new(AtomicBool::new(false));
+    let at_consul = Arc::clone(&well);
+    let server = Server::start(move |question, _| {
+        let fails = !name(question).starts_with("known") && !at_consul.load(Ordering::Relaxed);
+        vec![match fails {
+            true => srv(question, 0).code(2),
+            false => srv(question, 2).with_text(),
+        }]
+    })
+    .await;
+    let resolver = consul(&server).build().unwrap();
+    assert_eq!(resolver.lookup("known").await.unwrap().endpoints().len(), 2);
+    let first = resolver.lookup("new").await.unwrap_err();
+    let asked = server.asked();
+    for _ in 0..20 {
+        let again = resolver.lookup("new").await.unwrap_err();
+        assert_eq!(again.kind(), first.kind());
+        assert!(again.to_string().contains("is not asked again"), "{again}");
+        assert_eq!(again.attempts().len(), first.attempts().len());
+    }
+    assert_eq!(server.asked(), asked);
+    // Who wants an answer of now asks.
+    let now = resolver.lookup("new").max_age(Duration::ZERO).await;
+    assert_eq!(now.unwrap_err().kind(), first.kind());
+    // What is known is given, and other names are asked for.
+    assert_eq!(resolver.lookup("known").await.unwrap().endpoints().len(), 2);
+    assert!(resolver.lookup("other").await.is_err());
+    well.store(true, Ordering::Relaxed);
+    sleep(A_SECOND).await;
+    assert_eq!(resolver.lookup("new").await.unwrap().endpoints().len(), 2);
+}
+
+#[tokio::test]
 async fn a_name_that_once_failed_is_not_dead() {
     let well = Arc::new(AtomicBool::new(false));
     let (elsewhere, at_consul) = (Arc::clone(&well), Arc::clone(&well));

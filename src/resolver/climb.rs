@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -175,6 +175,8 @@ impl Inner {
                             false => attempts.extend(made),
                         }
                         ladder.hear(rung, heard);
+                    } else if self.sources.hedge_enough() {
+                        ladder.hedge_later();
                     }
                 }
                 Step::Give(finding) => {
@@ -223,7 +225,10 @@ impl Inner {
         for attempt in landed.attempts() {
             self.counters.attempted(attempt.source, attempt.outcome);
         }
-        if let Landed::Kept(_) = landed {
+        if let Landed::Kept(error) = &landed {
+            if !known {
+                self.fails(name, error);
+            }
             let rest = match self.evidence().reason(name.key()) {
                 Some(Reason::Mass) => REST_OF_MANY,
                 _ => REST,
@@ -366,6 +371,7 @@ impl Inner {
         self.evidence().found(name.key());
         self.will_save(!same);
         if held.source != Source::Static {
+            self.sets.fetch_add(1, Ordering::Relaxed);
             self.meet_canary(name);
         }
     }

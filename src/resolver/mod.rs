@@ -4,6 +4,7 @@
 
 mod askable;
 mod climb;
+mod failures;
 mod follow;
 mod followers;
 mod lookup;
@@ -18,7 +19,10 @@ mod weigh;
 
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,7 +33,7 @@ pub use self::{
     lookup::Lookup,
     service::{Changes, Endpoints, Problems, Service},
 };
-use self::{climb::Landed, followers::Followers, warm::Snapshot};
+use self::{climb::Landed, failures::Failures, followers::Followers, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
     cache::{Cache, Hits, Look, Rest, fate::Term, stale::Wish},
@@ -53,7 +57,7 @@ use crate::{
     protection::Reason,
     record::Records,
     records::{self, Asked, write::Origin},
-    source::{Sources, hosts::Hosts},
+    source::{Sources, circuits::Circuits, hosts::Hosts},
     status::{Cached, SourceStatus, Status},
     task, zone,
 };
@@ -88,6 +92,10 @@ struct Inner {
     cache: Mutex<Cache>,
     /// The same.
     evidence: Mutex<Evidence>,
+    /// The same.
+    failures: Mutex<Failures>,
+    /// Sets that Consul gave, so far.
+    sets: AtomicU64,
     flights: Flights<ConsulName, Landed>,
     counters: Arc<Counters>,
     /// When the sources last kept somebody waiting for longer than a stale set is waited for:
@@ -174,6 +182,8 @@ impl Resolver {
             hosts: Hosts::new(),
             cache: Mutex::new(cache),
             evidence,
+            failures: Mutex::default(),
+            sets: AtomicU64::new(0),
             counters,
             slow: Mutex::default(),
             heard: Mutex::default(),
@@ -531,8 +541,41 @@ impl Inner {
                 Some(Ok(self.stale(held, age)))
             }
             Look::Nothing => Some(Err(self.not_found(name, Vec::new()))),
+            // Whoever says how old an answer may be wants somebody to be asked.
+            Look::Unknown if wish == Wish::default() => self.failed_lately(name).map(Err),
             Look::Fresh(..) | Look::Stale(..) | Look::Unknown => None,
         }
+    }
+
+    /// What nobody could tell of a name a moment ago. A source that is due for a probe is asked
+    /// all the same.
+    fn failed_lately(&self, name: &ConsulName) -> Option<Error> {
+        let now = clock::lately();
+        let state = self.state();
+        let error = self.failures().recall(name.key(), state, now)?;
+        let mut rungs = self.sources.rungs().iter();
+        let is_probed = rungs.any(|&rung| self.sources.is_probe_due(rung, clock::now()));
+        (!is_probed).then_some(error)
+    }
+
+    /// Nobody could tell what is behind a name of which nothing is known.
+    fn fails(&self, name: &ConsulName, error: &Error) {
+        let (state, now) = (self.state(), clock::lately());
+        self.failures().remember(name.key(), error, state, now);
+    }
+
+    /// What failures are compared by.
+    fn state(&self) -> failures::State {
+        let rungs = self.sources.rungs().iter();
+        let circuits = rungs.filter_map(|&rung| self.sources.circuits(rung));
+        failures::State {
+            transitions: circuits.map(Circuits::transitions).sum(),
+            sets: self.sets.load(Ordering::Relaxed),
+        }
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks for a name that was given, where that is due.
