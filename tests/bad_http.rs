@@ -647,8 +647,13 @@ async fn while_a_server_is_behind_a_new_name_is_missing_only_where_the_leader_sa
     // and knows nothing of the rest yet.
     let is_behind = Arc::new(AtomicBool::new(false));
     let behind = Arc::clone(&is_behind);
+    let is_silent = Arc::new(AtomicBool::new(false));
+    let silent = Arc::clone(&is_silent);
     let server = ScriptedHttp::start(move |asked| {
         let what = asked.what();
+        if what.contains("consistent") && silent.load(Ordering::SeqCst) {
+            return vec![Step::Hang];
+        }
         let index = match behind.load(Ordering::SeqCst) {
             true => 50,
             false => 100,
@@ -659,11 +664,9 @@ async fn while_a_server_is_behind_a_new_name_is_missing_only_where_the_leader_sa
             true => entries(asked.service(), &[80]),
             false => "[]".to_owned(),
         };
-        // A change is slow to come.
-        let pause = Duration::from_millis(match what.contains("index=") {
-            true => 200,
-            false => 0,
-        });
+        // A change is slow to come, and so is a leader that was just elected.
+        let slow = what.contains("index=") || what.contains("consistent");
+        let pause = Duration::from_millis(if slow { 250 } else { 0 });
         vec![Step::Pause(pause), ok(&index, &body)]
     });
     let resolver = builder(&server.url()).build().unwrap();
@@ -678,6 +681,12 @@ async fn while_a_server_is_behind_a_new_name_is_missing_only_where_the_leader_sa
         resolver.lookup(format!("new{number}")).await.ok()
     })
     .await;
+    // Where the leader says nothing, whoever asks next hears what it says then.
+    is_silent.store(true, Ordering::SeqCst);
+    let missing = resolver.lookup("newest").await.unwrap_err();
+    assert!(missing.is_not_found(), "{missing}");
+    is_silent.store(false, Ordering::SeqCst);
+    assert!(resolver.lookup("newest").await.is_ok());
 }
 
 /// Time of a look-up that is silent in the tests below.

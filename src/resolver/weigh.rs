@@ -34,6 +34,10 @@ const MEET: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(150);
 const TIMES: u32 = 3;
 
+/// A leader may have been elected a moment ago. Nobody has anything else to be given meanwhile who
+/// asks for a name that is new.
+const LEADER: Duration = Duration::from_millis(350);
+
 /// That there is no such name, who says so, and against what.
 pub(super) struct Said {
     pub(super) rung: Rung,
@@ -67,8 +71,13 @@ pub(super) struct Patience {
 
 impl Patience {
     fn limit(self) -> Instant {
+        self.limit_of(SOON)
+    }
+
+    /// The same with so much time at least, where the look-up has it.
+    fn limit_of(self, least: Duration) -> Instant {
         let now = clock::now();
-        let fair = now + (self.took * TIMES).max(SOON);
+        let fair = now + (self.took * TIMES).max(least);
         fair.min(self.until.max(now + SOON))
     }
 }
@@ -166,6 +175,10 @@ impl Inner {
                 self.evidence().hold(name.key(), reason, clock::now());
                 Belief::Held(reason)
             }
+            // Whoever asks next is to hear what the leader says.
+            Some(Confirmed::Unheard) if belief == Belief::Gone => {
+                return Landed::Nothing(self.not_found(name, attempts));
+            }
             Some(Confirmed::Unheard | Confirmed::Gone) | None => belief,
         };
         match belief {
@@ -227,7 +240,7 @@ impl Inner {
         // Who has a set waits no longer for this than for any source.
         let limit = match said.known {
             true => said.patience.until.max(said.patience.limit()),
-            false => said.patience.limit(),
+            false => said.patience.limit_of(LEADER),
         };
         let asked = clock::now();
         let confirming = Box::pin(self.sources.confirm(question, limit));
