@@ -13,8 +13,8 @@ pub(crate) const MOST_STRAY_DATAGRAMS: usize = 64;
 pub(crate) const MOST_WRONG_IDS: usize = 16;
 
 /// A connected socket on a port that the kernel draws at random: only datagrams of that
-/// very server reach it, an ICMP refusal arrives at once instead of a time-out, and a
-/// late reply finds nobody (RFC 5452, sections 4.5 and 9.2).
+/// very server reach it, an ICMP refusal arrives at once instead of a time-out, and when it
+/// is closed a late reply finds nobody (RFC 5452, sections 4.5 and 9.2).
 pub(crate) fn connected(server: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(
         Domain::for_address(server),

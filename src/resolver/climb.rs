@@ -73,7 +73,8 @@ impl Landed {
     pub(super) fn of(known: Result<Answer, Error>) -> Self {
         match known {
             Ok(answer) => Self::Found(answer),
-            Err(error) => Self::Nothing(error),
+            Err(error) if error.is_not_found() => Self::Nothing(error),
+            Err(error) => Self::Kept(error),
         }
     }
 
@@ -112,13 +113,14 @@ impl Inner {
             return Landed::Kept(Error::new(ErrorKind::Invalid, message));
         }
         // The sources do not get all of it: the error is to be there in time.
-        let until = deadline - deadline.saturating_duration_since(start) / SPARE;
+        let fair = deadline - deadline.saturating_duration_since(start) / SPARE;
         let question = Question { name, fqdn: &fqdn };
         let known = self.knows(name);
         let is_written_down = !known && self.sources.rungs().contains(&Rung::Static);
         let until = by
             .filter(|_| is_written_down)
-            .map_or(until, |by| by.min(until));
+            .map_or(fair, |by| by.min(fair));
+        let state = self.state();
         let mut attempts = Vec::new();
         let (rungs, mut overdue) = self.open_rungs(name, start, &mut attempts);
         let mut ladder = Ladder::start(Start {
@@ -226,8 +228,9 @@ impl Inner {
             self.counters.attempted(attempt.source, attempt.outcome);
         }
         if let Landed::Kept(error) = &landed {
-            if !known {
-                self.fails(name, error);
+            // Who had less time than others says nothing for them.
+            if !known && depth == 0 && until == fair {
+                self.fails(name, error, state);
             }
             let rest = match self.evidence().reason(name.key()) {
                 Some(Reason::Mass) => REST_OF_MANY,

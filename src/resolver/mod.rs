@@ -559,8 +559,9 @@ impl Inner {
     }
 
     /// Nobody could tell what is behind a name of which nothing is known.
-    fn fails(&self, name: &ConsulName, error: &Error) {
-        let (state, now) = (self.state(), clock::lately());
+    /// `state`: what the sources were when they were asked.
+    fn fails(&self, name: &ConsulName, error: &Error, state: failures::State) {
+        let now = clock::lately();
         self.failures().remember(name.key(), error, state, now);
     }
 

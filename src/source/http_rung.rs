@@ -44,7 +44,7 @@ const LOOKUPS: usize = 64;
 
 /// From so many on nobody is asked beside DNS before that is as late as it may be: where all are
 /// late, whoever is asked has enough to do.
-const HEDGES: usize = 8;
+const HEDGES: usize = 16;
 
 /// The same where names that are followed may use up all connections.
 const FEWEST_LOOKUPS: usize = catalog::reverse::AT_ONCE;

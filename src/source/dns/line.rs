@@ -12,7 +12,7 @@ use std::{
     io::{self, Read as _},
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Waker,
     time::{Duration, Instant},
 };
@@ -44,6 +44,9 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Longest datagram that is taken whole.
 pub(super) const ROOM: usize = 8 << 10;
 
+/// Bytes that may wait in the socket, where the kernel allows it.
+const RECEIVED: usize = 1 << 20;
+
 /// Datagrams that are taken before others have their turn.
 const BATCH: usize = 64;
 
@@ -57,7 +60,7 @@ pub(super) struct Lines {
 }
 
 /// A std mutex: held for a look, never across an await.
-type Open = Arc<Mutex<Vec<(Arc<Line>, AbortHandle)>>>;
+type Open = Arc<Mutex<Vec<Arc<Line>>>>;
 
 #[derive(Debug)]
 struct Line {
@@ -66,6 +69,7 @@ struct Line {
     seats: Mutex<Seats>,
     /// Tells that a question waits to be sent.
     asked: Notify,
+    driven: OnceLock<AbortHandle>,
 }
 
 /// A question that is asked over a line. Dropped, it leaves.
@@ -88,19 +92,38 @@ impl Lines {
 
     /// Asks a question, as soon as it has its turn.
     pub(super) fn ask(&self, query: &Query) -> Result<Asked, Trouble> {
-        let runtime = Handle::current().id();
-        // Held until the question has its seat: until then the line may be closed.
+        let runtime = Handle::current();
+        // Held until the question has its seat: until then the line may be closed. Its driver is
+        // spawned after that: a runtime that ends drops it here and now, and it looks there too.
         let mut open = look(&self.open);
-        let line = match open.iter().find(|(line, _)| line.runtime == runtime) {
-            Some((line, _)) => Arc::clone(line),
+        let known = open.iter().find(|line| line.runtime == runtime.id());
+        let (line, socket) = match known {
+            Some(line) => (Arc::clone(line), None),
             None => {
-                let (line, driven) = self.open(runtime).map_err(Trouble::from_io)?;
-                open.push((Arc::clone(&line), driven));
-                line
+                let socket = connect(self.server).map_err(Trouble::from_io)?;
+                let line = Arc::new(Line {
+                    runtime: runtime.id(),
+                    seats: Mutex::default(),
+                    asked: Notify::new(),
+                    driven: OnceLock::new(),
+                });
+                open.push(Arc::clone(&line));
+                (line, Some(socket))
             }
         };
         let seat = (line.seats()).ask(clock::query_id, |id| query.with_id(id));
         drop(open);
+        if let Some(socket) = socket {
+            let driver = Driver {
+                server: self.server,
+                line: Arc::clone(&line),
+                open: Arc::clone(&self.open),
+                strangers: Arc::clone(&self.strangers),
+            };
+            let driven = runtime.spawn(task::outcome(driver.run(socket)));
+            // Nobody else spawns one.
+            _ = line.driven.set(driven.abort_handle());
+        }
         let (ticket, id) = seat.ok_or(Trouble::Crowded)?;
         line.asked.notify_one();
         Ok(Asked {
@@ -111,34 +134,19 @@ impl Lines {
         })
     }
 
-    fn open(&self, runtime: runtime::Id) -> io::Result<(Arc<Line>, AbortHandle)> {
-        let socket = connected(self.server)?;
-        let line = Arc::new(Line {
-            runtime,
-            seats: Mutex::default(),
-            asked: Notify::new(),
-        });
-        let driver = Driver {
-            server: self.server,
-            line: Arc::clone(&line),
-            open: Arc::clone(&self.open),
-            strangers: Arc::clone(&self.strangers),
-        };
-        let driven = tokio::spawn(task::outcome(driver.run(socket)));
-        Ok((line, driven.abort_handle()))
-    }
-
-    /// Whether questions wait for their turn.
+    /// Whether a question that is asked now waits for its turn.
     pub(super) fn are_crowded(&self) -> bool {
+        let runtime = Handle::current().id();
         let open = look(&self.open);
-        open.iter().any(|(line, _)| line.seats().is_crowded())
+        let own = open.iter().find(|line| line.runtime == runtime);
+        own.is_some_and(|line| line.seats().is_crowded())
     }
 }
 
 impl Drop for Lines {
     fn drop(&mut self) {
         let open = std::mem::take(&mut *look(&self.open));
-        for (_, driven) in open {
+        for driven in open.iter().filter_map(|line| line.driven.get()) {
             driven.abort();
         }
     }
@@ -166,10 +174,10 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         let mut seats = self.line.seats();
+        let others_wait = seats.is_crowded();
         seats.leave(self.ticket, self.answered, clock::lately());
-        let has_turn = seats.is_crowded();
         drop(seats);
-        if has_turn {
+        if others_wait {
             self.line.asked.notify_one();
         }
     }
@@ -181,8 +189,15 @@ impl Line {
     }
 }
 
-fn look(open: &Open) -> MutexGuard<'_, Vec<(Arc<Line>, AbortHandle)>> {
+fn look(open: &Open) -> MutexGuard<'_, Vec<Arc<Line>>> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// With as much room for replies as is allowed: they come together.
+fn connect(server: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = connected(server)?;
+    _ = SockRef::from(&socket).set_recv_buffer_size(RECEIVED);
+    Ok(socket)
 }
 
 fn wake(all: impl IntoIterator<Item = Waker>) {
@@ -227,11 +242,14 @@ impl Driver {
                     idle.set(sleep(IDLE));
                 }
             }
-            if strays >= MOST_STRAY_DATAGRAMS {
-                // A flood must not keep us busy: it goes on at a port that is closed.
+            // A flood must not keep us busy: it goes on at a port that is closed.
+            let is_flooded = strays >= MOST_STRAY_DATAGRAMS;
+            if is_flooded {
                 self.fail(&Trouble::Flooded, None);
                 strays = 0;
-                socket = match connected(self.server) {
+            }
+            if is_flooded || self.line.seats().is_deaf(clock::lately()) {
+                socket = match connect(self.server) {
                     Ok(socket) => socket,
                     Err(_) => break,
                 };
@@ -316,7 +334,7 @@ impl Driver {
         let mut open = look(&self.open);
         let is_idle = self.line.seats().is_idle();
         if is_idle {
-            open.retain(|(line, _)| !Arc::ptr_eq(line, &self.line));
+            open.retain(|line| !Arc::ptr_eq(line, &self.line));
         }
         is_idle
     }
@@ -325,7 +343,7 @@ impl Driver {
 impl Drop for Driver {
     /// Who still waits is told.
     fn drop(&mut self) {
-        look(&self.open).retain(|(line, _)| !Arc::ptr_eq(line, &self.line));
+        look(&self.open).retain(|line| !Arc::ptr_eq(line, &self.line));
         let seats = std::mem::take(&mut *self.line.seats());
         wake(seats.into_wakers());
     }
@@ -353,6 +371,9 @@ mod tests {
 
     fn server() -> (Std, SocketAddr) {
         let socket = Std::bind("127.0.0.1:0").unwrap();
+        // A test that lost a datagram is to fail, and not to wait.
+        let limit = Some(Duration::from_secs(10));
+        socket.set_read_timeout(limit).unwrap();
         let address = socket.local_addr().unwrap();
         (socket, address)
     }
@@ -404,11 +425,7 @@ mod tests {
         assert_eq!(all, names);
         serving.join().unwrap();
         assert_eq!(strangers.total(), 0);
-        assert!(
-            look(&lines.open)
-                .iter()
-                .all(|(line, _)| line.seats().is_idle())
-        );
+        assert!(look(&lines.open).iter().all(|line| line.seats().is_idle()));
     }
 
     #[tokio::test]
@@ -483,7 +500,6 @@ mod tests {
         assert!(timeout(IDLE * 10, waits.hear()).await.is_err());
         assert_eq!(open(), 1);
         drop(waits);
-        // Until the id may be given again, and it was looked at after that.
         sleep(IDLE * 4).await;
         assert_eq!(open(), 0);
         drop(lines.ask(&query("web.service.consul.")).unwrap());
@@ -510,5 +526,39 @@ mod tests {
         let told = runtime.block_on(waits.unwrap().hear());
         assert!(matches!(told, Err(Trouble::Closed)));
         serving.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_deaf_to_one_port_is_asked_from_another() {
+        let (socket, address) = server();
+        let serving = thread::spawn(move || {
+            // Whoever asked first is not heard.
+            let (_, deaf) = next(&socket);
+            loop {
+                let one = next(&socket);
+                if one.1 != deaf {
+                    return answer(&socket, &one);
+                }
+            }
+        });
+        let (lines, _) = lines(address);
+        let name = "web.service.consul.";
+        let asks = async || {
+            let brief = Duration::from_millis(100);
+            timeout(brief, heard(&lines, name)).await
+        };
+        let heard = until(asks).await;
+        assert_eq!(heard.unwrap(), name);
+        serving.join().unwrap();
+    }
+
+    /// Asks again until there is a reply, for a few seconds.
+    async fn until<T>(asks: impl AsyncFn() -> Result<T, tokio::time::error::Elapsed>) -> T {
+        for _ in 0..50 {
+            if let Ok(told) = asks().await {
+                return told;
+            }
+        }
+        panic!("there is no reply");
     }
 }

@@ -89,7 +89,9 @@ impl Trouble {
         match self {
             Self::Refused => Outcome::Refused,
             Self::TimedOut => Outcome::TimedOut,
-            Self::Closed | Self::Crowded | Self::NoQuestion | Self::Io(_) => Outcome::Unreachable,
+            Self::Closed | Self::NoQuestion | Self::Io(_) => Outcome::Unreachable,
+            // The server is well.
+            Self::Crowded => Outcome::Failed,
             Self::Malformed | Self::Flooded => Outcome::Malformed,
         }
     }

@@ -3,8 +3,8 @@
 //!
 //! The first question to a server goes over UDP, and so does every other while its
 //! connection is closed or has questions waiting: Consul answers one question of a
-//! connection after the other, so that a slow one would hold up the rest. On a free
-//! connection TCP is quicker than a new socket for each question.
+//! connection after the other, so that a slow one would hold up the rest. What comes over a free
+//! connection is not cut.
 //!
 //! | heard | then |
 //! | --- | --- |
@@ -65,7 +65,7 @@ pub(super) trait Peer {
     /// Asks over the connection and waits for the reply.
     async fn pipelined(&self, query: &Query) -> Result<Reply, Trouble>;
 
-    /// Whether datagrams wait for their turn.
+    /// Whether a datagram would wait for its turn.
     fn is_crowded(&self) -> bool;
 
     /// Whether the connection is open, and nobody waits for a reply on it.
@@ -192,15 +192,16 @@ impl<P: Peer> Round<'_, P> {
         let query = self.query(payload)?;
         let (server, start) = (self.server, clock::now());
         let mut first = std::pin::pin!(server.datagram(&query));
-        let soon = self.limit.min(start + FIRST_TRY);
+        let mut soon = self.limit.min(start + FIRST_TRY);
         let mut reply = clock::timeout_at(soon, &mut first).await;
+        // It may not even be sent: a second one would wait behind it.
+        while reply.is_err() && soon < self.limit && server.is_crowded() {
+            soon = self.limit.min(soon + FIRST_TRY);
+            reply = clock::timeout_at(soon, &mut first).await;
+        }
         if reply.is_err() && soon < self.limit {
             // In a box, as all that is seldom: no question is to carry its room.
             reply = Box::pin(clock::timeout_at(self.limit, async {
-                // It may not even be sent: a second one would wait behind it.
-                if server.is_crowded() {
-                    return first.await;
-                }
                 let mut second = Box::pin(server.datagram(&query));
                 // An error of one says nothing of the other.
                 tokio::select! {

@@ -1,10 +1,11 @@
 //! **Pure.** The questions over one socket: under which ids, which of them may be sent now, and
 //! whose a datagram is that comes back.
 //!
-//! What one server takes at once is little: some 250 questions fill the buffer of its socket, and
-//! what comes then is lost without a word. So no more are sent than [`MOST_UNREAD`] that it may
-//! not have read yet; the others wait for their turn. A question that has no reply for longer than
-//! [`READ_WITHIN`] was read, and keeps nobody waiting.
+//! What a socket holds is little: some 250 questions fill the buffer of a server's, a few dozen
+//! long replies that of ours, and what comes then is lost without a word. So no more are sent than
+//! [`MOST_UNREAD`] that may not be read yet, and fewer where replies are long; the others wait for
+//! their turn. A question that has no reply for longer than [`READ_WITHIN`] was read, and keeps
+//! nobody waiting.
 
 // What comes from outside is read here: nothing that it says may end in a panic.
 #![cfg_attr(
@@ -31,19 +32,33 @@ use super::{
 };
 use crate::udp::{MOST_STRAY_DATAGRAMS, MOST_WRONG_IDS};
 
-/// Questions that a server may not have read yet.
+/// Questions that may not be read yet, and the fewest of them where replies are long.
 const MOST_UNREAD: usize = 128;
+const LEAST_UNREAD: usize = 16;
 
 /// A server that is well has read a question by then.
 const READ_WITHIN: Duration = Duration::from_millis(20);
 
-/// Ids that are not given again for so long after their question was left, and so many of them: a
-/// late reply is to find nobody.
+/// Bytes of replies that our socket holds, and what each takes beside its own: the kernel counts
+/// the room, which is up to twice what is in it (socket(7), `SO_RCVBUF`).
+const HELD: usize = 200 << 10;
+const BESIDE: usize = 512;
+
+/// The longest reply is forgotten by so many shorter ones, to one in e.
+const FORGETS: usize = 64;
+
+/// An id is remembered for as long as that, and at most twice: a late reply is to find nobody.
 const LATE: Duration = Duration::from_secs(5);
-const MOST_LEFT: usize = 4_096;
+
+/// Draws before an id is given that was another's not long ago.
+const DRAWS: usize = 16;
 
 /// Ids that may be in use; more would be long to draw one that is not.
 const MOST_SEATS: usize = 32_768;
+
+/// A server that has answered nothing for so long while somebody gave up may be asked in vain from
+/// this port: whatever stands between us and it, or beside it, may have lost sight of who we are.
+const DEAF: Duration = Duration::from_secs(1);
 
 /// The questions over one socket.
 #[derive(Debug, Default)]
@@ -55,8 +70,11 @@ pub(super) struct Seats {
     sent: VecDeque<(Ticket, Instant)>,
     /// How many of them have no reply.
     unread: usize,
-    /// Those that were left, in order, and when.
-    left: VecDeque<(Ticket, Instant)>,
+    /// The longest reply, as far as it is remembered.
+    longest: usize,
+    lent: Lent,
+    /// When a question was given up first since a reply came.
+    unanswered: Option<Instant>,
     /// How many questions there were.
     count: u64,
 }
@@ -79,8 +97,6 @@ enum State {
     /// It waits for its turn, with these bytes.
     Waiting(Vec<u8>, Option<Waker>),
     Sent(Sent),
-    /// Nobody waits for it any more.
-    Left,
 }
 
 #[derive(Debug, Default)]
@@ -124,9 +140,11 @@ impl Seats {
         if self.seats.len() >= MOST_SEATS {
             return None;
         }
+        let mut draws = 0_usize;
         let id = loop {
             let id = draw();
-            if !self.seats.contains_key(&id) {
+            draws = draws.saturating_add(1);
+            if !self.seats.contains_key(&id) && (draws > DRAWS || !self.lent.has(id)) {
                 break id;
             }
         };
@@ -141,9 +159,16 @@ impl Seats {
 
     /// What is to be sent `now`, one after the other.
     pub(super) fn next(&mut self, now: Instant) -> Next {
-        self.forget(now);
+        while let Some((ticket, when)) = self.sent.front().copied() {
+            let is_over = now.saturating_duration_since(when) >= READ_WITHIN;
+            if !is_over && self.is_unread(ticket) {
+                break;
+            }
+            self.sent.pop_front();
+            self.read(ticket);
+        }
         while let Some(&ticket) = self.waiting.front() {
-            if self.unread >= MOST_UNREAD
+            if self.unread >= self.most_unread()
                 && let Some((_, when)) = self.sent.front()
             {
                 return Next::At(when.checked_add(READ_WITHIN).unwrap_or(now));
@@ -161,35 +186,24 @@ impl Seats {
                 });
                 self.unread = self.unread.saturating_add(1);
                 self.sent.push_back((ticket, now));
+                self.lent.lend(ticket.id, now);
                 return Next::Send(ticket, bytes);
             }
         }
         Next::Nothing
     }
 
-    /// What has been read by `now`, and ids that may be given again.
-    fn forget(&mut self, now: Instant) {
-        let is_over = |when: &Instant, time| now.saturating_duration_since(*when) >= time;
-        while let Some((ticket, when)) = self.sent.front().copied() {
-            if self.is_unread(ticket) && !is_over(&when, READ_WITHIN) {
-                break;
-            }
-            self.sent.pop_front();
-            self.read(ticket);
-        }
-        while (self.left.front())
-            .is_some_and(|(_, when)| self.left.len() > MOST_LEFT || is_over(when, LATE))
-        {
-            if let Some((ticket, _)) = self.left.pop_front()
-                && self.state(ticket).is_some()
-            {
-                self.seats.remove(&ticket.id);
-            }
-        }
+    fn most_unread(&self) -> usize {
+        let room = self.longest.saturating_add(BESIDE).saturating_mul(2);
+        let held = HELD.checked_div(room).unwrap_or(MOST_UNREAD);
+        held.clamp(LEAST_UNREAD, MOST_UNREAD)
     }
 
     /// A datagram came.
     pub(super) fn hear(&mut self, datagram: &[u8]) -> Came {
+        let forgotten = self.longest.div_ceil(FORGETS);
+        let shorter = self.longest.saturating_sub(forgotten);
+        self.longest = shorter.max(datagram.len());
         let Some(id) = message::id(datagram) else {
             return Came::Stranger(Stranger::TooShort, self.blame());
         };
@@ -199,19 +213,18 @@ impl Seats {
                 state: State::Sent(sent),
             }) => {
                 // What comes after it is enough is not looked at.
-                if sent.failed.is_some() || sent.heard.len() >= MOST_STRAY_DATAGRAMS {
+                let is_enough = matches!(sent.failed, Some(Trouble::Flooded));
+                if is_enough || sent.heard.len() >= MOST_STRAY_DATAGRAMS {
                     return Came::Stranger(Stranger::WrongQuestion, Vec::new());
                 }
                 sent.heard.push(datagram.to_vec());
                 let (waker, number) = (sent.waker.take(), *number);
                 self.read(Ticket { id, number });
+                self.unanswered = None;
                 Came::Answer(waker)
             }
-            Some(Seat {
-                state: State::Left, ..
-            }) => {
-                // One is due.
-                self.seats.remove(&id);
+            None if self.lent.take(id) => {
+                self.unanswered = None;
                 Came::Late
             }
             _ => Came::Stranger(Stranger::WrongId, self.blame()),
@@ -254,7 +267,7 @@ impl Seats {
                 sent.failed.get_or_insert(trouble);
                 sent.waker.take()
             }
-            State::Waiting(..) | State::Left => None,
+            State::Waiting(..) => None,
         }
     }
 
@@ -275,7 +288,7 @@ impl Seats {
                 &mut sent.waker
             }
             Some(State::Waiting(_, waker)) => waker,
-            Some(State::Left) | None => return Poll::Ready(Err(Trouble::Closed)),
+            None => return Poll::Ready(Err(Trouble::Closed)),
         };
         match waker {
             Some(waker) => waker.clone_from(context.waker()),
@@ -284,19 +297,24 @@ impl Seats {
         Poll::Pending
     }
 
-    /// Nobody waits for it any more. `answered`: its reply came; another is not expected.
+    /// Nobody waits for it any more. `answered`: its reply came.
     pub(super) fn leave(&mut self, ticket: Ticket, answered: bool, now: Instant) {
         self.read(ticket);
-        let Some(state) = self.state(ticket) else {
-            return;
-        };
-        let was_sent = matches!(state, State::Sent(_));
+        let was_sent = matches!(self.state(ticket), Some(State::Sent(_)));
         if was_sent && !answered {
-            *state = State::Left;
-            self.left.push_back((ticket, now));
-        } else {
+            self.unanswered.get_or_insert(now);
+        }
+        if self.state(ticket).is_some() {
             self.seats.remove(&ticket.id);
         }
+    }
+
+    /// Whether nothing is heard over this socket any more; that is said once.
+    pub(super) fn is_deaf(&mut self, now: Instant) -> bool {
+        let since = self.unanswered;
+        let is_deaf = since.is_some_and(|since| now.saturating_duration_since(since) >= DEAF);
+        self.unanswered = self.unanswered.filter(|_| !is_deaf);
+        is_deaf
     }
 
     /// All who wait.
@@ -304,20 +322,18 @@ impl Seats {
         let waker = |seat: Seat| match seat.state {
             State::Waiting(_, waker) => waker,
             State::Sent(sent) => sent.waker,
-            State::Left => None,
         };
         self.seats.into_values().filter_map(waker)
     }
 
-    /// Whether some wait for their turn.
+    /// Whether more may not be sent now.
     pub(super) fn is_crowded(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() && self.unread >= self.most_unread()
     }
 
     /// Whether nobody waits for anything.
     pub(super) fn is_idle(&self) -> bool {
-        let is_left = |seat: &Seat| matches!(seat.state, State::Left);
-        self.seats.values().all(is_left)
+        self.seats.is_empty()
     }
 
     fn is_unread(&mut self, ticket: Ticket) -> bool {
@@ -337,6 +353,50 @@ impl Seats {
     fn state(&mut self, ticket: Ticket) -> Option<&mut State> {
         let seat = self.seats.get_mut(&ticket.id)?;
         (seat.number == ticket.number).then_some(&mut seat.state)
+    }
+}
+
+/// The ids that questions had lately: one bit each, of this turn and of the one before.
+#[derive(Debug, Default)]
+struct Lent {
+    turns: [Vec<u64>; 2],
+    since: Option<Instant>,
+}
+
+impl Lent {
+    fn lend(&mut self, id: u16, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= LATE {
+            self.turns.swap(0, 1);
+            self.turns[0].fill(0);
+            self.since = Some(now);
+        }
+        let [turn, _] = &mut self.turns;
+        turn.resize(1 << 10, 0);
+        let (word, bit) = Self::place(id);
+        if let Some(word) = turn.get_mut(word) {
+            *word |= bit;
+        }
+    }
+
+    fn has(&self, id: u16) -> bool {
+        let (word, bit) = Self::place(id);
+        let has = |turn: &Vec<u64>| turn.get(word).is_some_and(|word| word & bit != 0);
+        self.turns.iter().any(has)
+    }
+
+    /// Whether it was lent. It is not any more.
+    fn take(&mut self, id: u16) -> bool {
+        let has = self.has(id);
+        let (word, bit) = Self::place(id);
+        for word in self.turns.iter_mut().filter_map(|turn| turn.get_mut(word)) {
+            *word &= !bit;
+        }
+        has
+    }
+
+    fn place(id: u16) -> (usize, u64) {
+        (usize::from(id >> 6), 1 << (id & 63))
     }
 }
 
@@ -383,11 +443,11 @@ mod tests {
         let all: Vec<_> = (0..MOST_UNREAD * 3).map(|_| ask(&mut seats)).collect();
         let turn = start + READ_WITHIN;
         assert_eq!(send(&mut seats, start), (MOST_UNREAD, Some(turn)));
+        assert!(seats.is_crowded());
         // A reply makes room for one; a question that is given up too, sent or not.
         seats.hear(&all[5].id.to_be_bytes());
         seats.leave(all[6], false, start);
         seats.leave(all[MOST_UNREAD + 9], false, start);
-        assert!(seats.is_crowded());
         assert_eq!(send(&mut seats, start), (2, Some(turn)));
         // A silent one is as good as read after a while.
         let most = (MOST_UNREAD, Some(turn + READ_WITHIN));
@@ -400,28 +460,72 @@ mod tests {
     #[test]
     fn an_id_is_given_again_when_its_late_reply_is_due_no_more() {
         let (mut seats, start) = (Seats::default(), Instant::now());
-        let only = |seats: &mut Seats, mut ids: Vec<u16>| {
+        let next = |seats: &mut Seats, mut ids: Vec<u16>, now| {
             let asks = |id: u16| id.to_be_bytes().to_vec();
-            seats.ask(|| ids.pop().unwrap(), asks).unwrap().1
+            let (ticket, id) = seats.ask(|| ids.pop().unwrap(), asks).unwrap();
+            send(seats, now);
+            seats.leave(ticket, id == 2, now);
+            id
         };
-        assert_eq!(only(&mut seats, vec![1]), 1);
-        assert_eq!(only(&mut seats, vec![2, 1]), 2);
-        send(&mut seats, start);
-        let [first, second] = [(1, 1), (2, 2)].map(|(id, number)| Ticket { id, number });
-        seats.leave(first, false, start);
-        // Its reply came: another is not expected.
-        seats.leave(second, true, start);
-        assert_eq!(only(&mut seats, vec![2, 1]), 2);
-        assert!(matches!(seats.hear(&[0, 2]), Came::Stranger(..)));
-        send(&mut seats, start + LATE);
-        assert_eq!(only(&mut seats, vec![3, 1]), 1);
-        // Or when it has come.
-        send(&mut seats, start + LATE);
-        let third = Ticket { id: 2, number: 3 };
-        seats.leave(third, false, start + LATE);
-        assert!(matches!(seats.hear(&[0, 2]), Came::Late));
-        assert!(is_stranger(&seats.hear(&[0, 2])));
-        assert_eq!(only(&mut seats, vec![3, 2]), 2);
+        assert_eq!(next(&mut seats, vec![1], start), 1);
+        assert_eq!(next(&mut seats, vec![2, 1], start), 2);
+        // Neither the one that was given up nor the one that was answered is given at once.
+        assert_eq!(next(&mut seats, vec![3, 2, 1], start), 3);
+        // One reply each is late, and no guess: also one that comes twice.
+        for id in 1..=3 {
+            assert!(matches!(seats.hear(&[0, id]), Came::Late));
+            assert!(is_stranger(&seats.hear(&[0, id])));
+        }
+        assert_eq!(next(&mut seats, vec![1], start), 1);
+        for (turn, id) in [(1, 4), (2, 5), (3, 1)] {
+            let now = start + LATE * turn;
+            assert_eq!(next(&mut seats, vec![5, 4, 1], now), id);
+        }
+        // Where there is no other it is given all the same.
+        let same = vec![1; DRAWS + 1];
+        assert_eq!(next(&mut seats, same, start + LATE * 3), 1);
+    }
+
+    #[test]
+    fn where_replies_are_long_fewer_are_asked_for_at_once() {
+        let (mut seats, start) = (Seats::default(), Instant::now());
+        let mut most = |length: usize, times: usize| {
+            for _ in 0..times {
+                let one = ask(&mut seats);
+                send(&mut seats, start);
+                let mut reply = one.id.to_be_bytes().to_vec();
+                reply.resize(length, 0);
+                seats.hear(&reply);
+                seats.leave(one, true, start);
+            }
+            seats.most_unread()
+        };
+        assert_eq!(most(100, 1), MOST_UNREAD);
+        assert_eq!(most(4_000, 1), 22);
+        assert_eq!(most(65_000, 1), LEAST_UNREAD);
+        assert_eq!(most(100, 1_000), MOST_UNREAD);
+    }
+
+    #[test]
+    fn who_is_not_answered_while_nobody_is_asks_from_another_port() {
+        let (mut seats, start) = (Seats::default(), Instant::now());
+        let later = start + DEAF;
+        for (given_up, heard, is_deaf) in [
+            (true, false, true),
+            (true, true, false),
+            (false, false, false),
+        ] {
+            let [one, other] = [ask(&mut seats), ask(&mut seats)];
+            send(&mut seats, start);
+            seats.leave(one, !given_up, start);
+            if heard {
+                seats.hear(&other.id.to_be_bytes());
+            }
+            assert!(!seats.is_deaf(start));
+            assert_eq!(seats.is_deaf(later), is_deaf);
+            assert!(!seats.is_deaf(later));
+            seats.leave(other, true, start);
+        }
     }
 
     #[test]
@@ -491,8 +595,8 @@ mod tests {
                 seats.leave(one, false, now);
             }
             assert!(seats.is_idle(), "seed {seed}");
-            seats.next(now + LATE);
-            let rest = (seats.seats.len(), seats.sent.len(), seats.left.len());
+            seats.next(now);
+            let rest = (seats.seats.len(), seats.sent.len(), seats.unread);
             assert_eq!(rest, (0, 0, 0), "seed {seed}");
         }
     }

@@ -31,8 +31,9 @@ use crate::{
 /// Misses that wait for the slow lane.
 const MOST_WAITING: usize = 1_024;
 
-/// Replies that wait for others to be sent with.
+/// Replies that wait for others to be sent with, and steps that they wait for.
 const MOST_DUE: usize = 16;
+const MOST_STEPS: usize = 32;
 
 /// A datagram that the fast lane has no answer to.
 #[derive(Debug)]
@@ -145,14 +146,16 @@ impl SlowLane {
         // In this task, and none of their own: that costs more than all else that is ours to do.
         let mut asked = FuturesUnordered::new();
         let (mut shares, mut due) = (Shares::default(), Vec::with_capacity(MOST_DUE));
-        let mut more = true;
+        let (mut more, mut steps) = (true, 0);
         while more || !asked.is_empty() || !due.is_empty() {
             // Who waits for another's question takes no seat.
             let seated = asked.len().saturating_sub(self.waiters.count());
             let full = seated >= MOST_DATAGRAMS;
             self.turned_away.store(full, Ordering::Relaxed);
-            if due.len() >= MOST_DUE {
+            steps += 1;
+            if due.len() >= MOST_DUE || steps >= MOST_STEPS {
                 self.send(&mut due);
+                steps = 0;
             }
             tokio::select! {
                 // Who is done leaves before the next comes in: nobody is turned away for
@@ -235,5 +238,57 @@ impl SlowLane {
         for (packet, reply, client) in due.drain(..) {
             self.lane.reply(&self.trusted, &packet, &reply, client);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    fn miss(port: u16) -> Miss {
+        Miss {
+            packet: Box::default(),
+            client: ([127, 0, 0, 1], port).into(),
+            since: clock::now(),
+            hits: Hits::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn all_that_there_is_room_for_is_handed_over_in_order_and_to_the_last() {
+        let (hands_over, missed) = way();
+        let most = u16::try_from(MOST_WAITING).unwrap();
+        let mut misses: Vec<_> = (1..=most + 10).map(miss).collect();
+        hands_over.take(&mut misses);
+        // For these there is none.
+        let left: Vec<_> = misses.drain(..).map(|miss| miss.client.port()).collect();
+        assert_eq!(left, (most + 1..=most + 10).collect::<Vec<_>>());
+        assert_eq!(missed.len(), MOST_WAITING);
+        assert_eq!(missed.next().await.unwrap().client.port(), 1);
+        hands_over.take(&mut vec![miss(9)]);
+        // What waits is taken also when no more comes.
+        drop(hands_over);
+        for port in (2..=most).chain([9]) {
+            assert_eq!(missed.next().await.unwrap().client.port(), port);
+        }
+        assert!(missed.next().await.is_none() && missed.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_miss_is_woken_by_one_and_by_the_end() {
+        let (hands_over, missed) = way();
+        let waiting = tokio::spawn(async move {
+            let first = missed.next().await;
+            (
+                first.map(|miss| miss.client.port()),
+                missed.next().await.is_none(),
+            )
+        });
+        tokio::task::yield_now().await;
+        hands_over.take(&mut vec![miss(7)]);
+        tokio::task::yield_now().await;
+        drop(hands_over);
+        assert_eq!(waiting.await.unwrap(), (Some(7), true));
     }
 }
