@@ -107,7 +107,7 @@ impl fmt::Debug for Failures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::{clock, error::ErrorKind};
 
     const FIRST: State = State {
         transitions: 7,
@@ -115,7 +115,7 @@ mod tests {
     };
 
     fn failed(kind: ErrorKind) -> (Failures, Instant) {
-        let (mut failures, now) = (Failures::default(), Instant::now());
+        let (mut failures, now) = (Failures::default(), clock::now());
         failures.remember("web", &Error::new(kind, "nobody said"), FIRST, now);
         (failures, now)
     }

@@ -405,6 +405,7 @@ mod tests {
     use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 
     use super::*;
+    use crate::clock;
 
     /// A question under the next id.
     fn ask(seats: &mut Seats) -> Ticket {
@@ -439,7 +440,7 @@ mod tests {
 
     #[test]
     fn no_more_are_sent_than_a_server_holds_unread_and_each_has_its_turn() {
-        let (mut seats, start) = (Seats::default(), Instant::now());
+        let (mut seats, start) = (Seats::default(), clock::now());
         let all: Vec<_> = (0..MOST_UNREAD * 3).map(|_| ask(&mut seats)).collect();
         let turn = start + READ_WITHIN;
         assert_eq!(send(&mut seats, start), (MOST_UNREAD, Some(turn)));
@@ -459,7 +460,7 @@ mod tests {
 
     #[test]
     fn an_id_is_given_again_when_its_late_reply_is_due_no_more() {
-        let (mut seats, start) = (Seats::default(), Instant::now());
+        let (mut seats, start) = (Seats::default(), clock::now());
         let next = |seats: &mut Seats, mut ids: Vec<u16>, now| {
             let asks = |id: u16| id.to_be_bytes().to_vec();
             let (ticket, id) = seats.ask(|| ids.pop().unwrap(), asks).unwrap();
@@ -488,7 +489,7 @@ mod tests {
 
     #[test]
     fn where_replies_are_long_fewer_are_asked_for_at_once() {
-        let (mut seats, start) = (Seats::default(), Instant::now());
+        let (mut seats, start) = (Seats::default(), clock::now());
         let mut most = |length: usize, times: usize| {
             for _ in 0..times {
                 let one = ask(&mut seats);
@@ -508,7 +509,7 @@ mod tests {
 
     #[test]
     fn who_is_not_answered_while_nobody_is_asks_from_another_port() {
-        let (mut seats, start) = (Seats::default(), Instant::now());
+        let (mut seats, start) = (Seats::default(), clock::now());
         let later = start + DEAF;
         for (given_up, heard, is_deaf) in [
             (true, false, true),
@@ -530,7 +531,7 @@ mod tests {
 
     #[test]
     fn guesses_are_counted_to_those_who_could_be_meant() {
-        let (mut seats, start) = (Seats::default(), Instant::now());
+        let (mut seats, start) = (Seats::default(), clock::now());
         let sent = ask(&mut seats);
         send(&mut seats, start);
         let waits = ask(&mut seats);
@@ -552,7 +553,7 @@ mod tests {
     fn whatever_comes_in_whatever_order_nobody_hears_of_another_and_nothing_is_left_behind() {
         for seed in 0..200 {
             let mut dice = SmallRng::seed_from_u64(seed);
-            let (mut seats, mut now) = (Seats::default(), Instant::now());
+            let (mut seats, mut now) = (Seats::default(), clock::now());
             let mut asked: Vec<Ticket> = Vec::new();
             for _ in 0..2_000 {
                 now += Duration::from_micros(dice.random_range(0..2_000));
