@@ -425,7 +425,7 @@ impl ResolverBuilder {
     }
 
     /// Bytes that the cache may use, reckoned. Default 16 MiB, at least 64 KiB.
-    /// What was not used for longest goes first; names that do not exist have an eighth
+    /// What was not used for longest goes first; names that do not exist have a sixteenth
     /// of it beside, and push out no set; a set larger than half of
     /// it is not kept.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {

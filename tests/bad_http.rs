@@ -666,7 +666,7 @@ async fn while_a_server_is_behind_a_new_name_is_missing_only_where_the_leader_sa
         };
         // A change is slow to come, and so is a leader that was just elected.
         let slow = what.contains("index=") || what.contains("consistent");
-        let pause = Duration::from_millis(if slow { 250 } else { 0 });
+        let pause = Duration::from_millis(if slow { 200 } else { 0 });
         vec![Step::Pause(pause), ok(&index, &body)]
     });
     let resolver = builder(&server.url()).build().unwrap();
@@ -686,7 +686,10 @@ async fn while_a_server_is_behind_a_new_name_is_missing_only_where_the_leader_sa
     let missing = resolver.lookup("newest").await.unwrap_err();
     assert!(missing.is_not_found(), "{missing}");
     is_silent.store(false, Ordering::SeqCst);
-    assert!(resolver.lookup("newest").await.is_ok());
+    wait_for("the leader's word of the same name", async || {
+        resolver.lookup("newest").await.ok()
+    })
+    .await;
 }
 
 /// Time of a look-up that is silent in the tests below.

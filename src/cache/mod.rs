@@ -16,7 +16,7 @@
 //! every service.
 //!
 //! Bounded in entries and in bytes; what was not used for longest goes first. Names that
-//! do not exist have an eighth of the bytes for themselves, and never push out a set.
+//! do not exist have a sixteenth of the bytes for themselves, and never push out a set.
 
 mod ahead;
 mod entry;
@@ -656,7 +656,7 @@ impl Cache {
 const LARGEST: usize = 2;
 
 /// Of a cache's bytes, what names that do not exist may use beside them: one in so many.
-const NOTHING: usize = 8;
+const NOTHING: usize = 16;
 
 #[cfg(test)]
 mod tests;

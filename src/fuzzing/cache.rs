@@ -308,7 +308,7 @@ impl Model {
         let nothing = self.known.len() - sets;
         self.pressed |= all > limits.bytes
             || self.known.len() > limits.entries.get()
-            || nothing * 300 > limits.bytes / 8;
+            || nothing * 300 > limits.bytes / 16;
     }
 
     fn given(&mut self, look: &Look, name: u8) {
@@ -321,7 +321,7 @@ impl Model {
     fn check(&mut self, cache: &mut Cache, limits: &Limits, name: u8) {
         let now = self.now;
         assert!(
-            cache.bytes() <= limits.bytes + limits.bytes / 8,
+            cache.bytes() <= limits.bytes + limits.bytes / 16,
             "{} bytes",
             cache.bytes()
         );

@@ -228,8 +228,8 @@ impl Inner {
             self.counters.attempted(attempt.source, attempt.outcome);
         }
         if let Landed::Kept(error) = &landed {
-            // Who had less time than others says nothing for them.
-            if !known && depth == 0 && until == fair {
+            // Who had less time than others, and needed it, says nothing for them.
+            if !known && depth == 0 && (until == fair || now < until) {
                 self.fails(name, error, state);
             }
             let rest = match self.evidence().reason(name.key()) {

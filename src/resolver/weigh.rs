@@ -177,7 +177,11 @@ impl Inner {
             }
             // Whoever asks next is to hear what the leader says.
             Some(Confirmed::Unheard) if belief == Belief::Gone => {
-                return Landed::Nothing(self.not_found(name, attempts));
+                let told = told_since(&self.cache(), clock::now());
+                return match told {
+                    Some(told) => self.landed(name, told, attempts),
+                    None => Landed::Nothing(self.not_found(name, attempts)),
+                };
             }
             Some(Confirmed::Unheard | Confirmed::Gone) | None => belief,
         };

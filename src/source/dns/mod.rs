@@ -69,6 +69,8 @@ pub(crate) enum Trouble {
     Malformed,
     /// More stray datagrams than we look at for one question.
     Flooded,
+    /// Nothing was heard over its socket for long, and another one is used now.
+    Deaf,
     /// More questions wait for this server than there are ids for.
     Crowded,
     /// The name has no wire form.
@@ -88,7 +90,7 @@ impl Trouble {
     fn outcome(&self) -> Outcome {
         match self {
             Self::Refused => Outcome::Refused,
-            Self::TimedOut => Outcome::TimedOut,
+            Self::TimedOut | Self::Deaf => Outcome::TimedOut,
             Self::Closed | Self::NoQuestion | Self::Io(_) => Outcome::Unreachable,
             // The server is well.
             Self::Crowded => Outcome::Failed,
@@ -99,7 +101,7 @@ impl Trouble {
     fn detail(&self) -> String {
         match self {
             Self::Refused => "nothing listens there".to_owned(),
-            Self::TimedOut => "no reply".to_owned(),
+            Self::TimedOut | Self::Deaf => "no reply".to_owned(),
             Self::Closed => "the connection was closed before the reply".to_owned(),
             Self::Malformed => "the reply is not a DNS message".to_owned(),
             Self::Flooded => "too many datagrams that answer another question".to_owned(),

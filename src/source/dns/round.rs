@@ -103,7 +103,7 @@ impl<P: Peer> Round<'_, P> {
                 }
                 Ok(heard) => return heard,
                 // TCP is no way round a server that is not there or does not answer.
-                Err(Trouble::Flooded | Trouble::Malformed) => {}
+                Err(Trouble::Flooded | Trouble::Malformed | Trouble::Deaf) => {}
                 Err(_) => return Heard::Failed,
             }
         }

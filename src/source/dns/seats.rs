@@ -223,7 +223,8 @@ impl Seats {
                 self.unanswered = None;
                 Came::Answer(waker)
             }
-            None if self.lent.take(id) => {
+            // Also where another question is about to have that id.
+            _ if self.lent.take(id) => {
                 self.unanswered = None;
                 Came::Late
             }
@@ -302,6 +303,8 @@ impl Seats {
         self.read(ticket);
         let was_sent = matches!(self.state(ticket), Some(State::Sent(_)));
         if was_sent && !answered {
+            // It may have been sent long ago.
+            self.lent.lend(ticket.id, now);
             self.unanswered.get_or_insert(now);
         }
         if self.state(ticket).is_some() {
@@ -326,9 +329,14 @@ impl Seats {
         self.seats.into_values().filter_map(waker)
     }
 
+    /// Whether some are to be sent as soon as they may.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Whether more may not be sent now.
     pub(super) fn is_crowded(&self) -> bool {
-        !self.waiting.is_empty() && self.unread >= self.most_unread()
+        self.has_waiting() && self.unread >= self.most_unread()
     }
 
     /// Whether nobody waits for anything.
@@ -449,6 +457,7 @@ mod tests {
         seats.hear(&all[5].id.to_be_bytes());
         seats.leave(all[6], false, start);
         seats.leave(all[MOST_UNREAD + 9], false, start);
+        assert!(seats.has_waiting() && !seats.is_crowded());
         assert_eq!(send(&mut seats, start), (2, Some(turn)));
         // A silent one is as good as read after a while.
         let most = (MOST_UNREAD, Some(turn + READ_WITHIN));
