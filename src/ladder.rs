@@ -21,7 +21,7 @@
 //! The set known before is in the [`cache`](crate::cache), where the snapshot is
 //! read into: a look-up that has one does not climb below HTTP, and whoever asked
 //! has it after a moment, whatever is still being waited for. A source that is not
-//! configured, or whose [`circuit`](crate::circuit) is open, is passed over. One that was not
+//! configured, or whose [`circuit`] is open, is passed over. One that was not
 //! probed for long is asked where those that are well gave nothing, and like any other where
 //! none of them is.
 

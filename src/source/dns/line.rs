@@ -294,8 +294,8 @@ impl Driver {
         }
     }
 
-    /// Takes what has come, and waits for more unless there is, or others may be sent now. `strays`: datagrams in a row that
-    /// are nobody's.
+    /// Takes what has come, and waits for more unless there is, or others may be sent now.
+    /// `strays`: datagrams in a row that are nobody's.
     fn receive(&self, socket: &UdpSocket, room: &mut [u8], strays: &mut usize) -> io::Result<()> {
         let socket = SockRef::from(socket);
         let mut made_room = false;
