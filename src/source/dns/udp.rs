@@ -1,4 +1,4 @@
-//! **Shell.** One question as a datagram, and its reply: over a [`line`] to a server
+//! **Shell.** One question as a datagram, and its reply: over a [line](mod@line) to a server
 //! on this machine, over a socket and from a port of its own to any other (RFC 5452, section 9.2).
 
 use std::{cell::RefCell, net::SocketAddr, os::fd::AsRawFd as _, sync::Arc};
