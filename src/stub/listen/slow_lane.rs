@@ -147,7 +147,7 @@ impl SlowLane {
         let mut asked = FuturesUnordered::new();
         let (mut shares, mut due) = (Shares::default(), Vec::with_capacity(MOST_DUE));
         let (mut more, mut steps) = (true, 0);
-        while more || !asked.is_empty() || !due.is_empty() {
+        loop {
             // Who waits for another's question takes no seat.
             let seated = asked.len().saturating_sub(self.waiters.count());
             let full = seated >= MOST_DATAGRAMS;
@@ -156,6 +156,9 @@ impl SlowLane {
             if due.len() >= MOST_DUE || steps >= MOST_STEPS {
                 self.send(&mut due);
                 steps = 0;
+            }
+            if !more && asked.is_empty() {
+                return self.send(&mut due);
             }
             tokio::select! {
                 // Who is done leaves before the next comes in: nobody is turned away for
@@ -243,8 +246,10 @@ impl SlowLane {
 
 #[cfg(test)]
 mod tests {
+    use std::{net::UdpSocket, sync::mpsc::sync_channel, time::Duration};
+
     use super::*;
-    use crate::clock;
+    use crate::{Resolver, clock};
 
     fn miss(port: u16) -> Miss {
         Miss {
@@ -290,5 +295,48 @@ mod tests {
         tokio::task::yield_now().await;
         drop(hands_over);
         assert_eq!(waiting.await.unwrap(), (Some(7), true));
+    }
+
+    /// A question for an address of `www.example.`, which is nobody's here.
+    fn question(client: SocketAddr) -> Miss {
+        let mut packet = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        packet.extend(b"\x03www\x07example\0\0\x01\0\x01");
+        Miss {
+            packet: packet.into(),
+            client,
+            since: clock::now(),
+            hits: Hits::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn whatever_is_due_when_no_more_comes_is_sent_and_the_lane_ends() {
+        let any = ([127, 0, 0, 1], 0).into();
+        let resolver = Resolver::builder().dns("none").http("none").build();
+        let server = Arc::new(Server::new(resolver.unwrap(), Vec::new()));
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let limit = Some(Duration::from_secs(10));
+        client.set_read_timeout(limit).unwrap();
+        for many in 0..2 * MOST_STEPS {
+            let (hands_over, missed) = way();
+            let asks = |_| question(client.local_addr().unwrap());
+            hands_over.take(&mut (0..many).map(asks).collect());
+            drop(hands_over);
+            let slow = SlowLane {
+                lane: Arc::new(super::super::lane::bind(any).unwrap().remove(0)),
+                tell: sync_channel(1).0,
+                turned_away: Arc::default(),
+                trusted: Arc::default(),
+                server: Arc::clone(&server),
+                waiters: Waiters::default(),
+            };
+            slow.run(missed).await;
+            for _ in 0..many {
+                let mut reply = [0; 512];
+                let length = client.recv(&mut reply).unwrap();
+                // REFUSED.
+                assert_eq!((reply[3] & 0x0F, length > 12), (5, true));
+            }
+        }
     }
 }
