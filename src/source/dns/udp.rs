@@ -145,6 +145,7 @@ fn take(
 mod tests {
     use std::{collections::HashSet, net::UdpSocket as Std, thread, time::Duration};
 
+    use futures_util::future::join_all;
     use hickory_proto::rr::RecordType;
     use tokio::time::timeout;
 
@@ -159,23 +160,27 @@ mod tests {
         (Datagrams::new(server, Arc::clone(&strangers)), strangers)
     }
 
-    /// Answers so many questions with nothing, twice each, and tells the ports that
-    /// asked.
+    /// Answers so many questions with nothing, twice each, when all of them have come, and tells the
+    /// ports that asked: those that are open at once are no two the same.
     fn server(questions: usize) -> (SocketAddr, thread::JoinHandle<Vec<u16>>) {
         let socket = Std::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let served = thread::spawn(move || {
-            let mut packet = [0; 512];
-            let mut serve = || {
+            let next = |_| {
+                let mut packet = vec![0; 512];
                 let (length, client) = socket.recv_from(&mut packet).unwrap();
+                packet.truncate(length);
                 packet[2] |= 0x80;
+                (packet, client)
+            };
+            let all: Vec<_> = (0..questions).map(next).collect();
+            for (reply, client) in &all {
                 for _ in 0..2 {
                     // The port may be closed by then.
-                    _ = socket.send_to(&packet[..length], client);
+                    _ = socket.send_to(reply, client);
                 }
-                client.port()
-            };
-            (0..questions).map(|_| serve()).collect()
+            }
+            all.iter().map(|(_, client)| client.port()).collect()
         });
         (address, served)
     }
@@ -187,12 +192,14 @@ mod tests {
         for (payload, ports) in [(4_093, 1), (59_989, 64)] {
             let (address, served) = server(64);
             let (datagrams, _) = datagrams(address);
-            for at in 0..64 {
+            let datagrams = &datagrams;
+            let exchange = |at| async move {
                 let name = format!("n{at}.service.consul.");
                 let reply = datagrams.exchange(&query(&name, payload)).await.unwrap();
                 assert_eq!(reply.message.queries[0].name().to_ascii(), name);
                 assert_eq!(reply.advertised, payload);
-            }
+            };
+            join_all((0..64).map(exchange)).await;
             let asked: HashSet<_> = served.join().unwrap().into_iter().collect();
             assert_eq!(asked.len(), ports);
         }
