@@ -168,20 +168,13 @@ impl Inner {
             true => self.confirm(question, said, &mut attempts).await,
             false => None,
         };
+        let is_unheard = matches!(confirmed, Some(Confirmed::Unheard));
         let belief = match confirmed {
             Some(Confirmed::There(landed)) => return landed,
             Some(Confirmed::Unheard) if said.known => {
                 let reason = Reason::Unconfirmed;
                 self.evidence().hold(name.key(), reason, clock::now());
                 Belief::Held(reason)
-            }
-            // Whoever asks next is to hear what the leader says.
-            Some(Confirmed::Unheard) if belief == Belief::Gone => {
-                let told = told_since(&self.cache(), clock::now());
-                return match told {
-                    Some(told) => self.landed(name, told, attempts),
-                    None => Landed::Nothing(self.not_found(name, attempts)),
-                };
             }
             Some(Confirmed::Unheard | Confirmed::Gone) | None => belief,
         };
@@ -196,6 +189,8 @@ impl Inner {
                         return self.landed(name, told, attempts);
                     }
                     match said.asked {
+                        // Whoever asks next is to hear what the leader says.
+                        _ if is_unheard => None,
                         Some(_) => cache.put_nothing(key, ttl, now),
                         None => cache.put_followed_nothing(key, ttl, now),
                     }

@@ -77,7 +77,6 @@ struct Line {
 pub(super) struct Asked {
     line: Arc<Line>,
     ticket: Ticket,
-    id: u16,
     answered: bool,
 }
 
@@ -124,12 +123,11 @@ impl Lines {
             // Nobody else spawns one.
             _ = line.driven.set(driven.abort_handle());
         }
-        let (ticket, id) = seat.ok_or(Trouble::Crowded)?;
+        let ticket = seat.ok_or(Trouble::Crowded)?;
         line.asked.notify_one();
         Ok(Asked {
             line,
             ticket,
-            id,
             answered: false,
         })
     }
@@ -155,7 +153,7 @@ impl Drop for Lines {
 impl Asked {
     /// The id that it has.
     pub(super) fn id(&self) -> u16 {
-        self.id
+        self.ticket.id()
     }
 
     /// The next datagram that came under its id.
@@ -287,7 +285,7 @@ impl Driver {
                 // What does not fit the kernel's queue is lost, as datagrams are.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
-                    let failed = (self.line.seats()).fail_one(ticket, Trouble::from_io(error));
+                    let failed = (self.line.seats()).fail_one(ticket, &Trouble::from_io(error));
                     wake(failed);
                 }
             }

@@ -109,6 +109,20 @@ struct Sent {
     waker: Option<Waker>,
 }
 
+impl Ticket {
+    pub(super) fn id(self) -> u16 {
+        self.id
+    }
+}
+
+impl Sent {
+    /// Nothing comes of it any more, unless that was so before. Gives who is to be told.
+    fn fail(&mut self, trouble: &Trouble) -> Option<Waker> {
+        self.failed.get_or_insert_with(|| trouble.clone());
+        self.waker.take()
+    }
+}
+
 /// What is to be sent now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
@@ -136,7 +150,7 @@ impl Seats {
         &mut self,
         mut draw: impl FnMut() -> u16,
         write: impl FnOnce(u16) -> Vec<u8>,
-    ) -> Option<(Ticket, u16)> {
+    ) -> Option<Ticket> {
         if self.seats.len() >= MOST_SEATS {
             return None;
         }
@@ -154,7 +168,7 @@ impl Seats {
         let state = State::Waiting(write(id), None);
         self.seats.insert(id, Seat { number, state });
         self.waiting.push_back(ticket);
-        Some((ticket, id))
+        Some(ticket)
     }
 
     /// What is to be sent `now`, one after the other.
@@ -239,8 +253,7 @@ impl Seats {
             if let State::Sent(sent) = &mut seat.state {
                 sent.wrong_ids = sent.wrong_ids.saturating_add(1);
                 if sent.wrong_ids >= MOST_WRONG_IDS {
-                    sent.failed.get_or_insert(Trouble::Flooded);
-                    enough.extend(sent.waker.take());
+                    enough.extend(sent.fail(&Trouble::Flooded));
                 }
             }
         }
@@ -254,20 +267,16 @@ impl Seats {
             if let State::Sent(sent) = &mut seat.state
                 && but.is_none_or(|but| but.number != seat.number)
             {
-                sent.failed.get_or_insert_with(|| trouble.clone());
-                told.extend(sent.waker.take());
+                told.extend(sent.fail(trouble));
             }
         }
         told
     }
 
     /// One question fails.
-    pub(super) fn fail_one(&mut self, ticket: Ticket, trouble: Trouble) -> Option<Waker> {
+    pub(super) fn fail_one(&mut self, ticket: Ticket, trouble: &Trouble) -> Option<Waker> {
         match self.state(ticket)? {
-            State::Sent(sent) => {
-                sent.failed.get_or_insert(trouble);
-                sent.waker.take()
-            }
+            State::Sent(sent) => sent.fail(trouble),
             State::Waiting(..) => None,
         }
     }
@@ -300,15 +309,16 @@ impl Seats {
 
     /// Nobody waits for it any more. `answered`: its reply came.
     pub(super) fn leave(&mut self, ticket: Ticket, answered: bool, now: Instant) {
+        if self.state(ticket).is_none() {
+            return;
+        }
         self.read(ticket);
-        let was_sent = matches!(self.state(ticket), Some(State::Sent(_)));
+        let seat = self.seats.remove(&ticket.id);
+        let was_sent = seat.is_some_and(|seat| matches!(seat.state, State::Sent(_)));
         if was_sent && !answered {
             // It may have been sent long ago.
             self.lent.lend(ticket.id, now);
             self.unanswered.get_or_insert(now);
-        }
-        if self.state(ticket).is_some() {
-            self.seats.remove(&ticket.id);
         }
     }
 
@@ -422,7 +432,7 @@ mod tests {
             id = id.wrapping_add(1);
             id
         };
-        seats.ask(draw, |id| id.to_be_bytes().to_vec()).unwrap().0
+        seats.ask(draw, |id| id.to_be_bytes().to_vec()).unwrap()
     }
 
     /// Sends what may be sent; gives how many, and when more may be.
@@ -472,7 +482,8 @@ mod tests {
         let (mut seats, start) = (Seats::default(), clock::now());
         let next = |seats: &mut Seats, mut ids: Vec<u16>, now| {
             let asks = |id: u16| id.to_be_bytes().to_vec();
-            let (ticket, id) = seats.ask(|| ids.pop().unwrap(), asks).unwrap();
+            let ticket = seats.ask(|| ids.pop().unwrap(), asks).unwrap();
+            let id = ticket.id;
             send(seats, now);
             seats.leave(ticket, id == 2, now);
             id
@@ -573,7 +584,7 @@ mod tests {
                         let draw = || dice.random_range(0..4_096);
                         let asks = |id: u16| id.to_be_bytes().to_vec();
                         if asked.len() < 1_000 {
-                            asked.push(seats.ask(draw, asks).unwrap().0);
+                            asked.push(seats.ask(draw, asks).unwrap());
                         }
                     }
                     (4 | 5, _) => _ = seats.next(now),
