@@ -181,11 +181,31 @@ async fn node_sees_every_instance() {
     }
 }
 
+#[tokio::test]
+async fn dig_and_kdig_see_every_instance() {
+    let world = World::start().await;
+    for server in world.stubs() {
+        let port = server.port().to_string();
+        for (name, ports) in [("web", &world.few), ("many", &world.many)] {
+            let name = format!("{name}.service.consul");
+            for program in ["dig", "kdig"] {
+                let arguments = ["+short", "-p", &port, "@127.0.0.1", &name, "SRV"];
+                let told = prints(program, &arguments).await;
+                // Priority, weight, port and target.
+                let records = told.lines().filter_map(|line| line.split(' ').nth(2));
+                let told: BTreeSet<u16> = records.filter_map(|port| port.parse().ok()).collect();
+                assert_eq!(told, *ports, "{program} {server} {name}");
+            }
+        }
+    }
+}
+
 /// glibc asks port 53 of the servers in /etc/resolv.conf: a resolv.conf of its own is put
 /// in its place for one process, and the stub has that port on an address of its own.
+/// `ahosts` asks for A and AAAA at once, from one port.
 const GETADDRINFO: &str = "
 mount --bind \"$0\" /etc/resolv.conf
-exec getent ahostsv4 web.service.consul
+exec getent \"$1\" web.service.consul
 ";
 
 #[tokio::test]
@@ -196,12 +216,15 @@ async fn programs_of_the_c_library_see_every_instance() {
         let file = directory.join(format!("clients-resolv-{at}.conf"));
         fs::write(&file, format!("nameserver 127.0.0.{at}\n")).unwrap();
         let file = file.to_str().unwrap();
-        let told = prints("unshare", &["-m", "sh", "-e", "-c", GETADDRINFO, file]).await;
-        let addresses: BTreeSet<String> = told
-            .lines()
-            .filter_map(|line| Some(line.split_whitespace().next()?.to_owned()))
-            .collect();
-        assert_eq!(addresses, world.addresses, "{told}");
+        for family in ["ahostsv4", "ahosts"] {
+            let arguments = ["-m", "sh", "-e", "-c", GETADDRINFO, file, family];
+            let told = prints("unshare", &arguments).await;
+            let addresses: BTreeSet<String> = told
+                .lines()
+                .filter_map(|line| Some(line.split_whitespace().next()?.to_owned()))
+                .collect();
+            assert_eq!(addresses, world.addresses, "{family} {told}");
+        }
     }
 }
 

@@ -341,6 +341,27 @@ os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2')
 os.execv(sys.argv[2], sys.argv[2:])
 ";
 
+async fn has_a_thread_for_each_core(serving: &Serving) {
+    let cores = std::thread::available_parallelism().unwrap();
+    wait_for("a thread for each core", async || {
+        let threads = fs::read_dir(format!("/proc/{}/task", serving.id())).unwrap();
+        // One of them may end meanwhile.
+        let name = |thread: io::Result<fs::DirEntry>| {
+            fs::read_to_string(thread.ok()?.path().join("comm")).ok()
+        };
+        let is_lane = |name: &String| name.starts_with("proconsul-dns-");
+        let lanes = threads.filter_map(name).filter(is_lane).count();
+        (lanes == cores.get().min(64)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_address_is_listened_at_by_a_thread_for_each_core() {
+    let serving = Serving::start(serve("none", "none"));
+    has_a_thread_for_each_core(&serving).await;
+}
+
 #[tokio::test]
 async fn sockets_that_are_handed_over_are_answered_on() {
     let port = loop {
@@ -366,18 +387,7 @@ async fn sockets_that_are_handed_over_are_answered_on() {
     let reply = ask_tcp(serving.dns, "web.service.consul.", RecordType::A).await;
     assert_eq!(reply.unwrap().answers.len(), 1);
     // One socket is all there is: each core's thread reads it.
-    let cores = std::thread::available_parallelism().unwrap();
-    wait_for("a thread for each core", async || {
-        let threads = fs::read_dir(format!("/proc/{}/task", serving.id())).unwrap();
-        // One of them may end meanwhile.
-        let name = |thread: io::Result<fs::DirEntry>| {
-            fs::read_to_string(thread.ok()?.path().join("comm")).ok()
-        };
-        let is_lane = |name: &String| name.starts_with("proconsul-dns-");
-        let lanes = threads.filter_map(name).filter(is_lane).count();
-        (lanes == cores.get().min(64)).then_some(())
-    })
-    .await;
+    has_a_thread_for_each_core(&serving).await;
 }
 
 /// The settings of a file of `packaging/`, without its comments.
@@ -408,10 +418,45 @@ fn what_is_packaged_speaks_to_the_default_address() {
     has("proconsul.service", "ExecStart=/usr/bin/proconsul serve");
     has("proconsul.service", "ExecReload=/bin/kill -HUP $MAINPID");
     has("proconsul.service", "LimitCORE=0");
-    has("proconsul.service", "NoNewPrivileges=yes");
+    has("proconsul.service", "Type=notify");
+    has("proconsul.service", "StateDirectory=proconsul");
+    // What systemd hands over is all that it listens on.
+    for way in ["ListenDatagram", "ListenStream"] {
+        has("proconsul.socket", &format!("{way}=127.0.0.1:53"));
+        has("proconsul.socket", &format!("{way}=127.0.0.1:8653"));
+    }
     let help = program().args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     assert!(help.contains("127.0.0.1:8653"), "{help}");
+}
+
+#[test]
+fn systemd_understands_every_word_of_the_units_and_finds_the_service_well_confined() {
+    let directory = directory("units");
+    let units = ["proconsul.service", "proconsul.socket"].map(|name| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let text = fs::read_to_string(path.join("packaging").join(name)).unwrap();
+        let file = directory.join(name);
+        let text = text.replace("/usr/bin/proconsul", env!("CARGO_BIN_EXE_proconsul"));
+        fs::write(&file, text).unwrap();
+        file
+    });
+    let analyze = |arguments: &[&str], units: &[PathBuf]| {
+        let mut command = Command::new("systemd-analyze");
+        let output = command.args(arguments).args(units).output();
+        let output = output
+            .unwrap_or_else(|error| panic!("systemd-analyze: {error}; scripts/test installs it"));
+        let told = [&output.stdout[..], &output.stderr].concat();
+        let told = String::from_utf8_lossy(&told).into_owned();
+        assert!(output.status.success(), "{told}");
+        told
+    };
+    // What it does not know it tells, and ignores.
+    let told = analyze(&["verify", "--man=no"], &units);
+    assert!(!told.contains("proconsul."), "{told}");
+    // Tenths, of ten: an exposure that it calls "ok".
+    let confined = ["security", "--offline=true", "--threshold=20"];
+    analyze(&confined, &units[..1]);
 }
 
 #[tokio::test]
