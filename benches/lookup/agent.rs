@@ -120,6 +120,26 @@ impl Agent {
         Ok(())
     }
 
+    /// Registers that many services of one instance each at another node, straight into the
+    /// catalog.
+    pub(crate) fn put_many(&self, count: u32, name: impl Fn(u32) -> String) -> Outcome<()> {
+        /// As many as a transaction may have (Consul's docs: Transaction HTTP API).
+        const BATCH: usize = 64;
+        let node = json!({ "Node": "many", "Address": "127.0.2.1" });
+        self.call("PUT", "/v1/catalog/register", &node.to_string())?;
+        let all: Vec<u32> = (0..count).collect();
+        for batch in all.chunks(BATCH) {
+            let set = |&at: &u32| {
+                json!({ "Service": { "Verb": "set", "Node": "many", "Service": {
+                    "ID": name(at), "Service": name(at), "Port": 8_000, "Address": "127.0.2.2",
+                }}})
+            };
+            let body: Vec<Value> = batch.iter().map(set).collect();
+            self.call("PUT", "/v1/txn", &Value::from(body).to_string())?;
+        }
+        Ok(())
+    }
+
     /// Registers that many instances on the agent's node, each with an address
     /// and a port of its own, and waits until all are listed.
     pub(crate) fn register(&self, service: &str, instances: usize) -> Outcome<()> {

@@ -1,9 +1,9 @@
 //! What an answer of the stub costs, beside other forwarders in front of Consul and an
 //! echo server with the same batches: processor time of the server by answer, as a
-//! ratio to the echo's in the same round.
+//! ratio to the echo's in the same round, and to unbound's.
 //!
-//! Server and load have a core each. `scripts/bench --stub` installs the peers and runs
-//! it.
+//! Server and load have a core each, Consul both. `scripts/bench --stub` installs the peers and
+//! runs it.
 
 #![allow(
     clippy::print_stdout,
@@ -23,6 +23,7 @@ mod peers;
 
 use std::{env, process::Command, time::Duration};
 
+use rand::seq::SliceRandom as _;
 use serde_json::json;
 
 use agent::Agent;
@@ -47,6 +48,11 @@ const FLOOD: Duration = Duration::from_secs(10);
 /// One run of one server.
 const LENGTH: Duration = Duration::from_millis(700);
 
+/// One run of what waits for Consul, which costs now more and now less: runs that are compared
+/// follow each other closely, and there are more of them.
+const BRIEF: Duration = Duration::from_millis(350);
+const MORE: usize = 4;
+
 fn main() -> Outcome<()> {
     let words: Vec<String> = env::args().collect();
     let after = |flag: &str| {
@@ -63,7 +69,6 @@ fn main() -> Outcome<()> {
         _ => 5,
     };
     let only = after("--only").and_then(|words| words.first().cloned());
-    pin();
     if after("--names").is_some() {
         return names();
     }
@@ -71,6 +76,7 @@ fn main() -> Outcome<()> {
     let agent = Agent::start_with(json!({ "dns_config": {
         "service_ttl": { "*": "60s" }, "node_ttl": "60s", "soa": { "min_ttl": 60 },
     }}))?;
+    pin();
     agent.register("one", 1)?;
     agent.register("ten", 10)?;
     for name in COMPLETE {
@@ -127,14 +133,14 @@ fn main() -> Outcome<()> {
     let mut round = 0;
     table(
         "names that nobody knows",
-        (rounds, only.as_deref()),
+        (rounds * MORE, only.as_deref()),
         &all,
         |peer| {
             round += 1;
             let unknown: Questions = (0..20_000)
                 .map(|at| question(&format!("u{round}x{at}.service.consul"), A))
                 .collect();
-            load::udp(peer.address, peer.id(), &unknown, LENGTH, None)
+            load::udp(peer.address, peer.id(), &unknown, BRIEF, None)
         },
     )?;
     // As it is by default, with its limit of unknown names.
@@ -199,7 +205,8 @@ fn flooded(peers: &[Peer], cached: &[u8], only: Option<&str>) -> Outcome<()> {
     Ok(())
 }
 
-/// Interleaved rounds: every server once a round, and its cost over the echo's.
+/// Interleaved rounds: every server once a round, and its cost over those of the echo and of
+/// unbound in the same round; medians.
 fn table(
     label: &str,
     (rounds, only): (usize, Option<&str>),
@@ -211,72 +218,97 @@ fn table(
     }
     println!("\n{label}");
     println!(
-        "  {:<16} {:>12} {:>12} {:>12} {:>8}",
-        "", "ns an answer", "over echo", "answers/s", "lost"
+        "  {:<16} {:>12} {:>10} {:>13} {:>10} {:>10} {:>8}",
+        "", "ns an answer", "over echo", "over unbound", "answers/s", "of echo's", "lost"
     );
-    let mut seen: Vec<Vec<(f64, Run)>> = vec![Vec::new(); peers.len()];
+    let mut seen: Vec<Vec<Option<Run>>> = vec![Vec::new(); peers.len()];
+    let mut order: Vec<usize> = (0..peers.len()).collect();
     for peer in peers {
         // What is to be cached is.
         _ = run(peer);
     }
     for _ in 0..rounds {
-        let mut limit = None;
-        for (peer, seen) in peers.iter().zip(&mut seen) {
-            match run(peer) {
-                Ok(run) => {
-                    let limit = *limit.get_or_insert_with(|| run.cost());
-                    seen.push((run.cost() / limit, run));
-                }
-                Err(error) => eprintln!("  {}: {error}", peer.name),
-            }
+        // Whoever was before leaves its traces in Consul: that is another one each time.
+        order.shuffle(&mut rand::rng());
+        for &at in &order {
+            let peer = &peers[at];
+            let run = run(peer).inspect_err(|error| eprintln!("  {}: {error}", peer.name));
+            seen[at].push(run.ok());
         }
     }
-    for (peer, mut seen) in peers.iter().zip(seen) {
-        seen.sort_by(|(one, _), (other, _)| one.total_cmp(other));
-        let Some((ratio, run)) = seen.get(seen.len() / 2) else {
+    let over = |own: &[Option<Run>], name: &str, what: fn(&Run) -> f64| {
+        let other = peers.iter().position(|peer| peer.name == name);
+        let rounds = own.iter().zip(other.map_or(&[][..], |other| &seen[other]));
+        median(rounds.filter_map(|(own, other)| Some(what(own.as_ref()?) / what(other.as_ref()?))))
+    };
+    for (peer, own) in peers.iter().zip(&seen) {
+        let runs = || own.iter().flatten();
+        if runs().next().is_none() {
             println!("  {:<16} {:>12}", peer.name, "none");
             continue;
-        };
-        let lost = 1.0 - run.answers as f64 / run.asked.max(1) as f64;
+        }
+        let (answers, asked) = runs().fold((0, 0), |(answers, asked), run| {
+            (answers + run.answers, asked + run.asked)
+        });
         println!(
-            "  {:<16} {:>12.0} {:>12.2} {:>12.0} {:>7.2}%",
+            "  {:<16} {:>12.0} {:>10.2} {:>13.2} {:>10.0} {:>10.2} {:>7.2}%",
             peer.name,
-            run.cost(),
-            ratio,
-            run.rate(),
-            lost * 100.0
+            median(runs().map(Run::cost)),
+            over(own, "echo", Run::cost),
+            over(own, "unbound", Run::cost),
+            median(runs().map(Run::rate)),
+            over(own, "echo", Run::rate),
+            100.0 - answers as f64 * 100.0 / asked.max(1) as f64
         );
     }
     Ok(())
 }
 
+/// Not a number, of none.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// What a miss costs is measured above the limit that there is by default.
 const UNLIMITED: &str = "[serve]\nunknown-per-second = 0\nforwarded-per-second = 0\n";
 
-/// Room for all of them.
-const ROOM: &str = "[cache]\nbytes = 268435456\n";
+/// Room for all of them, which all are asked for the first time.
+const ROOM: &str = "[cache]\nbytes = 268435456\n[serve]\nunknown-per-second = 0\n";
 
-/// The cost among many names, which are `addr` names: nobody is asked for them.
+/// Questions a second that fill a memory: each is a miss once, and Consul takes some 10,000.
+const FILLING: u32 = 5_000;
+
+/// Long enough for every entry to be made anew, as each is now and then.
+const STEADY: Duration = Duration::from_secs(15);
+
+/// The cost among many names, each that of a service with one instance.
 fn names() -> Outcome<()> {
-    let agent = Agent::start()?;
+    const MOST: u32 = 100_000;
+    let agent = Agent::start_with(json!({ "dns_config": { "service_ttl": { "*": "3600s" } } }))?;
+    pin();
+    let name = |at: u32| format!("service-{at:06}");
+    println!("{MOST} services are registered, and asked for at {FILLING} a second");
+    agent.put_many(MOST, name)?;
     println!(
         "{:>8} {:>12} {:>10} {:>14}",
         "names", "ns an answer", "over 100", "bytes a name"
     );
     let mut least = None;
-    for count in [100_u32, 10_000, 100_000] {
+    for count in [100, 10_000, MOST] {
         let all: Questions = (0..count)
-            .map(|at| question(&format!("0a{at:06x}.addr.consul"), A))
+            .map(|at| question(&format!("{}.service.consul", name(at)), A))
             .collect();
         let peer = peers::ours(agent.dns(), agent.http(), &all[0], ROOM)?;
         let before = load::memory(peer.id())?;
-        // At a pace that fills: each name is a miss once.
-        for _ in 0..3 {
-            let length = Duration::from_secs_f64(f64::from(count) / 40_000.0 + 0.2);
-            load::udp(peer.address, peer.id(), &all, length, Some(40_000))?;
+        let length = Duration::from_secs_f64(f64::from(count) / f64::from(FILLING) + 0.2);
+        // What was lost is there after the second time.
+        for _ in 0..2 {
+            load::udp(peer.address, peer.id(), &all, length, Some(FILLING))?;
         }
         let bytes = load::memory(peer.id())?.saturating_sub(before) / u64::from(count);
-        let run = load::udp(peer.address, peer.id(), &all, LENGTH, None)?;
+        let run = load::udp(peer.address, peer.id(), &all, STEADY, None)?;
         let limit = *least.get_or_insert_with(|| run.cost());
         println!(
             "{count:>8} {:>12.0} {:>10.2} {bytes:>14}",
