@@ -369,7 +369,7 @@ impl Kv {
                 }
                 is_news
             };
-            api.follow(&path, heard).await;
+            api.follow(&path, None, heard).await;
         });
         Ok(Setting {
             told,

@@ -144,6 +144,8 @@ async fn what_the_servers_lost_is_in_the_catalog_again_long_before_the_agent_loo
     let resolver = resolver(&agent);
     let registration = registered(&agent, web()).await;
     agent.wait_for_instances("web", 1).await;
+    // What was not seen there is not missed, and whoever registered it looks as we do.
+    sleep(Duration::from_secs(1)).await;
     server.restart().await;
     let join = format!("/v1/agent/join/{}", agent.lan_address());
     server.put(&join, Value::Null).await;

@@ -118,7 +118,7 @@ impl Resolver {
                     },
                 )
             };
-            async move { api.follow("/v1/agent/connect/ca/roots?", heard).await }
+            async move { api.follow("/v1/agent/connect/ca/roots?", None, heard).await }
         };
         let leaf = {
             let (api, ring) = (api.clone(), Arc::downgrade(&ring));
@@ -141,7 +141,7 @@ impl Resolver {
                     },
                 )
             };
-            async move { api.follow(&path, heard).await }
+            async move { api.follow(&path, None, heard).await }
         };
         // They end with the ring.
         ring.keep([

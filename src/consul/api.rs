@@ -30,6 +30,9 @@ use crate::{
     name::Locality,
 };
 
+/// After a failure the servers may be others, or have other data.
+const SETTLING: Duration = Duration::from_secs(60);
+
 /// A path of several segments, whose slashes stay.
 pub(crate) fn segments(text: &str) -> String {
     text.split('/').map(escaped).collect::<Vec<_>>().join("/")
@@ -213,17 +216,23 @@ impl Api {
     }
 
     /// Follows a path by blocking queries, for ever: `heard` is given each reply, and says
-    /// whether it is news; and each failure.
+    /// whether it is news; and each failure. In the first minute, and in the minute after each
+    /// failure, no query waits longer for news than `at_first`: an agent whose server comes back
+    /// with other data hands the query that waits on to it, where the index that is waited for
+    /// may be far away.
     ///
     /// Cancel-safe: a dropped query closes its connection.
     pub(crate) async fn follow(
         &self,
         path: &str,
+        at_first: Option<Duration>,
         mut heard: impl FnMut(Result<Reply, Trouble>) -> bool,
     ) {
         let mut blocking = Blocking::new(clock::now());
+        let mut unsettled = clock::now() + SETTLING;
         let mut turns = 0_usize;
         loop {
+            blocking.wait(at_first.filter(|_| clock::now() < unsettled));
             let turn = blocking.turn(self.limit);
             clock::sleep_until(turn.due).await;
             let count = self.agent.addresses().len().max(1);
@@ -261,6 +270,7 @@ impl Api {
                 }
                 Err(trouble) => {
                     debug!(%address, %trouble, "not followed for now");
+                    unsettled = now + SETTLING;
                     let failure = match trouble {
                         Trouble::Refused => Failure::Refused,
                         _ => Failure::Other,

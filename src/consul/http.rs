@@ -67,7 +67,7 @@ const TEXT_LIMIT: usize = 4 << 10;
 
 /// A server that has not heard of its leader for so long may not know what is true by now. The
 /// leader tells each about once a second.
-const LAST_CONTACT: Duration = Duration::from_secs(5);
+pub(crate) const LAST_CONTACT: Duration = Duration::from_secs(5);
 
 /// Where an agent is, and how it is spoken to.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -37,6 +37,9 @@ use crate::{
 /// For one request.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// How long the catalog is waited for to change while it is not known to be well.
+const GLANCE: Duration = Duration::from_secs(5);
+
 /// One service, and the agent that it is registered at.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
@@ -152,7 +155,7 @@ impl Line {
             }
             std::mem::replace(&mut was_there, is_there) != is_there
         };
-        api.follow(&path, heard).await;
+        api.follow(&path, Some(GLANCE), heard).await;
     }
 
     /// Takes it away where it is ours.
