@@ -692,6 +692,56 @@ async fn while_a_server_is_behind_a_new_name_is_missing_only_where_the_leader_sa
     .await;
 }
 
+#[tokio::test]
+async fn where_nobody_leads_a_new_name_is_there_as_soon_as_any_server_knows_it() {
+    // One server was started anew and reads its log still, the other one knows all there is.
+    let nobody_leads = Arc::new(AtomicBool::new(false));
+    let server = |knows: bool| {
+        let nobody_leads = Arc::clone(&nobody_leads);
+        ScriptedHttp::start(move |asked| {
+            let what = asked.what();
+            let lost = nobody_leads.load(Ordering::SeqCst);
+            if lost && what.contains("consistent") {
+                return vec![Step::Hang];
+            }
+            let index = if lost { 50 } else { 100 };
+            let index = format!(
+                "X-Consul-Index: {index}\r\nX-Consul-KnownLeader: {}\r\n",
+                !lost
+            );
+            let is_new = what.contains("/new") && lost && knows;
+            let is_there = is_new || what.contains("/web?") || what.contains("/consul?");
+            let body = match is_there {
+                true => entries(asked.service(), &[80]),
+                false => "[]".to_owned(),
+            };
+            // Slow enough not to be asked beside the other one and be heard first.
+            let pause = match is_new {
+                true => 60,
+                false if what.contains("index=") => 200,
+                false => 0,
+            };
+            vec![Step::Pause(Duration::from_millis(pause)), ok(&index, &body)]
+        })
+    };
+    let both = [server(false), server(true)];
+    let addresses = both.each_ref().map(ScriptedHttp::url).join(",");
+    let resolver = builder(&addresses).build().unwrap();
+    let service = resolver.service("web").unwrap();
+    service.ready().await;
+    let missing = resolver.lookup("new").await.unwrap_err();
+    assert!(missing.is_not_found(), "{missing}");
+    nobody_leads.store(true, Ordering::SeqCst);
+    let mut number = 0;
+    wait_for("the other server's word", async || {
+        number += 1;
+        resolver.lookup(format!("new{number}")).await.ok()
+    })
+    .await;
+    let missing = resolver.lookup("nosuch").await.unwrap_err();
+    assert!(missing.is_not_found(), "{missing}");
+}
+
 /// Time of a look-up that is silent in the tests below.
 const BRIEFLY: Duration = Duration::from_millis(200);
 

@@ -38,6 +38,9 @@ const TIMES: u32 = 3;
 /// asks for a name that is new.
 const LEADER: Duration = Duration::from_millis(350);
 
+/// Who leads has answered by then, most likely; others are asked beside it from then on.
+const LED: Duration = Duration::from_millis(100);
+
 /// That there is no such name, who says so, and against what.
 pub(super) struct Said {
     pub(super) rung: Rung,
@@ -242,14 +245,42 @@ impl Inner {
             false => said.patience.limit_of(LEADER),
         };
         let asked = clock::now();
-        let confirming = Box::pin(self.sources.confirm(question, limit));
-        let (heard, made) = confirming.await?;
+        let mut confirming = Box::pin(self.sources.confirm(question, limit));
+        // Nobody may lead. Who has a set keeps it meanwhile.
+        let mut others = Box::pin(async {
+            if said.known {
+                return None;
+            }
+            clock::sleep_until(limit.min(asked + LED)).await;
+            self.sources.known_to_any(question, limit).await
+        });
+        // The leader's word counts, whoever says something before.
+        let mut known = None;
+        let (mut heard, made) = tokio::select! {
+            biased;
+            told = &mut confirming => told?,
+            told = &mut others => {
+                known = Some(told);
+                confirming.await?
+            }
+        };
         attempts.extend(made);
+        if let Heard::Failed | Heard::TimedOut = heard {
+            let told = match known {
+                Some(told) => told,
+                None => others.await,
+            };
+            if let Some((told, made)) = told {
+                attempts.extend(made);
+                heard = told;
+            }
+        }
         let finding = match heard {
             Heard::Whole(finding) | Heard::Partial(finding) => finding,
             Heard::Nothing(_) => return Some(Confirmed::Gone),
             Heard::Denied | Heard::Failed | Heard::TimedOut => return Some(Confirmed::Unheard),
         };
+        let limit = limit.max(said.patience.until);
         let addresses = Box::pin(self.addresses(&finding.found, limit, 0)).await;
         let attempts = std::mem::take(attempts);
         let landed = self.keep(question, *finding, addresses, asked, attempts);

@@ -34,11 +34,11 @@ use crate::{
             Read, Reading, Unread,
             ask::{self, Ask, Question},
         },
-        http::{Agent, Head, Reply, Trouble, reading::Made},
+        http::{Agent, Head, LAST_CONTACT, Reply, Trouble, reading::Made},
     },
     endpoint::{Attempt, Outcome, Source, Transport},
     found::Found,
-    source::circuits::Circuits,
+    source::circuits::{Asking, Circuits},
 };
 
 /// Addresses that are asked at the same time.
@@ -126,16 +126,10 @@ pub(crate) async fn ask(
         let Some(((asking, address), asked, replied)) = air.hear(until).await else {
             continue;
         };
-        let received = replied.as_ref().map_or(0, |reply| reply.received);
-        let heard = hear(question, replied);
-        asking.heard(heard.outcome);
         let took = now().saturating_duration_since(asked);
-        attempts.push(Attempt {
-            received,
-            count: heard.count,
-            ..attempt(address, &path, heard.outcome, took, heard.detail)
-        });
-        let waits = match heard.done {
+        let (done, step) = heard_from(question, (asking, address, &path), replied, took);
+        attempts.push(step);
+        let waits = match done {
             None => continue,
             Some(Ok(found)) => {
                 told = Some((Ok(found), asked, attempts.len() - 1));
@@ -190,6 +184,67 @@ pub(crate) async fn ask(
         },
     };
     (Err(miss), attempts)
+}
+
+/// Asks all addresses at once until `deadline`, and gives the first set that one of them tells
+/// who heard of a leader not long ago: where nobody leads, one server may not know yet what
+/// another one does.
+///
+/// Cancel-safe: nothing but the requests is lost.
+pub(crate) async fn ask_each(
+    agent: &Agent,
+    question: &Question<'_>,
+    circuits: &Circuits,
+    asker: Asker,
+    deadline: Instant,
+    now: impl Fn() -> Instant,
+) -> (Option<Told>, Vec<Attempt>) {
+    let path = ask::path(&question.ask, &question.place, question.reader);
+    let (start, mut attempts, mut air) = (now(), Vec::new(), Air::default());
+    for at in circuits.admitted(asker.mode, start) {
+        let asking = circuits.begin(at, asker, start);
+        if let Some((asking, address)) = asking.zip(agent.addresses().nth(at)) {
+            let reading = read_from(agent, question, address, &path, deadline - start);
+            air.ask((asking, address), reading, start);
+        }
+    }
+    while air.len() > 0 {
+        let Some(((asking, address), asked, replied)) = air.hear(deadline).await else {
+            break;
+        };
+        let took = now().saturating_duration_since(asked);
+        let (done, step) = heard_from(question, (asking, address, &path), replied, took);
+        attempts.push(step);
+        if let Some(Ok(told)) = done.filter(is_recent) {
+            return (Some(told), attempts);
+        }
+    }
+    (None, attempts)
+}
+
+/// Whether it was told by a server that heard of a leader a moment ago: one that was cut off does
+/// not know what was taken away since.
+fn is_recent(told: &Result<Told, Miss>) -> bool {
+    let since = told.as_ref().ok().and_then(|told| told.last_contact);
+    since.is_none_or(|since| since <= LAST_CONTACT)
+}
+
+/// What one address said, and what is written down of it.
+fn heard_from(
+    question: &Question<'_>,
+    (asking, address, path): (Asking<'_>, &HttpAddress, &str),
+    replied: Result<Reply<Reading<'_>>, Trouble>,
+    took: Duration,
+) -> (Option<Result<Told, Miss>>, Attempt) {
+    let received = replied.as_ref().map_or(0, |reply| reply.received);
+    let heard = hear(question, replied);
+    asking.heard(heard.outcome);
+    let step = Attempt {
+        received,
+        count: heard.count,
+        ..attempt(address, path, heard.outcome, took, heard.detail)
+    };
+    (heard.done, step)
 }
 
 /// A step that brought nothing.

@@ -131,6 +131,32 @@ impl Sources {
         Some((heard, attempts))
     }
 
+    /// Asks whoever can be asked for a name of which one server said that there is no such name,
+    /// and the leader nothing: of what a cluster has agreed on, more than half of its servers know.
+    /// `None`: nobody knows it, there is nobody else, or others who look something up need them.
+    pub(crate) async fn known_to_any(
+        &self,
+        question: Question<'_>,
+        limit: Instant,
+    ) -> Option<(Heard<Box<Finding>>, Vec<Attempt>)> {
+        let all = u32::try_from(self.agent.addresses().len()).unwrap_or(u32::MAX);
+        if all < 2 {
+            return None;
+        }
+        let _seats = self.http_seats.try_acquire_many(all.div_ceil(2)).ok()?;
+        let asked = self.asked(question)?;
+        let asker = Asker {
+            mode: Mode::Beside,
+            home: self.is_home(question.name.locality()),
+        };
+        let circuits = &self.http_circuits;
+        let told = catalog::ask_each(&self.agent, &asked, circuits, asker, limit, clock::now);
+        let (told, attempts) = told.await;
+        let heard = self.by_catalog(question.name, Ok(told?))?;
+        let is_there = matches!(heard, Heard::Whole(_) | Heard::Partial(_));
+        is_there.then_some((heard, attempts))
+    }
+
     pub(super) async fn ask_http(
         &self,
         question: Question<'_>,
