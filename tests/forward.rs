@@ -360,7 +360,12 @@ async fn names_of_this_machine_and_names_that_are_nobodys_are_answered_here() {
             });
         owners.collect::<Vec<_>>()
     };
-    for (name, apex) in [("x.invalid.", "invalid."), ("y.X.Onion.", "onion.")] {
+    let nobodys = [
+        ("x.invalid.", "invalid."),
+        ("y.X.Onion.", "onion."),
+        ("x.test.", "test."),
+    ];
+    for (name, apex) in nobodys {
         let reply = a(stub, name).await;
         let code = reply.metadata.response_code;
         assert_eq!(code, ResponseCode::NXDomain, "{name}");
@@ -370,6 +375,18 @@ async fn names_of_this_machine_and_names_that_are_nobodys_are_answered_here() {
     assert_eq!(nothing.metadata.response_code, ResponseCode::NoError);
     assert_eq!(soa(&nothing), ["localhost."]);
     assert_eq!(upstream.asked(), 0);
+    // Where nobody is asked for other names, too.
+    let alone = crate::stub(&["none"]).await;
+    assert_eq!(addresses(&a(alone, "localhost.").await), ["3600 127.0.0.1"]);
+    let code = a(alone, "x.invalid.").await.metadata.response_code;
+    assert_eq!(code, ResponseCode::NXDomain);
+    // Whoever tests names of that domain says by whom.
+    let own = crate::stub(&[&format!("test={}", upstream.address)]).await;
+    assert_eq!(addresses(&a(own, "x.test.").await), ["60 10.0.0.1"]);
+    // What has names below it is not denied (RFC 8020).
+    let corp = format!("corp.test={}", upstream.address);
+    let below = crate::stub(&[&corp, &upstream.address.to_string()]).await;
+    assert_eq!(addresses(&a(below, "test.").await), ["60 10.0.0.1"]);
 }
 
 #[tokio::test]

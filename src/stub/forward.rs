@@ -73,8 +73,8 @@ const LIMIT: Duration = Duration::from_millis(820);
 /// and what is heard is kept.
 const LEAST: Duration = Duration::from_millis(400);
 
-/// Questions sent on at once, half the seats of a lane: those about Consul's names find one
-/// however long others are waited for.
+/// Questions sent on at once, as many as one lane has seats: with two cores and more those about
+/// Consul's names find one however long others are waited for.
 const MOST_SEATS: usize = 512;
 
 /// Clients who wait for another's question. They take no seat, neither here nor of a lane: what
@@ -243,6 +243,11 @@ impl Forwarder {
         };
         before.health().forgive();
         Some(Arc::clone(before))
+    }
+
+    /// Whether servers are named for a domain below that label.
+    pub(super) fn has_servers_below(&self, top: &str) -> bool {
+        self.upstreams.has_below(top)
     }
 
     /// The answer to a question, by its deadline.

@@ -259,10 +259,13 @@ impl Server {
         let way = Way::of(transport, client);
         let asked = (packet, by, way);
         let of_others = |others| Box::pin(self.forwarded(others, asked, &question, since + LIMIT));
-        if is_elsewhere(&question)
-            && let Some(forwarder) = forwarder
-        {
-            return of_others(forwarder).await;
+        if is_elsewhere(&question) {
+            if let Some(sections) = local(&question, &current) {
+                return unremembered(question.reply(&sections, way));
+            }
+            if let Some(forwarder) = forwarder {
+                return of_others(forwarder).await;
+            }
         }
         // An address that Consul does not know may be known to others, who need time too.
         let others = forwarder.as_ref().filter(|_| question.asked.is_reverse());
@@ -363,11 +366,6 @@ impl Server {
             Some(Reply { bytes, fill: None })
         };
         let labels = question.labels();
-        match upstreams::local(&labels) {
-            Some(Local::Loopback) => return own(&write::loopback(&question.asked)),
-            Some(Local::NoSuchName) => return own(&Sections::nothing_local(&question.asked)),
-            None => {}
-        }
         if question.is_about_no_record() {
             return own(&Sections::not_implemented());
         }
@@ -469,6 +467,19 @@ impl Memory<'_> {
 /// Whether a source has to be asked for a name that nothing is known of.
 fn is_unknown(resolver: &Resolver, question: &Question) -> bool {
     zone::sought(&question.asked).is_some_and(|name| !resolver.knows_of(name))
+}
+
+/// What is said of a name that nobody is to be asked for.
+fn local(question: &Question, current: &Current) -> Option<Sections> {
+    const TEST: &str = "test";
+    let forwarder = current.forwarder.as_ref();
+    let domain = current.resolver.domain().as_str().trim_end_matches('.');
+    let uses_test = forwarder.is_some_and(|forwarder| forwarder.has_servers_below(TEST))
+        || (domain.rsplit('.').next()).is_some_and(|top| top.eq_ignore_ascii_case(TEST));
+    Some(match upstreams::local(&question.labels(), uses_test)? {
+        Local::Loopback => write::loopback(&question.asked),
+        Local::NoSuchName => Sections::nothing_local(&question.asked),
+    })
 }
 
 /// Whether a name is none that Consul knows of. `consul` is Consul's also where another

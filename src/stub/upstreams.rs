@@ -158,6 +158,12 @@ impl Upstreams {
         route.flat_map(|(domain, _)| domain.iter().map(AsRef::as_ref))
     }
 
+    /// Whether one of the domains that have servers of their own is below that label.
+    pub(crate) fn has_below(&self, top: &str) -> bool {
+        let mut tops = self.routes.iter().filter_map(|(domain, _)| domain.last());
+        tops.any(|last| last.eq_ignore_ascii_case(top.as_bytes()))
+    }
+
     /// The longest domain that the name is in, and its servers.
     fn route(&self, labels: &[&[u8]]) -> Option<&(Labels, Vec<SocketAddr>)> {
         self.routes.get(self.route_number(labels)?)
@@ -259,16 +265,18 @@ fn is_inside(address: IpAddr) -> bool {
 pub(crate) enum Local {
     /// This machine (RFC 6761, section 6.3).
     Loopback,
-    /// There is no such name (RFC 6761, section 6.4; RFC 7686).
+    /// There is no such name (RFC 6761, sections 6.2 and 6.4; RFC 7686).
     NoSuchName,
 }
 
-/// Whether the labels of a name are answered here.
-pub(crate) fn local(labels: &[&[u8]]) -> Option<Local> {
+/// Whether the labels of a name are answered here. `uses_test`: somebody is named who knows names
+/// below `test`, so that it exists.
+pub(crate) fn local(labels: &[&[u8]], uses_test: bool) -> Option<Local> {
     let last = labels.last()?.to_ascii_lowercase();
     match last.as_slice() {
         b"localhost" => Some(Local::Loopback),
         b"invalid" | b"onion" => Some(Local::NoSuchName),
+        b"test" if !uses_test => Some(Local::NoSuchName),
         _ => None,
     }
 }
@@ -412,11 +420,13 @@ mod tests {
 
     #[test]
     fn some_names_are_answered_here() {
-        let local = |name: &str| local(&labels_of(name));
+        let local = |name: &str| local(&labels_of(name), false);
         assert_eq!(local("LocalHost."), Some(Local::Loopback));
         assert_eq!(local("a.localhost."), Some(Local::Loopback));
         assert_eq!(local("x.invalid."), Some(Local::NoSuchName));
         assert_eq!(local("x.onion."), Some(Local::NoSuchName));
+        assert_eq!(local("x.Test."), Some(Local::NoSuchName));
+        assert_eq!(super::local(&labels_of("x.test."), true), None);
         assert_eq!(local("localhost.example."), None);
         assert_eq!(local("."), None);
     }

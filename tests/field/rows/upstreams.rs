@@ -10,8 +10,8 @@ use tokio::{net::UdpSocket, task::JoinHandle};
 use super::*;
 use crate::field::load::{Reply, ask_once};
 
-const ANSWERS: &str = "--address=/example.test/192.0.2.1";
-const KNOWN: &str = "known.example.test.";
+const ANSWERS: &str = "--address=/example.net/192.0.2.1";
+const KNOWN: &str = "known.example.net.";
 
 /// Rounds of one row.
 const ROUNDS: u32 = 20;
@@ -72,7 +72,7 @@ async fn one_fails(row: &'static str, fault: &'static str, how: Fails, lasts: Du
     let liar = upstreams.fails(how).await;
     let (mut first, mut next) = (Duration::ZERO, Vec::new());
     for number in 0..ROUNDS {
-        for name in [KNOWN, &format!("n{number}.example.test.")] {
+        for name in [KNOWN, &format!("n{number}.example.net.")] {
             let (reply, took) = asks(&field, name).await;
             match reply {
                 Some(reply) if reply.answers == 1 && !reply.is_stale() => {}
@@ -112,7 +112,7 @@ async fn all_fail(fault: &'static str, weather: Weather, lasts: Duration) -> Ver
             0 => field.timed("first upstream name", took, ms(750)),
             _ => next.push(took),
         }
-        let name = format!("n{number}.example.test.");
+        let name = format!("n{number}.example.net.");
         let (reply, took) = asks(&field, &name).await;
         let told = reply.map(|reply| (reply.code, reply.reasons));
         let why = [NO_REACHABLE_AUTHORITY, NETWORK_ERROR];
@@ -137,7 +137,7 @@ async fn one_denies(lasts: Duration) -> Verdict {
     let liar = upstreams.fails(Fails::Says(ResponseCode::NXDomain)).await;
     let mut worst = Duration::ZERO;
     for number in 0..ROUNDS {
-        let name = format!("n{number}.example.test.");
+        let name = format!("n{number}.example.net.");
         let (reply, took) = asks(&field, &name).await;
         let code = reply.map(|reply| reply.code);
         if code != Some(ResponseCode::NXDomain) {
