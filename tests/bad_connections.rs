@@ -317,6 +317,44 @@ async fn who_waits_for_many_answers_is_not_read_meanwhile() {
     }
 }
 
+/// RFC 7766, section 6.2.1.1.
+#[tokio::test]
+async fn an_answer_that_is_known_does_not_wait_for_one_that_was_asked_for_before_it() {
+    let silent = SilentDns::start();
+    let server = Serving::start(support::serve(&silent.address().to_string(), "none"));
+    let mut stream = TcpStream::connect(server.dns).await.unwrap();
+    let mut slow = known(1)[..14].to_vec();
+    slow[1] = 36;
+    slow.extend(b"\x03web\x07service\x06consul\0\0\x01\0\x01");
+    stream.write_all(&slow).await.unwrap();
+    stream.write_all(&known(2)).await.unwrap();
+    for (id, code) in [(2, 0), (1, 2)] {
+        let reply = next_message(&mut stream).await.unwrap();
+        assert_eq!((reply[1], reply[3] & 0x0F), (id, code));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_idle_is_closed_after_ten_seconds_and_not_before() {
+    let (stub, _) = lonely_stub().await;
+    let mut stream = TcpStream::connect(stub).await.unwrap();
+    for id in 1..=2 {
+        sleep(Duration::from_secs(4)).await;
+        stream.write_all(&known(id)).await.unwrap();
+        next_message(&mut stream).await.unwrap();
+    }
+    let asked = Instant::now();
+    let mut rest = Vec::new();
+    timeout(Duration::from_secs(30), stream.read_to_end(&mut rest))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(rest.is_empty());
+    // It goes by the last question, and is looked at once a second.
+    let idle = asked.elapsed();
+    assert!((8..20).contains(&idle.as_secs()), "{idle:?}");
+}
+
 #[tokio::test]
 async fn connections_that_break_off_leave_nothing_behind() {
     let silent = SilentDns::start();

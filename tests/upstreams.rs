@@ -22,7 +22,7 @@ use proconsul::{
     Resolver,
     stub::{Control, Stub, Traffic, Upstreams},
 };
-use support::{Folder, Over, PATIENCE, ask_tcp, ask_udp, closed_port, wait_for};
+use support::{Folder, Over, PATIENCE, Serving, ask_tcp, ask_udp, closed_port, wait_for};
 use tokio::{
     net::UdpSocket,
     time::{sleep, timeout},
@@ -189,6 +189,85 @@ async fn hints_at_addresses_come_as_they_are_and_lead_into_no_network_where_that
         let given = told(address, name, kind).await.1.len();
         assert_eq!(given, usize::from(name == "outside"), "{name} {kind}");
     }
+}
+
+/// A server at port 53 of `127.0.0.x` that gives every name this address.
+async fn giving(last: u8, address: [u8; 4]) {
+    let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, last], 53))).await;
+    let socket = socket.unwrap_or_else(|error| panic!("{error}; this test is root's"));
+    tokio::spawn(async move {
+        let mut packet = [0; 512];
+        while let Ok((length, client)) = socket.recv_from(&mut packet).await {
+            let reply = record(&packet[..length], 1, 0, &address);
+            _ = socket.send_to(&reply, client).await;
+        }
+    });
+}
+
+/// A resolv.conf of its own is put in the place of the system's for one process.
+const OWN_RESOLV_CONF: &str = "
+mount --bind \"$0\" /etc/resolv.conf
+exec \"$@\"
+";
+
+#[tokio::test]
+async fn without_a_word_of_upstreams_those_of_resolv_conf_are_asked_and_followed() {
+    giving(97, [10, 0, 0, 97]).await;
+    giving(98, [10, 0, 0, 98]).await;
+    let folder = Folder::new("upstreams-of-the-system");
+    let file = folder.path("resolv.conf");
+    let names = |last: u8| fs::write(&file, format!("nameserver 127.0.0.{last}\n")).unwrap();
+    names(97);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-e", "-c", OWN_RESOLV_CONF]);
+    command.arg(&file).arg(env!("CARGO_BIN_EXE_proconsul"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "none"]);
+    command.args(["--dns", "none", "--http", "none"]);
+    let serving = Serving::start(command);
+    let given = async |address: &str| {
+        let told = addresses(&a(serving.dns, "www.example.").await);
+        (told == [address]).then_some(())
+    };
+    assert!(given("0 10.0.0.97").await.is_some());
+    names(98);
+    wait_for("the other server", async || given("0 10.0.0.98").await).await;
+}
+
+#[tokio::test]
+async fn a_reload_asks_other_upstreams_and_begins_to_hold_back_what_leads_inside() {
+    let giving =
+        |address: [u8; 4]| Upstream::start(move |packet| Some(record(packet, 1, 0, &address)));
+    let inside = giving([10, 0, 0, 1]).await;
+    let outside = giving([203, 0, 113, 1]).await;
+    let folder = Folder::new("upstreams-reloaded");
+    let file = folder.path("config.toml");
+    let config = |upstream: SocketAddr, more: &str| {
+        let text = format!(
+            "[sources]\ndns = \"none\"\nhttp = \"none\"\n[serve]\nlisten = [\"127.0.0.1:0\"]\n\
+             admin = \"none\"\nupstream = [\"{upstream}\"]\n{more}"
+        );
+        fs::write(&file, text).unwrap();
+    };
+    config(inside.address, "");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proconsul"));
+    command.env_clear().arg("serve").arg("--config").arg(&file);
+    let serving = Serving::start(command);
+    let told = async || {
+        let reply = a(serving.dns, "www.example.").await;
+        (addresses(&reply), reply.metadata.response_code)
+    };
+    let reloaded = || {
+        serving.signal("-HUP");
+        while !serving.says().contains("reloaded") {}
+    };
+    let given = |address: &str| (vec![address.to_owned()], ResponseCode::NoError);
+    assert_eq!(told().await, given("0 10.0.0.1"));
+    config(outside.address, "");
+    reloaded();
+    assert_eq!(told().await, given("0 203.0.113.1"));
+    config(inside.address, "stop-rebind = true\n");
+    reloaded();
+    assert_eq!(told().await, (Vec::new(), ResponseCode::NXDomain));
 }
 
 /// A server that answers all, and tells by which names it was asked whether it sends questions
