@@ -158,9 +158,9 @@ async fn a_flood_of_names_is_survived_with_little_memory() {
     .await;
     let mut command = serve(&server.address().to_string(), "none");
     command.args(["--admin", "none"]);
-    // Address space for data, the stacks of its threads and what the allocator sets aside among
-    // it.
-    let serving = Serving::start(limited("--data=67108864", &command));
+    // Address space for data, the stacks of its threads and what the allocator sets aside for
+    // each of them among it: a limit that ends it, several times what it uses.
+    let serving = Serving::start(limited("--data=100663296", &command));
     assert_eq!(serving.instances().await, 3);
     let names = (0..6_000_u16).map(|at| question(&format!("x{at}.service.consul."), 1));
     _ = upstream::crowd(serving.dns, names.collect(), 50, Duration::from_secs(5)).await;
