@@ -418,6 +418,7 @@ fn what_is_packaged_speaks_to_the_default_address() {
     has("proconsul.service", "ExecStart=/usr/bin/proconsul serve");
     has("proconsul.service", "ExecReload=/bin/kill -HUP $MAINPID");
     has("proconsul.service", "LimitCORE=0");
+    has("proconsul.service", "NoNewPrivileges=yes");
     has("proconsul.service", "Type=notify");
     has("proconsul.service", "StateDirectory=proconsul");
     // What systemd hands over is all that it listens on.

@@ -119,11 +119,7 @@ impl Sources {
             reader: Reader::Leader,
             ..self.asked(question)?
         };
-        let asker = Asker {
-            mode: Mode::Beside,
-            home: self.is_home(question.name.locality()),
-        };
-        let circuits = &self.http_circuits;
+        let (asker, circuits) = (self.beside(question), &self.http_circuits);
         let told = catalog::ask(&self.agent, &asked, circuits, asker, limit, clock::now);
         let (told, attempts) = told.await;
         let heard = self.by_catalog(question.name, told);
@@ -145,16 +141,20 @@ impl Sources {
         }
         let _seats = self.http_seats.try_acquire_many(all.div_ceil(2)).ok()?;
         let asked = self.asked(question)?;
-        let asker = Asker {
-            mode: Mode::Beside,
-            home: self.is_home(question.name.locality()),
-        };
-        let circuits = &self.http_circuits;
+        let (asker, circuits) = (self.beside(question), &self.http_circuits);
         let told = catalog::ask_each(&self.agent, &asked, circuits, asker, limit, clock::now);
         let (told, attempts) = told.await;
         let heard = self.by_catalog(question.name, Ok(told?))?;
         let is_there = matches!(heard, Heard::Whole(_) | Heard::Partial(_));
         is_there.then_some((heard, attempts))
+    }
+
+    /// Whoever asks beside what a look-up has heard already.
+    fn beside(&self, question: Question<'_>) -> Asker {
+        Asker {
+            mode: Mode::Beside,
+            home: self.is_home(question.name.locality()),
+        }
     }
 
     pub(super) async fn ask_http(

@@ -472,10 +472,12 @@ fn is_unknown(resolver: &Resolver, question: &Question) -> bool {
 /// What is said of a name that nobody is to be asked for.
 fn local(question: &Question, current: &Current) -> Option<Sections> {
     const TEST: &str = "test";
-    let forwarder = current.forwarder.as_ref();
-    let domain = current.resolver.domain().as_str().trim_end_matches('.');
-    let uses_test = forwarder.is_some_and(|forwarder| forwarder.has_servers_below(TEST))
-        || (domain.rsplit('.').next()).is_some_and(|top| top.eq_ignore_ascii_case(TEST));
+    let uses_test = || {
+        let forwarder = current.forwarder.as_ref();
+        let domain = current.resolver.domain().as_str().trim_end_matches('.');
+        forwarder.is_some_and(|forwarder| forwarder.has_servers_below(TEST))
+            || (domain.rsplit('.').next()).is_some_and(|top| top.eq_ignore_ascii_case(TEST))
+    };
     Some(match upstreams::local(&question.labels(), uses_test)? {
         Local::Loopback => write::loopback(&question.asked),
         Local::NoSuchName => Sections::nothing_local(&question.asked),
