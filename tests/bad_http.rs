@@ -532,6 +532,44 @@ async fn who_has_lost_its_leader_or_our_rights_is_believed_where_it_gives_and_no
 }
 
 #[tokio::test]
+async fn rights_that_are_gone_for_a_few_names_keep_nobody_waiting_for_the_next() {
+    let is_revoked = Arc::new(AtomicBool::new(false));
+    let revoked = Arc::clone(&is_revoked);
+    // Slower than a look-up of what is stale goes on without waiting, and faster than it waits.
+    let server = ScriptedHttp::start(move |asked| match revoked.load(Ordering::SeqCst) {
+        true => vec![
+            Step::Pause(Duration::from_millis(40)),
+            status("403 Forbidden", "Permission denied"),
+        ],
+        false => vec![ok("", &entries(asked.service(), &[80]))],
+    });
+    let resolver = builder(&server.url()).build().unwrap();
+    let names = ["one", "two", "three", "four", "five"];
+    for name in names {
+        assert!(is_fresh(&resolver.lookup(name).await.unwrap()));
+    }
+    is_revoked.store(true, Ordering::SeqCst);
+    sleep(EXPIRED).await;
+    let mut waited = Vec::new();
+    for name in names {
+        let answer = resolver.lookup(name).await.unwrap();
+        assert_eq!((ports(&answer), is_fresh(&answer)), (vec![80], false));
+        waited.push((answer.attempts().iter()).any(|one| one.outcome == Outcome::Denied));
+    }
+    assert_eq!(waited, [true, true, true, false, false]);
+    // One that is found again ends that.
+    is_revoked.store(false, Ordering::SeqCst);
+    wait_for("the rights", async || {
+        let answer = resolver.lookup("one").await.unwrap();
+        is_fresh(&answer).then_some(())
+    })
+    .await;
+    assert!(is_fresh(
+        &resolver.lookup("five").max_age(EXPIRED).await.unwrap()
+    ));
+}
+
+#[tokio::test]
 async fn one_agent_that_lags_behind_does_not_cost_the_rights_that_another_knows_of() {
     let behind = ScriptedHttp::of_web(|_| vec![status("403 Forbidden", "ACL not found")]);
     let well = ScriptedHttp::of_web(|_| vec![ok("", &entries("web", &[80]))]);

@@ -390,11 +390,15 @@ impl Cache {
         (set.found == *found).then_some(entry.since)
     }
 
-    /// A refresh of the name failed: none is due before then.
-    pub(crate) fn rest(&mut self, key: &str, until: Instant) {
-        if let Some(entry) = self.entries.peek_mut(key) {
-            entry.rare().again = Some((until, until + stale::LATELY));
-        }
+    /// A refresh of the name failed: none is due before then. Whether none had failed lately.
+    pub(crate) fn rest(&mut self, key: &str, now: Instant, until: Instant) -> bool {
+        let Some(entry) = self.entries.peek_mut(key) else {
+            return false;
+        };
+        let again = &mut entry.rare().again;
+        let is_first = again.is_none_or(|(_, aside)| aside <= now);
+        *again = Some((until, until + stale::LATELY));
+        is_first
     }
 
     /// Whether whoever was told to ask [aside](Rest::Aside) is the one who does. Of a set that

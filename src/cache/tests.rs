@@ -422,7 +422,7 @@ fn after_a_failure_a_stale_set_is_asked_for_beside_whoever_is_given_it() {
     };
     cache.put(held("1", 1), start);
     assert_eq!(rest(&mut cache, 1_000), Rest::Due);
-    cache.rest("1", at(1_500));
+    cache.rest("1", at(1_000), at(1_500));
     assert_eq!(rest(&mut cache, 1_499), Rest::Resting);
     assert_eq!(rest(&mut cache, 1_500), Rest::Aside);
     assert!(cache.renews("1", at(1_500), at(2_000)));

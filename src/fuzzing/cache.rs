@@ -157,7 +157,7 @@ impl Model {
             }
             4 => {
                 let at = now + Duration::from_millis(u64::from(more) * 10);
-                cache.rest(&key, at);
+                cache.rest(&key, now, at);
                 if let Some(Known::Set { again, .. }) = self.known.get_mut(&name) {
                     *again = Some((at, at + LATELY));
                 }

@@ -222,7 +222,7 @@ impl Inner {
         }
         let now = clock::now();
         if now.saturating_duration_since(start) < PATIENCE && !matches!(landed, Landed::Kept(_)) {
-            *self.slow() = None;
+            self.waits().heard();
         }
         for attempt in landed.attempts() {
             self.counters.attempted(attempt.source, attempt.outcome);
@@ -236,7 +236,11 @@ impl Inner {
                 Some(Reason::Mass) => REST_OF_MANY,
                 _ => REST,
             };
-            self.cache().rest(name.key(), now + rest);
+            let is_first = self.cache().rest(name.key(), now, now + rest);
+            let is_denied = error.kind() == ErrorKind::Denied && self.sources.is_near(name);
+            if known && is_first && is_denied {
+                self.denied(now);
+            }
         }
         debug!(name = %fqdn, elapsed = ?now.saturating_duration_since(start), ok = matches!(landed, Landed::Found(_)), "looked up");
         landed

@@ -187,7 +187,7 @@ impl Following {
     fn keep_as_stale(&self, inner: &Inner, now: Instant) {
         let mut cache = inner.cache();
         cache.expire(self.name.key(), now);
-        cache.rest(self.name.key(), now + RECHECK + self.limit);
+        cache.rest(self.name.key(), now, now + RECHECK + self.limit);
     }
 
     /// The same of what is not believed gone, which was perhaps believed so before.
@@ -357,7 +357,7 @@ impl<'a> Blocks<'a> {
             Missed::All | Missed::Still => {
                 let mut cache = inner.cache();
                 cache.expire(of.name.key(), now);
-                cache.rest(of.name.key(), self.poll);
+                cache.rest(of.name.key(), now, self.poll);
             }
         }
         inner.evidence().lost(of.name.key());
@@ -368,7 +368,7 @@ impl<'a> Blocks<'a> {
         let mut dice = clock::dice();
         if missed == Missed::All {
             // It was waited for already.
-            *inner.slow() = Some(now);
+            inner.waits().waited(now);
             let failure = (Failure::Other, None);
             of.stiles
                 .failed(self.address, None, failure, now, &mut dice);

@@ -18,7 +18,7 @@ use super::{Inner, Name, Resolver, climb::Landed, fresh, told};
 use crate::{
     cache::{
         Look,
-        stale::{PATIENCE, SLOW, SNAPSHOT_PATIENCE, Wish},
+        stale::{PATIENCE, SNAPSHOT_PATIENCE, Wish},
     },
     clock,
     endpoint::{Answer, Attempt, Outcome, Source},
@@ -146,14 +146,15 @@ impl Inner {
         landing: impl Future<Output = T>,
     ) -> Option<T> {
         let mut landing = pin!(landing);
+        let mut in_vain = pin!(self.in_vain.notified());
+        in_vain.as_mut().enable();
         // Polled once in any case: that puts the question into the air.
         let at_once = poll_fn(|context| Poll::Ready(landing.as_mut().poll(context))).await;
         if let Poll::Ready(landed) = at_once {
             return Some(landed);
         }
         let is_near = self.sources.is_near(name);
-        let slow = *self.slow();
-        if slow.is_some_and(|when| is_near && clock::now().saturating_duration_since(when) < SLOW) {
+        if is_near && self.waits().are_in_vain(clock::now()) {
             return None;
         }
         let patience = match source {
@@ -161,12 +162,14 @@ impl Inner {
             _ => PATIENCE,
         };
         let start = clock::now();
-        let landed = clock::timeout_at(by.min(start + patience), landing)
-            .await
-            .ok();
+        let landed = tokio::select! {
+            biased;
+            landed = clock::timeout_at(by.min(start + patience), landing) => landed.ok(),
+            () = in_vain, if is_near => None,
+        };
         let now = clock::now();
         if landed.is_none() && is_near && now >= start + patience {
-            *self.slow() = Some(now);
+            self.waits().waited(now);
         }
         landed
     }

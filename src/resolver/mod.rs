@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 
 pub use self::{
     askable::Name,
@@ -36,7 +36,11 @@ pub use self::{
 use self::{climb::Landed, failures::Failures, followers::Followers, warm::Snapshot};
 use crate::{
     balance::{Picker, Strategy},
-    cache::{Cache, Hits, Look, Rest, fate::Term, stale::Wish},
+    cache::{
+        Cache, Hits, Look, Rest,
+        fate::Term,
+        stale::{Waits, Wish},
+    },
     circuit::Gate,
     clock,
     config::{Config, ResolverBuilder},
@@ -98,10 +102,10 @@ struct Inner {
     sets: AtomicU64,
     flights: Flights<ConsulName, Landed>,
     counters: Arc<Counters>,
-    /// When the sources last kept somebody waiting for longer than a stale set is waited for:
-    /// for [`SLOW`](crate::cache::stale::SLOW), or until one answers in time, nobody waits for
-    /// them who has such a set. A std mutex: held for one look.
-    slow: Mutex<Option<Instant>>,
+    /// Whether those wait for the sources who have a stale set. A std mutex: held for one look.
+    waits: Mutex<Waits>,
+    /// Who waits so is told that it is in vain.
+    in_vain: Notify,
     /// Whether the sources answered the last question that tells, and when. A std mutex: held for
     /// one look.
     heard: Mutex<Option<(bool, Instant)>>,
@@ -185,7 +189,8 @@ impl Resolver {
             failures: Mutex::default(),
             sets: AtomicU64::new(0),
             counters,
-            slow: Mutex::default(),
+            waits: Mutex::default(),
+            in_vain: Notify::new(),
             heard: Mutex::default(),
             followers,
             snapshot,
@@ -616,8 +621,16 @@ impl Inner {
         }
     }
 
-    fn slow(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
+    /// One more name that was known is hidden from us: after a few nobody waits who has something
+    /// stale.
+    fn denied(&self, now: Instant) {
+        if self.waits().denied(now) {
+            self.in_vain.notify_waiters();
+        }
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {

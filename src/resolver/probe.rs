@@ -116,7 +116,7 @@ impl Inner {
         let question = Question { name, fqdn: &fqdn };
         let asking = self.sources.ask(rung, question, Mode::Probe, deadline);
         if let (Heard::Whole(finding), _) = asking.await {
-            *self.slow() = None;
+            self.waits().heard();
             self.heard_of(name, true);
             let addresses = self.addresses(&finding.found, deadline, 0).await;
             self.keep(question, *finding, addresses, asked, Vec::new());
@@ -128,7 +128,7 @@ impl Inner {
         let heard = self.ask_own(rung, Mode::Probe).await;
         let is_back = matches!(heard, Heard::Whole(_));
         if is_back {
-            *self.slow() = None;
+            self.waits().heard();
             self.heard_now(true);
         }
         is_back

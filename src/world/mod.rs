@@ -33,7 +33,7 @@ use self::{
 use crate::{
     cache::{
         Cache, Limits, Look, Rest,
-        stale::{PATIENCE, SLOW, SNAPSHOT_PATIENCE, Wish},
+        stale::{PATIENCE, SNAPSHOT_PATIENCE, Waits, Wish},
     },
     circuit::{Asker, Circuit, Gate, Mode, Pace},
     endpoint::{Outcome, Source},
@@ -162,7 +162,7 @@ pub(super) struct World {
     found: HashMap<String, Instant>,
     given: Vec<Given>,
     /// As in `Inner`.
-    slow: Option<Instant>,
+    waits: Waits,
     /// Every question to a source.
     pub(super) asked: Vec<(Instant, Rung, String)>,
     /// Names that are followed, and every blocking query.
@@ -197,7 +197,7 @@ impl World {
             landed: HashMap::new(),
             found: HashMap::new(),
             given: Vec::new(),
-            slow: None,
+            waits: Waits::default(),
             asked: Vec::new(),
             followers: BTreeMap::new(),
             blocked: Vec::new(),
@@ -272,17 +272,12 @@ impl World {
         let lands = self.fly(name);
         let until = match &known {
             None => lands,
-            Some(_) if self.is_slow() => lands.min(at),
+            Some(_) if self.waits.are_in_vain(at) => lands.min(at),
             Some((held, _)) if held.source == Source::Snapshot => lands.min(at + SNAPSHOT_PATIENCE),
             Some(_) => lands.min(at + PATIENCE),
         };
         let name = name.to_owned();
         self.later(until, Event::Answer(Waiting { name, asked, known }));
-    }
-
-    fn is_slow(&self) -> bool {
-        let slow = |when| self.now.saturating_duration_since(when) < SLOW;
-        self.slow.is_some_and(slow)
     }
 
     /// `Inner::renew`.
@@ -315,7 +310,7 @@ impl World {
             match event {
                 Event::Land(name, end) => self.land(&name, end),
                 Event::Probed(name, held) => {
-                    self.slow = None;
+                    self.waits.heard();
                     match held {
                         Some(held) => _ = self.keep(&name, held, at),
                         None => self.cache.wake(&name),
@@ -457,12 +452,16 @@ impl World {
         if let Landed::Kept(_) = landed {
             let is_of_many = self.evidence.reason(name) == Some(Reason::Mass);
             let rest = if is_of_many { REST_OF_MANY } else { REST };
-            self.cache.rest(name, self.now + rest);
+            let is_first = self.cache.rest(name, self.now, self.now + rest);
+            let is_denied = matches!(landed, Landed::Kept(ErrorKind::Denied));
+            if is_first && is_denied && self.knows(name) {
+                self.waits.denied(self.now);
+            }
         }
         let (began, lands, steps) =
             (self.flights.remove(name)).unwrap_or((self.now, self.now, Vec::new()));
         if lands - began < PATIENCE && !matches!(landed, Landed::Kept(_)) {
-            self.slow = None;
+            self.waits.heard();
         }
         self.landed.insert(name.to_owned(), (lands, steps, landed));
     }
@@ -512,7 +511,7 @@ impl World {
             Some((_, steps, landed)) => (steps, Some(landed)),
             None => {
                 if self.now > asked {
-                    self.slow = Some(self.now);
+                    self.waits.waited(self.now);
                 }
                 (Vec::new(), None)
             }

@@ -241,7 +241,7 @@ impl World {
             {
                 follower.before = None;
                 self.cache.expire(name, now);
-                self.cache.rest(name, now + RECHECK + LIMIT);
+                self.cache.rest(name, now, now + RECHECK + LIMIT);
             }
             Told::Set(ports, index) => {
                 let set = held(name, &ports, Source::Http, true);
@@ -269,7 +269,7 @@ impl World {
                     Landed::Nothing => {}
                     Landed::Found(..) | Landed::Kept(_) => {
                         self.cache.expire(name, now);
-                        self.cache.rest(name, now + RECHECK + LIMIT);
+                        self.cache.rest(name, now, now + RECHECK + LIMIT);
                         follower.blocking.again(now + RECHECK);
                     }
                 }
